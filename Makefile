@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Each does its own set-up.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+
+# INPUT: a folder of DICOM series or NIfTI volumes; without it, synthetic patients are made.
+INPUT  ?=
+NAME   ?= quickstart$(if $(INPUT),-$(notdir $(patsubst %/,%,$(INPUT))))
+RUN    := runs/$(NAME)
+
+.PHONY: help setup quickstart test stress lint
+help:
+	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
+	@echo "make test                        the tests       make stress   their long versions"
+	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
+
+setup: $(VENV)/.installed
+$(VENV)/.installed: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than 3.10; name a newer one: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# The salt of the hashed ids is the user's; the quickstart's is public, so set MEDDAP_SALT before
+# shards of real patients leave your machine.
+quickstart: export MEDDAP_SALT := $(or $(MEDDAP_SALT),quickstart)
+quickstart: setup
+ifeq ($(INPUT),)
+	$(PY) -m data_prep.generate --output $(RUN)/patients
+endif
+	$(PY) data_prep/shard_ct.py --input $(or $(INPUT),$(RUN)/patients) --output $(RUN)/shards workers=2
+	$(PY) -m pretrain.train --config pretrain/configs/quickstart.yaml name=$(NAME) data.root=$(RUN)/shards
+	$(PY) -m eval.probe --checkpoint $(RUN)/adapt/00000000 --task eval/configs/quickstart.yaml --output $(RUN)/probe/before data=$(RUN)/shards
+	$(PY) -m eval.probe --checkpoint $(RUN) --task eval/configs/quickstart.yaml --output $(RUN)/probe/after data=$(RUN)/shards
+	$(PY) -m eval.report --runs $(RUN) --output $(RUN)/report.html
+
+test: setup
+	$(PY) -m pytest -q -m 'not stress'
+
+stress: setup
+	$(PY) -m pytest -q -m stress
+
+lint: setup
+	$(PY) -m flake8
