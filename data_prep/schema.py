@@ -1,0 +1,308 @@
+"""The on-disk contract: what a shard, its index and `dataset.json` hold.
+
+Layout of a data set:
+
+    OUT/dataset.json              every shard with counts, bytes, SHA-256; statistics; how it was made
+    OUT/manifest.jsonl            a row per input series, accepted or rejected
+    OUT/train/000000.tar          USTAR, mtime 0; samples `<key>.<sequence>.b2`, `<key>.seg.b2`, `<key>.json`
+    OUT/train/000000.index.npy    INDEX_DTYPE, one row per sample, in the order of the tar
+    OUT/val/… OUT/test/…
+
+The members of one sample lie side by side, its `.json` last, so that one read of (offset, size)
+brings a whole sample. Needs numpy, blosc2 and the standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import blosc2
+import numpy as np
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+AIR_HU = -1024
+KEY = re.compile(r"[0-9a-z_-]+")  # no dot: WebDataset splits names at the first one
+
+# One row per sample. `subject` and `series` are the first eight bytes of the salted hashes;
+# `order` is the slice's place in its series, so that neighbours can be found.
+INDEX_DTYPE = np.dtype(
+    [("offset", "<u8"), ("size", "<u4"), ("subject", "<u8"), ("series", "<u8"), ("order", "<u4")]
+)
+
+_CODEC = {
+    "codec": blosc2.Codec.ZSTD,
+    "clevel": 1,
+    "filters": [blosc2.Filter.SHUFFLE, blosc2.Filter.BYTEDELTA],
+    # BYTEDELTA's meta is the type size it undoes the shuffle for
+    "filters_meta": [0, 2],
+    "nthreads": 1,
+}
+
+
+class SchemaError(ValueError):
+    """A shard, index or `dataset.json` that does not hold what this version of the schema says."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One axial slice, one sample of a shard.
+
+    pixels     (S, H, W) int16 HU for CT, uint16 for MRI; rows anterior→posterior, columns patient
+               right→left
+    sequences  names of the S sequences, e.g. ("ct",)
+    spacing    (row, column) in mm
+    position   mm along the slice axis, inferior→superior
+    subject    salted hash of the patient, 32 hexadecimal digits
+    series     salted hash of the series, 32 hexadecimal digits
+    order      place in its series, 0 at the inferior end
+    key        name of the sample, unique in the data set, no dot
+    box        foreground (row0, row1, column0, column1), half open
+    labelmap   (H, W) uint8 or None where the series has no label map; 0 is background
+    annotated  label values annotated somewhere in the series (a value missing here is unlabelled,
+               not absent)
+    labels     names and values of slice- or study-level labels
+    meta       whitelisted header fields
+    """
+
+    pixels: np.ndarray
+    sequences: tuple[str, ...]
+    spacing: tuple[float, float]
+    position: float
+    subject: str
+    series: str
+    order: int
+    key: str
+    box: tuple[int, int, int, int]
+    labelmap: np.ndarray | None = None
+    annotated: tuple[int, ...] = ()
+    labels: dict[str, float] = field(default_factory=dict)
+    meta: dict[str, object] = field(default_factory=dict)
+
+
+def compress(array: np.ndarray) -> bytes:
+    """Lossless Blosc2 buffer of a C-contiguous 1- or 2-byte integer array."""
+    array = np.ascontiguousarray(array)
+    codec = dict(_CODEC)
+    if array.dtype.itemsize == 1:
+        codec |= {"filters": [blosc2.Filter.NOFILTER], "filters_meta": [0]}
+    return blosc2.compress2(array, typesize=array.dtype.itemsize, **codec)
+
+
+def decompress_into(buffer: bytes | memoryview, out: np.ndarray) -> None:
+    """Decode a Blosc2 buffer into `out` (C-contiguous). Raises SchemaError where sizes differ."""
+    size = blosc2.get_cbuffer_sizes(buffer)[0]
+    if size != out.nbytes:
+        raise SchemaError(f"payload holds {size} bytes, expected {out.nbytes} for {out.shape} {out.dtype}")
+    blosc2.decompress2(buffer, dst=out)
+
+
+def _json_bytes(record: dict) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def encode(sample: Slice) -> list[tuple[str, bytes]]:
+    """The members (name, payload) of a sample, in the order in which they lie in the tar.
+
+    Raises SchemaError for a key with a dot or an array of the wrong shape or type.
+    """
+    if not KEY.fullmatch(sample.key):
+        raise SchemaError(f"key {sample.key!r}: only digits, lower-case letters, '_' and '-' are allowed")
+    count, height, width = sample.pixels.shape
+    if count != len(sample.sequences) or sample.pixels.dtype not in (np.int16, np.uint16):
+        raise SchemaError(
+            f"{sample.key}: pixels are {sample.pixels.shape} {sample.pixels.dtype}, "
+            f"expected ({len(sample.sequences)}, H, W) int16 or uint16"
+        )
+    members = [
+        (f"{sample.key}.{name}.b2", compress(plane)) for name, plane in zip(sample.sequences, sample.pixels)
+    ]
+    if sample.labelmap is not None:
+        if sample.labelmap.shape != (height, width) or sample.labelmap.dtype != np.uint8:
+            raise SchemaError(
+                f"{sample.key}: label map is {sample.labelmap.shape} {sample.labelmap.dtype}, "
+                f"expected {(height, width)} uint8"
+            )
+        members.append((f"{sample.key}.seg.b2", compress(sample.labelmap)))
+    record = {
+        "schema": VERSION,
+        "shape": [height, width],
+        "dtype": sample.pixels.dtype.name,
+        "sequences": list(sample.sequences),
+        "spacing": [float(value) for value in sample.spacing],
+        "position": float(sample.position),
+        "subject": sample.subject,
+        "series": sample.series,
+        "order": int(sample.order),
+        "box": [int(value) for value in sample.box],
+        "annotated": [int(value) for value in sample.annotated],
+        "labels": sample.labels,
+        "meta": sample.meta,
+    }
+    members.append((f"{sample.key}.json", _json_bytes(record)))
+    return members
+
+
+def tar_block(name: str, payload: bytes) -> bytes:
+    """One member as it lies in the tar: USTAR header with mtime 0, payload, padding to 512 bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(payload)
+    info.mode = 0o644
+    header = info.tobuf(format=tarfile.USTAR_FORMAT)
+    return header + payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
+
+
+TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+def members(block: bytes | memoryview) -> dict[str, memoryview]:
+    """Extensions (`ct.b2`, `seg.b2`, `json`) and payloads of one sample's stretch of a tar.
+
+    Raises SchemaError for a stretch that is cut, mixes keys or is no USTAR.
+    """
+    view, found, key, at = memoryview(block), {}, None, 0
+    while at < len(view):
+        header = bytes(view[at : at + tarfile.BLOCKSIZE])
+        if len(header) < tarfile.BLOCKSIZE or header[257:262] != b"ustar":
+            raise SchemaError(f"no tar header at byte {at} of the sample")
+        name = header[:100].rstrip(b"\0").decode()
+        size = int(header[124:135], 8)
+        stem, _, extension = name.partition(".")
+        if key not in (None, stem):
+            raise SchemaError(f"members of {key} and {stem} in one sample")
+        key, start = stem, at + tarfile.BLOCKSIZE
+        if start + size > len(view):
+            raise SchemaError(f"{name} is cut short")
+        found[extension] = view[start : start + size]
+        at = start + size + -size % tarfile.BLOCKSIZE
+    return {"__key__": memoryview((key or "").encode()), **found}
+
+
+def decode(block: bytes | memoryview) -> Slice:
+    """The sample in one stretch of a tar. Raises SchemaError where it does not hold the contract."""
+    parts = members(block)
+    if "json" not in parts:
+        raise SchemaError(f"sample {bytes(parts['__key__']).decode()} has no .json")
+    record = json.loads(bytes(parts["json"]))
+    if record["schema"] != VERSION:
+        raise SchemaError(f"sample of schema {record['schema']}, this version reads {VERSION}; shard it again")
+    height, width = record["shape"]
+    pixels = np.empty((len(record["sequences"]), height, width), record["dtype"])
+    for plane, name in zip(pixels, record["sequences"]):
+        decompress_into(parts[f"{name}.b2"], plane)
+    labelmap = None
+    if "seg.b2" in parts:
+        labelmap = np.empty((height, width), np.uint8)
+        decompress_into(parts["seg.b2"], labelmap)
+    return Slice(
+        pixels=pixels,
+        sequences=tuple(record["sequences"]),
+        spacing=tuple(record["spacing"]),
+        position=record["position"],
+        subject=record["subject"],
+        series=record["series"],
+        order=record["order"],
+        key=bytes(parts["__key__"]).decode(),
+        box=tuple(record["box"]),
+        labelmap=labelmap,
+        annotated=tuple(record["annotated"]),
+        labels=record["labels"],
+        meta=record["meta"],
+    )
+
+
+def short_hash(digest: str) -> int:
+    """The eight bytes of a hexadecimal digest that the index keeps."""
+    return int(digest[:16], 16)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces (Python 3.10 has no hashlib.file_digest)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class Split:
+    """The samples of one split of a finished data set, read by index from any thread.
+
+    index   (N,) INDEX_DTYPE, shards in the order of `dataset.json`
+    shard   (N,) uint32, number of the shard that holds each sample
+    """
+
+    def __init__(self, root: str | os.PathLike, name: str) -> None:
+        self.root, self.name = Path(root), name
+        self.dataset = read_dataset(root)
+        if name not in self.dataset["splits"]:
+            raise SchemaError(f"{root}: no split {name!r}, it has {', '.join(self.dataset['splits'])}")
+        rows = self.dataset["splits"][name]["shards"]
+        self.paths = [self.root / row["name"] for row in rows]
+        pieces = [self._read_index(path, row) for path, row in zip(self.paths, rows)]
+        self.index = np.concatenate(pieces) if pieces else np.empty(0, INDEX_DTYPE)
+        self.shard = np.repeat(np.arange(len(pieces), dtype=np.uint32), [len(piece) for piece in pieces])
+        self._files: dict[int, int] = {}
+
+    @staticmethod
+    def _read_index(path: Path, row: dict) -> np.ndarray:
+        index_path = index_of(path)
+        index = np.load(index_path, allow_pickle=False)
+        if index.dtype != INDEX_DTYPE or len(index) != row["samples"]:
+            raise SchemaError(f"{index_path}: {len(index)} rows, dataset.json says {row['samples']}; shard it again")
+        return index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    def read(self, number: int) -> bytes:
+        """The bytes of sample `number` as they lie in its shard."""
+        shard, row = int(self.shard[number]), self.index[number]
+        descriptor = self._files.get(shard)
+        if descriptor is None:
+            opened = os.open(self.paths[shard], os.O_RDONLY)
+            descriptor = self._files.setdefault(shard, opened)
+            if descriptor != opened:  # another thread was faster
+                os.close(opened)
+        block = os.pread(descriptor, int(row["size"]), int(row["offset"]))
+        if len(block) != row["size"]:
+            raise SchemaError(f"{self.paths[shard]}: ends at sample {number}; the shard is truncated, make it again")
+        return block
+
+    def __getitem__(self, number: int) -> Slice:
+        try:
+            return decode(self.read(number))
+        except (SchemaError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+            raise SchemaError(f"{self.paths[int(self.shard[number])]}: sample {number}: {error}") from error
+
+
+def index_of(shard: Path) -> Path:
+    """The index that lies beside a shard."""
+    return shard.with_suffix(".index.npy")
+
+
+def dataset_digest(splits: dict) -> str:
+    """SHA-256 over the names and sums of all shards: the identity of a data set."""
+    rows = [[row["name"], row["sha256"]] for name in sorted(splits) for row in splits[name]["shards"]]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def read_dataset(root: str | os.PathLike) -> dict:
+    """`dataset.json` of a finished data set. Raises SchemaError where it is missing or of another version."""
+    path = Path(root) / "dataset.json"
+    if not path.is_file():
+        raise SchemaError(f"{path}: not found; no finished data set there, run data_prep/shard_ct.py first")
+    dataset = json.loads(path.read_text())
+    if dataset.get("schema") != VERSION:
+        raise SchemaError(f"{path}: schema {dataset.get('schema')}, this version reads {VERSION}; shard it again")
+    return dataset
