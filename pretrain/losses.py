@@ -1,0 +1,117 @@
+"""The losses of self-distillation, on plain tensors, each computed in float32.
+
+DINO (arXiv 2104.14294), iBOT (arXiv 2111.07832), KoLeo (arXiv 1806.03198), targets by
+Sinkhorn-Knopp (SwAV, arXiv 2006.09882), Gram anchoring (DINOv3, arXiv 2508.10104, section 4).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+@torch.no_grad()
+def sinkhorn_targets(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
+    """Soft assignments of M samples to K prototypes, each prototype used equally.
+
+    logits (M, K) of the teacher → (M, K) float32 rows that sum to 1. Works by scaling vectors in the
+    logarithm, so that no exponential overflows at low temperature; a prototype far from every sample
+    stays finite. M may be 0.
+    """
+    scores = logits.float() / temperature
+    if not len(scores):
+        return scores
+    samples, prototypes = scores.shape
+    columns = torch.zeros(prototypes, device=scores.device)
+    rows = torch.zeros(samples, 1, device=scores.device)
+    for _ in range(iterations):
+        columns = -torch.logsumexp(scores + rows, dim=0)
+        rows = -torch.logsumexp(scores + columns, dim=1, keepdim=True)
+    return torch.softmax(scores + columns, dim=1)  # rows that sum to 1 to the last digit
+
+
+def dino_loss(
+    student: torch.Tensor, targets: torch.Tensor, temperature: float, *, ignore_diagonal: bool = False
+) -> torch.Tensor:
+    """Cross-entropy of every student crop against every teacher crop of the same image, mean over pairs.
+
+    student (S, B, K) logits, targets (T, B, K) probabilities. With `ignore_diagonal` crop i of the
+    student is not compared with crop i of the teacher: the same view.
+    """
+    logarithms = F.log_softmax(student.float() / temperature, dim=-1)
+    pairs = -torch.einsum("sbk,tbk->st", logarithms, targets)
+    count = pairs.numel()
+    if ignore_diagonal:
+        same = min(pairs.shape)
+        pairs, count = pairs - torch.diag_embed(pairs.diagonal()), count - same
+    return pairs.sum() / (count * student.shape[1])
+
+
+def ibot_loss(student: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy on masked patches; each crop's patches share a weight of 1, summed over the crops' number.
+
+    student (M, K) logits and targets (M, K) of the masked patches in row-major order of `masks`;
+    masks (N, P) bool. A crop without a mask adds nothing but counts in the mean.
+    """
+    logarithms = F.log_softmax(student.float() / temperature, dim=-1)
+    terms = -(targets * logarithms).sum(dim=-1)
+    weights = (1 / masks.sum(dim=1).clamp(min=1)).unsqueeze(1).expand_as(masks)[masks]
+    return (terms * weights).sum() / len(masks)
+
+
+def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """Minus the mean logarithm of the distance to the nearest neighbour, for (B, D) features.
+
+    Spreads the batch over the sphere. Duplicates are held finite by `eps`. A batch of one has no
+    neighbour and gives 0.
+    """
+    if len(features) < 2:
+        return features.sum() * 0
+    directions = F.normalize(features.float(), dim=-1, eps=eps)
+    with torch.no_grad():
+        similarity = directions @ directions.T
+        similarity.fill_diagonal_(-1)
+        nearest = similarity.argmax(dim=1)
+    distance = F.pairwise_distance(directions, directions[nearest], p=2, eps=eps)
+    return -torch.log(distance + eps).mean()
+
+
+def gram_loss(student: torch.Tensor, teacher: torch.Tensor, *, level: str = "image", remove_negatives: bool = False):
+    """Mean squared difference of the patches' cosine similarities, student against Gram teacher.
+
+    student, teacher (N, P, D). `level="image"` compares patches within an image, `"batch"` all with
+    all. With `remove_negatives` negative similarities of both count as zero.
+    Raises ValueError for another level.
+    """
+    if level not in ("image", "batch"):
+        raise ValueError(f"level {level!r}: use image or batch")
+    pair = [F.normalize(tokens.float(), dim=-1) for tokens in (student, teacher)]
+    if level == "batch":
+        pair = [tokens.flatten(0, 1) for tokens in pair]
+    of_student, of_teacher = (tokens @ tokens.transpose(-1, -2) for tokens in pair)
+    if remove_negatives:
+        of_student, of_teacher = of_student.clamp(min=0), of_teacher.clamp(min=0)
+    return F.mse_loss(of_student, of_teacher)
+
+
+def resize_patches(tokens: torch.Tensor, rows: int, columns: int, to: tuple[int, int]) -> torch.Tensor:
+    """(N, rows · columns, D) patch features, bicubic on their grid to (N, to[0] · to[1], D), not antialiased."""
+    if (rows, columns) == to:
+        return tokens
+    square = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()
+    return F.interpolate(square, size=to, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
+class Centring:
+    """DINO's first way to balanced targets: softmax of centred logits, the centre a moving mean of the batches'."""
+
+    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
+        self.center = torch.zeros(1, prototypes)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def targets(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """(M, K) probabilities by the centre so far; the batch then moves the centre."""
+        probabilities = torch.softmax((logits.float() - self.center) / temperature, dim=-1)
+        self.center = torch.lerp(logits.float().mean(dim=0, keepdim=True), self.center, self.momentum)
+        return probabilities

@@ -1,0 +1,67 @@
+"""AdamW with layer-wise decay of the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Layer of a parameter: 0 for the embeddings and tokens, 1 … depth for the blocks, depth + 1 for all behind them."""
+    name = name.removeprefix("backbone.")
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    embeddings = ("patch_embed.", "cls_token", "storage_tokens", "mask_token", "pos_embed")
+    return 0 if name.startswith(embeddings) else depth + 1
+
+
+def multipliers(name: str, depth: int, layer_decay: float, patch_embed_multiplier: float) -> dict:
+    """lr_multiplier, wd_multiplier and is_last_layer of one parameter, as DINOv3 sets them.
+
+    Biases, norms and LayerScale have no weight decay. A head's prototypes are a last layer.
+    """
+    rate = layer_decay ** (depth + 1 - layer_of(name, depth))
+    if "patch_embed" in name:
+        rate *= patch_embed_multiplier
+    spared = name.endswith(".bias") or "norm" in name or "gamma" in name
+    return {
+        "lr_multiplier": rate,
+        "wd_multiplier": 0.0 if spared else 1.0,
+        "is_last_layer": "last_layer" in name,
+    }
+
+
+def build_groups(
+    named: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float, patch_embed_multiplier: float
+) -> list[dict]:
+    """Parameters that share their multipliers, in one group each: params, names and the multipliers."""
+    groups: dict[tuple, dict] = {}
+    for name, parameter in named:
+        factors = multipliers(name, depth, layer_decay, patch_embed_multiplier)
+        group = groups.setdefault(tuple(factors.values()), {"params": [], "names": [], **factors})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def adamw(groups: list[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """One fused kernel per group; `set_step` gives learning rate and weight decay before each step."""
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=betas, fused=True)
+
+
+def set_step(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, freeze_last_layer: bool) -> None:
+    """Learning rate and weight decay of this step for every group, by its multipliers."""
+    for group in optimizer.param_groups:
+        frozen = freeze_last_layer and group["is_last_layer"]
+        group["lr"] = 0.0 if frozen else lr * group["lr_multiplier"]
+        group["weight_decay"] = weight_decay * group["wd_multiplier"]
+
+
+def clip(model: nn.Module, limit: float) -> dict[str, torch.Tensor]:
+    """Clip the gradient norm of each part (backbone, heads) on its own; returns the norms before clipping."""
+    return {
+        name: nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True)
+        for name, part in model.named_children()
+    }

@@ -1,0 +1,180 @@
+"""The vision transformer of DINOv2 and DINOv3, with the parameter names of their published weights.
+
+RoPE or learned positions, registers, masked key bias, LayerScale, MLP or SwiGLU, a norm of its own
+for the cls token and registers of local crops. (DINOv2: arXiv 2304.07193; registers: arXiv
+2309.16588; DINOv3: arXiv 2508.10104.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed
+from pretrain.rope import RotaryEmbedding
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens after the final norm: cls (N, D), registers (N, R, D), patches (N, P, D) in row-major order."""
+
+    cls: torch.Tensor
+    registers: torch.Tensor
+    patches: torch.Tensor
+
+
+class VisionTransformer(nn.Module):
+    """(N, C, h, w) images, h and w multiples of the patch size → Features.
+
+    grid        side of the learned position grid in patches (`position="learned"` only)
+    ffn_ratio   hidden size of the feed-forward part by the embedding size; SwiGLU takes two thirds of it
+    layer_scale initial value, or None for no LayerScale
+    drop_path   of the last block, rising linearly from 0 at the first
+    Raises ValueError for a word or size that does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int = 16,
+        in_channels: int = 1,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        ffn: str = "mlp",
+        ffn_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        registers: int = 4,
+        mask_k_bias: bool = False,
+        position: str = "rope",
+        grid: int | None = None,
+        layer_scale: float | None = 1e-5,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-5,
+        local_norm: bool = False,
+        rope_base: float = 100.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        if ffn not in FEED_FORWARD:
+            raise ValueError(f"ffn {ffn!r}: use {' or '.join(FEED_FORWARD)}")
+        if position not in ("rope", "learned") or (position == "learned") != (grid is not None):
+            raise ValueError(f"position {position!r} with grid {grid}: use rope without, or learned with a grid")
+        self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
+        self.register_count = registers
+        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        if registers:
+            self.storage_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
+        if position == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
+        self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim, num_heads, ffn=ffn, hidden=int(embed_dim * ffn_ratio), qkv_bias=qkv_bias,
+                mask_k_bias=mask_k_bias, layer_scale=layer_scale, norm_eps=norm_eps, drop_path=rate,
+            )
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.local_cls_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if local_norm else None
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fresh weights: truncated normal of 0.02 for matrices, zero biases, unit norms."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                # the bound of a linear layer over the same number of inputs
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, module.initial)
+        for name in ("cls_token", "storage_tokens", "pos_embed"):
+            if hasattr(self, name):
+                nn.init.normal_(getattr(self, name), std=0.02, generator=generator)
+        nn.init.zeros_(self.mask_token)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        local: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Features:
+        """Features of the last block.
+
+        mask       (N, P) bool, patches that the mask token replaces
+        local      the images are local crops (their cls token and registers take their own norm in training)
+        generator  draws of drop path; needed in training where drop_path > 0
+        """
+        tokens, rotation = self._embed(images, mask)
+        for block in self.blocks:
+            tokens = block(tokens, rotation, generator)
+        return self._finish(tokens, local)
+
+    def intermediate(self, images: torch.Tensor, blocks: Sequence[int]) -> list[Features]:
+        """Features after each of `blocks` (counted from 0, negative from the end), all through the final norm."""
+        wanted = [number % self.depth for number in blocks]
+        tokens, rotation = self._embed(images, None)
+        found = {}
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+            tokens = block(tokens, rotation, None)
+            if number in wanted:
+                found[number] = self._finish(tokens, False)
+        return [found[number] for number in wanted]
+
+    def _embed(self, images: torch.Tensor, mask: torch.Tensor | None):
+        rows, columns = (side // self.patch_size for side in images.shape[-2:])
+        patches = self.patch_embed(images)
+        if mask is not None:
+            patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        # with no mask the token takes part all the same, so that every parameter has a gradient
+        cls = self.cls_token if mask is not None else self.cls_token + 0 * self.mask_token
+        prefix = [cls.expand(len(images), -1, -1)]
+        if self.rope_embed is None:
+            places = self._positions(rows, columns)
+            prefix[0] = prefix[0] + places[:, :1]
+            patches = patches + places[:, 1:]
+        if self.register_count:
+            prefix.append(self.storage_tokens.expand(len(images), -1, -1))
+        rotation = self.rope_embed(rows, columns) if self.rope_embed is not None else None
+        return torch.cat([*(part.to(patches.dtype) for part in prefix), patches], dim=1), rotation
+
+    def _positions(self, rows: int, columns: int) -> torch.Tensor:
+        """Learned positions for a grid of patches, (1, 1 + rows · columns, D).
+
+        DINOv2 computes the resampling scale from the size plus 0.1, which shifts the sampling
+        points slightly; its weights are used so, and so are they here.
+        """
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        square = self.pos_embed[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        resampled = F.interpolate(square, scale_factor=scale, mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
+        return torch.cat([self.pos_embed[:, :1], resampled.to(self.pos_embed.dtype)], dim=1)
+
+    def _finish(self, tokens: torch.Tensor, local: bool) -> Features:
+        split = 1 + self.register_count
+        if local and self.training and self.local_cls_norm is not None:
+            prefix, patches = self.local_cls_norm(tokens[:, :split]), self.norm(tokens[:, split:])
+        else:
+            normed = self.norm(tokens)
+            prefix, patches = normed[:, :split], normed[:, split:]
+        return Features(prefix[:, 0], prefix[:, 1:], patches)
