@@ -1,0 +1,46 @@
+"""Who a patient is, without saying so: salted hashes, and the split that follows from them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from pathlib import Path
+
+from data_prep.config import SplitConfig
+from data_prep.settings import SettingsError
+
+VARIABLE = "MEDDAP_SALT"
+
+
+def read_salt(file: str | Path | None) -> bytes:
+    """The user's salt from `file` or the environment. Raises SettingsError where there is none."""
+    if file is None:
+        salt = os.environ.get(VARIABLE, "").encode()
+        if not salt:
+            raise SettingsError(
+                f"no salt for the hashed ids: set {VARIABLE} or give --salt-file FILE "
+                "(make one: head -c 32 /dev/urandom | base64 > FILE, and keep it)"
+            )
+        return salt
+    try:
+        salt = Path(file).read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; name the file that holds the salt") from error
+    if not salt:
+        raise SettingsError(f"{file}: is empty; put the salt into it")
+    return salt
+
+
+def hashed(salt: bytes, kind: str, value: str) -> str:
+    """32 hexadecimal digits for `value` (HMAC-SHA256); `kind` keeps patients, series and paths apart."""
+    return hmac.new(salt, f"{kind}:{value}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def split_of(subject: str, shares: SplitConfig) -> str:
+    """train, val or test of a hashed patient id: a pure function of the id."""
+    total = shares.train + shares.val + shares.test
+    place = int(hashlib.sha256(f"split:{subject}".encode()).hexdigest()[:16], 16) / 2**64 * total
+    if place < shares.train:
+        return "train"
+    return "val" if place < shares.train + shares.val else "test"
