@@ -38,7 +38,7 @@ def axial(
 
     labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
     """
-    annotated = () if labelmap is None else tuple(int(value) for value in np.unique(labelmap) if value)
+    values = tuple(annotated(labelmap))
     for order, plane in enumerate(volume.voxels):
         pixels = to_int16(plane, tally)
         body = pixels > air.threshold_hu
@@ -46,7 +46,7 @@ def axial(
             tally.air += 1
             continue
         box = body_box(body)
-        np.add.at(tally.histogram, np.clip(pixels[body], -1024, 3071) + 1024, 1)
+        tally.histogram += np.bincount(np.clip(pixels[body], -1024, 3071) + 1024, minlength=4096)
         yield Slice(
             pixels=pixels[None],
             sequences=("ct",),
@@ -58,9 +58,16 @@ def axial(
             key=f"{series}-{order:05d}",
             box=box,
             labelmap=None if labelmap is None else labelmap[order],
-            annotated=annotated,
+            annotated=values,
             meta=volume.meta,
         )
+
+
+def annotated(labelmap: np.ndarray | None) -> list[int]:
+    """The label values of a series, background left out."""
+    if labelmap is None:
+        return []
+    return [int(value) for value in np.flatnonzero(np.bincount(labelmap.ravel())) if value]
 
 
 def to_int16(plane: np.ndarray, tally: Tally) -> np.ndarray:
