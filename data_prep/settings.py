@@ -72,9 +72,10 @@ def _word(word: str) -> Mapping[str, Any]:
 
 def _check_keys(where: str, layer: Mapping[str, Any], known: Any, prefix: str = "") -> None:
     """Find the first key of `layer` that `known` lacks. Mappings that the schema leaves open are not looked into."""
+    names = [str(name) for name in known.keys()]  # `in` would not count a key that is still to be given
     for key in layer:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1, cutoff=0.0)
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
             raise SettingsError(f"{where}: unknown key {prefix}{key}; did you mean {prefix}{near[0]}?")
         value, inner = layer[key], known._get_node(key)
         if OmegaConf.is_dict(value) and is_dataclass(OmegaConf.get_type(inner)):

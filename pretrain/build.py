@@ -1,0 +1,129 @@
+"""From the configuration to the parts: the only file beside `train.py` that sees both."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretrain import optim
+from pretrain.config import Config, HeadConfig, IntensityConfig, ModelConfig, ScheduleConfig, StageConfig
+from pretrain.heads import ProjectionHead
+from pretrain.intensity import Intensity
+from pretrain.schedules import warmup_cosine
+from pretrain.step import Model, StepWeights
+from pretrain.views import ViewSettings
+from pretrain.vit import VisionTransformer
+
+SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
+
+
+def backbone(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
+    """A transformer with one input channel, its weights not yet initialised."""
+    return VisionTransformer(
+        patch_size=config.patch_size,
+        in_channels=1,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        ffn=config.ffn,
+        ffn_ratio=config.ffn_ratio,
+        qkv_bias=config.qkv_bias,
+        registers=config.registers,
+        mask_k_bias=config.mask_k_bias,
+        position=config.position,
+        grid=config.grid,
+        layer_scale=config.layer_scale,
+        norm_eps=config.norm_eps,
+        local_norm=config.local_norm,
+        rope_base=config.rope_base,
+        drop_path=drop_path,
+    )
+
+
+def _head(config: HeadConfig, width: int) -> ProjectionHead:
+    return ProjectionHead(
+        width,
+        prototypes=config.prototypes,
+        hidden_dim=config.hidden_dim,
+        bottleneck_dim=config.bottleneck_dim,
+        layers=config.layers,
+        unit_norm_rows=config.unit_norm_rows,
+    )
+
+
+def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Model]:
+    """Both networks with the weights that the seed gives; the teacher starts as the student's copy."""
+    student, teacher = (
+        Model(
+            backbone(config.model, drop_path=drop_path),
+            _head(config.dino_head, config.model.embed_dim),
+            _head(config.ibot_head, config.model.embed_dim),
+        )
+        for drop_path in (config.model.drop_path, 0.0)
+    )
+    student.init_weights(torch.Generator().manual_seed(config.seed))
+    teacher.load_state_dict(student.state_dict())
+    return student.to(device).train(), teacher.to(device).requires_grad_(False).eval()
+
+
+def intensity(config: IntensityConfig) -> Intensity:
+    """How HU become the network's input, in pretraining and in every probe."""
+    return Intensity(window=tuple(config.window), mean=config.mean, std=config.std)
+
+
+def view_settings(stage: StageConfig, intensity_config: IntensityConfig) -> ViewSettings:
+    """Crops and intensity augmentation of a stage."""
+    crops, augment = stage.crops, stage.augment
+    return ViewSettings(
+        global_size=crops.global_size,
+        global_scale=tuple(crops.global_scale),
+        local_size=crops.local_size,
+        local_number=crops.local_number,
+        local_scale=tuple(crops.local_scale),
+        aspect=tuple(crops.aspect),
+        min_body=crops.min_body,
+        body_threshold_hu=crops.body_threshold_hu,
+        candidates=crops.candidates,
+        flip=crops.flip,
+        window_shift=augment.window_shift,
+        window_stretch=augment.window_stretch,
+        noise_p=augment.noise_p,
+        noise_std=augment.noise_std,
+        blur_p=tuple(augment.blur_p),
+        blur_sigma=tuple(augment.blur_sigma),
+        intensity=intensity(intensity_config),
+    )
+
+
+def step_weights(stage: StageConfig, teacher_temp: float) -> StepWeights:
+    """Weights and temperatures of the losses at one step."""
+    loss = stage.loss
+    return StepWeights(
+        student_temp=loss.student_temp,
+        teacher_temp=teacher_temp,
+        dino=loss.dino,
+        ibot=loss.ibot,
+        koleo=loss.koleo,
+        sinkhorn_iterations=loss.sinkhorn_iterations,
+    )
+
+
+def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
+    """(steps,) values of what changes over a stage, by name."""
+    return {name: _schedule(getattr(stage.optim, name), stage.steps) for name in SCHEDULES}
+
+
+def _schedule(config: ScheduleConfig, steps: int) -> np.ndarray:
+    end = config.peak if config.end is None else config.end
+    return warmup_cosine(
+        start=config.start, peak=config.peak, end=end, warmup_steps=config.warmup_steps, total_steps=steps
+    )
+
+
+def optimizer(stage: StageConfig, student: nn.Module, depth: int) -> torch.optim.Optimizer:
+    """AdamW over the student's groups of layer-wise decay."""
+    groups = optim.build_groups(
+        student.named_parameters(), depth, stage.optim.layer_decay, stage.optim.patch_embed_multiplier
+    )
+    return optim.adamw(groups, betas=tuple(stage.optim.betas))

@@ -1,0 +1,208 @@
+"""The configuration of a pretraining run: what may be set, in which unit, with which default.
+
+A file names what it changes; `stage_defaults` holds what the stages share and each entry of
+`stages` only what differs. Sections that change results come first (the recipe); `machine` changes
+speed alone and may differ between a start and a resumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from data_prep import settings
+
+
+@dataclass
+class DataConfig:
+    root: str = MISSING  # folder with dataset.json
+    split: str = "train"
+    sequences: list[str] = field(default_factory=lambda: ["ct"])
+
+
+@dataclass
+class IntensityConfig:
+    window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU mapped to 0 and 1
+    mean: float = 0.449  # of the windowed value; ImageNet's grey mean and std are the defaults
+    std: float = 0.226
+
+
+@dataclass
+class ModelConfig:
+    patch_size: int = 16  # pixels
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    ffn: str = "mlp"  # mlp | swiglu
+    ffn_ratio: float = 4.0
+    qkv_bias: bool = True
+    registers: int = 4
+    mask_k_bias: bool = True
+    position: str = "rope"  # rope | learned
+    grid: int | None = None  # side of the learned position grid, in patches
+    layer_scale: float | None = 1.0e-5  # initial value; null leaves LayerScale out
+    norm_eps: float = 1.0e-5
+    drop_path: float = 0.0  # of the student's last block, rising linearly from 0
+    local_norm: bool = False  # a norm of its own for the cls token of local crops
+    rope_base: float = 100.0
+
+
+@dataclass
+class HeadConfig:
+    prototypes: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    layers: int = 3
+    unit_norm_rows: bool = False  # DINOv2's last layer; steadier with few images
+
+
+@dataclass
+class CropsConfig:
+    global_size: int = 256  # pixels
+    global_scale: list[float] = field(default_factory=lambda: [0.32, 1.0])  # share of the foreground box's area
+    local_size: int = 112
+    local_number: int = 8
+    local_scale: list[float] = field(default_factory=lambda: [0.05, 0.32])
+    aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333333333333333])
+    min_body: float = 0.3  # smallest share of body pixels in a crop
+    body_threshold_hu: float = -500.0
+    candidates: int = 4  # boxes tried per crop before the one with most body is taken
+    flip: float = 0.0  # probability of a left-right flip; a body's sides differ
+
+
+@dataclass
+class AugmentConfig:
+    window_shift: float = 0.0  # largest shift of the window's level, HU
+    window_stretch: float = 0.0  # largest relative change of the window's width
+    noise_p: float = 0.0  # probability of noise
+    noise_std: float = 0.0  # largest standard deviation, in widths of the window
+    blur_p: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.5])  # probability: global 1, global 2, local
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # pixels of the crop
+
+
+@dataclass
+class MaskConfig:
+    probability: float = 0.5  # of a global crop to be masked at all
+    ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of its patches
+    min_aspect: float = 0.3  # of a masked block
+
+
+@dataclass
+class LossConfig:
+    dino: float = 1.0
+    ibot: float = 1.0
+    koleo: float = 0.1
+    student_temp: float = 0.1
+    sinkhorn_iterations: int = 3
+
+
+@dataclass
+class ScheduleConfig:
+    """Linear warm-up from `start` to `peak`, then half a cosine to `end` (or constant where `end` is null)."""
+
+    start: float = 0.0
+    peak: float = MISSING
+    end: float | None = None
+    warmup_steps: int = 0
+
+
+@dataclass
+class OptimConfig:
+    lr: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=2e-4, warmup_steps=30_000))
+    weight_decay: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=0.04, peak=0.04))
+    teacher_momentum: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=0.994, peak=0.994))
+    teacher_temp: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(start=0.04, peak=0.07, warmup_steps=30_000)
+    )
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float = 3.0  # largest norm of each part's gradient (backbone, DINO head, iBOT head)
+    layer_decay: float = 0.9
+    patch_embed_multiplier: float = 0.2
+    freeze_last_layer_steps: int = 3_000
+
+
+@dataclass
+class StageConfig:
+    steps: int = MISSING
+    batch_size: int = 512  # global, whatever the number of processes
+    crops: CropsConfig = field(default_factory=CropsConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass
+class SaveConfig:
+    every: int = 1000  # steps between checkpoints
+    keep_last: int = 2
+    keep_every: int = 0  # steps; 0 keeps no others than the first, the last and `keep_last`
+
+
+@dataclass
+class MachineConfig:
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: str = "auto"  # auto | bf16 | float32; auto is bf16 where the device multiplies it in hardware
+    decode_threads: int = 2
+    prefetch: int = 2  # batches
+    log_every: int = 20  # steps between console lines where there is no terminal
+    tensorboard: bool = True
+
+
+@dataclass
+class Config:
+    name: str = MISSING
+    output: str = "runs"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    intensity: IntensityConfig = field(default_factory=IntensityConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dino_head: HeadConfig = field(default_factory=HeadConfig)
+    ibot_head: HeadConfig = field(default_factory=HeadConfig)
+    stage_defaults: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = MISSING
+    save: SaveConfig = field(default_factory=SaveConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in `file` with `key=value` overrides. Raises SettingsError, one line."""
+    return settings.load(Config, file, list(overrides))
+
+
+def stage(config: Config, name: str) -> StageConfig:
+    """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
+    layers = (("stage_defaults", config.stage_defaults), (f"stages.{name}", config.stages[name] or {}))
+    return settings.merge(StageConfig, *layers)
+
+
+def recipe(config: Config, name: str) -> dict[str, Any]:
+    """Everything that changes the results of stage `name`, as flat `section.key` → value."""
+    sections = {
+        "seed": config.seed,
+        "data.split": config.data.split,
+        "data.sequences": list(config.data.sequences),
+        "intensity": config.intensity,
+        "model": config.model,
+        "dino_head": config.dino_head,
+        "ibot_head": config.ibot_head,
+        f"stages.{name}": stage(config, name),
+    }
+    return dict(_flat("", {key: asdict(value) if is_dataclass(value) else value for key, value in sections.items()}))
+
+
+def as_text(config: Config) -> str:
+    """The resolved configuration as YAML; `load` reads it again."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def _flat(prefix: str, tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,78 @@
+"""A trained backbone, ready to be read by probes: the model, how pixels enter it, where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pretrain import build, checkpoint
+from pretrain.config import Config, load
+from pretrain.intensity import Intensity
+from pretrain.vit import VisionTransformer
+
+_BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone in evaluation mode, float32 on the CPU.
+
+    model      (N, 1, h, w) normalised images → Features
+    intensity  HU → normalised values
+    source     run, stage and step, or how it was initialised
+    digest     SHA-256 over architecture and weights
+    """
+
+    model: VisionTransformer
+    intensity: Intensity
+    source: str
+    digest: str
+
+
+def find(path: str | Path) -> checkpoint.Checkpoint:
+    """The checkpoint in a step folder, or the newest of a stage folder, or of a run's last stage that has one.
+
+    Raises CheckpointError where there is none.
+    """
+    path = Path(path)
+    if (path / "state.json").is_file():
+        return checkpoint.read(path)
+    folders = [path]
+    if (path / "config.yaml").is_file():  # a run: its stages, last first
+        folders = [path / name for name in reversed(list(load(path / "config.yaml").stages))]
+    for folder in folders:
+        if found := checkpoint.newest(folder):
+            return found
+    raise checkpoint.CheckpointError(f"{path}: no checkpoint there; name a run, a stage or a step folder")
+
+
+def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
+    """The `teacher`'s or `student`'s backbone of a checkpoint (see `find`). Raises CheckpointError."""
+    found = find(path)
+    config = load(found.path / "config.yaml")
+    weights = {
+        name.removeprefix(_BACKBONE): value
+        for name, value in found.tensors(which).items()
+        if name.startswith(_BACKBONE)
+    }
+    model = build.backbone(config.model)
+    model.load_state_dict(weights)
+    return _encoder(model, config, f"{config.name}/{found.stage}/{found.step:08d} ({which})")
+
+
+def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
+    """A fresh backbone of the architecture of the checkpoint `like`."""
+    config = load(find(like).path / "config.yaml")
+    model = build.backbone(config.model)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return replace(_encoder(model, config, ""), source=f"random, seed {seed}, as {config.name}")
+
+
+def _encoder(model: VisionTransformer, config: Config, source: str) -> Encoder:
+    digest = hashlib.sha256(repr(config.model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return Encoder(model.eval().requires_grad_(False), build.intensity(config.intensity), source, digest.hexdigest())

@@ -1,0 +1,39 @@
+"""Which device a run uses, and whether that device multiplies bfloat16 in hardware."""
+
+from __future__ import annotations
+
+import torch
+
+from data_prep.settings import SettingsError
+
+
+def pick_device(wish: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises SettingsError for a device that is not there."""
+    available = torch.cuda.is_available()
+    if wish == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(wish)
+    except RuntimeError as error:
+        raise SettingsError(f"machine.device: {wish!r} is no device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not available:
+        raise SettingsError(f"machine.device: {wish}, but PyTorch finds no GPU; use machine.device=cpu")
+    return device
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast context of a run: bfloat16, or disabled for float32.
+
+    `auto` is bf16 where the device has matrix instructions for it (a GPU from Ampere on, a CPU with
+    AMX); elsewhere emulation would be slower than float32. Raises SettingsError for another word.
+    """
+    if precision not in ("auto", "bf16", "float32"):
+        raise SettingsError(f"machine.precision: {precision!r}; use auto, bf16 or float32")
+    enabled = precision == "bf16" or (precision == "auto" and _has_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))

@@ -1,0 +1,70 @@
+"""Block masks over the patches of global crops (BEiT, arXiv 2106.08254, algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from pretrain.noise import uniforms
+
+_PURPOSE = 2  # of the randomness; views take 0 and 1
+_SMALLEST = 4  # patches of a block
+_TRIES = 64  # blocks drawn before the rest is filled patch by patch
+
+
+def sample(
+    grid: tuple[int, int],
+    sample: torch.Tensor,
+    epoch: torch.Tensor,
+    seed: int,
+    *,
+    probability: float,
+    ratio: tuple[float, float],
+    min_aspect: float = 0.3,
+) -> torch.Tensor:
+    """(2·B, P) bool masks, those of global crop 0 first; P = rows · columns of `grid`.
+
+    A crop is masked with `probability`, then with a share of patches drawn from `ratio`, exactly
+    rounded. Each mask is a function of (seed, epoch, sample, crop).
+    """
+    masks = []
+    for crop in range(2):
+        draws = uniforms(seed, epoch.numpy(), sample.numpy(), 2 * _PURPOSE + crop, 2 + 4 * _TRIES + math.prod(grid))
+        masks += [_mask(grid, row, probability, ratio, min_aspect) for row in draws]
+    return torch.from_numpy(np.stack(masks))
+
+
+def _mask(
+    grid: tuple[int, int], draws: np.ndarray, probability: float, ratio: tuple[float, float], min_aspect: float
+) -> np.ndarray:
+    """(P,) bool mask of one crop from its uniform draws."""
+    mask = np.zeros(grid, bool)
+    share = ratio[0] + (ratio[1] - ratio[0]) * draws[1]
+    wanted = round(share * mask.size) if draws[0] < probability else 0
+    blocks, order = draws[2 : 2 + 4 * _TRIES].reshape(_TRIES, 4), draws[2 + 4 * _TRIES :]
+    for area, aspect, top, left in blocks:
+        lacking = wanted - int(mask.sum())
+        if lacking < _SMALLEST:
+            break
+        block = _block(grid, lacking, area, aspect, min_aspect)
+        if block is None:
+            continue
+        height, width = block
+        row, column = int(top * (grid[0] - height + 1)), int(left * (grid[1] - width + 1))
+        inside = mask[row : row + height, column : column + width]
+        if 0 < inside.size - inside.sum() <= lacking:
+            inside[:] = True
+    flat = mask.ravel()
+    free = np.flatnonzero(~flat)
+    flat[free[np.argsort(order[free], kind="stable")[: wanted - int(flat.sum())]]] = True
+    return flat
+
+
+def _block(grid: tuple[int, int], lacking: int, area: float, aspect: float, min_aspect: float) -> tuple[int, int] | None:
+    """Height and width of a block of at most about `lacking` patches, or None where it does not fit the grid."""
+    patches = _SMALLEST + area * (lacking - _SMALLEST)
+    ratio = math.exp((2 * aspect - 1) * -math.log(min_aspect))
+    height, width = round(math.sqrt(patches * ratio)), round(math.sqrt(patches / ratio))
+    return (height, width) if 0 < height <= grid[0] and 0 < width <= grid[1] else None

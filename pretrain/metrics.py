@@ -1,0 +1,84 @@
+"""What a run says about itself: `metrics.jsonl`, TensorBoard and a line on the console.
+
+A row of `metrics.jsonl` is one step. Everything but `images_per_s` and `wait_share` is a function
+of configuration, data and seed, so that the rows of a resumed run equal those of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+TIMING = ("images_per_s", "wait_share")
+
+
+class Metrics:
+    """Writes the rows of one stage from step `start` on; rows at or after `start` are dropped first."""
+
+    def __init__(self, folder: Path, *, stage: str, start: int, steps: int, log_every: int, tensorboard: bool) -> None:
+        self.stage, self.steps, self.log_every = stage, steps, log_every
+        self.path = folder / "metrics.jsonl"
+        _truncate(self.path, start)
+        self._file = open(self.path, "a")
+        self._board = _board(folder, start) if tensorboard else None
+        self._began, self._first = time.monotonic(), start
+
+    def write(self, row: dict) -> None:
+        """Append a row (`step` counts from 0) and show it."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{self.stage}/{name}", value, row["step"])
+        self._show(row)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _show(self, row: dict) -> None:
+        done, last = row["step"] + 1, row["step"] + 1 == self.steps
+        terminal = sys.stderr.isatty()
+        if not (terminal or last or done == self._first + 1 or done % self.log_every == 0):
+            return
+        elapsed = time.monotonic() - self._began
+        left = elapsed / (done - self._first) * (self.steps - done)
+        terms = " ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss/") and name != "loss/total")
+        line = (
+            f"{self.stage} {done}/{self.steps}  loss {row['loss/total']:.4f} ({terms})  lr {row['lr']:.1e}  "
+            f"{row['images_per_s']:.1f} img/s  waiting {row['wait_share']:.0%}  left {_clock(left)}"
+        )
+        # a terminal keeps one moving line, a log gets a line every so often
+        print(f"\r\033[K{line}" if terminal else line, end="" if terminal and not last else "\n", file=sys.stderr, flush=True)
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was never finished
+
+
+def _truncate(path: Path, start: int) -> None:
+    rows = [row for row in read(path) if row["step"] < start]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, path)
+
+
+def _board(folder: Path, start: int):
+    from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,186 @@
+"""The views of a batch: crops, resized and with their intensities changed, made in batches on its device.
+
+Sampling the parameters of a view and applying them are two functions. Parameters are a function of
+(seed, epoch, sample, crop); nothing depends on the batch, the rank or what came before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pretrain import resize
+from pretrain.intensity import Intensity
+from pretrain.noise import gaussian, uniforms
+from pretrain.stream import Batch
+
+_PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area.
+
+    min_body        a crop holds at least this share of pixels above `body_threshold_hu`: the first of
+                    `candidates` boxes that does is taken, else the one with most
+    flip            probability of a left-right flip
+    window_shift    largest shift of the window's level in HU; window_stretch, relative, of its width
+    noise_p         probability of Gaussian noise, noise_std its largest deviation in window widths
+    blur_p          probability of blurring: global crop 0, global crop 1, local crops
+    blur_sigma      range of the blur's deviation in pixels of the crop
+    """
+
+    global_size: int
+    global_scale: tuple[float, float]
+    local_size: int
+    local_scale: tuple[float, float]
+    local_number: int
+    intensity: Intensity
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    min_body: float = 0.0
+    body_threshold_hu: float = -500.0
+    candidates: int = 4
+    flip: float = 0.0
+    window_shift: float = 0.0
+    window_stretch: float = 0.0
+    noise_p: float = 0.0
+    noise_std: float = 0.0
+    blur_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What student and teacher see, standardised float32.
+
+    global_crops  (2, B, S, h, w)
+    local_crops   (L, B, S, l, l)
+    gram_crops    (2, B, S, g, g) for the Gram teacher, or None
+    present       (B, S) bool, or None where every sample has every sequence
+    """
+
+    global_crops: torch.Tensor
+    local_crops: torch.Tensor
+    gram_crops: torch.Tensor | None = None
+    present: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One crop of every sample: candidate boxes (B, K, 4) as (row, column, height, width); the rest (B,).
+
+    low, width  of the window in HU; noise 0 and blur 0 where there is none; key seeds the noise
+    """
+
+    boxes: torch.Tensor
+    flip: torch.Tensor
+    low: torch.Tensor
+    width: torch.Tensor
+    noise: torch.Tensor
+    blur: torch.Tensor
+    key: torch.Tensor
+
+
+def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
+    """The views of a batch, on the device of its pixels."""
+    body = _body_sums(batch.pixels, settings.body_threshold_hu)
+
+    def crops(kind: str, count: int, size: int) -> torch.Tensor:
+        drawn = (sample_parameters(batch, settings, seed, kind, number) for number in range(count))
+        return torch.stack([render(batch.pixels, body, parameters, size, settings) for parameters in drawn])
+
+    global_crops = crops("global", 2, settings.global_size)
+    if not settings.local_number:
+        size = settings.local_size
+        empty = global_crops.new_empty(0, *batch.pixels.shape[:2], size, size)
+        return Views(global_crops, empty, present=batch.present)
+    return Views(global_crops, crops("local", settings.local_number, settings.local_size), present=batch.present)
+
+
+def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str, number: int) -> Parameters:
+    """Draw crop `number` of `kind` ("global" or "local") for every sample."""
+    count = settings.candidates
+    draws = uniforms(seed, batch.epoch.numpy(), batch.sample.numpy(), _PURPOSES[kind] + number, 8 + 4 * count)
+    flip, shift, stretch, noisy, strength, blurred, sigma, key = draws[:, :8].T
+    scale = settings.global_scale if kind == "global" else settings.local_scale
+    boxes = _boxes(batch.box.cpu().numpy(), draws[:, 8:].reshape(-1, count, 4), scale, settings.aspect)
+    low, high = settings.intensity.window
+    width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
+    level = (low + high) / 2 + settings.window_shift * (2 * shift - 1)
+    blur_p = settings.blur_p[number if kind == "global" else 2]
+    small, large = settings.blur_sigma
+    values = (
+        boxes,
+        flip < settings.flip,
+        np.float32(level - width / 2),
+        np.float32(width),
+        np.float32(np.where(noisy < settings.noise_p, settings.noise_std * strength, 0)),
+        np.float32(np.where(blurred < blur_p, small + (large - small) * sigma, 0)),
+        (key * 2**32).astype(np.int64),
+    )
+    return Parameters(*(torch.from_numpy(value).to(batch.pixels.device) for value in values))
+
+
+def render(
+    pixels: torch.Tensor, body: torch.Tensor, parameters: Parameters, size: int, settings: ViewSettings
+) -> torch.Tensor:
+    """(B, S, size, size) crops of (B, S, H, W) pixels; `body` as `_body_sums` gives it."""
+    row, column, height, width = _choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
+    rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip))
+    columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip)
+    if settings.blur_sigma[1] and any(settings.blur_p):
+        blur = _blur_weights(parameters.blur, size)
+        rows, columns = blur @ rows, blur @ columns
+    crops = resize.apply(pixels.float(), rows, columns)
+    each = (-1, 1, 1, 1)
+    crops = settings.intensity.normalise(crops, parameters.low.view(each), parameters.width.view(each))
+    if settings.noise_p and settings.noise_std:
+        amount = parameters.noise.view(each) / settings.intensity.std
+        crops = crops + amount * gaussian(parameters.key, tuple(crops.shape[1:]))
+    return crops
+
+
+def _boxes(foreground: np.ndarray, draws: np.ndarray, scale: tuple[float, float], aspect: tuple[float, float]) -> np.ndarray:
+    """(B, K, 4) boxes (row, column, height, width) in whole pixels, inside the (B, 4) foreground boxes."""
+    top, bottom, left, right = (foreground[:, None, side] for side in range(4))
+    tall, broad = bottom - top, right - left
+    area = tall * broad * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    ratio = np.exp(math.log(aspect[0]) + math.log(aspect[1] / aspect[0]) * draws[..., 1])
+    height = np.clip(np.rint(np.sqrt(area / ratio)), 1, tall)
+    width = np.clip(np.rint(np.sqrt(area * ratio)), 1, broad)
+    row = top + np.floor(draws[..., 2] * (tall - height + 1))
+    column = left + np.floor(draws[..., 3] * (broad - width + 1))
+    return np.stack([row, column, height, width], axis=-1).astype(np.int64)
+
+
+def _body_sums(pixels: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(B, H + 1, W + 1) sums of body pixels above and to the left of each corner."""
+    body = (pixels > threshold).any(dim=1)
+    sums = body.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    return torch.nn.functional.pad(sums, (1, 0, 1, 0))
+
+
+def _choose(sums: torch.Tensor, boxes: torch.Tensor, min_body: float) -> torch.Tensor:
+    """(B, 4): of each sample's candidates the first with enough body, else the one with most."""
+    row, column, height, width = boxes.unbind(dim=-1)
+    image = torch.arange(len(boxes), device=boxes.device).unsqueeze(1)
+    inside = (
+        sums[image, row + height, column + width] - sums[image, row, column + width]
+        - sums[image, row + height, column] + sums[image, row, column]
+    )
+    share = inside / (height * width)
+    # the first good one outranks all; among the rest the share decides
+    best = torch.where(share >= min_body, 2.0, share).argmax(dim=1)
+    return boxes[image.squeeze(1), best]
+
+
+def _blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
+    """(N, size, size) Gaussian smoothing of one axis; the identity where sigma is 0, cut and renormalised at the border."""
+    place = torch.arange(size, device=sigma.device, dtype=torch.float32)
+    squared = (place.unsqueeze(0) - place.unsqueeze(1)).square()
+    width = 2 * sigma.clamp(min=1e-3).square().view(-1, 1, 1)
+    kernel = torch.exp(-squared / width)
+    return kernel / kernel.sum(dim=-1, keepdim=True)
