@@ -37,7 +37,10 @@ class ProjectionHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # in float32: a norm under bf16 would lose the direction's last digits
-        direction = F.normalize(self.mlp(features).float(), dim=-1, eps=1e-12)
-        rows = self.last_layer.weight
-        return F.linear(direction, F.normalize(rows.float(), dim=-1) if self.unit_norm_rows else rows)
+        bottleneck = self.mlp(features)
+        # float32: early in training all directions are close, and bf16 would round their differences away
+        with torch.autocast(features.device.type, enabled=False):
+            rows = self.last_layer.weight
+            if self.unit_norm_rows:
+                rows = F.normalize(rows, dim=-1)
+            return F.linear(F.normalize(bottleneck.float(), dim=-1, eps=1e-12), rows)

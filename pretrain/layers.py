@@ -55,11 +55,21 @@ class Attention(nn.Module):
 
     def forward(self, tokens: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
         count, length, dim = tokens.shape
-        query, key, value = self.qkv(tokens).reshape(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        both, value = self.qkv(tokens).reshape(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).split((2, 1))
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+            both = rotate(both, rotation)
+        mixed = attend(*both, value[0])
         return self.proj(mixed.transpose(1, 2).reshape(count, length, dim))
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(q kᵀ / √d) v for (N, heads, T, head_dim) tokens."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        # PyTorch's fused kernel has a backward for this case that is five to ten times slower
+        # than plain products (benchmarks/LOG.md, 2026-11-23)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class Mlp(nn.Module):

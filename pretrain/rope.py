@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -27,24 +28,22 @@ class RotaryEmbedding(nn.Module):
         exponents = 2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2)
         self.register_buffer("periods", base**exponents)
 
-    def forward(self, rows: int, columns: int) -> Rotation:
-        """(sine, cosine), each (rows · columns, head_dim) float32, patches in row-major order."""
+    def forward(self, rows: int, columns: int, prefix: int = 0) -> Rotation:
+        """(sine, cosine), each (prefix + rows · columns, head_dim) float32, patches in row-major order.
+
+        The `prefix` tokens before the patches (cls, registers) have no place: they turn by nothing. The
+        sine carries the sign of the rotation, minus in the first half of the channels.
+        """
         device = self.periods.device
         axes = [(torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n * 2 - 1 for n in (rows, columns)]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2, 1)
-        angles = (2 * math.pi * places / self.periods.float()).flatten(1).repeat(1, 2)
-        return angles.sin(), angles.cos()
+        angles = F.pad((2 * math.pi * places / self.periods.float()).flatten(1), (0, 0, prefix, 0))
+        sine, cosine = angles.sin(), angles.cos()
+        return torch.cat([-sine, sine], dim=-1), torch.cat([cosine, cosine], dim=-1)
 
 
 def rotate(tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn the last P of the T tokens; those before them (cls, registers) have no place.
-
-    tokens (N, heads, T, head_dim) of any float type; rotation two times (P, head_dim) float32, in
-    which the turning is computed. Returns the type of `tokens`.
-    """
+    """(…, T, head_dim) tokens of any float type turned by two times (T, head_dim) float32, computed in float32."""
     sine, cosine = rotation
-    prefix = tokens.shape[-2] - sine.shape[-2]
-    patches = tokens[..., prefix:, :].float()
-    first, second = patches.chunk(2, dim=-1)
-    turned = torch.addcmul(patches * cosine, torch.cat((-second, first), dim=-1), sine)
-    return torch.cat((tokens[..., :prefix, :], turned.to(tokens.dtype)), dim=-2)
+    swapped = tokens.roll(tokens.shape[-1] // 2, dims=-1)  # halves exchanged: the partner of every channel
+    return torch.addcmul(tokens * cosine, swapped, sine).to(tokens.dtype)

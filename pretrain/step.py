@@ -70,19 +70,23 @@ def losses(
     whole = student.backbone(global_crops, masks, generator=generator)
     local = student.backbone(views.local_crops.flatten(0, 1), local=True, generator=generator)
     cls_logits = student.dino_head(torch.cat([whole.cls, local.cls])).unflatten(0, (2 + crops, images))
+    patch_logits = student.ibot_head(whole.patches[masks])
     cls_targets = cls_targets.unflatten(0, (2, images))
-    terms = {
-        "dino_global": dino_loss(cls_logits[:2], cls_targets, weights.student_temp, ignore_diagonal=True),
-        "dino_local": dino_loss(cls_logits[2:], cls_targets, weights.student_temp),
-        "ibot": ibot_loss(student.ibot_head(whole.patches[masks]), patch_targets, masks, weights.student_temp),
-        "koleo": sum(koleo_loss(crop) for crop in whole.cls.chunk(2)) / 2,
-    }
+    with torch.autocast(global_crops.device.type, enabled=False):  # the terms are float32 throughout
+        temperature = weights.student_temp
+        terms = {
+            "dino_global": dino_loss(cls_logits[:2], cls_targets, temperature, ignore_diagonal=True),
+            "dino_local": dino_loss(cls_logits[2:], cls_targets, temperature),
+            "ibot": ibot_loss(patch_logits, patch_targets, masks, temperature),
+            "koleo": sum(koleo_loss(crop) for crop in whole.cls.chunk(2)) / 2,
+        }
+        if gram_teacher is not None:
+            terms["gram"] = _gram(gram_teacher, views.gram_crops.flatten(0, 1), whole, global_crops)
     # each DINO term counts by its number of crop pairs: 2 of global crops, 2 · L with local ones
     pairs = 2 + 2 * crops
     dino = (2 * terms["dino_global"] + 2 * crops * terms["dino_local"]) / pairs
     total = weights.dino * dino + weights.ibot * terms["ibot"] + 2 * weights.koleo * terms["koleo"]
-    if gram_teacher is not None:
-        terms["gram"] = _gram(gram_teacher, views.gram_crops.flatten(0, 1), whole, global_crops)
+    if "gram" in terms:
         total = total + weights.gram * terms["gram"]
     return {**terms, "total": total, **_monitors(cls_targets.flatten(0, 1), seen.cls)}
 

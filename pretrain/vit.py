@@ -153,7 +153,7 @@ class VisionTransformer(nn.Module):
             patches = patches + places[:, 1:]
         if self.register_count:
             prefix.append(self.storage_tokens.expand(len(images), -1, -1))
-        rotation = self.rope_embed(rows, columns) if self.rope_embed is not None else None
+        rotation = self.rope_embed(rows, columns, 1 + self.register_count) if self.rope_embed is not None else None
         return torch.cat([*(part.to(patches.dtype) for part in prefix), patches], dim=1), rotation
 
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
