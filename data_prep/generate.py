@@ -1,0 +1,144 @@
+"""Synthetic patients to try the road with: real DICOM CT series with label maps, and a few odd files.
+
+    python -m data_prep.generate --output DIR [patients=40] [size=96] [slices=40] [seed=0]
+
+The same seed gives the same patients. A finished folder is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from tqdm import tqdm
+
+from data_prep import phantom
+from data_prep.settings import SettingsError, load
+
+_DONE = "README.txt"
+
+
+@dataclass
+class GenerateConfig:
+    patients: int = 40
+    slices: int = 40
+    size: int = 96  # pixels of a side
+    seed: int = 0
+    odd: bool = True  # add files that are no CT volumes
+
+
+def generate(output: Path, config: GenerateConfig) -> None:
+    """Write patients below `output`; a note that the folder is complete comes last. Raises SettingsError."""
+    note = f"Synthetic CT patients, made by data_prep.generate with {asdict(config)}. No real person is in them.\n"
+    if (output / _DONE).is_file():
+        if (output / _DONE).read_text() != note:
+            raise SettingsError(f"{output}: holds other synthetic patients; name another --output")
+        print(f"{output}: generated before", file=sys.stderr)
+        return
+    for number in tqdm(range(config.patients), "patients", disable=None):
+        rng = np.random.default_rng([config.seed, number])
+        made = phantom.make(rng, config.slices, config.size)
+        write_patient(output / f"patient_{number:03d}" / "ct", made, f"synthetic-{config.seed}-{number:03d}", rng)
+    if config.odd:
+        write_odd_files(output, np.random.default_rng([config.seed, 10**6]))
+    (output / _DONE).write_text(note)
+
+
+def write_patient(folder: Path, made: phantom.Phantom, patient: str, rng: np.random.Generator) -> None:
+    """A DICOM series of one patient and `seg.nii.gz` in the same geometry; file order says nothing about position."""
+    folder.mkdir(parents=True, exist_ok=True)
+    depth, rows, columns = made.hu.shape
+    dz, dy, dx = made.spacing
+    corner = np.array([-(columns - 1) / 2 * dx, -(rows - 1) / 2 * dy, rng.uniform(-500, 500)])  # LPS, mm
+    shared = _header(made, patient)
+    for number, place in enumerate(rng.permutation(depth)):
+        dataset = _image(shared, made.hu[place], corner + [0, 0, place * dz], number)
+        dataset.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
+    affine = np.diag([-dx, -dy, dz, 1.0])
+    affine[:3, 3] = corner * (-1, -1, 1)
+    labels = nibabel.Nifti1Image(made.labels.transpose(2, 1, 0), affine)
+    # the time of writing would make two equal runs differ
+    (folder / "seg.nii.gz").write_bytes(gzip.compress(labels.to_bytes(), 6, mtime=0))
+
+
+def _header(made: phantom.Phantom, patient: str) -> Dataset:
+    """Attributes that all images of the series share (PS3.3, A.3)."""
+    dz, dy, dx = made.spacing
+    dataset = Dataset()
+    dataset.SOPClassUID = CTImageStorage
+    dataset.Modality, dataset.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.PatientID, dataset.PatientName = patient, "Synthetic^Patient"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = (
+        generate_uid(entropy_srcs=[patient, kind]) for kind in ("study", "series", "frame")
+    )
+    dataset.Manufacturer, dataset.BodyPartExamined, dataset.KVP = "Synthetic", "ABDOMEN", 120
+    dataset.SliceThickness, dataset.PixelSpacing = round(dz, 6), [round(dy, 6), round(dx, 6)]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.Rows, dataset.Columns = made.hu.shape[1:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, -1024, "HU"
+    return dataset
+
+
+def _image(shared: Dataset, hu: np.ndarray, position: np.ndarray, number: int) -> Dataset:
+    dataset = Dataset()
+    dataset.update(shared)
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[shared.SeriesInstanceUID, str(number)])
+    dataset.InstanceNumber = number + 1
+    dataset.ImagePositionPatient = [round(float(value), 6) for value in position]
+    dataset.PixelData = (hu + 1024).astype("<u2").tobytes()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return dataset
+
+
+def write_odd_files(output: Path, rng: np.random.Generator) -> None:
+    """What every archive holds beside its volumes: notes, a scout image, cut and impossible files, an empty folder."""
+    odd = output / "odd"
+    (odd / "empty").mkdir(parents=True, exist_ok=True)
+    (odd / "notes.txt").write_text("not an image\n")
+    (odd / "report.dcm").write_text("a text file that is named like an image\n")
+    made = phantom.make(rng, 4, 32)
+    scout = _image(_header(made, "synthetic-scout"), made.hu[0], np.zeros(3), 0)
+    scout.ImageType, scout.SeriesInstanceUID = ["ORIGINAL", "PRIMARY", "LOCALIZER"], generate_uid(entropy_srcs=["scout"])
+    scout.save_as(odd / "scout.dcm", enforce_file_format=True)
+    volume = nibabel.Nifti1Image(made.hu.astype(np.float32), np.eye(4))
+    whole = gzip.compress(volume.to_bytes(), 6, mtime=0)
+    (odd / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    broken = made.hu.astype(np.float32)
+    broken[1, 2, 3] = np.nan
+    (odd / "nan.nii.gz").write_bytes(gzip.compress(nibabel.Nifti1Image(broken, np.eye(4)).to_bytes(), 6, mtime=0))
+    series = np.stack([made.hu, made.hu], axis=-1).astype(np.int16)
+    (odd / "four_d.nii.gz").write_bytes(gzip.compress(nibabel.Nifti1Image(series, np.eye(4)).to_bytes(), 6, mtime=0))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.generate", description="Make synthetic CT patients as DICOM series with label maps."
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="patients, slices, size, seed, odd")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        generate(options.output, load(GenerateConfig, None, options.overrides))
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
