@@ -119,8 +119,11 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
+            # drop path's draws are a function of the step, so that a resumed run repeats them
+            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+            weights = build.step_weights(stage, now["teacher_temp"])
             with precision:
-                losses = step.losses(student, teacher, crops, masks, build.step_weights(stage, now["teacher_temp"]))
+                losses = step.losses(student, teacher, crops, masks, weights, generator=generator)
             losses["total"].backward()
             values = finite(name, number, losses, optim.clip(student, stage.optim.clip))
             optimizer.step()

@@ -1,0 +1,208 @@
+"""One self-contained HTML page on a run: data, training, probes.
+
+    python -m eval.report --runs runs/quickstart --output runs/quickstart/report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.schema import SchemaError, Split
+from data_prep.settings import SettingsError
+from eval import compare, plots
+from pretrain import metrics
+from pretrain import config as configuration
+from pretrain.checkpoint import write_atomic
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>MedDAP: {title}</title><style>
+:root {{ color-scheme: light dark; --ink: #1d2329; --dim: #66707a; --line: #dde2e7; --back: #fbfcfd; --card: #ffffff; --good: #16794a; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e3e7eb; --dim: #98a2ac; --line: #333b43; --back: #14181c; --card: #1b2026; --good: #5cc08f; }} }}
+body {{ font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem; }}
+h1 {{ font-size: 1.7rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }}
+h3 {{ font-size: 1rem; margin-top: 1.5rem; }} p.dim, caption {{ color: var(--dim); }} img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }} caption {{ text-align: left; padding-bottom: .3rem; }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }} td.n {{ text-align: right; }} tr.macro {{ font-weight: 600; }}
+td.good {{ color: var(--good); font-weight: 600; }} .wide {{ overflow-x: auto; }}
+figure {{ margin: 1rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }} figcaption {{ color: var(--dim); font-size: .9rem; }}
+details pre {{ font-size: 12px; overflow-x: auto; background: var(--card); border: 1px solid var(--line); padding: .8rem; border-radius: 8px; }}
+</style></head><body>
+<h1>{title}</h1><p class="dim">{subtitle}</p>
+{body}
+</body></html>
+"""
+
+
+def report(runs: Sequence[Path]) -> str:
+    """The page for one run or several. Raises SettingsError for a folder that is no run."""
+    body = []
+    for run in runs:
+        if not (run / "config.yaml").is_file():
+            raise SettingsError(f"{run}: is no run (no config.yaml); name a folder that pretrain.train wrote")
+        if len(runs) > 1:
+            body.append(f"<h1>{html.escape(run.name)}</h1>")
+        for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
+            body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
+    title = html.escape(", ".join(run.name for run in runs))
+    return _PAGE.format(title=title, subtitle="Medical domain-adaptive pretraining: what went in, what came out", body="\n".join(body))
+
+
+def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator[str]:
+    """A section, or one sentence on why it is missing: a report of half a run is still a report."""
+    try:
+        yield from section(run)
+    except (SettingsError, SchemaError, OSError, KeyError, ValueError) as error:
+        yield _dim(f"Missing: {error}")
+
+
+def _run(run: Path) -> Iterator[str]:
+    config = configuration.load(run / "config.yaml")
+    model, rows = config.model, []
+    for name in config.stages:
+        stage = configuration.stage(config, name)
+        done = len(metrics.read(run / name / "metrics.jsonl"))
+        rows.append([name, f"{done} of {stage.steps}", stage.batch_size, f"{stage.optim.lr.peak:g}",
+                     f"2 × {stage.crops.global_size} and {stage.crops.local_number} × {stage.crops.local_size}"])
+    yield (
+        f"<p>A vision transformer, {model.embed_dim} wide and {model.depth} deep, patches of {model.patch_size} pixels, "
+        f"{model.position} positions, {model.registers} registers; window {config.intensity.window[0]:g} to "
+        f"{config.intensity.window[1]:g} HU; {config.dino_head.prototypes} and {config.ibot_head.prototypes} prototypes; "
+        f"seed {config.seed}.</p>"
+    )
+    yield _table(["stage", "steps", "batch", "peak lr", "crops in pixels"], rows)
+    yield f"<details><summary>Whole configuration</summary><pre>{html.escape((run / 'config.yaml').read_text())}</pre></details>"
+
+
+def _data(run: Path) -> Iterator[str]:
+    config = configuration.load(run / "config.yaml")
+    split = Split(config.data.root, config.data.split)
+    splits = split.dataset["splits"]
+    rows = [[name, part["subjects"], part["series"], part["samples"], len(part["shards"])] for name, part in splits.items()]
+    yield _table(["split", "patients", "series", "slices", "shards"], rows, "Patients are in one split alone, by salted hash.")
+    manifest = [json.loads(line) for line in (Path(config.data.root) / "manifest.jsonl").read_text().splitlines()]
+    rejected = Counter(row["reason"] for row in manifest if row["status"] == "rejected")
+    if rejected:
+        yield _table(["left out", "series"], [[reason, count] for reason, count in rejected.most_common()])
+    else:
+        yield _dim(f"All {len(manifest)} input series were used.")
+    ordered = np.lexsort((split.index["order"], split.index["series"]))
+    shown = ordered[np.linspace(0, len(ordered) - 1, min(16, len(ordered))).astype(int)]
+    yield _figure(plots.slices([split[int(number)] for number in shown]), "Training slices with their labels; the box is the foreground that crops are drawn from.")
+    yield _dim(f"Data digest {split.dataset['digest'][:16]}, schema {split.dataset['schema']}.")
+
+
+def _training(run: Path) -> Iterator[str]:
+    for stage in configuration.load(run / "config.yaml").stages:
+        rows = metrics.read(run / stage / "metrics.jsonl")
+        if not rows:
+            yield _dim(f"Stage {stage} has not begun.")
+            continue
+        speed = np.median([row["images_per_s"] for row in rows])
+        waiting = np.mean([row["wait_share"] for row in rows])
+        yield f"<h3>{html.escape(stage)}</h3><p>{len(rows)} steps, {speed:.1f} images a second, {waiting:.1%} of the time waiting for data.</p>"
+        yield _figure(plots.curves(rows), "Loss terms (thin: every step, thick: smoothed), signs of collapse, learning rate.")
+        path = run / stage / "crops.npz"
+        if path.is_file():
+            with np.load(path) as crops:
+                yield _figure(plots.crops(crops["global_crops"], crops["local_crops"]), "Crops of the first step as the network sees them.")
+
+
+def _probes(run: Path) -> Iterator[str]:
+    folders = sorted((path.parent for path in run.glob("probe/*/results.jsonl")), key=_age)
+    if not folders:
+        yield _dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
+        return
+    names = [folder.name for folder in folders]
+    rows = [{**json.loads(line), "run": folder.name} for folder in folders for line in (folder / "results.jsonl").read_text().splitlines()]
+    yield _dim("Test patients only; intervals are 95 % by resampling patients. Hyperparameters were chosen on validation patients.")
+    yield _results(rows, names)
+    yield _figure(plots.intervals(rows, names), "Every organ with its interval.")
+    for other in folders[1:]:
+        yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
+    pictures = [dict(np.load(folder / "pictures.npz")) for folder in folders if (folder / "pictures.npz").is_file()]
+    if len(pictures) == len(folders):
+        yield "<h3>Patch features</h3>"
+        yield _figure(plots.components(names, pictures), "First three principal components of the patch features as red, green and blue; air is black.")
+        yield "<h3>Segmentation</h3>"
+        yield _figure(plots.segmentations(names, pictures), "Linear head on frozen patch features, test patients.")
+
+
+def _age(folder: Path) -> tuple[int, str]:
+    """`before` first, whatever else there is by name."""
+    return (folder.name != "before", folder.name)
+
+
+def _results(rows: list[dict], names: list[str]) -> str:
+    cells: dict[tuple[str, str, str], dict[str, dict]] = {}
+    for row in rows:
+        cells.setdefault((row["probe"], row["metric"], row["organ"]), {})[row["run"]] = row
+    lines = []
+    for (probe, metric, organ), found in cells.items():
+        figures = "".join(
+            f'<td class="n">{found[name]["value"]:.3f}</td><td>{found[name]["low"]:.3f} to {found[name]["high"]:.3f}</td>'
+            if name in found else "<td></td><td></td>" for name in names
+        )
+        kind = ' class="macro"' if organ == "macro" else ""
+        lines.append(f"<tr{kind}><td>{probe}</td><td>{metric}</td><td>{html.escape(organ)}</td>{figures}</tr>")
+    head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
+    return f'<div class="wide"><table><tr><th>probe</th><th>metric</th><th>organ</th>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _differences(rows: list[dict], before: str, after: str) -> str:
+    lines = []
+    for row in rows:
+        if row["organ"] == "macro":
+            kind = "n good" if row["low"] > 0 else "n"
+            lines.append(
+                f'<tr><td>{row["probe"]}</td><td class="{kind}">{row["value"]:+.3f}</td>'
+                f'<td>{row["low"]:+.3f} to {row["high"]:+.3f}</td><td class="n">{row["patients"]}</td></tr>'
+            )
+    caption = f"<caption>{html.escape(after)} minus {html.escape(before)}, macro average, the same patients in every resample</caption>"
+    return f"<table>{caption}<tr><th>probe</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>{''.join(lines)}</table>"
+
+
+def _table(head: list[str], rows: list[list], caption: str = "") -> str:
+    def cell(value: object) -> str:
+        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
+
+    lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{title}<tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{lines}</table></div>'
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _dim(text: str) -> str:
+    return f'<p class="dim">{html.escape(text)}</p>'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.report", description="Write one self-contained HTML page on one run or several.")
+    parser.add_argument("--runs", nargs="+", required=True, type=Path, metavar="DIR", help="folders that pretrain.train wrote; probes are read from DIR/probe/*")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    try:
+        write_atomic(options.output, report(options.runs).encode())
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""From images to shards: what is written, what is left out and why, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import webdataset
+
+from data_prep import generate, identity, schema, shard_ct, sources, staging
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here hashes with the same salt."""
+    monkeypatch.setenv(identity.VARIABLE, "tests")
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small synthetic patients and the odd files."""
+    folder = tmp_path_factory.mktemp("patients")
+    generate.generate(folder, generate.GenerateConfig(patients=6, slices=8, size=40))
+    return folder
+
+
+def shard(source: Path, output: Path, *words: str) -> int:
+    """Run the command in this process."""
+    return shard_ct.main(["--input", str(source), "--output", str(output), "samples_per_shard=10", *words])
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file of a finished data set."""
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """A NIfTI file; the affine is 2 mm isotropic RAS unless given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2, 2, 1]) if affine is None else affine), path)
+    return path
+
+
+def block(shape=(12, 12, 6)) -> np.ndarray:
+    """A box of tissue in air, in (X, Y, Z), int16."""
+    voxels = np.full(shape, -1000, np.int16)
+    voxels[3:9, 3:9] = 50
+    return voxels
+
+
+def manifest(output: Path) -> list[dict]:
+    """Rows of manifest.jsonl."""
+    return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_every_slice_arrives_and_webdataset_reads_it(patients: Path, tmp_path: Path) -> None:
+    """Counts agree everywhere, plain WebDataset sees the same samples, pixels and labels equal the phantom's."""
+    assert shard(patients, tmp_path / "out") == 0
+    dataset = schema.read_dataset(tmp_path / "out")
+    rows = [row for row in manifest(tmp_path / "out") if row["status"] == "accepted"]
+    assert len(rows) == 6 and sum(row["slices"] for row in rows) == 48
+    seen = {}
+    for name, part in dataset["splits"].items():
+        split = schema.Split(tmp_path / "out", name) if part["samples"] else []
+        assert len(split) == part["samples"]
+        seen |= {split[number].key: split[number] for number in range(len(split))}
+    assert len(seen) == 48
+    tars = [str(path) for path in (tmp_path / "out").rglob("*.tar")]
+    through_webdataset = {sample["__key__"]: sample for sample in webdataset.WebDataset(tars, shardshuffle=False)}
+    assert set(through_webdataset) == set(seen)
+    for key, sample in through_webdataset.items():
+        out = np.empty_like(seen[key].pixels[0])
+        schema.decompress_into(sample["ct.b2"], out)
+        assert np.array_equal(out, seen[key].pixels[0]) and "seg.b2" in sample and "json" in sample
+
+
+def test_dicom_and_nifti_of_one_volume_give_the_same_slices(tmp_path: Path) -> None:
+    """The DICOM series, and its voxels as NIfTI in another axis order, become equal pixels, labels and spacing."""
+    rng = np.random.default_rng(1)
+    made = generate.phantom.make(rng, 6, 32)
+    generate.write_patient(tmp_path / "dicom" / "p", made, "someone", rng)
+    dz, dy, dx = made.spacing
+    # stored posterior→anterior and left→right, with the affine that says so
+    affine = np.array([[0, dx, 0, 7], [dy, 0, 0, 5], [0, 0, dz, 9], [0, 0, 0, 1.0]])
+    flipped = np.flip(made.hu, (1, 2)).transpose(1, 2, 0).astype(np.int16)
+    labels = np.flip(made.labels, (1, 2)).transpose(1, 2, 0)
+    write_nifti(tmp_path / "nifti" / "p" / "ct.nii.gz", flipped, affine)
+    write_nifti(tmp_path / "nifti" / "p" / "seg.nii.gz", labels, affine)
+    found = {}
+    for kind in ("dicom", "nifti"):
+        assert shard(tmp_path / kind, tmp_path / f"{kind}-out", "split.train=1", "split.val=0", "split.test=0") == 0
+        split = schema.Split(tmp_path / f"{kind}-out", "train")
+        found[kind] = sorted((split[number] for number in range(len(split))), key=lambda each: each.order)
+    assert [each.order for each in found["dicom"]] == list(range(6))
+    for dicom, nifti in zip(found["dicom"], found["nifti"]):
+        assert np.array_equal(dicom.pixels, nifti.pixels) and np.array_equal(dicom.labelmap, nifti.labelmap)
+        assert dicom.spacing == pytest.approx(nifti.spacing, rel=1e-5) and dicom.box == nifti.box
+        assert np.array_equal(dicom.pixels[0], made.hu[dicom.order].astype(np.int16))
+
+
+def test_workers_do_not_change_a_byte(patients: Path, tmp_path: Path) -> None:
+    """One process and two write the same files, to the byte."""
+    assert shard(patients, tmp_path / "one") == 0 and shard(patients, tmp_path / "two", "workers=2") == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_killed_anywhere_and_started_again_it_ends_the_same(patients: Path, tmp_path: Path) -> None:
+    """kill -9 after random times, started again until it ends: every file equals an undisturbed run's."""
+    assert shard(patients, tmp_path / "whole") == 0
+    command = [sys.executable, str(ROOT / "data_prep" / "shard_ct.py"), "--input", str(patients),
+               "--output", str(tmp_path / "killed"), "samples_per_shard=10", "workers=2"]
+    began = time.monotonic()
+    assert subprocess.run([*command[:-3], str(tmp_path / "timed"), *command[-2:]], capture_output=True).returncode == 0
+    whole = time.monotonic() - began
+    draws = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(draws.uniform(0.3, 1.0) * whole)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_kill_between_any_two_renames_ends_the_same(
+    patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every start dies at its fourth rename, on into the writing of shards: each goes on, the end is the same."""
+    assert shard(patients, tmp_path / "whole") == 0
+    rename = os.replace
+    starts = 0
+    for starts in range(1, 60):
+        left = 3  # renames that this start may make
+
+        def dying(source: Path, target: Path) -> None:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", dying)
+        try:
+            assert shard(patients, tmp_path / "dying") == 0
+            break
+        except KeyboardInterrupt:
+            # the shards are written again by every start: from here on allow one start all of them
+            if (tmp_path / "dying" / "train").is_dir():
+                break
+    monkeypatch.setattr(os, "replace", rename)
+    assert shard(patients, tmp_path / "dying") == 0 and starts > 3
+    assert contents(tmp_path / "dying") == contents(tmp_path / "whole")
+
+
+def test_a_second_start_changes_nothing(patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A finished output is left as it is, exit status 0; other settings, salt or input are refused in one line."""
+    assert shard(patients, tmp_path / "out") == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+    assert shard(patients, tmp_path / "out") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+    capsys.readouterr()
+    assert shard(patients, tmp_path / "out", "min_slices=5") == 1
+    assert "min_slices=3, now 5" in capsys.readouterr().err
+    os.environ[identity.VARIABLE] = "another"
+    assert shard(patients, tmp_path / "out") == 1
+    assert "another salt" in capsys.readouterr().err
+
+
+def test_what_cannot_be_used_has_a_row_and_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Text named .dcm, a cut NIfTI, NaN, 4-D, an unfit label map, air alone: left out, each with its reason."""
+    source = tmp_path / "in"
+    write_nifti(source / "good" / "ct.nii.gz", block())
+    whole = write_nifti(source / "cut" / "ct.nii.gz", np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
+    whole.write_bytes(whole.read_bytes()[:900])
+    broken = block().astype(np.float32)
+    broken[0, 0, 0] = np.nan
+    write_nifti(source / "nan" / "ct.nii.gz", broken)
+    write_nifti(source / "four" / "ct.nii.gz", np.stack([block()] * 2, axis=-1))
+    write_nifti(source / "air" / "ct.nii.gz", np.full((8, 8, 8), -1000, np.int16))
+    write_nifti(source / "masked" / "ct.nii.gz", block())
+    write_nifti(source / "masked" / "seg.nii.gz", np.full((12, 12, 6), 300, np.int16))
+    (source / "text").mkdir()
+    (source / "text" / "a.dcm").write_text("hello")
+    (source / "text" / "empty.nii").write_bytes(b"")
+    assert shard(source, tmp_path / "out") == 0
+    console = capsys.readouterr().err
+    expected = {
+        "cut/ct.nii.gz": "truncated or damaged", "nan/ct.nii.gz": "1 voxels are NaN", "four/ct.nii.gz": "4-D image",
+        "air/ct.nii.gz": "all voxels are air", "masked/ct.nii.gz": "label map: values 300 to 300",
+        "text/a.dcm": "no DICOM file", "text/empty.nii": "truncated or damaged",
+    }
+    for name, reason in expected.items():
+        assert any(name in line and reason in line for line in console.splitlines()), name
+    assert "Traceback" not in console
+    reasons = [row["reason"] for row in manifest(tmp_path / "out") if row["status"] == "rejected"]
+    assert len(reasons) == len(expected)
+    assert all(any(reason in row for row in reasons) for reason in expected.values())
+
+
+def test_nothing_to_shard_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """An empty folder, a folder that is not there, and inputs that are all unfit: exit status 1, one line."""
+    (tmp_path / "empty").mkdir()
+    assert shard(tmp_path / "empty", tmp_path / "out") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'empty'}: holds no NIfTI")
+    assert shard(tmp_path / "nowhere", tmp_path / "out") == 1
+    assert "no such folder" in capsys.readouterr().err
+    write_nifti(tmp_path / "air" / "ct.nii.gz", np.full((8, 8, 8), -1000, np.int16))
+    assert shard(tmp_path / "air", tmp_path / "out2") == 1
+    assert "none of 1 series could be used" in capsys.readouterr().err
+    assert not (tmp_path / "out2" / "dataset.json").exists()
+
+
+def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A folder that may not be listed has a row; the rest is used. (Simulated: a superuser may list everything.)"""
+    write_nifti(tmp_path / "in" / "good" / "ct.nii.gz", block())
+    (tmp_path / "in" / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    assert "closed: folder cannot be read (Permission denied)" in capsys.readouterr().err
+    assert [row["reason"] for row in manifest(tmp_path / "out") if row["status"] == "rejected"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(patients: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The disk fills up on the way: one line, exit status 1; with room again the end is the same."""
+    assert shard(patients, tmp_path / "whole") == 0
+    written, real = 0, staging.write_atomic
+
+    def full(path, payload):
+        nonlocal written
+        written += 1
+        if written > 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, payload)
+
+    monkeypatch.setattr(staging, "write_atomic", full)
+    capsys.readouterr()
+    assert shard(patients, tmp_path / "out") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "No space left on device" in error and "start again" in error
+    monkeypatch.setattr(staging, "write_atomic", real)
+    assert shard(patients, tmp_path / "out") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_settings_and_salt_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A misspelt key names the nearest; a value of the wrong kind and a missing salt say what to do."""
+    write_nifti(tmp_path / "in" / "p" / "ct.nii.gz", block())
+    for word, expected in (("wrokers=2", "did you mean workers?"), ("air.treshold_hu=0", "did you mean air.threshold_hu?"),
+                           ("workers=many", "workers=many"), ("workers", "expected key=value")):
+        assert shard(tmp_path / "in", tmp_path / "out", word) == 1
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1 and expected in errors[0]
+    monkeypatch.delenv(identity.VARIABLE)
+    assert shard(tmp_path / "in", tmp_path / "out") == 1
+    assert "no salt" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_two_writers_refuse_each_other(patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """While one process holds the output, another stops with one line."""
+    with shard_ct.sole_writer(tmp_path / "out"):
+        assert shard(patients, tmp_path / "out") == 1
+    assert "another process writes there" in capsys.readouterr().err
+
+
+def test_nothing_names_a_patient(tmp_path: Path) -> None:
+    """Patient id, name, folder and file names are in no byte of the output, and neither is the salt."""
+    made = generate.phantom.make(np.random.default_rng(0), 4, 32)
+    generate.write_patient(tmp_path / "in" / "CANARYFOLDER" / "x", made, "CANARYID", np.random.default_rng(0))
+    write_nifti(tmp_path / "in" / "CANARYNAME.nii.gz", block())
+    os.environ[identity.VARIABLE] = "CANARYSALT"
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    for name, payload in contents(tmp_path / "out").items():
+        assert b"CANARY" not in payload and b"Synthetic^" not in payload and "CANARY" not in name
+
+
+def test_a_patients_series_are_in_one_split(tmp_path: Path) -> None:
+    """Split follows the hashed patient: several series of one patient never part, and shares are kept roughly."""
+    config = shard_ct.CtConfig()
+    drawn = [identity.split_of(identity.hashed(b"s", "patient", str(number)), config.split) for number in range(3000)]
+    assert abs(drawn.count("train") / 3000 - 0.6) < 0.04 and abs(drawn.count("val") / 3000 - 0.2) < 0.03
+    for number in range(5):
+        for series in ("a", "b"):
+            write_nifti(tmp_path / "in" / f"p{number}" / series / "ct.nii.gz", block())
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    splits: dict[str, set] = {}
+    for row in manifest(tmp_path / "out"):
+        splits.setdefault(row["subject"], set()).add(row["split"])
+    assert len(splits) == 5 and all(len(found) == 1 for found in splits.values())
+
+
+def test_a_masks_tree_is_laid_on_the_volumes_grid(tmp_path: Path) -> None:
+    """--masks: a map of another resolution and axis order lands on the right voxels, nearest neighbour."""
+    write_nifti(tmp_path / "in" / "p" / "ct.nii.gz", block())
+    fine = np.zeros((24, 24, 12), np.uint8)  # 1 mm instead of 2, its first axis reversed
+    fine[6:18, 6:12] = 3
+    affine = np.array([[-1, 0, 0, 22.5], [0, 1, 0, -0.5], [0, 0, 1, -0.5], [0, 0, 0, 1.0]])
+    write_nifti(tmp_path / "masks" / "p" / "ct.nii.gz", np.flip(fine, 0), affine)
+    words = ("split.train=1", "split.val=0", "split.test=0", "labels.3=organ", "--masks", str(tmp_path / "masks"))
+    assert shard(tmp_path / "in", tmp_path / "out", *words) == 0
+    sample = schema.Split(tmp_path / "out", "train")[0]
+    expected = np.zeros((12, 12), np.uint8)
+    expected[3:9, 3:6] = 3  # (X, Y) as stored
+    assert np.array_equal(sample.labelmap, np.flip(expected).T)
+    assert sample.annotated == (3,) and schema.read_dataset(tmp_path / "out")["labels"] == {"3": "organ"}
+
+
+def test_real_archives_are_walked_without_a_crash(data_dir: Path) -> None:
+    """Every file of a folder of real and broken DICOM is accepted or has a reason."""
+    config = shard_ct.CtConfig()
+    found = sources.discover(data_dir / "dicom", None, config.patient_from)
+    assert len(found.sources) > 30
+    for source in found.sources:
+        if not source.problem:
+            try:
+                staging.read_volume(source, config)
+            except staging.RejectedSeries as error:
+                assert error.reason and len(error.reason) < 120 and "\n" not in error.reason
+
+
+def test_openkbp_is_read_the_right_way_round(data_dir: Path) -> None:
+    """In a real head-and-neck volume the right parotid lies at smaller columns than the left, the jaw before the cord."""
+    source = sources.discover(data_dir / "ct_openkbp" / "pt_1", None, "first_folder").sources[0]
+    volume = staging.read_volume(source, shard_ct.CtConfig())
+    labels = staging.labelmaps.read_onto(source.labelmap, volume)
+    centre = {value: np.argwhere(labels == value).mean(axis=0) for value in np.unique(labels) if value}
+    assert centre[3][2] < centre[4][2]
+    assert centre[1][0] > centre[2][0]  # the brainstem lies above the cord
+    assert volume.voxels.min() >= -1024 and volume.spacing == pytest.approx((2.5, 3.906, 3.906), abs=1e-3)

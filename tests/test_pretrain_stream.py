@@ -1,0 +1,196 @@
+"""Order, stream and views: pure functions of their inputs, whatever the process, rank or restart."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_prep.schema import SchemaError, Split
+from pretrain import masking, noise, order, resize, stream, views
+from pretrain.intensity import Intensity
+
+SETTINGS = views.ViewSettings(
+    global_size=32, global_scale=(0.4, 1.0), local_size=16, local_scale=(0.1, 0.4), local_number=3,
+    intensity=Intensity((-200, 300), 0.4, 0.25), min_body=0.5, flip=0.5, window_shift=30, window_stretch=0.2,
+    noise_p=0.5, noise_std=0.05, blur_p=(1.0, 0.1, 0.5), blur_sigma=(0.1, 1.0),
+)
+
+
+def take(split: Split, count: int, **options) -> list[stream.Batch]:
+    """The first `count` batches of a stream."""
+    batches = stream.batches(split, **{"batch_size": 6, "seed": 3} | options)
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+@pytest.fixture
+def split(tiny_dataset) -> Split:
+    """24 training slices."""
+    return Split(tiny_dataset(), "train")
+
+
+def test_an_epoch_holds_every_sample_once() -> None:
+    """Batches that do not divide the epoch: still each sample once in every epoch, in another order each time."""
+    chain = order.Chain(23, seed=5)
+    batches = [chain.batch(number, 7) for number in range(23)]
+    sample, epoch = (np.concatenate(parts) for parts in zip(*batches))
+    for each in range(7):
+        assert sorted(sample[epoch == each]) == list(range(23))
+    assert not np.array_equal(order.epoch_order(23, 5, 0), order.epoch_order(23, 5, 1))
+    assert np.array_equal(order.Chain(23, 5).batch(11, 7)[0], batches[11][0])
+
+
+def test_a_batch_larger_than_the_data_spans_epochs() -> None:
+    """Three samples in batches of eight: every epoch inside the batch is whole."""
+    sample, epoch = order.Chain(3, 0).batch(0, 8)
+    assert sorted(sample[:3]) == sorted(sample[3:6]) == [0, 1, 2] and epoch.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_five_million_samples_are_put_in_order_quickly() -> None:
+    """An epoch's order of five million samples takes under two seconds."""
+    began = time.perf_counter()
+    assert len(order.epoch_order(5_000_000, 0, 0)) == 5_000_000
+    assert time.perf_counter() - began < 2
+
+
+def test_the_stream_is_the_slices(split: Split) -> None:
+    """What comes out is what was stored, in the order of the chain, for any number of threads."""
+    chain = order.Chain(len(split), 3)
+    for threads in (1, 3):
+        for number, batch in enumerate(take(split, 5, threads=threads)):
+            assert batch.sample.tolist() == chain.batch(number, 6)[0].tolist()
+            for row, sample in enumerate(batch.sample.tolist()):
+                stored = split[sample]
+                assert np.array_equal(batch.pixels[row].numpy(), stored.pixels) and batch.box[row].tolist() == list(stored.box)
+
+
+def test_a_stream_taken_up_later_is_the_stream_that_went_on(split: Split) -> None:
+    """start=4 gives batch 4 and those after it."""
+    for went_on, taken_up in zip(take(split, 7)[4:], take(split, 3, start=4)):
+        assert torch.equal(went_on.pixels, taken_up.pixels) and torch.equal(went_on.epoch, taken_up.epoch)
+
+
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(split: Split) -> None:
+    """The parts of 1, 2 and 3 ranks, put together, are the same batch; a batch that does not divide is refused."""
+    whole = take(split, 3)
+    for world in (2, 3):
+        parts = [take(split, 3, rank=rank, world=world) for rank in range(world)]
+        for number, batch in enumerate(whole):
+            assert torch.equal(torch.cat([part[number].sample for part in parts]), batch.sample)
+    with pytest.raises(ValueError, match="no multiple of 4"):
+        take(split, 1, world=4)
+
+
+def test_a_damaged_sample_is_named_and_no_thread_is_left(split: Split) -> None:
+    """Bytes that do not decode raise one error that names shard and sample; the threads end."""
+    path = split.paths[0]
+    payload = bytearray(path.read_bytes())
+    payload[512:1500] = bytes(988)
+    path.write_bytes(payload)
+    with pytest.raises(SchemaError, match=rf"{path.name}: sample \d+: .*make the shard again"):
+        take(split, 8)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("meddap-decode")]
+
+
+@pytest.mark.parametrize("crop", [(3, 5, 20, 17), (0, 0, 40, 50), (10, 10, 7, 9), (30, 2, 1, 1)])
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_resizing_is_antialiased_interpolation_of_the_crop(crop: tuple, size: int) -> None:
+    """Equal to interpolate(mode="bicubic", antialias=True) of the cropped image to 1e-4, up and down, flipped too."""
+    image = torch.rand(2, 1, 40, 50, generator=torch.Generator().manual_seed(0))
+    row, column, height, width = (torch.tensor([value, value]) for value in crop)
+    flip = torch.tensor([False, True])
+    rows = resize.weights(row, height, 40, size, torch.zeros(2, dtype=torch.bool))
+    columns = resize.weights(column, width, 50, size, flip)
+    cropped = image[:, :, crop[0] : crop[0] + crop[2], crop[1] : crop[1] + crop[3]]
+    expected = F.interpolate(cropped, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    expected[1] = expected[1].flip(-1)
+    torch.testing.assert_close(resize.apply(image, rows, columns), expected, atol=1e-4, rtol=0)
+
+
+def test_a_samples_views_do_not_depend_on_the_batch(split: Split) -> None:
+    """The same slices in another order and another company give the same views, to float32's last digits."""
+    batch = take(split, 1)[0]
+    turned = stream.Batch(*(getattr(batch, name).flip(0)[1:] for name in ("pixels", "box", "present", "sample", "epoch")))
+    one, other = views.make(batch, SETTINGS, 7), views.make(turned, SETTINGS, 7)
+    torch.testing.assert_close(one.global_crops.flip(1)[:, 1:], other.global_crops, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.local_crops.flip(1)[:, 1:], other.local_crops, atol=1e-5, rtol=0)
+
+
+def test_views_change_with_seed_epoch_and_crop_alone(split: Split) -> None:
+    """Equal inputs give equal bits; another seed or epoch gives other views; crops differ among themselves."""
+    batch = take(split, 1)[0]
+    once, again = views.make(batch, SETTINGS, 7), views.make(batch, SETTINGS, 7)
+    assert torch.equal(once.global_crops, again.global_crops) and torch.equal(once.local_crops, again.local_crops)
+    later = replace(batch, epoch=batch.epoch + 1)
+    for other in (views.make(batch, SETTINGS, 8), views.make(later, SETTINGS, 7)):
+        assert not torch.allclose(once.global_crops, other.global_crops)
+    assert not torch.allclose(once.global_crops[0], once.global_crops[1])
+    assert once.global_crops.shape == (2, 6, 1, 32, 32) and once.local_crops.shape == (3, 6, 1, 16, 16)
+
+
+def test_crops_lie_in_the_foreground_and_hold_body(split: Split) -> None:
+    """Every candidate box is inside the foreground box, and the chosen ones hold the body they must."""
+    batch = take(split, 1, batch_size=24)[0]
+    sums = views._body_sums(batch.pixels, SETTINGS.body_threshold_hu)
+    drawn = views.sample_parameters(batch, SETTINGS, 0, "local", 0)
+    row, column, height, width = drawn.boxes.unbind(dim=-1)
+    box = batch.box.unsqueeze(1)
+    assert (row >= box[..., 0]).all() and (row + height <= box[..., 1]).all()
+    assert (column >= box[..., 2]).all() and (column + width <= box[..., 3]).all()
+    chosen = views._choose(sums, drawn.boxes, 0.5)
+    shares = [
+        (image[0, r : r + h, c : c + w] > SETTINGS.body_threshold_hu).float().mean()
+        for image, (r, c, h, w) in zip(batch.pixels, chosen.tolist())
+    ]
+    assert min(shares) >= 0.5
+
+
+def test_without_augmentation_a_view_is_the_windowed_crop(split: Split) -> None:
+    """No flip, shift, noise or blur: the view is the interpolated crop under the plain window."""
+    plain = replace(SETTINGS, flip=0, window_shift=0, window_stretch=0, noise_p=0, blur_p=(0, 0, 0), candidates=1)
+    batch = take(split, 1)[0]
+    crops = views.make(batch, plain, 1).global_crops[1]
+    boxes = views.sample_parameters(batch, plain, 1, "global", 1).boxes[:, 0].tolist()
+    for image, (row, column, height, width), crop in zip(batch.pixels.float(), boxes, crops):
+        cut = image[None, :, row : row + height, column : column + width]
+        expected = F.interpolate(cut, (32, 32), mode="bicubic", antialias=True)[0]
+        torch.testing.assert_close(crop, plain.intensity.normalise(expected), atol=1e-4, rtol=0)
+
+
+def test_noise_is_standard_normal_and_belongs_to_its_key() -> None:
+    """Mean 0, deviation 1, no neighbour correlation; a key gives the same noise in any company."""
+    keys = torch.tensor([1, 2, 12345678])
+    values = noise.gaussian(keys, (1, 200, 200))
+    assert values.mean().abs() < 0.01 and abs(values.std() - 1) < 0.01 and values.isfinite().all()
+    for shift in (1, 200):
+        flat = values.flatten(1)
+        assert (flat[:, shift:] * flat[:, :-shift]).mean().abs() < 0.02
+    assert torch.equal(noise.gaussian(keys[2:], (1, 200, 200))[0], values[2])
+
+
+def test_masks_hold_exactly_their_share() -> None:
+    """A masked crop has round(ratio · P) patches masked, about `probability` of the crops are masked, blocks are compact."""
+    sample = torch.arange(400)
+    masks = masking.sample((12, 10), sample, sample * 0, 0, probability=0.5, ratio=(0.3, 0.3))
+    counts = masks.sum(dim=1)
+    assert set(counts.tolist()) == {0, 36} and abs((counts > 0).float().mean() - 0.5) < 0.06
+    squares = masks[counts > 0].unflatten(1, (12, 10)).float()
+    together = (squares[:, 1:] * squares[:, :-1]).sum() / squares.sum()
+    assert together > 0.6  # scattered patches would give 0.3
+
+
+def test_a_samples_masks_do_not_depend_on_the_batch() -> None:
+    """The mask of a sample is the same alone and in company; the two crops' masks differ."""
+    options = {"probability": 1.0, "ratio": (0.1, 0.5)}
+    sample = torch.tensor([4, 9, 2])
+    masks = masking.sample((8, 8), sample, sample * 0 + 1, 3, **options)
+    alone = masking.sample((8, 8), sample[1:2], sample[:1] * 0 + 1, 3, **options)
+    assert torch.equal(masks.unflatten(0, (2, 3))[:, 1], alone) and not torch.equal(alone[0], alone[1])

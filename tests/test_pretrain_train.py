@@ -1,0 +1,212 @@
+"""Whole runs of a tiny model: resumed equals not stopped, bad numbers stop it, errors are one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain import checkpoint, encoder, metrics, train
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+name: tiny
+model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.2}
+dino_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16, unit_norm_rows: true}
+ibot_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16, unit_norm_rows: true}
+stage_defaults:
+  batch_size: 8
+  crops: {global_size: 32, local_size: 16, local_number: 2}
+  augment: {noise_p: 0.5, noise_std: 0.05, window_shift: 20}
+  optim: {lr: {peak: 1.0e-3, warmup_steps: 2}, freeze_last_layer_steps: 2}
+stages:
+  adapt: {steps: 8}
+  second: {steps: 3, optim: {lr: {peak: 1.0e-4}}}
+save: {every: 3}
+machine: {device: cpu, precision: float32, tensorboard: false}
+"""
+
+
+@pytest.fixture
+def run(tiny_dataset, tmp_path: Path):
+    """run(name, *words) trains the tiny configuration and returns the exit status."""
+    data, config = tiny_dataset(), tmp_path / "tiny.yaml"
+    config.write_text(CONFIG)
+
+    def start(name: str, *words: str) -> int:
+        return train.main(["--config", str(config), f"name={name}", f"output={tmp_path}", f"data.root={data}", *words])
+
+    start.config, start.data = config, data
+    return start
+
+
+def rows(folder: Path) -> list[dict]:
+    """The metrics of a stage without what the clock says."""
+    found = metrics.read(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in metrics.TIMING} for row in found]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Student, teacher and optimizer of a step folder."""
+    names = ("student", "teacher", "optimizer")
+    return {f"{name}.{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Both runs have the same metrics and the same bits in every tensor of their last checkpoints."""
+    for stage, last in (("adapt", "00000008"), ("second", "00000003")):
+        assert rows(one / stage) == rows(other / stage) and len(rows(one / stage)) == int(last)
+        ours, theirs = weights(one / stage / last), weights(other / stage / last)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_two_runs_are_the_same_bits(run, tmp_path: Path) -> None:
+    """Same seed: the same metrics and weights. Another seed: others."""
+    assert run("a") == 0 and run("b") == 0 and run("c", "seed=1") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert rows(tmp_path / "a" / "adapt") != rows(tmp_path / "c" / "adapt")
+
+
+def test_stopped_at_every_step_and_resumed_is_the_run_that_was_not_stopped(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies after any step, between checkpoints too; the resumed run ends with the same bits."""
+    assert run("whole") == 0
+    write, died = metrics.Metrics.write, set()
+
+    def dying(self, row: dict) -> None:
+        write(self, row)
+        if (place := (self.stage, row["step"])) not in died:
+            died.add(place)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.Metrics, "write", dying)
+    for _ in range(30):
+        try:
+            assert run("stopped") == 0
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(died) == 11
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_killed_at_random_moments_it_ends_the_same(run, tmp_path: Path) -> None:
+    """kill -9 of the process at random times, started again until it ends by itself."""
+    assert run("whole") == 0
+    command = [sys.executable, "-m", "pretrain.train", "--config", str(run.config), "name=killed",
+               f"output={tmp_path}", f"data.root={run.data}"]
+    draws = random.Random(1)
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline, folder = time.monotonic() + 60, tmp_path / "killed" / "adapt"
+        while not (folder / "00000000").is_dir() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(draws.uniform(0, 0.6))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_finished_stage_is_not_run_again_and_the_next_starts_from_it(run, tmp_path: Path, capsys) -> None:
+    """The second stage's first checkpoint holds the first stage's last weights; a second start trains nothing."""
+    assert run("a") == 0
+    first, start = (load_file(tmp_path / "a" / place / "teacher.safetensors") for place in ("adapt/00000008", "second/00000000"))
+    assert all(torch.equal(first[key], start[key]) for key in first)
+    before = (tmp_path / "a" / "adapt" / "metrics.jsonl").stat().st_mtime_ns
+    assert run("a") == 0
+    assert (tmp_path / "a" / "adapt" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert run("b", "--stage", "second") == 1
+    assert "stage adapt has not begun; run it first" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The error names stage, step and term; the weights on the disk are those of the last good checkpoint."""
+    real = train.step.losses
+
+    def spoiled(*arguments, **options):
+        found = real(*arguments, **options)
+        spoiled.calls += 1
+        if spoiled.calls == 5:
+            found["ibot"] = found["ibot"] * float("nan")
+        return found
+
+    spoiled.calls = 0
+    monkeypatch.setattr(train.step, "losses", spoiled)
+    assert run("a") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: stage adapt, step 4: loss/ibot is nan; the last checkpoint is kept")
+    assert checkpoint.newest(tmp_path / "a" / "adapt").step == 3
+    monkeypatch.setattr(train.step, "losses", real)
+    assert run("a") == 0 and run("whole") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "whole")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path: Path, caplog) -> None:
+    """One flipped byte: a warning, the checkpoint before it, and the same end."""
+    assert run("a", "stages.adapt.steps=8", "--stage", "adapt") == 0
+    path = tmp_path / "a" / "adapt" / "00000008" / "teacher.safetensors"
+    payload = bytearray(path.read_bytes())
+    payload[-1] ^= 1
+    path.write_bytes(payload)
+    assert run("a") == 0 and run("whole") == 0
+    assert "damaged" in caplog.text and "taking the checkpoint before it" in caplog.text
+    assert_same_run(tmp_path / "a", tmp_path / "whole")
+
+
+def test_errors_are_one_line(run, tmp_path: Path, capsys) -> None:
+    """Misspelt keys anywhere, missing data, another recipe or data on resumption: one line, exit status 1."""
+    assert run("a", "--stage", "adapt") == 0
+    capsys.readouterr()
+    (tmp_path / "list.yaml").write_text("- a\n")
+    cases = [
+        (("b", "modle.depth=2"), "did you mean model?"),
+        (("b", "model.dept=2"), "did you mean model.depth?"),
+        (("b", "stages.adapt.optim.lr.peek=1"), "unknown key optim.lr.peek; did you mean optim.lr.peak?"),
+        (("b", "stages.adapt.steps=few"), "few"),
+        (("b", "data.root=/nowhere"), "no finished data set there"),
+        (("b", "data.split=tset"), "no split 'tset'"),
+        (("b", "machine.device=gpu9"), "machine.device"),
+        (("b", "--stage", "third"), "no such stage, the configuration has adapt, second"),
+        (("a", "stages.adapt.optim.lr.peak=1"), "stages.adapt.optim.lr.peak was 0.001 when this run began, now 1.0"),
+    ]
+    for words, expected in cases:
+        assert run(*words) == 1, words
+        errors = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert errors[-1].startswith("error: ") and expected in errors[-1], errors
+        assert not any("Traceback" in line for line in errors)
+    dataset = json.loads((run.data / "dataset.json").read_text())
+    (run.data / "dataset.json").write_text(json.dumps({**dataset, "digest": "0" * 64}))
+    assert run("a", "--stage", "adapt") == 1
+    assert "the shards changed since this run began" in capsys.readouterr().err
+
+
+def test_two_trainers_refuse_each_other(run, tmp_path: Path, capsys) -> None:
+    """While one process holds the run's folder, another stops."""
+    with train.sole_writer(tmp_path / "a"):
+        assert run("a") == 1
+    assert "another process is training there" in capsys.readouterr().err
+
+
+def test_an_encoder_is_found_by_run_stage_and_step(run, tmp_path: Path) -> None:
+    """A run gives its last stage's newest teacher; its output is that of the teacher's backbone."""
+    assert run("a") == 0
+    found = encoder.load_encoder(tmp_path / "a")
+    assert found.source == "a/second/00000003 (teacher)"
+    stored = load_file(tmp_path / "a" / "second" / "00000003" / "teacher.safetensors")
+    assert torch.equal(found.model.state_dict()["cls_token"], stored["backbone.cls_token"])
+    assert encoder.load_encoder(tmp_path / "a" / "adapt").source == "a/adapt/00000008 (teacher)"
+    start = encoder.load_encoder(tmp_path / "a" / "adapt" / "00000000")
+    assert start.digest == encoder.random_encoder(tmp_path / "a", seed=0).digest != found.digest
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint there"):
+        encoder.load_encoder(tmp_path)
