@@ -37,6 +37,7 @@ def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
     """An instance of `schema` from its defaults and `layers`, each (where it comes from, mapping); the last one wins."""
     merged = OmegaConf.structured(schema)
     for where, layer in layers:
+        layer = OmegaConf.create(layer)
         _check_keys(where, layer, merged)
         try:
             merged = OmegaConf.merge(merged, layer)
