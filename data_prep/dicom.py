@@ -19,14 +19,27 @@ from data_prep.volume import RejectedSeries, Volume, canonical
 _PREAMBLE = 128
 # What pydicom and its plugins raise for files that are cut, mislabelled or compressed beyond reading.
 _DAMAGED = (
-    InvalidDicomError, AttributeError, KeyError, ValueError, TypeError, EOFError, NotImplementedError,
-    RuntimeError, IndexError, OverflowError, MemoryError,
+    InvalidDicomError,
+    AttributeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
 )
 _TEXT = re.compile(r"[A-Za-z0-9 ._/+-]{1,32}")
 # Attribute → name under which it is kept. Nothing else of a header leaves this file.
 _KEPT = {
-    "Modality": "modality", "BodyPartExamined": "body_part", "ConvolutionKernel": "kernel",
-    "Manufacturer": "manufacturer", "ManufacturerModelName": "model", "PatientSex": "sex",
+    "Modality": "modality",
+    "BodyPartExamined": "body_part",
+    "ConvolutionKernel": "kernel",
+    "Manufacturer": "manufacturer",
+    "ManufacturerModelName": "model",
+    "PatientSex": "sex",
 }
 _KEPT_NUMBERS = {"KVP": "kvp", "SliceThickness": "slice_thickness_mm"}
 
@@ -78,7 +91,9 @@ def read_series(paths: Sequence[Path], config: CtConfig) -> Volume:
     except (OSError, *_DAMAGED) as error:
         raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
     turned, affine = canonical(voxels, affine)
-    return Volume(turned, tuple(float(n) for n in np.linalg.norm(affine[:3, :3], axis=0)[::-1]), affine, "CT", _meta(slices[0]))
+    return Volume(
+        turned, tuple(float(n) for n in np.linalg.norm(affine[:3, :3], axis=0)[::-1]), affine, "CT", _meta(slices[0])
+    )
 
 
 def _header(path: Path) -> pydicom.Dataset:
@@ -97,7 +112,9 @@ def _check_kind(dataset: pydicom.Dataset) -> None:
     if "SECONDARY" in kind and "DERIVED" in kind:
         raise RejectedSeries("derived series")
     if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") != "MONOCHROME2":
-        raise RejectedSeries(f"pixels are {_clean(dataset.get('PhotometricInterpretation', 'of no stated kind'))}, not MONOCHROME2")
+        raise RejectedSeries(
+            f"pixels are {_clean(dataset.get('PhotometricInterpretation', 'of no stated kind'))}, not MONOCHROME2"
+        )
     if dataset.get("BurnedInAnnotation") == "YES":
         raise RejectedSeries("BurnedInAnnotation is YES")
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
@@ -123,7 +140,9 @@ def _order(slices: list[pydicom.Dataset], config: CtConfig):
         raise RejectedSeries(f"{int((steps < 1e-3).sum())} slices lie at the position of another")
     gap = float(np.median(steps))
     if steps.max() > config.max_gap * gap or steps.min() * config.max_gap < gap:
-        raise RejectedSeries(f"slices {steps.min():.2f} to {steps.max():.2f} mm apart: some are missing or the spacing varies")
+        raise RejectedSeries(
+            f"slices {steps.min():.2f} to {steps.max():.2f} mm apart: some are missing or the spacing varies"
+        )
     travel = positions[order[-1]] - positions[order[0]]
     tilt = np.degrees(np.arccos(np.clip(abs(travel @ normal) / np.linalg.norm(travel), 0, 1)))
     if tilt > config.max_tilt_degrees:

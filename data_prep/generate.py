@@ -110,7 +110,10 @@ def write_odd_files(output: Path, rng: np.random.Generator) -> None:
     (odd / "report.dcm").write_text("a text file that is named like an image\n")
     made = phantom.make(rng, 4, 32)
     scout = _image(_header(made, "synthetic-scout"), made.hu[0], np.zeros(3), 0)
-    scout.ImageType, scout.SeriesInstanceUID = ["ORIGINAL", "PRIMARY", "LOCALIZER"], generate_uid(entropy_srcs=["scout"])
+    scout.ImageType, scout.SeriesInstanceUID = (
+        ["ORIGINAL", "PRIMARY", "LOCALIZER"],
+        generate_uid(entropy_srcs=["scout"]),
+    )
     scout.save_as(odd / "scout.dcm", enforce_file_format=True)
     volume = nibabel.Nifti1Image(made.hu.astype(np.float32), np.eye(4))
     whole = gzip.compress(volume.to_bytes(), 6, mtime=0)

@@ -12,7 +12,14 @@ import numpy as np
 from scipy import ndimage
 
 ORGANS = {
-    1: "lung", 2: "liver", 3: "spleen", 4: "right kidney", 5: "left kidney", 6: "heart", 7: "aorta", 8: "spine",
+    1: "lung",
+    2: "liver",
+    3: "spleen",
+    4: "right kidney",
+    5: "left kidney",
+    6: "heart",
+    7: "aorta",
+    8: "spine",
 }
 
 

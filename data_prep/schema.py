@@ -32,9 +32,7 @@ KEY = re.compile(r"[0-9a-z_-]+")  # no dot: WebDataset splits names at the first
 
 # One row per sample. `subject` and `series` are the first eight bytes of the salted hashes;
 # `order` is the slice's place in its series, so that neighbours can be found.
-INDEX_DTYPE = np.dtype(
-    [("offset", "<u8"), ("size", "<u4"), ("subject", "<u8"), ("series", "<u8"), ("order", "<u4")]
-)
+INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("subject", "<u8"), ("series", "<u8"), ("order", "<u4")])
 
 _CODEC = {
     "codec": blosc2.Codec.ZSTD,
@@ -120,9 +118,7 @@ def encode(sample: Slice) -> list[tuple[str, bytes]]:
             f"{sample.key}: pixels are {sample.pixels.shape} {sample.pixels.dtype}, "
             f"expected ({len(sample.sequences)}, H, W) int16 or uint16"
         )
-    members = [
-        (f"{sample.key}.{name}.b2", compress(plane)) for name, plane in zip(sample.sequences, sample.pixels)
-    ]
+    members = [(f"{sample.key}.{name}.b2", compress(plane)) for name, plane in zip(sample.sequences, sample.pixels)]
     if sample.labelmap is not None:
         if sample.labelmap.shape != (height, width) or sample.labelmap.dtype != np.uint8:
             raise SchemaError(

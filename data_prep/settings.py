@@ -34,7 +34,7 @@ def load(schema: type[T], file: str | Path | None, overrides: Sequence[str] = ()
 
 
 def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
-    """An instance of `schema` from its defaults and `layers`, each (where it comes from, mapping); the last one wins."""
+    """An instance of `schema` from its defaults and `layers`: (where it comes from, mapping); the last one wins."""
     merged = OmegaConf.structured(schema)
     for where, layer in layers:
         layer = OmegaConf.create(layer)
@@ -45,7 +45,9 @@ def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
             raise SettingsError(f"{where}: {_first_line(error)}") from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        raise SettingsError(f"{layers[0][0] if layers else schema.__name__}: {missing[0]} is required; give {missing[0]}=VALUE")
+        raise SettingsError(
+            f"{layers[0][0] if layers else schema.__name__}: {missing[0]} is required; give {missing[0]}=VALUE"
+        )
     return OmegaConf.to_object(merged)
 
 

@@ -47,6 +47,8 @@ def run(root: Path, output: Path, masks: Path | None, config: CtConfig, salt: by
     _check_shares(config)
     with sole_writer(output):
         began = time.monotonic()
+        for left in output.glob(".*.json*.[0-9]*"):  # half-written by a start that was killed
+            left.unlink()
         made_with = _made_with(config, salt)
         _check_settings(output, made_with)
         found = sources.discover(root, masks, config.patient_from)
@@ -112,7 +114,9 @@ def in_processes(work: Callable, jobs: list, workers: int, unit: str) -> Iterato
                     yield done.result()
                     progress.advance()
             except BrokenProcessPool as error:
-                raise ShardingError("a worker process was killed (out of memory?); start again with fewer workers=") from error
+                raise ShardingError(
+                    "a worker process was killed (out of memory?); start again with fewer workers="
+                ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -151,7 +155,10 @@ def summarise(rows: list[dict], ignored: int, seconds: float) -> None:
         mine = [manifest for manifest in accepted if manifest["split"] == split]
         patients = len({manifest["subject"] for manifest in mine})
         say(f"  {split}: {sum(m['slices'] for m in mine)} slices of {patients} patients")
-    say(f"{slices} slices in {seconds:.0f} s ({slices / max(seconds, 1e-9):.0f} a second), {sum(m['air_slices'] for m in accepted)} of air left out")
+    say(
+        f"{slices} slices in {seconds:.0f} s ({slices / max(seconds, 1e-9):.0f} a second), "
+        f"{sum(manifest['air_slices'] for manifest in accepted)} of air left out"
+    )
 
 
 def say(line: str) -> None:
@@ -167,7 +174,9 @@ def sole_writer(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ShardingError(f"{output}: another process writes there; wait for it or name another --output") from None
+            raise ShardingError(
+                f"{output}: another process writes there; wait for it or name another --output"
+            ) from None
         yield
 
 
@@ -208,7 +217,9 @@ def _finished_before(output: Path, inputs: str) -> None:
     if dataset["made_with"]["inputs"] != inputs:
         raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
     shutil.rmtree(output / "staging", ignore_errors=True)
-    say(f"{output}: finished before, {sum(split['samples'] for split in dataset['splits'].values())} slices; nothing to do")
+    say(
+        f"{output}: finished before, {sum(part['samples'] for part in dataset['splits'].values())} slices"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -218,11 +229,21 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="A second start continues. Keys: workers, samples_per_shard, split.train, air.threshold_hu, min_slices, "
         "patient_from, labels.1 … (data_prep/config.py lists them all).",
     )
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder of images; seg.nii.gz beside a volume is its label map")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder of images; seg.nii.gz beside a volume is its label map",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the shards")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="label maps in a tree of their own, laid out like the input")
+    parser.add_argument(
+        "--masks", type=Path, metavar="DIR", help="label maps in a tree of their own, laid out like the input"
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML with the keys below")
-    parser.add_argument("--salt-file", metavar="FILE", help=f"salt of the hashed ids; else the environment's {identity.VARIABLE}")
+    parser.add_argument(
+        "--salt-file", metavar="FILE", help=f"salt of the hashed ids; else the environment's {identity.VARIABLE}"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
     try:
@@ -231,7 +252,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (SettingsError, ShardingError, schema.SchemaError) as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or options.output}: {error.strerror}; what is staged is kept, start again to continue")
+        return _fail(
+            f"{error.filename or options.output}: {error.strerror}; what is staged is kept, start again to continue"
+        )
     return 0
 
 

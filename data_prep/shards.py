@@ -77,7 +77,9 @@ def write(shard: Plan) -> dict:
             if len(stretch) != piece.size:
                 raise schema.SchemaError(f"{piece.staged}: cut short; remove it and start again")
             file.write(stretch)
-            rows.append((at, piece.size, schema.short_hash(piece.subject), schema.short_hash(piece.series), piece.order))
+            rows.append(
+                (at, piece.size, schema.short_hash(piece.subject), schema.short_hash(piece.series), piece.order)
+            )
             at += piece.size
         file.write(schema.TAR_END)
         file.flush()

@@ -97,7 +97,13 @@ class _Builder:
         return Found(sorted(self.sources, key=lambda source: (source.name, source.series)), self.ignored)
 
     def _source(
-        self, path: Path, files: tuple[Path, ...], kind: str, patient: str = "", series: str = "", problem: str | None = None
+        self,
+        path: Path,
+        files: tuple[Path, ...],
+        kind: str,
+        patient: str = "",
+        series: str = "",
+        problem: str | None = None,
     ) -> Source:
         name = str(path.relative_to(self.root))
         labelmap = None if problem else labelmaps.find(path, self.root, self.masks)

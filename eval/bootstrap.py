@@ -20,6 +20,20 @@ class Figure:
     high: float
     patients: int
 
+    def row(self) -> dict[str, float | int | None]:
+        """For JSON: null where there is no figure (an organ that all test slices hold, or none)."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {key: value if np.isfinite(value) else None for key, value in numbers.items()} | {
+            "patients": self.patients
+        }
+
+
+def shown(row: dict, sign: str = "") -> tuple[str, str]:
+    """A row's figure and interval as text."""
+    if row["value"] is None:
+        return "–", "no figure"
+    return tuple(text.format(**row) for text in (f"{{value:{sign}.3f}}", f"{{low:{sign}.3f}} to {{high:{sign}.3f}}"))
+
 
 @dataclass(frozen=True)
 class Presence:

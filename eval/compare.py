@@ -1,6 +1,6 @@
 """Paired difference of two probed encoders on the same patients.
 
-    python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
+python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ def read_predictions(folder: Path) -> tuple[list[str], dict, dict[str, Presence 
         probes = {name.partition(".")[0] for name in arrays.files if "." in name}
         predictions = {
             probe: KIND[probe](**{field.name: arrays[f"{probe}.{field.name}"] for field in fields(KIND[probe])})
-            for probe in KIND if probe in probes
+            for probe in KIND
+            if probe in probes
         }
         return arrays["organs"].tolist(), json.loads(str(arrays["made"])), predictions
 
@@ -40,7 +41,9 @@ def compare(before: Path, after: Path) -> list[dict]:
     organs, made, ours = read_predictions(before)
     other_organs, _, theirs = read_predictions(after)
     if organs != other_organs:
-        raise SettingsError(f"{after}: probes {', '.join(other_organs)}, but {before} {', '.join(organs)}; run the same task")
+        raise SettingsError(
+            f"{after}: probes {', '.join(other_organs)}, but {before} {', '.join(organs)}; run the same task"
+        )
     rows = []
     for probe in ours.keys() & theirs.keys():
         try:
@@ -48,7 +51,7 @@ def compare(before: Path, after: Path) -> list[dict]:
         except ValueError as error:
             raise SettingsError(f"{after}: {error}") from error
         rows += [
-            {"probe": probe, "organ": organ, "before": str(before.name), "after": str(after.name), **asdict(figure)}
+            {"probe": probe, "organ": organ, "before": str(before.name), "after": str(after.name), **figure.row()}
             for organ, figure in zip([*organs, "macro"], figures)
         ]
     return sorted(rows, key=lambda row: list(KIND).index(row["probe"]))
@@ -58,8 +61,8 @@ def table(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     lines = ["| probe | organ | difference | 95 % interval | patients |", "|---|---|---|---|---|"]
     for row in rows:
-        figure = f"{row['value']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} | {row['patients']}"
-        lines.append(f"| {row['probe']} | {row['organ']} | {figure} |")
+        figure = " | ".join(bootstrap.shown(row, "+"))
+        lines.append(f"| {row['probe']} | {row['organ']} | {figure} | {row['patients']} |")
     return "\n".join(lines)
 
 
@@ -67,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.compare", description="Paired difference of two probed encoders on the same patients."
     )
-    parser.add_argument("--runs", nargs=2, required=True, type=Path, metavar=("BEFORE", "AFTER"), help="two folders of eval.probe")
+    parser.add_argument(
+        "--runs", nargs=2, required=True, type=Path, metavar=("BEFORE", "AFTER"), help="two folders of eval.probe"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, a row per probe and organ")
     options = parser.parse_args(arguments)
     try:

@@ -1,11 +1,11 @@
 """Frozen features of the slices of a split: extracted once, cached, memory-mapped.
 
-    CACHE/<hash>/pooled.npy    (N, 2·D) float32: cls token and mean patch of the last block
-    CACHE/<hash>/patches.npy   (N, P, blocks · D) float16
-    CACHE/<hash>/labels.npy    (N, R, R) uint8 label maps on the segmentation head's grid
-    CACHE/<hash>/present.npy   (N, O) int8: 1 present, 0 absent, −1 unlabelled or too small to tell
-    CACHE/<hash>/annotated.npy (N, O) bool: the organ is labelled in this series
-    CACHE/<hash>/slices.json   numbers in the split, subjects
+CACHE/<hash>/pooled.npy    (N, 2·D) float32: cls token and mean patch of the last block
+CACHE/<hash>/patches.npy   (N, P, blocks · D) float16
+CACHE/<hash>/labels.npy    (N, R, R) uint8 label maps on the segmentation head's grid
+CACHE/<hash>/present.npy   (N, O) int8: 1 present, 0 absent, −1 unlabelled or too small to tell
+CACHE/<hash>/annotated.npy (N, O) bool: the organ is labelled in this series
+CACHE/<hash>/slices.json   numbers in the split, subjects
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def organs_of(task: TaskConfig, dataset: dict) -> dict[str, int]:
     """Names and label values that are probed. Raises SettingsError where there are none."""
     organs = dict(task.organs) or {name: int(value) for value, name in dataset["labels"].items()}
     if not organs:
-        raise SettingsError(f"{task.data}: holds no label maps; the probes need seg.nii.gz beside the volumes or --masks")
+        raise SettingsError(
+            f"{task.data}: holds no label maps; the probes need seg.nii.gz beside the volumes or --masks"
+        )
     return organs
 
 
@@ -54,7 +56,9 @@ def chosen(split: Split, stride: int) -> np.ndarray:
     """Numbers of every `stride`-th slice of each series. Raises SettingsError for a split without patients."""
     numbers = np.flatnonzero(split.index["order"] % stride == 0)
     if not len(numbers):
-        raise SettingsError(f"{split.root}: split {split.name!r} holds no slices; shard more patients, or with another split or salt")
+        raise SettingsError(
+            f"{split.root}: split {split.name!r} holds no slices; shard more patients, or with another split or salt"
+        )
     return numbers
 
 
@@ -65,7 +69,7 @@ def extract(encoder: FrozenEncoder, split: Split, task: TaskConfig, organs: dict
     numbers = chosen(split, getattr(task.stride, split.name))
     folder = cache / _key(encoder, split, task, organs)
     if not (folder / "slices.json").is_file():
-        temporary = cache / f".{folder.name}.{os.getpid()}"
+        temporary = cache / f".{folder.name}"  # a former start may have been killed in it
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write(temporary, encoder, split, numbers, task, organs)
@@ -76,21 +80,32 @@ def extract(encoder: FrozenEncoder, split: Split, task: TaskConfig, organs: dict
 def _key(encoder: FrozenEncoder, split: Split, task: TaskConfig, organs: dict[str, int]) -> str:
     """Hash over all that the features and labels depend on."""
     parts = (
-        encoder.digest, split.dataset["digest"], split.name, getattr(task.stride, split.name), task.size,
-        list(task.blocks), sorted(organs.items()), task.min_pixels, task.segmentation.cells, task.bf16,
+        encoder.digest,
+        split.dataset["digest"],
+        split.name,
+        getattr(task.stride, split.name),
+        task.size,
+        list(task.blocks),
+        sorted(organs.items()),
+        task.min_pixels,
+        task.segmentation.cells,
+        task.bf16,
     )
     return f"{split.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
-def _write(folder: Path, encoder: FrozenEncoder, split: Split, numbers: np.ndarray, task: TaskConfig, organs: dict[str, int]) -> None:
+def _write(
+    folder: Path, encoder: FrozenEncoder, split: Split, numbers: np.ndarray, task: TaskConfig, organs: dict[str, int]
+) -> None:
     count, grid = len(numbers), task.size // encoder.patch_size
     fine, width = grid * task.segmentation.cells, encoder.embed_dim
 
     def array(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         return open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
 
-    pooled, patches = array("pooled", (count, 2 * width), np.float32), array(
-        "patches", (count, grid * grid, len(task.blocks) * width), np.float16
+    pooled, patches = (
+        array("pooled", (count, 2 * width), np.float32),
+        array("patches", (count, grid * grid, len(task.blocks) * width), np.float16),
     )
     labels, present = array("labels", (count, fine, fine), np.uint8), array("present", (count, len(organs)), np.int8)
     annotated = array("annotated", (count, len(organs)), bool)

@@ -18,7 +18,9 @@ from pretrain.checkpoint import write_atomic
 _BODY_HU = -300
 
 
-def save(path: Path, test: Features, split: Split, organs: dict[str, int], fitted: Fitted | None, task: TaskConfig) -> None:
+def save(
+    path: Path, test: Features, split: Split, organs: dict[str, int], fitted: Fitted | None, task: TaskConfig
+) -> None:
     """Write `pictures.npz`: images (n, s, s) HU, truth and predicted (n, s, s) uint8 (place of the organ
     in `organs` plus 1, 0 for none), components (n, g, g, 3) in 0…1."""
     rows = choose(test, list(organs.values()), task.pictures)
@@ -34,8 +36,12 @@ def save(path: Path, test: Features, split: Split, organs: dict[str, int], fitte
         predicted = np.where(beyond.max(axis=1) > 0, beyond.argmax(axis=1) + 1, 0).astype(np.uint8)
     memory = io.BytesIO()
     np.savez_compressed(
-        memory, images=shown[:, 0].numpy().astype(np.int16), truth=truth, predicted=predicted,
-        components=components(test.patches[rows], shown), organs=np.array(list(organs)),
+        memory,
+        images=shown[:, 0].numpy().astype(np.int16),
+        truth=truth,
+        predicted=predicted,
+        components=components(test.patches[rows], shown),
+        organs=np.array(list(organs)),
     )
     write_atomic(path, memory.getvalue())
 

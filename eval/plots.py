@@ -16,8 +16,15 @@ from data_prep.schema import Slice  # noqa: E402
 _INK = "#808890"
 _WINDOW = {"cmap": "gray", "vmin": -250, "vmax": 450}
 _STYLE = {
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
 }
 COLOURS = plt.get_cmap("tab10").colors
 
@@ -31,7 +38,9 @@ def _png(figure: plt.Figure) -> bytes:
 
 def _grid(rows: int, columns: int, side: float = 1.5):
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * side), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(columns * side, rows * side), squeeze=False, layout="constrained"
+        )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.set_frame_on(False)
@@ -83,7 +92,9 @@ def curves(rows: Sequence[dict]) -> bytes:
             axes[0].plot(steps, _smooth(values), lw=1.4, label=name[5:], color=COLOURS[terms.index(name)])
         axes[0].set_title("loss terms")
         for name in (key for key in rows[0] if key.startswith("monitor/")):
-            axes[1].plot(steps, _smooth(np.array([row[name] for row in rows])), lw=1.4, label=name[8:].replace("_", " "))
+            axes[1].plot(
+                steps, _smooth(np.array([row[name] for row in rows])), lw=1.4, label=name[8:].replace("_", " ")
+            )
         axes[1].set_title("signs of collapse (entropy by ln K, share of prototypes, spread)")
         axes[2].plot(steps, [row["lr"] for row in rows], lw=1.4, label="learning rate")
         axes[2].set_title("learning rate")
@@ -117,7 +128,13 @@ def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]
                 axis.set_title(title, color=_INK)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)]) for i in range(len(first["organs"]))]
     figure.legend(
-        handles, first["organs"].tolist(), loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=_INK
+        handles,
+        first["organs"].tolist(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+        labelcolor=_INK,
     )
     return _png(figure)
 
@@ -140,17 +157,29 @@ def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     with plt.rc_context(_STYLE):
         organs = list(dict.fromkeys(row["organ"] for row in rows))
         figure, axes = plt.subplots(
-            1, len(probes), figsize=(3.6 * len(probes), 0.6 + 0.34 * len(organs)), squeeze=False, sharey=True, layout="constrained"
+            1,
+            len(probes),
+            figsize=(3.6 * len(probes), 0.6 + 0.34 * len(organs)),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
         )
         for axis, probe in zip(axes[0], probes):
             for number, name in enumerate(encoders):
                 mine = {row["organ"]: row for row in rows if row["probe"] == probe and row["run"] == name}
                 shift = (number - (len(encoders) - 1) / 2) * 0.22
                 for place, organ in enumerate(organs):
-                    if organ in mine and np.isfinite(mine[organ]["value"]):
+                    if organ in mine and mine[organ]["value"] is not None:
                         row = mine[organ]
                         axis.plot([row["low"], row["high"]], [place + shift] * 2, color=COLOURS[number], lw=1.6)
-                        axis.plot(row["value"], place + shift, "o", ms=4, color=COLOURS[number], label=name if not place else None)
+                        axis.plot(
+                            row["value"],
+                            place + shift,
+                            "o",
+                            ms=4,
+                            color=COLOURS[number],
+                            label=name if not place else None,
+                        )
             axis.set_title(f"{probe} ({next(row['metric'] for row in rows if row['probe'] == probe)})")
             axis.grid(alpha=0.2, axis="x")
         axes[0][0].set_yticks(range(len(organs)), organs)

@@ -49,18 +49,27 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
         predictions["linear"], choices["linear"] = probe_linear(found, task)
     if "segmentation" in task.probes:
         fitted = segmentation.fit(found["train"], found["val"], organs, task.segmentation, task.seed)
-        predictions["segmentation"] = segmentation.score(fitted, found["test"], splits["test"], organs, task.segmentation)
+        predictions["segmentation"] = segmentation.score(
+            fitted, found["test"], splits["test"], organs, task.segmentation
+        )
         thresholds = dict(zip(organs, fitted.thresholds.tolist()))
         choices["segmentation"] = {"lr": fitted.lr, "thresholds": thresholds}
     rows = []
     for probe, prediction in predictions.items():
         shared = {
-            "encoder": frozen.source, "digest": frozen.digest, "task": task.name, "probe": probe,
-            "metric": METRIC[probe], "dataset": splits["test"].dataset["digest"], "split": "test",
-            "chosen_on_val": choices[probe], "seed": task.seed, "draws": task.draws,
+            "encoder": frozen.source,
+            "digest": frozen.digest,
+            "task": task.name,
+            "probe": probe,
+            "metric": METRIC[probe],
+            "dataset": splits["test"].dataset["digest"],
+            "split": "test",
+            "chosen_on_val": choices[probe],
+            "seed": task.seed,
+            "draws": task.draws,
         }
         figures = bootstrap.figures(prediction, task.draws, task.seed)
-        rows += [{**shared, "organ": name, **asdict(figure)} for name, figure in zip([*organs, "macro"], figures)]
+        rows += [{**shared, "organ": name, **figure.row()} for name, figure in zip([*organs, "macro"], figures)]
     output.mkdir(parents=True, exist_ok=True)
     save_predictions(output / "predictions.npz", predictions, list(organs), {"task": asdict(task), "draws": task.draws})
     pictures.save(output / "pictures.npz", found["test"], splits["test"], organs, fitted, task)
@@ -124,8 +133,8 @@ def table(rows: list[dict]) -> str:
     lines = ["| probe | metric | test | 95 % interval | patients |", "|---|---|---|---|---|"]
     for row in rows:
         if row["organ"] == "macro":
-            figure = f"{row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} | {row['patients']}"
-            lines.append(f"| {row['probe']} | {row['metric']} | {figure} |")
+            figure = " | ".join(bootstrap.shown(row))
+            lines.append(f"| {row['probe']} | {row['metric']} | {figure} | {row['patients']} |")
     return "\n".join(lines)
 
 
@@ -136,12 +145,17 @@ def say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.probe", description="Probe a frozen encoder on sharded images with label maps.",
+        prog="python -m eval.probe",
+        description="Probe a frozen encoder on sharded images with label maps.",
         epilog="Features are cached below --output; eval/config.py lists the keys.",
     )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR|random", help="run, stage or step folder; or random with like=DIR")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR|random", help="run, stage or step folder; or random with like=DIR"
+    )
     parser.add_argument("--task", required=True, metavar="FILE", help="YAML, see eval/configs/")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for results and cached features")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for results and cached features"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data=SHARDS size=160")
     options = parser.parse_intermixed_args(arguments)
     try:

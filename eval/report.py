@@ -1,6 +1,6 @@
 """One self-contained HTML page on a run: data, training, probes.
 
-    python -m eval.report --runs runs/quickstart --output runs/quickstart/report.html
+python -m eval.report --runs runs/quickstart --output runs/quickstart/report.html
 """
 
 from __future__ import annotations
@@ -13,34 +13,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from string import Template
 
 import numpy as np
 
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
 from eval import compare, plots
+from eval.bootstrap import shown
 from pretrain import metrics
 from pretrain import config as configuration
 from pretrain.checkpoint import write_atomic
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>MedDAP: {title}</title><style>
-:root {{ color-scheme: light dark; --ink: #1d2329; --dim: #66707a; --line: #dde2e7; --back: #fbfcfd; --card: #ffffff; --good: #16794a; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e3e7eb; --dim: #98a2ac; --line: #333b43; --back: #14181c; --card: #1b2026; --good: #5cc08f; }} }}
-body {{ font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem; }}
-h1 {{ font-size: 1.7rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }}
-h3 {{ font-size: 1rem; margin-top: 1.5rem; }} p.dim, caption {{ color: var(--dim); }} img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }} caption {{ text-align: left; padding-bottom: .3rem; }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }} td.n {{ text-align: right; }} tr.macro {{ font-weight: 600; }}
-td.good {{ color: var(--good); font-weight: 600; }} .wide {{ overflow-x: auto; }}
-figure {{ margin: 1rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }} figcaption {{ color: var(--dim); font-size: .9rem; }}
-details pre {{ font-size: 12px; overflow-x: auto; background: var(--card); border: 1px solid var(--line); padding: .8rem; border-radius: 8px; }}
-</style></head><body>
-<h1>{title}</h1><p class="dim">{subtitle}</p>
-{body}
-</body></html>
-"""
+_PAGE = Path(__file__).with_name("report.html")
 
 
 def report(runs: Sequence[Path]) -> str:
@@ -54,7 +39,7 @@ def report(runs: Sequence[Path]) -> str:
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
     title = html.escape(", ".join(run.name for run in runs))
-    return _PAGE.format(title=title, subtitle="Medical domain-adaptive pretraining: what went in, what came out", body="\n".join(body))
+    return Template(_PAGE.read_text()).substitute(title=title, body="\n".join(body))
 
 
 def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator[str]:
@@ -71,24 +56,37 @@ def _run(run: Path) -> Iterator[str]:
     for name in config.stages:
         stage = configuration.stage(config, name)
         done = len(metrics.read(run / name / "metrics.jsonl"))
-        rows.append([name, f"{done} of {stage.steps}", stage.batch_size, f"{stage.optim.lr.peak:g}",
-                     f"2 × {stage.crops.global_size} and {stage.crops.local_number} × {stage.crops.local_size}"])
+        rows.append(
+            [
+                name,
+                f"{done} of {stage.steps}",
+                stage.batch_size,
+                f"{stage.optim.lr.peak:g}",
+                f"2 × {stage.crops.global_size} and {stage.crops.local_number} × {stage.crops.local_size}",
+            ]
+        )
     yield (
-        f"<p>A vision transformer, {model.embed_dim} wide and {model.depth} deep, patches of {model.patch_size} pixels, "
+        f"<p>A transformer, {model.embed_dim} wide and {model.depth} deep, patches of {model.patch_size} pixels, "
         f"{model.position} positions, {model.registers} registers; window {config.intensity.window[0]:g} to "
-        f"{config.intensity.window[1]:g} HU; {config.dino_head.prototypes} and {config.ibot_head.prototypes} prototypes; "
+        f"{config.intensity.window[1]:g} HU; {config.dino_head.prototypes} and {config.ibot_head.prototypes} "
+        "prototypes; "
         f"seed {config.seed}.</p>"
     )
     yield _table(["stage", "steps", "batch", "peak lr", "crops in pixels"], rows)
-    yield f"<details><summary>Whole configuration</summary><pre>{html.escape((run / 'config.yaml').read_text())}</pre></details>"
+    text = html.escape((run / "config.yaml").read_text())
+    yield f"<details><summary>Whole configuration</summary><pre>{text}</pre></details>"
 
 
 def _data(run: Path) -> Iterator[str]:
     config = configuration.load(run / "config.yaml")
     split = Split(config.data.root, config.data.split)
     splits = split.dataset["splits"]
-    rows = [[name, part["subjects"], part["series"], part["samples"], len(part["shards"])] for name, part in splits.items()]
-    yield _table(["split", "patients", "series", "slices", "shards"], rows, "Patients are in one split alone, by salted hash.")
+    rows = [
+        [name, part["subjects"], part["series"], part["samples"], len(part["shards"])] for name, part in splits.items()
+    ]
+    yield _table(
+        ["split", "patients", "series", "slices", "shards"], rows, "Patients are in one split alone, by salted hash."
+    )
     manifest = [json.loads(line) for line in (Path(config.data.root) / "manifest.jsonl").read_text().splitlines()]
     rejected = Counter(row["reason"] for row in manifest if row["status"] == "rejected")
     if rejected:
@@ -97,7 +95,10 @@ def _data(run: Path) -> Iterator[str]:
         yield _dim(f"All {len(manifest)} input series were used.")
     ordered = np.lexsort((split.index["order"], split.index["series"]))
     shown = ordered[np.linspace(0, len(ordered) - 1, min(16, len(ordered))).astype(int)]
-    yield _figure(plots.slices([split[int(number)] for number in shown]), "Training slices with their labels; the box is the foreground that crops are drawn from.")
+    yield _figure(
+        plots.slices([split[int(number)] for number in shown]),
+        "Training slices with their labels; the box is the foreground that crops are drawn from.",
+    )
     yield _dim(f"Data digest {split.dataset['digest'][:16]}, schema {split.dataset['schema']}.")
 
 
@@ -109,12 +110,18 @@ def _training(run: Path) -> Iterator[str]:
             continue
         speed = np.median([row["images_per_s"] for row in rows])
         waiting = np.mean([row["wait_share"] for row in rows])
-        yield f"<h3>{html.escape(stage)}</h3><p>{len(rows)} steps, {speed:.1f} images a second, {waiting:.1%} of the time waiting for data.</p>"
-        yield _figure(plots.curves(rows), "Loss terms (thin: every step, thick: smoothed), signs of collapse, learning rate.")
+        yield f"<h3>{html.escape(stage)}</h3>"
+        yield f"<p>{len(rows)} steps, {speed:.1f} images a second, {waiting:.1%} of the time waiting for data.</p>"
+        yield _figure(
+            plots.curves(rows), "Loss terms (thin: every step, thick: smoothed), signs of collapse, learning rate."
+        )
         path = run / stage / "crops.npz"
         if path.is_file():
             with np.load(path) as crops:
-                yield _figure(plots.crops(crops["global_crops"], crops["local_crops"]), "Crops of the first step as the network sees them.")
+                yield _figure(
+                    plots.crops(crops["global_crops"], crops["local_crops"]),
+                    "Crops of the first step as the network sees them.",
+                )
 
 
 def _probes(run: Path) -> Iterator[str]:
@@ -123,8 +130,14 @@ def _probes(run: Path) -> Iterator[str]:
         yield _dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
         return
     names = [folder.name for folder in folders]
-    rows = [{**json.loads(line), "run": folder.name} for folder in folders for line in (folder / "results.jsonl").read_text().splitlines()]
-    yield _dim("Test patients only; intervals are 95 % by resampling patients. Hyperparameters were chosen on validation patients.")
+    rows = [
+        {**json.loads(line), "run": folder.name}
+        for folder in folders
+        for line in (folder / "results.jsonl").read_text().splitlines()
+    ]
+    yield _dim(
+        "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
+    )
     yield _results(rows, names)
     yield _figure(plots.intervals(rows, names), "Every organ with its interval.")
     for other in folders[1:]:
@@ -132,7 +145,10 @@ def _probes(run: Path) -> Iterator[str]:
     pictures = [dict(np.load(folder / "pictures.npz")) for folder in folders if (folder / "pictures.npz").is_file()]
     if len(pictures) == len(folders):
         yield "<h3>Patch features</h3>"
-        yield _figure(plots.components(names, pictures), "First three principal components of the patch features as red, green and blue; air is black.")
+        yield _figure(
+            plots.components(names, pictures),
+            "First three principal components of the patch features as red, green and blue; air is black.",
+        )
         yield "<h3>Segmentation</h3>"
         yield _figure(plots.segmentations(names, pictures), "Linear head on frozen patch features, test patients.")
 
@@ -149,26 +165,29 @@ def _results(rows: list[dict], names: list[str]) -> str:
     lines = []
     for (probe, metric, organ), found in cells.items():
         figures = "".join(
-            f'<td class="n">{found[name]["value"]:.3f}</td><td>{found[name]["low"]:.3f} to {found[name]["high"]:.3f}</td>'
-            if name in found else "<td></td><td></td>" for name in names
+            '<td class="n">{}</td><td>{}</td>'.format(*shown(found[name])) if name in found else "<td></td><td></td>"
+            for name in names
         )
         kind = ' class="macro"' if organ == "macro" else ""
         lines.append(f"<tr{kind}><td>{probe}</td><td>{metric}</td><td>{html.escape(organ)}</td>{figures}</tr>")
     head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
-    return f'<div class="wide"><table><tr><th>probe</th><th>metric</th><th>organ</th>{head}</tr>{"".join(lines)}</table></div>'
+    head = f"<tr><th>probe</th><th>metric</th><th>organ</th>{head}</tr>"
+    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
 
 
 def _differences(rows: list[dict], before: str, after: str) -> str:
     lines = []
     for row in rows:
         if row["organ"] == "macro":
-            kind = "n good" if row["low"] > 0 else "n"
+            kind = "n good" if (row["low"] or 0) > 0 else "n"
+            value, interval = shown(row, "+")
             lines.append(
-                f'<tr><td>{row["probe"]}</td><td class="{kind}">{row["value"]:+.3f}</td>'
-                f'<td>{row["low"]:+.3f} to {row["high"]:+.3f}</td><td class="n">{row["patients"]}</td></tr>'
+                f'<tr><td>{row["probe"]}</td><td class="{kind}">{value}</td>'
+                f'<td>{interval}</td><td class="n">{row["patients"]}</td></tr>'
             )
-    caption = f"<caption>{html.escape(after)} minus {html.escape(before)}, macro average, the same patients in every resample</caption>"
-    return f"<table>{caption}<tr><th>probe</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>{''.join(lines)}</table>"
+    caption = f"{html.escape(after)} minus {html.escape(before)}, macro average, the same patients in every resample"
+    head = "<tr><th>probe</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>"
+    return f"<table><caption>{caption}</caption>{head}{''.join(lines)}</table>"
 
 
 def _table(head: list[str], rows: list[list], caption: str = "") -> str:
@@ -177,7 +196,9 @@ def _table(head: list[str], rows: list[list], caption: str = "") -> str:
 
     lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{title}<tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{lines}</table></div>'
+    return (
+        f'<div class="wide"><table>{title}<tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{lines}</table></div>'
+    )
 
 
 def _figure(png: bytes, caption: str) -> str:
@@ -191,8 +212,17 @@ def _dim(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.report", description="Write one self-contained HTML page on one run or several.")
-    parser.add_argument("--runs", nargs="+", required=True, type=Path, metavar="DIR", help="folders that pretrain.train wrote; probes are read from DIR/probe/*")
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.report", description="Write one self-contained HTML page on one run or several."
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folders that pretrain.train wrote; probes are read from DIR/probe/*",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     try:

@@ -76,7 +76,7 @@ def score(fitted: Fitted, test: Features, split: Split, organs: dict[str, int], 
     for rows, logits in predict(fitted.head, test, config.batch_size):
         for row, maps in zip(range(rows.start, rows.stop), logits):
             truth = images.native_labels(split[int(test.numbers[row])])
-            drawn = (images.to_native(maps, len(truth)).sigmoid().numpy() > fitted.thresholds[:, None, None])
+            drawn = images.to_native(maps, len(truth)).sigmoid().numpy() > fitted.thresholds[:, None, None]
             tally.add(test.subjects[row], drawn, np.stack([truth == value for value in values]), test.annotated[row])
     return Overlap(tally.dice(), tally.subjects)
 
@@ -115,7 +115,9 @@ def _train(train: Features, values: list[int], config: SegmentationConfig, lr: f
     sample = np.sort(generator.permutation(len(train.numbers))[:512])
     tokens = train.patches[sample].astype(np.float32).reshape(-1, train.patches.shape[2])
     std = np.maximum(tokens.std(axis=0), 1e-6)
-    head = Head(tokens.shape[1], len(values), config.cells, torch.from_numpy(tokens.mean(axis=0)), torch.from_numpy(std))
+    head = Head(
+        tokens.shape[1], len(values), config.cells, torch.from_numpy(tokens.mean(axis=0)), torch.from_numpy(std)
+    )
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=config.weight_decay)
     steps = config.epochs * -(-len(train.numbers) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

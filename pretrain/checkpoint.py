@@ -76,7 +76,9 @@ def save(folder: Path, tensors: dict[str, Tensors], state: dict, config_text: st
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, group in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors"
+        )
     (temporary / "config.yaml").write_text(config_text)
     files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
     state = {"version": VERSION, **state, "files": files}

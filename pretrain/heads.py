@@ -16,7 +16,13 @@ class ProjectionHead(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, *, prototypes: int, hidden_dim: int, bottleneck_dim: int, layers: int = 3,
+        self,
+        in_dim: int,
+        *,
+        prototypes: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        layers: int = 3,
         unit_norm_rows: bool = False,
     ) -> None:
         super().__init__()

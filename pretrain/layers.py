@@ -117,8 +117,17 @@ class Block(nn.Module):
     """Pre-norm attention and feed-forward, each in a residual branch that may be dropped per sample."""
 
     def __init__(
-        self, dim: int, heads: int, *, ffn: str, hidden: int, qkv_bias: bool, mask_k_bias: bool,
-        layer_scale: float | None, norm_eps: float, drop_path: float,
+        self,
+        dim: int,
+        heads: int,
+        *,
+        ffn: str,
+        hidden: int,
+        qkv_bias: bool,
+        mask_k_bias: bool,
+        layer_scale: float | None,
+        norm_eps: float,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)

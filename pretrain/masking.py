@@ -62,7 +62,9 @@ def _mask(
     return flat
 
 
-def _block(grid: tuple[int, int], lacking: int, area: float, aspect: float, min_aspect: float) -> tuple[int, int] | None:
+def _block(
+    grid: tuple[int, int], lacking: int, area: float, aspect: float, min_aspect: float
+) -> tuple[int, int] | None:
     """Height and width of a block of at most about `lacking` patches, or None where it does not fit the grid."""
     patches = _SMALLEST + area * (lacking - _SMALLEST)
     ratio = math.exp((2 * aspect - 1) * -math.log(min_aspect))

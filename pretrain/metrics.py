@@ -48,13 +48,20 @@ class Metrics:
             return
         elapsed = time.monotonic() - self._began
         left = elapsed / (done - self._first) * (self.steps - done)
-        terms = " ".join(f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss/") and name != "loss/total")
+        terms = " ".join(
+            f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss/") and name != "loss/total"
+        )
         line = (
             f"{self.stage} {done}/{self.steps}  loss {row['loss/total']:.4f} ({terms})  lr {row['lr']:.1e}  "
             f"{row['images_per_s']:.1f} img/s  waiting {row['wait_share']:.0%}  left {_clock(left)}"
         )
         # a terminal keeps one moving line, a log gets a line every so often
-        print(f"\r\033[K{line}" if terminal else line, end="" if terminal and not last else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{line}" if terminal else line,
+            end="" if terminal and not last else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def read(path: Path) -> list[dict]:

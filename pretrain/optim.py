@@ -9,7 +9,7 @@ from torch import nn
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a parameter: 0 for the embeddings and tokens, 1 … depth for the blocks, depth + 1 for all behind them."""
+    """Layer of a parameter: 0 for embeddings and tokens, 1 … depth for the blocks, depth + 1 behind them."""
     name = name.removeprefix("backbone.")
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
@@ -62,6 +62,5 @@ def set_step(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float
 def clip(model: nn.Module, limit: float) -> dict[str, torch.Tensor]:
     """Clip the gradient norm of each part (backbone, heads) on its own; returns the norms before clipping."""
     return {
-        name: nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True)
-        for name, part in model.named_children()
+        name: nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True) for name, part in model.named_children()
     }

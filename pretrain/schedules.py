@@ -11,7 +11,8 @@ def warmup_cosine(
     """(total_steps,) float64: linear from `start` to `peak`, half a cosine to `end`, then constant.
 
     The warm-up reaches `peak` on the first step after it; the cosine takes `cosine_steps` (by
-    default all that are left) and stands at `end` on its last one. A warm-up longer than the run is cut at the run's end.
+    default all that are left) and stands at `end` on its last one. A warm-up longer than the
+    run is cut at the run's end.
     """
     warmup_steps = min(warmup_steps, total_steps)
     rest = total_steps - warmup_steps

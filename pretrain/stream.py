@@ -138,4 +138,6 @@ def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.
 
 
 def _named(split: schema.Split, number: int, error: Exception) -> schema.SchemaError:
-    return schema.SchemaError(f"{split.paths[int(split.shard[number])]}: sample {number}: {error}; make the shard again")
+    return schema.SchemaError(
+        f"{split.paths[int(split.shard[number])]}: sample {number}: {error}; make the shard again"
+    )

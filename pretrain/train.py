@@ -47,7 +47,9 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     folder = run_folder(config) / name
     split = Split(config.data.root, config.data.split)
     if not len(split):
-        raise TrainingError(f"{config.data.root}: split {split.name!r} holds no slices; shard with another `split` or salt")
+        raise TrainingError(
+            f"{config.data.root}: split {split.name!r} holds no slices; shard with another `split` or salt"
+        )
 
     # ---------------------------------------------------------------- model and optimizer
     device = pick_device(config.machine.device)
@@ -86,20 +88,36 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         log.info("stage %s: all %d steps were done before", name, stage.steps)
         return
     log.info(
-        "stage %s: steps %d to %d, batch %d of %d slices, %s %s", name, start, stage.steps,
-        stage.batch_size, len(split), device, "bf16" if precision._enabled else "float32",
+        "stage %s: steps %d to %d, batch %d of %d slices, %s %s",
+        name,
+        start,
+        stage.steps,
+        stage.batch_size,
+        len(split),
+        device,
+        "bf16" if precision._enabled else "float32",
     )
 
     # ---------------------------------------------------------------- data
     settings = build.view_settings(stage, config.intensity)
     grid = (stage.crops.global_size // config.model.patch_size,) * 2
     batches = stream.batches(
-        split, batch_size=stage.batch_size, seed=config.seed, start=start, sequences=tuple(config.data.sequences),
-        threads=config.machine.decode_threads, prefetch=config.machine.prefetch, pin=device.type == "cuda",
+        split,
+        batch_size=stage.batch_size,
+        seed=config.seed,
+        start=start,
+        sequences=tuple(config.data.sequences),
+        threads=config.machine.decode_threads,
+        prefetch=config.machine.prefetch,
+        pin=device.type == "cuda",
     )
     metrics = Metrics(
-        folder, stage=name, start=start, steps=stage.steps,
-        log_every=config.machine.log_every, tensorboard=config.machine.tensorboard,
+        folder,
+        stage=name,
+        start=start,
+        steps=stage.steps,
+        log_every=config.machine.log_every,
+        tensorboard=config.machine.tensorboard,
     )
 
     # ---------------------------------------------------------------- loop
@@ -112,8 +130,13 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             batch = batch.to(device)
             crops = views.make(batch, settings, seed=config.seed)
             masks = masking.sample(
-                grid, batch.sample, batch.epoch, config.seed, probability=stage.masks.probability,
-                ratio=tuple(stage.masks.ratio), min_aspect=stage.masks.min_aspect,
+                grid,
+                batch.sample,
+                batch.epoch,
+                config.seed,
+                probability=stage.masks.probability,
+                ratio=tuple(stage.masks.ratio),
+                min_aspect=stage.masks.min_aspect,
             )
             if number == 0:
                 save_crops(folder / "crops.npz", crops)
@@ -139,7 +162,9 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         metrics.close()
 
 
-def finite(stage: str, number: int, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]) -> dict[str, float]:
+def finite(
+    stage: str, number: int, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]
+) -> dict[str, float]:
     """The scalars of a step as numbers, brought to the host at once.
 
     Raises TrainingError where a loss or a gradient norm is not finite: before the weights change.
@@ -172,7 +197,9 @@ def check_identity(own: Checkpoint, identity: dict) -> None:
         raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
     for key, value in identity["recipe"].items():
         if (was := own.state["recipe"].get(key)) != value:
-            raise TrainingError(f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name=")
+            raise TrainingError(
+                f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name="
+            )
 
 
 def save_crops(path: Path, crops: views.Views) -> None:
@@ -197,7 +224,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TrainingError(f"{folder}: another process is training there; wait for it or use another name=") from None
+            raise TrainingError(
+                f"{folder}: another process is training there; wait for it or use another name="
+            ) from None
         yield
 
 
@@ -217,12 +246,15 @@ def run(config: Config, only: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pretrain.train", description="Adapt a vision transformer to sharded images by self-distillation.",
+        prog="python -m pretrain.train",
+        description="Adapt a vision transformer to sharded images by self-distillation.",
         epilog="A second start of the same command goes on where the first one stopped.",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML, see pretrain/configs/")
     parser.add_argument("--stage", metavar="NAME", help="run this stage alone")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. stages.adapt.steps=100 machine.device=cpu")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. stages.adapt.steps=100 machine.device=cpu"
+    )
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

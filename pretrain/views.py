@@ -143,7 +143,9 @@ def render(
     return crops
 
 
-def _boxes(foreground: np.ndarray, draws: np.ndarray, scale: tuple[float, float], aspect: tuple[float, float]) -> np.ndarray:
+def _boxes(
+    foreground: np.ndarray, draws: np.ndarray, scale: tuple[float, float], aspect: tuple[float, float]
+) -> np.ndarray:
     """(B, K, 4) boxes (row, column, height, width) in whole pixels, inside the (B, 4) foreground boxes."""
     top, bottom, left, right = (foreground[:, None, side] for side in range(4))
     tall, broad = bottom - top, right - left
@@ -168,8 +170,10 @@ def _choose(sums: torch.Tensor, boxes: torch.Tensor, min_body: float) -> torch.T
     row, column, height, width = boxes.unbind(dim=-1)
     image = torch.arange(len(boxes), device=boxes.device).unsqueeze(1)
     inside = (
-        sums[image, row + height, column + width] - sums[image, row, column + width]
-        - sums[image, row + height, column] + sums[image, row, column]
+        sums[image, row + height, column + width]
+        - sums[image, row, column + width]
+        - sums[image, row + height, column]
+        + sums[image, row, column]
     )
     share = inside / (height * width)
     # the first good one outranks all; among the rest the share decides
@@ -178,7 +182,7 @@ def _choose(sums: torch.Tensor, boxes: torch.Tensor, min_body: float) -> torch.T
 
 
 def _blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, size, size) Gaussian smoothing of one axis; the identity where sigma is 0, cut and renormalised at the border."""
+    """(N, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
     place = torch.arange(size, device=sigma.device, dtype=torch.float32)
     squared = (place.unsqueeze(0) - place.unsqueeze(1)).square()
     width = 2 * sigma.clamp(min=1e-3).square().view(-1, 1, 1)

@@ -79,8 +79,15 @@ class VisionTransformer(nn.Module):
         rates = torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(
             Block(
-                embed_dim, num_heads, ffn=ffn, hidden=int(embed_dim * ffn_ratio), qkv_bias=qkv_bias,
-                mask_k_bias=mask_k_bias, layer_scale=layer_scale, norm_eps=norm_eps, drop_path=rate,
+                embed_dim,
+                num_heads,
+                ffn=ffn,
+                hidden=int(embed_dim * ffn_ratio),
+                qkv_bias=qkv_bias,
+                mask_k_bias=mask_k_bias,
+                layer_scale=layer_scale,
+                norm_eps=norm_eps,
+                drop_path=rate,
             )
             for rate in rates
         )

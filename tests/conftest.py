@@ -76,7 +76,9 @@ def write_dataset(
         shards = []
         (root / split).mkdir(parents=True, exist_ok=True)
         for number in range(-(-len(samples) // per_shard)):
-            shards.append(_write_shard(root, f"{split}/{number:06d}.tar", samples[number::-(-len(samples) // per_shard)]))
+            shards.append(
+                _write_shard(root, f"{split}/{number:06d}.tar", samples[number :: -(-len(samples) // per_shard)])
+            )
         splits[split] = {"shards": shards, "samples": len(samples), "series": count, "subjects": count}
     dataset = {
         "schema": schema.VERSION,

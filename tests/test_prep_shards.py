@@ -119,8 +119,16 @@ def test_workers_do_not_change_a_byte(patients: Path, tmp_path: Path) -> None:
 def test_killed_anywhere_and_started_again_it_ends_the_same(patients: Path, tmp_path: Path) -> None:
     """kill -9 after random times, started again until it ends: every file equals an undisturbed run's."""
     assert shard(patients, tmp_path / "whole") == 0
-    command = [sys.executable, str(ROOT / "data_prep" / "shard_ct.py"), "--input", str(patients),
-               "--output", str(tmp_path / "killed"), "samples_per_shard=10", "workers=2"]
+    command = [
+        sys.executable,
+        str(ROOT / "data_prep" / "shard_ct.py"),
+        "--input",
+        str(patients),
+        "--output",
+        str(tmp_path / "killed"),
+        "samples_per_shard=10",
+        "workers=2",
+    ]
     began = time.monotonic()
     assert subprocess.run([*command[:-3], str(tmp_path / "timed"), *command[-2:]], capture_output=True).returncode == 0
     whole = time.monotonic() - began
@@ -182,7 +190,9 @@ def test_what_cannot_be_used_has_a_row_and_a_reason(tmp_path: Path, capsys: pyte
     """Text named .dcm, a cut NIfTI, NaN, 4-D, an unfit label map, air alone: left out, each with its reason."""
     source = tmp_path / "in"
     write_nifti(source / "good" / "ct.nii.gz", block())
-    whole = write_nifti(source / "cut" / "ct.nii.gz", np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
+    whole = write_nifti(
+        source / "cut" / "ct.nii.gz", np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16)
+    )
     whole.write_bytes(whole.read_bytes()[:900])
     broken = block().astype(np.float32)
     broken[0, 0, 0] = np.nan
@@ -197,9 +207,13 @@ def test_what_cannot_be_used_has_a_row_and_a_reason(tmp_path: Path, capsys: pyte
     assert shard(source, tmp_path / "out") == 0
     console = capsys.readouterr().err
     expected = {
-        "cut/ct.nii.gz": "truncated or damaged", "nan/ct.nii.gz": "1 voxels are NaN", "four/ct.nii.gz": "4-D image",
-        "air/ct.nii.gz": "all voxels are air", "masked/ct.nii.gz": "label map: values 300 to 300",
-        "text/a.dcm": "no DICOM file", "text/empty.nii": "truncated or damaged",
+        "cut/ct.nii.gz": "truncated or damaged",
+        "nan/ct.nii.gz": "1 voxels are NaN",
+        "four/ct.nii.gz": "4-D image",
+        "air/ct.nii.gz": "all voxels are air",
+        "masked/ct.nii.gz": "label map: values 300 to 300",
+        "text/a.dcm": "no DICOM file",
+        "text/empty.nii": "truncated or damaged",
     }
     for name, reason in expected.items():
         assert any(name in line and reason in line for line in console.splitlines()), name
@@ -264,8 +278,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(patients: Path, tmp_path: Pat
 def test_settings_and_salt_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """A misspelt key names the nearest; a value of the wrong kind and a missing salt say what to do."""
     write_nifti(tmp_path / "in" / "p" / "ct.nii.gz", block())
-    for word, expected in (("wrokers=2", "did you mean workers?"), ("air.treshold_hu=0", "did you mean air.threshold_hu?"),
-                           ("workers=many", "workers=many"), ("workers", "expected key=value")):
+    for word, expected in (
+        ("wrokers=2", "did you mean workers?"),
+        ("air.treshold_hu=0", "did you mean air.threshold_hu?"),
+        ("workers=many", "workers=many"),
+        ("workers", "expected key=value"),
+    ):
         assert shard(tmp_path / "in", tmp_path / "out", word) == 1
         errors = capsys.readouterr().err.splitlines()
         assert len(errors) == 1 and expected in errors[0]
@@ -338,7 +356,7 @@ def test_real_archives_are_walked_without_a_crash(data_dir: Path) -> None:
 
 
 def test_openkbp_is_read_the_right_way_round(data_dir: Path) -> None:
-    """In a real head-and-neck volume the right parotid lies at smaller columns than the left, the jaw before the cord."""
+    """In a real head-and-neck volume the right parotid lies at smaller columns than the left, the cord below."""
     source = sources.discover(data_dir / "ct_openkbp" / "pt_1", None, "first_folder").sources[0]
     volume = staging.read_volume(source, shard_ct.CtConfig())
     labels = staging.labelmaps.read_onto(source.labelmap, volume)

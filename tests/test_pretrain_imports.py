@@ -15,7 +15,7 @@ ALLOWED = {
     "pretrain": {"data_prep": {"schema", "settings"}},
     "eval": {
         "data_prep": {"schema", "settings"},
-        "pretrain": {"encoder", "vit", "intensity", "checkpoint", "machine", "metrics"},
+        "pretrain": {"encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"},
     },
     "slurm": {},
 }

@@ -44,7 +44,9 @@ def test_dino_loss_is_the_references(golden) -> None:
 def test_ibot_loss_is_the_references(golden) -> None:
     """Masked patches weighted so that every crop counts alike."""
     masks = golden["ibot.masks"].bool()
-    close(losses.ibot_loss(golden["ibot.student_logits"], golden["ibot.teacher_probs"], masks, 0.1), golden["ibot.loss"])
+    close(
+        losses.ibot_loss(golden["ibot.student_logits"], golden["ibot.teacher_probs"], masks, 0.1), golden["ibot.loss"]
+    )
 
 
 def test_centring_is_the_references(golden) -> None:

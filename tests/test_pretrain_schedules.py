@@ -19,8 +19,12 @@ def test_schedules_are_the_references(golden_dir: Path) -> None:
     for case in json.loads((golden_dir / "dinov3_schedules.json").read_text()):
         args = case["args"]
         found = warmup_cosine(
-            start=args["start"], peak=args["peak"], end=args["end"], warmup_steps=args["warmup_iterations"],
-            total_steps=args["total_iterations"], cosine_steps=args.get("cosine_iterations"),
+            start=args["start"],
+            peak=args["peak"],
+            end=args["end"],
+            warmup_steps=args["warmup_iterations"],
+            total_steps=args["total_iterations"],
+            cosine_steps=args.get("cosine_iterations"),
         )
         np.testing.assert_allclose(found, case["values"], rtol=0, atol=1e-12)
 
@@ -29,9 +33,7 @@ def test_parameter_groups_are_the_references(golden_dir: Path) -> None:
     """Learning-rate and weight-decay multipliers of every parameter to 1e-9."""
     case = json.loads((golden_dir / "dinov3_param_groups.json").read_text())
     model = VisionTransformer(in_channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True)
-    groups = optim.build_groups(
-        model.named_parameters(), 3, case["lr_decay_rate"], case["patch_embed_lr_mult"]
-    )
+    groups = optim.build_groups(model.named_parameters(), 3, case["lr_decay_rate"], case["patch_embed_lr_mult"])
     found = {name: group for group in groups for name in group["names"]}
     assert set(found) == {row["name"] for row in case["groups"]}
     for row in case["groups"]:

@@ -24,7 +24,7 @@ def model_of(tensors: dict[str, torch.Tensor], role: str, heads: dict) -> Model:
         ProjectionHead(96, prototypes=heads["dino_prototypes"], **shared),
         ProjectionHead(96, prototypes=heads["ibot_prototypes"], **shared),
     )
-    weights = {name[len(role) + 1:]: value for name, value in tensors.items() if name.startswith(f"{role}.")}
+    weights = {name[len(role) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{role}.")}
     names = set(model.state_dict())
     model.load_state_dict({name: value for name, value in weights.items() if name in names})
     return model
@@ -42,11 +42,15 @@ def step(golden_dir: Path):
     anchor = VisionTransformer(in_channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True)
     prefixes = ("gram_teacher.backbone.", "gram_teacher.", "gram.backbone.", "gram.")
     prefix = next(p for p in prefixes if p + "cls_token" in tensors)
-    anchor.load_state_dict({name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)})
+    anchor.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
     views = Views(tensors["input.global_crops"], tensors["input.local_crops"], tensors["input.gram_crops"])
     weights = StepWeights(
-        teacher_temp=hyper["teacher_temp"], student_temp=hyper["student_temp"], dino=hyper["dino_weight"],
-        ibot=hyper["ibot_weight"], koleo=hyper["koleo_weight"], gram=hyper["gram_weight"],
+        teacher_temp=hyper["teacher_temp"],
+        student_temp=hyper["student_temp"],
+        dino=hyper["dino_weight"],
+        ibot=hyper["ibot_weight"],
+        koleo=hyper["koleo_weight"],
+        gram=hyper["gram_weight"],
         sinkhorn_iterations=hyper["sinkhorn_iterations"],
     )
     found = losses(student, teacher, views, tensors["input.masks"].bool(), weights, gram_teacher=anchor)
@@ -58,8 +62,12 @@ def test_every_loss_of_the_step_is_the_references(step) -> None:
     """Each term and the total, to 1e-5 relative."""
     tensors, _, found = step
     names = {
-        "dino_global": "dino_global_crops_loss", "dino_local": "dino_local_crops_loss", "ibot": "ibot_loss",
-        "koleo": "koleo_loss", "gram": "gram_loss", "total": "total",
+        "dino_global": "dino_global_crops_loss",
+        "dino_local": "dino_local_crops_loss",
+        "ibot": "ibot_loss",
+        "koleo": "koleo_loss",
+        "gram": "gram_loss",
+        "total": "total",
     }
     for ours, theirs in names.items():
         torch.testing.assert_close(found[ours].double(), tensors[f"loss.{theirs}"], rtol=1e-5, atol=1e-7)
@@ -74,4 +82,10 @@ def test_every_gradient_of_the_step_is_the_references(step) -> None:
     assert set(gradients) == set(ours)
     largest = max(value.abs().max() for value in gradients.values())
     for name, expected in gradients.items():
-        torch.testing.assert_close(ours[name].grad, expected, rtol=0, atol=float(1e-4 * expected.abs().max() + 1e-9 * largest), msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            ours[name].grad,
+            expected,
+            rtol=0,
+            atol=float(1e-4 * expected.abs().max() + 1e-9 * largest),
+            msg=lambda m: f"{name}: {m}",
+        )

@@ -17,9 +17,20 @@ from pretrain import masking, noise, order, resize, stream, views
 from pretrain.intensity import Intensity
 
 SETTINGS = views.ViewSettings(
-    global_size=32, global_scale=(0.4, 1.0), local_size=16, local_scale=(0.1, 0.4), local_number=3,
-    intensity=Intensity((-200, 300), 0.4, 0.25), min_body=0.5, flip=0.5, window_shift=30, window_stretch=0.2,
-    noise_p=0.5, noise_std=0.05, blur_p=(1.0, 0.1, 0.5), blur_sigma=(0.1, 1.0),
+    global_size=32,
+    global_scale=(0.4, 1.0),
+    local_size=16,
+    local_scale=(0.1, 0.4),
+    local_number=3,
+    intensity=Intensity((-200, 300), 0.4, 0.25),
+    min_body=0.5,
+    flip=0.5,
+    window_shift=30,
+    window_stretch=0.2,
+    noise_p=0.5,
+    noise_std=0.05,
+    blur_p=(1.0, 0.1, 0.5),
+    blur_sigma=(0.1, 1.0),
 )
 
 
@@ -69,7 +80,9 @@ def test_the_stream_is_the_slices(split: Split) -> None:
             assert batch.sample.tolist() == chain.batch(number, 6)[0].tolist()
             for row, sample in enumerate(batch.sample.tolist()):
                 stored = split[sample]
-                assert np.array_equal(batch.pixels[row].numpy(), stored.pixels) and batch.box[row].tolist() == list(stored.box)
+                assert np.array_equal(batch.pixels[row].numpy(), stored.pixels) and batch.box[row].tolist() == list(
+                    stored.box
+                )
 
 
 def test_a_stream_taken_up_later_is_the_stream_that_went_on(split: Split) -> None:
@@ -118,7 +131,9 @@ def test_resizing_is_antialiased_interpolation_of_the_crop(crop: tuple, size: in
 def test_a_samples_views_do_not_depend_on_the_batch(split: Split) -> None:
     """The same slices in another order and another company give the same views, to float32's last digits."""
     batch = take(split, 1)[0]
-    turned = stream.Batch(*(getattr(batch, name).flip(0)[1:] for name in ("pixels", "box", "present", "sample", "epoch")))
+    turned = stream.Batch(
+        *(getattr(batch, name).flip(0)[1:] for name in ("pixels", "box", "present", "sample", "epoch"))
+    )
     one, other = views.make(batch, SETTINGS, 7), views.make(turned, SETTINGS, 7)
     torch.testing.assert_close(one.global_crops.flip(1)[:, 1:], other.global_crops, atol=1e-5, rtol=0)
     torch.testing.assert_close(one.local_crops.flip(1)[:, 1:], other.local_crops, atol=1e-5, rtol=0)
@@ -177,7 +192,7 @@ def test_noise_is_standard_normal_and_belongs_to_its_key() -> None:
 
 
 def test_masks_hold_exactly_their_share() -> None:
-    """A masked crop has round(ratio · P) patches masked, about `probability` of the crops are masked, blocks are compact."""
+    """round(ratio · P) patches in a masked crop; about `probability` of the crops are masked; blocks are compact."""
     sample = torch.arange(400)
     masks = masking.sample((12, 10), sample, sample * 0, 0, probability=0.5, ratio=(0.3, 0.3))
     counts = masks.sum(dim=1)

@@ -58,7 +58,9 @@ def rows(folder: Path) -> list[dict]:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Student, teacher and optimizer of a step folder."""
     names = ("student", "teacher", "optimizer")
-    return {f"{name}.{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()}
+    return {
+        f"{name}.{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -103,8 +105,16 @@ def test_stopped_at_every_step_and_resumed_is_the_run_that_was_not_stopped(
 def test_killed_at_random_moments_it_ends_the_same(run, tmp_path: Path) -> None:
     """kill -9 of the process at random times, started again until it ends by itself."""
     assert run("whole") == 0
-    command = [sys.executable, "-m", "pretrain.train", "--config", str(run.config), "name=killed",
-               f"output={tmp_path}", f"data.root={run.data}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pretrain.train",
+        "--config",
+        str(run.config),
+        "name=killed",
+        f"output={tmp_path}",
+        f"data.root={run.data}",
+    ]
     draws = random.Random(1)
     for _ in range(3):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -121,7 +131,9 @@ def test_killed_at_random_moments_it_ends_the_same(run, tmp_path: Path) -> None:
 def test_a_finished_stage_is_not_run_again_and_the_next_starts_from_it(run, tmp_path: Path, capsys) -> None:
     """The second stage's first checkpoint holds the first stage's last weights; a second start trains nothing."""
     assert run("a") == 0
-    first, start = (load_file(tmp_path / "a" / place / "teacher.safetensors") for place in ("adapt/00000008", "second/00000000"))
+    first, start = (
+        load_file(tmp_path / "a" / place / "teacher.safetensors") for place in ("adapt/00000008", "second/00000000")
+    )
     assert all(torch.equal(first[key], start[key]) for key in first)
     before = (tmp_path / "a" / "adapt" / "metrics.jsonl").stat().st_mtime_ns
     assert run("a") == 0
