@@ -43,13 +43,8 @@ class Features:
 
 
 def organs_of(task: TaskConfig, dataset: dict) -> dict[str, int]:
-    """Names and label values that are probed. Raises SettingsError where there are none."""
-    organs = dict(task.organs) or {name: int(value) for value, name in dataset["labels"].items()}
-    if not organs:
-        raise SettingsError(
-            f"{task.data}: holds no label maps; the probes need seg.nii.gz beside the volumes or --masks"
-        )
-    return organs
+    """Names and label values that are probed: the task's, else all of `dataset.json`; empty where it has none."""
+    return dict(task.organs) or {name: int(value) for value, name in dataset["labels"].items()}
 
 
 def chosen(split: Split, stride: int) -> np.ndarray:

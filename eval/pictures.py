@@ -48,7 +48,9 @@ def save(
 
 def choose(test: Features, values: list[int], count: int) -> np.ndarray:
     """Rows of `count` slices, each of another patient: where most organs are seen, ties by the larger area."""
-    seen = np.stack([(test.labels == value).sum(axis=(1, 2)) for value in values], axis=1)
+    seen = np.zeros((len(test.numbers), len(values)), np.int64)
+    for place, value in enumerate(values):
+        seen[:, place] = (test.labels == value).sum(axis=(1, 2))
     rank = (seen > 0).sum(axis=1) + seen.sum(axis=1) / (1 + seen.sum())
     best: dict[str, int] = {}
     for row in np.argsort(-rank, kind="stable"):

@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,42 +39,40 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     splits = {name: Split(task.data, name) for name in ("train", "val", "test")}
     _no_patient_twice(splits)
     organs = features.organs_of(task, splits["train"].dataset)
-    say(f"{frozen.source}: features of {len(organs)} organs' task, blocks {task.blocks}, {task.size} pixels")
+    say(f"{frozen.source}: {len(organs)} organs, blocks {task.blocks}, {task.size} pixels")
+    if not organs:
+        say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
+        splits = {"test": splits["test"]}
     found = {name: features.extract(frozen, split, task, organs, output / "cache") for name, split in splits.items()}
     predictions: dict[str, Presence | Overlap] = {}
     choices: dict[str, dict] = {}
     fitted = None
-    if "knn" in task.probes:
-        predictions["knn"], choices["knn"] = probe_knn(found, task)
-    if "linear" in task.probes:
-        predictions["linear"], choices["linear"] = probe_linear(found, task)
-    if "segmentation" in task.probes:
-        fitted = segmentation.fit(found["train"], found["val"], organs, task.segmentation, task.seed)
-        predictions["segmentation"] = segmentation.score(
-            fitted, found["test"], splits["test"], organs, task.segmentation
-        )
-        thresholds = dict(zip(organs, fitted.thresholds.tolist()))
-        choices["segmentation"] = {"lr": fitted.lr, "thresholds": thresholds}
-    rows = []
-    for probe, prediction in predictions.items():
-        shared = {
-            "encoder": frozen.source,
-            "digest": frozen.digest,
-            "task": task.name,
-            "probe": probe,
-            "metric": METRIC[probe],
-            "dataset": splits["test"].dataset["digest"],
-            "split": "test",
-            "chosen_on_val": choices[probe],
-            "seed": task.seed,
-            "draws": task.draws,
-        }
-        figures = bootstrap.figures(prediction, task.draws, task.seed)
-        rows += [{**shared, "organ": name, **figure.row()} for name, figure in zip([*organs, "macro"], figures)]
+    for name in task.probes if organs else []:
+        began = time.monotonic()
+        if name == "segmentation":
+            fitted = segmentation.fit(found["train"], found["val"], organs, task.segmentation, task.seed)
+            predictions[name] = segmentation.score(fitted, found["test"], splits["test"], organs, task.segmentation)
+            choices[name] = {"lr": fitted.lr, "thresholds": dict(zip(organs, fitted.thresholds.tolist()))}
+        else:
+            predictions[name], choices[name] = PRESENCE_PROBES[name](found, task)
+        say(f"{name}: {time.monotonic() - began:.0f} s")
+    shared = {"encoder": frozen.source, "digest": frozen.digest, "dataset": splits["test"].dataset["digest"]}
+    rows = [row | shared for row in figures(predictions, choices, list(organs), task)]
     output.mkdir(parents=True, exist_ok=True)
     save_predictions(output / "predictions.npz", predictions, list(organs), {"task": asdict(task), "draws": task.draws})
     pictures.save(output / "pictures.npz", found["test"], splits["test"], organs, fitted, task)
     write_atomic(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return rows
+
+
+def figures(predictions: dict, choices: dict, organs: list[str], task: TaskConfig) -> list[dict]:
+    """A row per probe and organ, and one for the macro average, with intervals by resampling patients."""
+    rows = []
+    for probe, prediction in predictions.items():
+        shared = {"task": task.name, "probe": probe, "metric": METRIC[probe], "split": "test"}
+        shared |= {"chosen_on_val": choices[probe], "seed": task.seed, "draws": task.draws}
+        each = bootstrap.figures(prediction, task.draws, task.seed)
+        rows += [{**shared, "organ": name, **figure.row()} for name, figure in zip([*organs, "macro"], each)]
     return rows
 
 
@@ -101,6 +100,9 @@ def probe_linear(found: dict[str, Features], task: TaskConfig) -> tuple[Presence
 
     best = max(task.linear.l2, key=lambda l2: macro_auroc(scores("val", l2), val.present))
     return Presence(scores("test", best), test.present, test.subjects), {"l2": best}
+
+
+PRESENCE_PROBES = {"knn": probe_knn, "linear": probe_linear}
 
 
 def macro_auroc(scores: np.ndarray, present: np.ndarray) -> float:

@@ -135,13 +135,10 @@ def _probes(run: Path) -> Iterator[str]:
         for folder in folders
         for line in (folder / "results.jsonl").read_text().splitlines()
     ]
-    yield _dim(
-        "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
-    )
-    yield _results(rows, names)
-    yield _figure(plots.intervals(rows, names), "Every organ with its interval.")
-    for other in folders[1:]:
-        yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
+    if rows:
+        yield from _figures(rows, folders)
+    else:
+        yield _dim("No label maps in these shards: nothing was probed.")
     pictures = [dict(np.load(folder / "pictures.npz")) for folder in folders if (folder / "pictures.npz").is_file()]
     if len(pictures) == len(folders):
         yield "<h3>Patch features</h3>"
@@ -149,8 +146,21 @@ def _probes(run: Path) -> Iterator[str]:
             plots.components(names, pictures),
             "First three principal components of the patch features as red, green and blue; air is black.",
         )
+        if not rows:
+            return
         yield "<h3>Segmentation</h3>"
         yield _figure(plots.segmentations(names, pictures), "Linear head on frozen patch features, test patients.")
+
+
+def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:
+    names = [folder.name for folder in folders]
+    yield _dim(
+        "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
+    )
+    yield _results(rows, names)
+    yield _figure(plots.intervals(rows, names), "Every organ with its interval.")
+    for other in folders[1:]:
+        yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
 
 
 def _age(folder: Path) -> tuple[int, str]:

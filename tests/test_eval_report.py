@@ -65,6 +65,16 @@ def test_from_a_run_to_its_page(run: Path, capsys: pytest.CaptureFixture) -> Non
     assert "gantry tilt of 9.0 degrees" in page and "after minus before" in page
 
 
+def test_shards_without_label_maps_are_shown_but_not_probed(run: Path, capsys: pytest.CaptureFixture) -> None:
+    """No labels: the probe says so, draws the maps of the features, and the report shows them."""
+    dataset = json.loads((run.parent / "data" / "dataset.json").read_text())
+    (run.parent / "data" / "dataset.json").write_text(json.dumps({**dataset, "labels": {}}))
+    assert probed(run, "before", str(run / "adapt" / "00000000")) == 0 and probed(run, "after", str(run)) == 0
+    assert "no label maps in these shards" in capsys.readouterr().err
+    page = report.report([run])
+    assert "Patch features" in page and "No label maps" in page and "Missing" not in page
+
+
 def test_a_report_of_half_a_run_says_what_is_missing(run: Path) -> None:
     """No probes and no data: the page is written and says so."""
     (run.parent / "data" / "dataset.json").unlink()
