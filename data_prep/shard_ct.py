@@ -15,7 +15,6 @@ if __package__ in (None, ""):  # run as a file: this folder must not shadow inst
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -25,13 +24,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 
 from tqdm import tqdm
 
 from data_prep import identity, schema, shards, sources, staging
 from data_prep.config import MACHINE_KEYS, CtConfig
+from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.settings import SettingsError, load
 
 
@@ -47,8 +46,6 @@ def run(root: Path, output: Path, masks: Path | None, config: CtConfig, salt: by
     _check_shares(config)
     with sole_writer(output):
         began = time.monotonic()
-        for left in output.glob(".*.json*.[0-9]*"):  # half-written by a start that was killed
-            left.unlink()
         made_with = _made_with(config, salt)
         _check_settings(output, made_with)
         found = sources.discover(root, masks, config.patient_from)
@@ -93,9 +90,9 @@ def write_output(output: Path, rows: list[dict], config: CtConfig, made_with: di
         shutil.rmtree(output / split, ignore_errors=True)
     written = list(in_processes(shards.write, plans, config.workers, "shards"))
     written.sort(key=lambda row: row["name"])
-    staging.write_atomic(output / "manifest.jsonl", shards.manifest_bytes(rows))
+    write_atomic(output / "manifest.jsonl", shards.manifest_bytes(rows))
     dataset = shards.describe(written, rows, config.labels, made_with)
-    staging.write_atomic(output / "dataset.json", (json.dumps(dataset, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(output / "dataset.json", (json.dumps(dataset, indent=1, sort_keys=True) + "\n").encode())
     shutil.rmtree(output / "staging")
 
 
@@ -166,20 +163,6 @@ def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-@contextmanager
-def sole_writer(output: Path) -> Iterator[None]:
-    """Hold the output folder. Raises ShardingError where another process writes there."""
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardingError(
-                f"{output}: another process writes there; wait for it or name another --output"
-            ) from None
-        yield
-
-
 def _check_shares(config: CtConfig) -> None:
     shares = asdict(config.split)
     if min(shares.values()) < 0 or sum(shares.values()) <= 0:
@@ -197,7 +180,7 @@ def _made_with(config: CtConfig, salt: bytes) -> dict:
 def _check_settings(output: Path, made_with: dict) -> None:
     path = output / "settings.json"
     if not path.is_file():
-        staging.write_atomic(path, (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
+        write_atomic(path, (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
         return
     before = json.loads(path.read_text())
     if before["salt_check"] != made_with["salt_check"]:
@@ -249,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load(CtConfig, options.config, options.overrides)
         run(options.input, options.output, options.masks, config, identity.read_salt(options.salt_file))
-    except (SettingsError, ShardingError, schema.SchemaError) as error:
+    except (SettingsError, ShardingError, BusyError, schema.SchemaError) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(

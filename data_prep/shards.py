@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import schema
-from data_prep.staging import write_atomic
+from data_prep.disk import flush, temporary_of, write_atomic
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def write(shard: Plan) -> dict:
     """Write one shard and its index, each whole or not at all; returns its row for `dataset.json`."""
     path = shard.root / shard.name
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_of(path)
     rows, at = [], 0
     with open(temporary, "wb") as file:
         for piece in shard.pieces:
@@ -82,8 +82,7 @@ def write(shard: Plan) -> dict:
             )
             at += piece.size
         file.write(schema.TAR_END)
-        file.flush()
-        os.fsync(file.fileno())
+    flush(temporary)
     os.replace(temporary, path)
     index = schema.index_of(path)
     write_atomic(index, _npy(np.array(rows, schema.INDEX_DTYPE)))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from data_prep import dicom, labelmaps, nifti, schema, slicing
 from data_prep.config import CtConfig
+from data_prep.disk import flush, temporary_of, write_atomic
 from data_prep.identity import hashed, split_of
 from data_prep.sources import Source
 from data_prep.volume import RejectedSeries, Volume
@@ -80,7 +81,7 @@ def _stage(job: Job, name: str, identity: dict) -> dict:
     volume = read_volume(job.source, job.config)
     labelmap = labelmaps.read_onto(job.source.labelmap, volume) if job.source.labelmap else None
     tally, samples, offset = slicing.Tally(), [], 0
-    temporary = _temporary(job.folder / f"{name}.tar")
+    temporary = temporary_of(job.folder / f"{name}.tar")
     with open(temporary, "wb") as file:
         slices = slicing.axial(
             volume, labelmap, subject=identity["subject"], series=identity["series"], air=job.config.air, tally=tally
@@ -90,10 +91,10 @@ def _stage(job: Job, name: str, identity: dict) -> dict:
             file.write(stretch)
             samples.append([sample.key, offset, len(stretch), sample.order])
             offset += len(stretch)
-        _flush(file)
     if not samples:
         os.unlink(temporary)
         raise RejectedSeries("no slice holds a body: all voxels are air")
+    flush(temporary)
     os.replace(temporary, job.folder / f"{name}.tar")
     depth, height, width = volume.voxels.shape
     manifest = {
@@ -112,22 +113,3 @@ def _stage(job: Job, name: str, identity: dict) -> dict:
     }
     counts = {str(bin - 1024): int(tally.histogram[bin]) for bin in tally.histogram.nonzero()[0]}
     return {"manifest": manifest, "samples": samples, "histogram": counts}
-
-
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write under a temporary name, flush, rename."""
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(payload)
-        _flush(file)
-    os.replace(temporary, path)
-
-
-def _temporary(path: Path) -> Path:
-    # by process, so that a worker left over from a killed start cannot write into ours
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _flush(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.disk import write_atomic
 from data_prep.settings import SettingsError
 from eval import bootstrap
 from eval.bootstrap import Overlap, Presence
-from pretrain.checkpoint import write_atomic
 
 KIND = {"knn": Presence, "linear": Presence, "segmentation": Overlap}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_prep.disk import write_atomic
 from data_prep.schema import Split
 from eval import images
 from eval.config import TaskConfig
 from eval.features import Features
 from eval.segmentation import Fitted
-from pretrain.checkpoint import write_atomic
 
 _BODY_HU = -300
 

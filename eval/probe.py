@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError, load
 from eval import bootstrap, encoder, features, knn, linear, metrics, pictures, segmentation
 from eval.bootstrap import Overlap, Presence
 from eval.config import TaskConfig
 from eval.features import Features
-from pretrain.checkpoint import CheckpointError, write_atomic
+from pretrain.checkpoint import CheckpointError
 
 PROBES = ("knn", "linear", "segmentation")
 METRIC = {"knn": "auroc", "linear": "auroc", "segmentation": "dice"}

@@ -17,13 +17,13 @@ from string import Template
 
 import numpy as np
 
+from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
 from eval import compare, plots
 from eval.bootstrap import shown
 from pretrain import metrics
 from pretrain import config as configuration
-from pretrain.checkpoint import write_atomic
 
 _PAGE = Path(__file__).with_name("report.html")
 

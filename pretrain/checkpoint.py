@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from data_prep.disk import flush
 from data_prep.schema import file_sha256
 
 log = logging.getLogger(__name__)
@@ -129,24 +130,6 @@ def prune(folder: Path, keep_last: int, keep_every: int) -> None:
     for path in steps(folder)[1 : -max(keep_last, 1)]:
         if not keep_every or int(path.name) % keep_every:
             shutil.rmtree(path)
-
-
-def flush(path: Path) -> None:
-    """Force a file or folder to the disk, so that a rename after it never names something unwritten."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write a small file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    temporary.write_bytes(payload)
-    flush(temporary)
-    os.replace(temporary, path)
 
 
 def git_commit() -> str | None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.layers import init_linear
+
 
 class ProjectionHead(nn.Module):
     """(…, D) features → (…, K) logits: MLP with GELU, L2 normalisation, prototypes without bias.
@@ -35,12 +37,10 @@ class ProjectionHead(nn.Module):
         self.unit_norm_rows = unit_norm_rows
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Truncated normal of 0.02, zero biases."""
+        """Fresh weights; see `init_linear`."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                init_linear(module, generator)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         bottleneck = self.mlp(features)

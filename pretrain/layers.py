@@ -9,6 +9,13 @@ from torch import nn
 from pretrain.rope import Rotation, rotate
 
 
+def init_linear(layer: nn.Linear, generator: torch.Generator) -> None:
+    """Truncated normal of 0.02 for the matrix, zero for the bias."""
+    nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class PatchEmbed(nn.Module):
     """(N, C, h, w) images → (N, h/p · w/p, D) tokens, row-major."""
 

@@ -12,19 +12,17 @@ A finished stage is not run again.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import io
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
 from pretrain import build, checkpoint, ema, masking, optim, step, stream, views
@@ -208,26 +206,12 @@ def save_crops(path: Path, crops: views.Views) -> None:
     np.savez_compressed(
         memory, global_crops=crops.global_crops.cpu().numpy(), local_crops=crops.local_crops.cpu().numpy()
     )
-    checkpoint.write_atomic(path, memory.getvalue())
+    write_atomic(path, memory.getvalue())
 
 
 def run_folder(config: Config) -> Path:
     """Folder of the run: OUTPUT/NAME."""
     return Path(config.output) / config.name
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's folder. Raises TrainingError where another process trains into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(
-                f"{folder}: another process is training there; wait for it or use another name="
-            ) from None
-        yield
 
 
 def run(config: Config, only: str | None) -> None:
@@ -238,7 +222,7 @@ def run(config: Config, only: str | None) -> None:
     for name in stages:  # a misspelt key of the last stage is found before the first begins
         configuration.stage(config, name)
     with sole_writer(run_folder(config)):
-        checkpoint.write_atomic(run_folder(config) / "config.yaml", configuration.as_text(config).encode())
+        write_atomic(run_folder(config) / "config.yaml", configuration.as_text(config).encode())
         for before, name in zip([None, *stages], stages):
             if only in (None, name):
                 train_stage(config, name, before)
@@ -259,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         run(configuration.load(options.config, options.overrides), options.stage)
-    except (SettingsError, SchemaError, CheckpointError, TrainingError) as error:
+    except (SettingsError, SchemaError, CheckpointError, BusyError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

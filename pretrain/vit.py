@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed
+from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
 from pretrain.rope import RotaryEmbedding
 
 
@@ -98,9 +98,7 @@ class VisionTransformer(nn.Module):
         """Fresh weights: truncated normal of 0.02 for matrices, zero biases, unit norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                init_linear(module, generator)
             elif isinstance(module, nn.Conv2d):
                 # the bound of a linear layer over the same number of inputs
                 bound = 1 / math.sqrt(module.weight[0].numel())

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep import generate, identity, schema, shard_ct, sources, staging
+from data_prep import disk, generate, identity, schema, shard_ct, sources, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -256,21 +256,23 @@ def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest
 def test_a_full_disk_is_one_line_and_loses_nothing(patients: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """The disk fills up on the way: one line, exit status 1; with room again the end is the same."""
     assert shard(patients, tmp_path / "whole") == 0
-    written, real = 0, staging.write_atomic
+    written, real = 0, disk.flush
 
-    def full(path, payload):
+    def full(path):
         nonlocal written
         written += 1
         if written > 4:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, payload)
+        real(path)
 
-    monkeypatch.setattr(staging, "write_atomic", full)
+    for module in (disk, staging):
+        monkeypatch.setattr(module, "flush", full)
     capsys.readouterr()
     assert shard(patients, tmp_path / "out") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "No space left on device" in error and "start again" in error
-    monkeypatch.setattr(staging, "write_atomic", real)
+    for module in (disk, staging):
+        monkeypatch.setattr(module, "flush", real)
     assert shard(patients, tmp_path / "out") == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -295,7 +297,7 @@ def test_settings_and_salt_are_checked_first(tmp_path: Path, monkeypatch: pytest
 
 def test_two_writers_refuse_each_other(patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """While one process holds the output, another stops with one line."""
-    with shard_ct.sole_writer(tmp_path / "out"):
+    with disk.sole_writer(tmp_path / "out"):
         assert shard(patients, tmp_path / "out") == 1
     assert "another process writes there" in capsys.readouterr().err
 

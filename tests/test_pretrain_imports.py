@@ -12,9 +12,9 @@ ROOMS = ("data_prep", "pretrain", "eval", "slurm")
 # Each room's allowed imports from other rooms; None allows the whole room.
 ALLOWED = {
     "data_prep": {},
-    "pretrain": {"data_prep": {"schema", "settings"}},
+    "pretrain": {"data_prep": {"disk", "schema", "settings"}},
     "eval": {
-        "data_prep": {"schema", "settings"},
+        "data_prep": {"disk", "schema", "settings"},
         "pretrain": {"encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"},
     },
     "slurm": {},
