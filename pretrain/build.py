@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_prep.settings import SettingsError
 from pretrain import optim
 from pretrain.config import Config, HeadConfig, IntensityConfig, ModelConfig, ScheduleConfig, StageConfig
 from pretrain.heads import ProjectionHead
@@ -19,7 +20,14 @@ SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 
 
 def backbone(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
-    """A transformer with one input channel, its weights not yet initialised."""
+    """A transformer with one input channel, its weights not yet initialised. Raises SettingsError."""
+    try:
+        return _backbone(config, drop_path)
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"model: {error}") from error
+
+
+def _backbone(config: ModelConfig, drop_path: float) -> VisionTransformer:
     return VisionTransformer(
         patch_size=config.patch_size,
         in_channels=1,

@@ -76,10 +76,12 @@ def save(folder: Path, tensors: dict[str, Tensors], state: dict, config_text: st
     temporary = folder / f"{_TEMPORARY}{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name, group in tensors.items():
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors"
-        )
+    try:
+        for name, group in tensors.items():
+            on_host = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            save_file(on_host, temporary / f"{name}.safetensors")
+    except SafetensorError as error:  # what it makes of a full disk
+        raise CheckpointError(f"{target}: cannot be written ({error}); make room and start again to go on") from error
     (temporary / "config.yaml").write_text(config_text)
     files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
     state = {"version": VERSION, **state, "files": files}

@@ -177,7 +177,13 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 def stage(config: Config, name: str) -> StageConfig:
     """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
     layers = (("stage_defaults", config.stage_defaults), (f"stages.{name}", config.stages[name] or {}))
-    return settings.merge(StageConfig, *layers)
+    merged = settings.merge(StageConfig, *layers)
+    for key in ("global_size", "local_size"):
+        if (size := getattr(merged.crops, key)) % config.model.patch_size:
+            raise settings.SettingsError(
+                f"stages.{name}.crops.{key}={size}: no multiple of model.patch_size={config.model.patch_size}"
+            )
+    return merged
 
 
 def recipe(config: Config, name: str) -> dict[str, Any]:

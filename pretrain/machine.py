@@ -22,15 +22,19 @@ def pick_device(wish: str) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a run: bfloat16, or disabled for float32.
+    """The autocast context of a run: bfloat16, or disabled for float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device))
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a run of this `precision` multiplies in bfloat16.
 
     `auto` is bf16 where the device has matrix instructions for it (a GPU from Ampere on, a CPU with
     AMX); elsewhere emulation would be slower than float32. Raises SettingsError for another word.
     """
     if precision not in ("auto", "bf16", "float32"):
         raise SettingsError(f"machine.precision: {precision!r}; use auto, bf16 or float32")
-    enabled = precision == "bf16" or (precision == "auto" and _has_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return precision == "bf16" or (precision == "auto" and _has_bf16(device))
 
 
 def _has_bf16(device: torch.device) -> bool:

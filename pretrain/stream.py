@@ -39,10 +39,10 @@ class Batch:
     epoch: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its images on `device`; what decides randomness stays on the host."""
+        """The batch with its images on `device`; what views and masks are drawn from stays on the host."""
         if device.type == "cpu":
             return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("pixels", "box", "present")}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("pixels", "present")}
         return replace(self, **moved)
 
     def pin(self) -> Batch:

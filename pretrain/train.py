@@ -29,7 +29,7 @@ from pretrain import build, checkpoint, ema, masking, optim, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config
-from pretrain.machine import autocast, pick_device
+from pretrain.machine import autocast, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 
 log = logging.getLogger("pretrain")
@@ -93,7 +93,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         stage.batch_size,
         len(split),
         device,
-        "bf16" if precision._enabled else "float32",
+        "bf16" if uses_bf16(config.machine.precision, device) else "float32",
     )
 
     # ---------------------------------------------------------------- data
@@ -135,7 +135,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
                 probability=stage.masks.probability,
                 ratio=tuple(stage.masks.ratio),
                 min_aspect=stage.masks.min_aspect,
-            )
+            ).to(device)
             if number == 0:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps

@@ -106,7 +106,7 @@ def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str
     draws = uniforms(seed, batch.epoch.numpy(), batch.sample.numpy(), _PURPOSES[kind] + number, 8 + 4 * count)
     flip, shift, stretch, noisy, strength, blurred, sigma, key = draws[:, :8].T
     scale = settings.global_scale if kind == "global" else settings.local_scale
-    boxes = _boxes(batch.box.cpu().numpy(), draws[:, 8:].reshape(-1, count, 4), scale, settings.aspect)
+    boxes = _boxes(batch.box.numpy(), draws[:, 8:].reshape(-1, count, 4), scale, settings.aspect)
     low, high = settings.intensity.window
     width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
     level = (low + high) / 2 + settings.window_shift * (2 * shift - 1)

@@ -116,7 +116,8 @@ def test_workers_do_not_change_a_byte(patients: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_killed_anywhere_and_started_again_it_ends_the_same(patients: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.stress)])
+def test_killed_anywhere_and_started_again_it_ends_the_same(kills: int, patients: Path, tmp_path: Path) -> None:
     """kill -9 after random times, started again until it ends: every file equals an undisturbed run's."""
     assert shard(patients, tmp_path / "whole") == 0
     command = [
@@ -133,7 +134,7 @@ def test_killed_anywhere_and_started_again_it_ends_the_same(patients: Path, tmp_
     assert subprocess.run([*command[:-3], str(tmp_path / "timed"), *command[-2:]], capture_output=True).returncode == 0
     whole = time.monotonic() - began
     draws = random.Random(0)
-    for _ in range(4):
+    for _ in range(kills):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(draws.uniform(0.3, 1.0) * whole)
         os.killpg(process.pid, signal.SIGKILL)

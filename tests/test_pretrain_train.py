@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -103,7 +104,8 @@ def test_stopped_at_every_step_and_resumed_is_the_run_that_was_not_stopped(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_killed_at_random_moments_it_ends_the_same(run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.stress)])
+def test_killed_at_random_moments_it_ends_the_same(kills: int, run, tmp_path: Path) -> None:
     """kill -9 of the process at random times, started again until it ends by itself."""
     assert run("whole") == 0
     command = [
@@ -117,7 +119,7 @@ def test_killed_at_random_moments_it_ends_the_same(run, tmp_path: Path) -> None:
         f"data.root={run.data}",
     ]
     draws = random.Random(1)
-    for _ in range(3):
+    for _ in range(kills):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
         deadline, folder = time.monotonic() + 60, tmp_path / "killed" / "adapt"
         while not (folder / "00000000").is_dir() and process.poll() is None and time.monotonic() < deadline:
@@ -190,6 +192,8 @@ def test_errors_are_one_line(run, tmp_path: Path, capsys) -> None:
         (("b", "data.root=/nowhere"), "no finished data set there"),
         (("b", "data.split=tset"), "no split 'tset'"),
         (("b", "machine.device=gpu9"), "machine.device"),
+        (("b", "model.num_heads=5"), "model: embed_dim 32 is no multiple of num_heads 5"),
+        (("b", "stages.second.crops.local_size=20"), "local_size=20: no multiple of model.patch_size=8"),
         (("b", "--stage", "third"), "no such stage, the configuration has adapt, second"),
         (("a", "stages.adapt.optim.lr.peak=1"), "stages.adapt.optim.lr.peak was 0.001 when this run began, now 1.0"),
     ]
@@ -202,6 +206,25 @@ def test_errors_are_one_line(run, tmp_path: Path, capsys) -> None:
     (run.data / "dataset.json").write_text(json.dumps({**dataset, "digest": "0" * 64}))
     assert run("a", "--stage", "adapt") == 1
     assert "the shards changed since this run began" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path: Path, monkeypatch, capsys) -> None:
+    """No room for the second checkpoint: one line, the first is whole, and with room again the end is the same."""
+    real = checkpoint.save_file
+
+    def full(tensors: dict, path: Path) -> None:
+        if "00000003" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert run("a") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "No space left on device; the last checkpoint is whole" in error
+    assert checkpoint.newest(tmp_path / "a" / "adapt").step == 0
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert run("a") == 0 and run("whole") == 0
+    assert_same_run(tmp_path / "a", tmp_path / "whole")
 
 
 def test_two_trainers_refuse_each_other(run, tmp_path: Path, capsys) -> None:
