@@ -102,7 +102,8 @@ def curves(rows: Sequence[dict]) -> bytes:
             axis.set_xlabel("step")
             axis.grid(alpha=0.2)
         for axis in axes[:2]:
-            axis.legend(frameon=False, fontsize=8)
+            axis.set_ylim(top=axis.get_ylim()[1] * 1.3)  # room for the legend above the curves
+            axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     return _png(figure)
 
 

@@ -18,7 +18,7 @@ from string import Template
 import numpy as np
 
 from data_prep.disk import write_atomic
-from data_prep.schema import SchemaError, Split
+from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
 from eval import compare, plots
 from eval.bootstrap import shown
@@ -82,7 +82,8 @@ def _data(run: Path) -> Iterator[str]:
     split = Split(config.data.root, config.data.split)
     splits = split.dataset["splits"]
     rows = [
-        [name, part["subjects"], part["series"], part["samples"], len(part["shards"])] for name, part in splits.items()
+        [name, part["subjects"], part["series"], part["samples"], len(part["shards"])]
+        for name, part in ((name, splits[name]) for name in SPLITS)
     ]
     yield _table(
         ["split", "patients", "series", "slices", "shards"], rows, "Patients are in one split alone, by salted hash."
