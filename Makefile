@@ -7,6 +7,8 @@ PY     := $(VENV)/bin/python
 INPUT  ?=
 NAME   ?= quickstart$(if $(INPUT),-$(notdir $(patsubst %/,%,$(INPUT))))
 RUN    := runs/$(NAME)
+# names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
+SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
 .PHONY: help setup quickstart test stress lint
 help:
@@ -29,7 +31,7 @@ quickstart: setup
 ifeq ($(INPUT),)
 	$(PY) -m data_prep.generate --output $(RUN)/patients
 endif
-	$(PY) data_prep/shard_ct.py --input $(or $(INPUT),$(RUN)/patients) --output $(RUN)/shards workers=2
+	$(PY) data_prep/shard_ct.py --input $(or $(INPUT),$(RUN)/patients) --output $(RUN)/shards $(SHARD) workers=2
 	$(PY) -m pretrain.train --config pretrain/configs/quickstart.yaml name=$(NAME) data.root=$(RUN)/shards
 	$(PY) -m eval.probe --checkpoint $(RUN)/adapt/00000000 --task eval/configs/quickstart.yaml --output $(RUN)/probe/before data=$(RUN)/shards
 	$(PY) -m eval.probe --checkpoint $(RUN) --task eval/configs/quickstart.yaml --output $(RUN)/probe/after data=$(RUN)/shards
