@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass
@@ -15,23 +16,83 @@ class SplitConfig:
 
 
 @dataclass
+class GeometryConfig:
+    """What happens to grids that are not axial."""
+
+    tilt: Literal["correct", "refuse"] = "correct"  # gantry tilt: resampled on an axial grid
+    max_tilt_degrees: float = 1.0  # up to here slices count as not tilted
+    planes: Literal["reformat", "refuse"] = "refuse"  # thick sagittal and coronal slices
+    oblique: Literal["reformat", "refuse"] = "refuse"
+    max_oblique_degrees: float = 20.0  # up to here slices count as axial and are left as they are
+
+
+@dataclass
+class StackConfig:
+    """What happens to DICOM slices that do not stand evenly."""
+
+    uneven: Literal["split", "refuse"] = "split"  # at a gap or a change of spacing
+    max_gap: float = 1.2  # ratio of neighbouring distances that still counts as even
+    derived: Literal["keep", "refuse"] = "refuse"  # projections, reformats, perfusion maps …
+    burned_in: Literal["keep", "refuse"] = "refuse"  # BurnedInAnnotation is YES: text may be in the pixels
+
+
+@dataclass
+class GridConfig:
+    """Pixels of the slices that are written; as acquired unless set."""
+
+    in_plane_mm: float | None = None  # resampled to this spacing, antialiased
+    size: int | None = None  # rows and columns, cut or padded around the centre
+
+
+@dataclass
+class LimitConfig:
+    """What one series may take before it is left out."""
+
+    volume_gb: float = 4.0  # voxels in int16
+    minutes: float = 20.0
+
+
+@dataclass
+class PrepConfig:
+    """Settings that CT and MRI share."""
+
+    workers: int = 1  # processes
+    part: str = "1/1"  # this start's share of the patients, e.g. 3/64
+    samples_per_shard: int = 1000
+    min_slices: int = 3  # a stack with fewer is no volume
+    # whose name is the patient of a file without a header that says so; BIDS names come first
+    patient_from: Literal["first_folder", "parent_folder", "file"] = "first_folder"
+    labels: dict[str, str] = field(default_factory=dict)  # label value → name
+    label_maps: dict[str, str] = field(default_factory=dict)  # pattern of an image's path → path of its label map
+    keep_year: bool = False  # the year of acquisition
+    split: SplitConfig = field(default_factory=SplitConfig)
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    stacks: StackConfig = field(default_factory=StackConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    limits: LimitConfig = field(default_factory=LimitConfig)
+
+
+@dataclass
 class AirConfig:
     threshold_hu: float = -500.0  # above it a pixel is body
     min_body_fraction: float = 0.02  # of a slice's pixels; a slice with less is air and left out
 
 
 @dataclass
-class CtConfig:
-    workers: int = 1  # processes
-    samples_per_shard: int = 1000
-    split: SplitConfig = field(default_factory=SplitConfig)
+class CtConfig(PrepConfig):
     air: AirConfig = field(default_factory=AirConfig)
-    min_slices: int = 3  # a series with fewer is no volume
-    max_gap: float = 1.2  # largest distance of neighbouring DICOM slices, in medians; more means slices are missing
-    max_tilt_degrees: float = 1.0  # of the gantry
-    patient_from: str = "first_folder"  # whose name is the patient of a NIfTI: first_folder | parent_folder | file
-    labels: dict[str, str] = field(default_factory=dict)  # label value → name
+
+
+@dataclass
+class MriConfig(PrepConfig):
+    # pattern of a file's path below the input, or of a series description → sequence; comes before any guess
+    sequences: dict[str, str] = field(default_factory=dict)
+    # which files are one study: BIDS entities, else the common start of their names or the folder
+    study_from: Literal["auto", "folder", "name"] = "auto"
+    reference: str = ""  # sequence whose grid the others are put on; empty: the thickest slices, then the finest pixels
+    min_overlap: float = 0.5  # share of the reference grid that another sequence must cover
+    min_foreground: float = 0.02  # of a slice's pixels in some sequence; a slice with less is left out
 
 
 # What changes only speed: a second start may differ in it.
-MACHINE_KEYS = ("workers",)
+MACHINE_KEYS = ("workers", "limits")

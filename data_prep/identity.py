@@ -34,7 +34,7 @@ def read_salt(file: str | Path | None) -> bytes:
 
 def hashed(salt: bytes, kind: str, value: str) -> str:
     """32 hexadecimal digits for `value` (HMAC-SHA256); `kind` keeps patients, series and paths apart."""
-    return hmac.new(salt, f"{kind}:{value}".encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(salt, f"{kind}:{value}".encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
 def split_of(subject: str, shares: SplitConfig) -> str:

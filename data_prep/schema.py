@@ -66,6 +66,7 @@ class Slice:
     annotated  label values annotated somewhere in the series (a value missing here is unlabelled,
                not absent)
     labels     names and values of slice- or study-level labels
+    scales     for MRI the (slope, intercept) of each sequence: signal = pixel · slope + intercept; () for CT
     meta       whitelisted header fields
     """
 
@@ -81,6 +82,7 @@ class Slice:
     labelmap: np.ndarray | None = None
     annotated: tuple[int, ...] = ()
     labels: dict[str, float] = field(default_factory=dict)
+    scales: tuple[tuple[float, float], ...] = ()
     meta: dict[str, object] = field(default_factory=dict)
 
 
@@ -141,6 +143,8 @@ def encode(sample: Slice) -> list[tuple[str, bytes]]:
         "labels": sample.labels,
         "meta": sample.meta,
     }
+    if sample.scales:
+        record["scales"] = [[float(value) for value in scale] for scale in sample.scales]
     members.append((f"{sample.key}.json", _json_bytes(record)))
     return members
 
@@ -209,6 +213,7 @@ def decode(block: bytes | memoryview) -> Slice:
         labelmap=labelmap,
         annotated=tuple(record["annotated"]),
         labels=record["labels"],
+        scales=tuple(tuple(scale) for scale in record.get("scales", ())),
         meta=record["meta"],
     )
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from data_prep import schema
 from data_prep.disk import flush, temporary_of, write_atomic
+from data_prep.staging import Record
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,14 @@ class Plan:
     pieces: list[Piece]
 
 
-def plan(root: Path, staging: Path, rows: Iterable[dict], samples_per_shard: int) -> list[Plan]:
-    """The shards of all accepted series in `rows`."""
+def plan(root: Path, staging: Path, records: Iterable[tuple[str, Record]], samples_per_shard: int) -> list[Plan]:
+    """The shards of all samples in `records`: (name among the staged files, record)."""
     by_split: dict[str, list[Piece]] = {split: [] for split in schema.SPLITS}
-    for row in rows:
-        manifest = row["manifest"]
-        staged = staging / f"{manifest['source']}.tar"
-        for key, offset, size, order in row["samples"]:
+    for name, record in records:
+        staged = staging / f"{name}.tar"
+        for key, offset, size, series, order in record.samples:
             digest = hashlib.sha256(key.encode()).digest()
-            piece = Piece(digest, staged, offset, size, manifest["subject"], manifest["series"], order)
-            by_split[manifest["split"]].append(piece)
+            by_split[record.split].append(Piece(digest, staged, offset, size, record.subject, series, order))
     plans = []
     for split, pieces in by_split.items():
         count = -(-len(pieces) // samples_per_shard)
@@ -95,16 +94,22 @@ def write(shard: Plan) -> dict:
     }
 
 
-def describe(shards: list[dict], rows: list[dict], labels: dict[str, str], made_with: dict) -> dict:
+def describe(
+    shards: dict[str, list[dict]],
+    manifest: list[dict],
+    histograms: dict[str, dict[str, int]],
+    labels: dict[str, str],
+    made_with: dict,
+) -> dict:
     """`dataset.json`: the shards by split, statistics of the training patients, names of the labels."""
-    accepted = [row["manifest"] for row in rows if row["manifest"]["status"] == "accepted"]
+    accepted = [row for row in manifest if row["status"] == "accepted"]
     splits = {}
     for split in schema.SPLITS:
         mine = [row for row in accepted if row["split"] == split]
         splits[split] = {
-            "shards": [shard for shard in shards if shard["name"].startswith(f"{split}/")],
-            "samples": sum(row["slices"] for row in mine),
-            "series": len(mine),
+            "shards": shards.get(split, []),
+            "samples": sum(row["samples"] for row in shards.get(split, [])),
+            "series": len({row["stack"] for row in mine}),
             "subjects": len({row["subject"] for row in mine}),
         }
     values = sorted({value for row in accepted for value in row["annotated"]})
@@ -112,17 +117,25 @@ def describe(shards: list[dict], rows: list[dict], labels: dict[str, str], made_
         "schema": schema.VERSION,
         "digest": schema.dataset_digest(splits),
         "splits": splits,
-        "statistics": {"ct": statistics(row["histogram"] for row in rows if row["manifest"].get("split") == "train")},
+        "sequences": dict(sorted(Counter(row["sequence"] for row in accepted).items())),
+        "statistics": {name: statistics(counts) for name, counts in sorted(histograms.items())},
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
         "made_with": made_with,
     }
 
 
-def statistics(histograms: Iterable[dict[str, int]]) -> dict[str, float]:
-    """Mean, standard deviation and percentiles of the body's HU; empty where there is none."""
-    total: Counter[int] = Counter()
-    for histogram in histograms:
-        total.update({int(value): count for value, count in histogram.items()})
+def total_of(histograms: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """The sum of histograms: sequence → stored value → count."""
+    total: dict[str, Counter[str]] = {}
+    for each in histograms:
+        for name, counts in each.items():
+            total.setdefault(name, Counter()).update(counts)
+    return {name: dict(sorted(counts.items(), key=lambda item: int(item[0]))) for name, counts in sorted(total.items())}
+
+
+def statistics(histogram: dict[str, int]) -> dict[str, float]:
+    """Mean, standard deviation and percentiles of the foreground's stored values; empty where there is none."""
+    total = {int(value): count for value, count in histogram.items()}
     if not total:
         return {}
     values = np.array(sorted(total), dtype=np.float64)
@@ -135,9 +148,9 @@ def statistics(histograms: Iterable[dict[str, int]]) -> dict[str, float]:
 
 
 def manifest_bytes(rows: list[dict]) -> bytes:
-    """`manifest.jsonl`: a row per input series, sorted by the hash of its source."""
-    manifests = sorted((row["manifest"] for row in rows), key=lambda manifest: manifest["source"])
-    return "".join(json.dumps(manifest, sort_keys=True) + "\n" for manifest in manifests).encode()
+    """`manifest.jsonl`: the rows sorted by the hash of their source, then as they are."""
+    lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
+    return "".join(f"{line}\n" for line in sorted(lines, key=lambda line: json.loads(line)["source"])).encode()
 
 
 def _npy(array: np.ndarray) -> bytes:

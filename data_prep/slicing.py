@@ -1,4 +1,4 @@
-"""From a volume to its axial slices."""
+"""From volumes on one grid to axial slices."""
 
 from __future__ import annotations
 
@@ -8,90 +8,153 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from data_prep.config import AirConfig
+from data_prep import regrid
+from data_prep.config import GridConfig
+from data_prep.scaling import Scale
 from data_prep.schema import AIR_HU, Slice
 from data_prep.volume import Volume
+
+_CT_BINS = 4096  # one HU each, from −1024
+_MR_BIN = 64  # stored values per bin
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One sequence of a study.
+
+    voxels   (Z, Y, X) int16 HU where `scale` is None, else signal
+    level    stored value above which a pixel is foreground
+    covered  (Z,) whether the sequence was acquired there, or None: everywhere
+    """
+
+    name: str
+    voxels: np.ndarray
+    level: float
+    scale: Scale | None = None
+    covered: np.ndarray | None = None
+
+    @property
+    def outside(self) -> int:
+        """The stored value of what lies beyond the edge."""
+        return AIR_HU if self.scale is None else int(self.scale.encode(np.zeros(1))[0])
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose slices these are: salted hashes, 32 hexadecimal digits."""
+
+    subject: str
+    series: str
 
 
 @dataclass
 class Tally:
-    """What slicing one volume did, for the manifest.
+    """What slicing did, for the manifest.
 
-    air        slices left out because there is almost no body in them
-    below_air  voxels below −1024 HU (padding), stored as −1024
-    above      voxels beyond int16, stored as 32767
-    rounded    voxels whose HU was no whole number
-    histogram  counts of body voxels by HU, −1024 … 3071, the ends taking what lies beyond
+    air         slices left out because there is almost no foreground in them
+    histograms  sequence → counts of foreground by stored value; the ends take what lies beyond
     """
 
     air: int = 0
-    below_air: int = 0
-    above: int = 0
-    rounded: int = 0
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(4096, np.int64))
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def count(self, channel: Channel, inside: np.ndarray) -> None:
+        """Add the foreground values of one plane."""
+        if channel.scale is None:
+            bins, length = np.clip(inside, AIR_HU, AIR_HU + _CT_BINS - 1) - AIR_HU, _CT_BINS
+        else:
+            bins, length = inside // _MR_BIN, 65536 // _MR_BIN
+        counts = np.bincount(bins, minlength=length)
+        self.histograms[channel.name] = self.histograms.get(channel.name, 0) + counts
+
+    def sparse(self) -> dict[str, dict[str, int]]:
+        """sequence → stored value (of a bin, its lowest) → count, zeros left out."""
+        found = {}
+        for name, counts in self.histograms.items():
+            first, step = (AIR_HU, 1) if len(counts) == _CT_BINS else (0, _MR_BIN)
+            found[name] = {str(first + int(bin) * step): int(counts[bin]) for bin in counts.nonzero()[0]}
+        return found
 
 
 def axial(
-    volume: Volume, labelmap: np.ndarray | None, *, subject: str, series: str, air: AirConfig, tally: Tally
+    volume: Volume,
+    channels: list[Channel],
+    labelmap: np.ndarray | None,
+    who: Identity,
+    *,
+    min_foreground: float,
+    grid: GridConfig,
+    tally: Tally,
 ) -> Iterator[Slice]:
-    """The slices of a CT volume that hold body, inferior→superior; `tally` is filled on the way.
+    """The slices that hold foreground in some sequence, inferior→superior; `tally` is filled on the way.
 
+    volume    whose affine and header the slices get; all channels lie on its grid
     labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
     """
     values = tuple(annotated(labelmap))
-    for order, plane in enumerate(volume.voxels):
-        pixels = to_int16(plane, tally)
-        body = pixels > air.threshold_hu
-        if body.mean() < air.min_body_fraction:
+    for order in range(len(volume.voxels)):
+        present = [channel for channel in channels if channel.covered is None or channel.covered[order]]
+        planes = [_pixels(channel, order) for channel in present]
+        labels = None if labelmap is None else labelmap[order]
+        spacing = volume.spacing[1:]
+        if grid.in_plane_mm or grid.size:
+            fitted = regrid.Fit(planes[0].shape if planes else (1, 1), spacing, grid)
+            planes = [fitted.image(plane, channel.outside) for plane, channel in zip(planes, present)]
+            labels, spacing = None if labels is None else fitted.labels(labels), fitted.spacing
+        inside = [plane > channel.level for plane, channel in zip(planes, present)]
+        if max((mask.mean() for mask in inside), default=0) < min_foreground:
             tally.air += 1
             continue
-        box = body_box(body)
-        tally.histogram += np.bincount(np.clip(pixels[body], -1024, 3071) + 1024, minlength=4096)
+        for channel, plane, mask in zip(present, planes, inside):
+            tally.count(channel, plane[mask])
         yield Slice(
-            pixels=pixels[None],
-            sequences=("ct",),
-            spacing=volume.spacing[1:],
+            pixels=np.stack(planes),
+            sequences=tuple(channel.name for channel in present),
+            spacing=spacing,
             position=float(volume.affine[2, 3] + order * volume.affine[2, 2]),
-            subject=subject,
-            series=series,
+            subject=who.subject,
+            series=who.series,
             order=order,
-            key=f"{series}-{order:05d}",
-            box=box,
-            labelmap=None if labelmap is None else labelmap[order],
+            key=f"{who.series}-{order:05d}",
+            box=body_box(np.logical_or.reduce(inside)),
+            labelmap=labels,
             annotated=values,
+            scales=tuple((channel.scale.slope, channel.scale.intercept) for channel in present if channel.scale),
             meta=volume.meta,
         )
+
+
+def _pixels(channel: Channel, order: int) -> np.ndarray:
+    plane = channel.voxels[order]
+    return np.ascontiguousarray(plane if channel.scale is None else channel.scale.encode(plane))
 
 
 def annotated(labelmap: np.ndarray | None) -> list[int]:
     """The label values of a series, background left out."""
     if labelmap is None:
         return []
-    return [int(value) for value in np.flatnonzero(np.bincount(labelmap.ravel())) if value]
-
-
-def to_int16(plane: np.ndarray, tally: Tally) -> np.ndarray:
-    """HU rounded to whole numbers and held within −1024 … 32767; what that changes is counted."""
-    whole = np.rint(plane)
-    tally.rounded += int((whole != plane).sum())
-    tally.below_air += int((whole < AIR_HU).sum())
-    tally.above += int((whole > np.iinfo(np.int16).max).sum())
-    return np.clip(whole, AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
+    counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in labelmap)
+    return [int(value) for value in np.flatnonzero(counts) if value]
 
 
 def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, int]:
     """(row0, row1, column0, column1), half open, around the body in a (H, W) mask.
 
-    Pieces below `smallest` of the largest one (a table's edge, a cable) do not widen the box.
+    Pieces below `smallest` of the largest one (a table's edge, a cable) do not widen the box. Found on a mask
+    of every second pixel in both directions where the slice is large, so exact to a pixel on either side.
     """
-    pieces, count = ndimage.label(body)
+    step = 2 if min(body.shape) >= 256 else 1
+    pieces, count = ndimage.label(body[::step, ::step])
+    if not count:
+        pieces, count, step = *ndimage.label(body), 1
     sizes = np.bincount(pieces.ravel())[1:]
     kept = np.flatnonzero(sizes >= smallest * sizes.max()) + 1
-    found = ndimage.find_objects(pieces, max_label=count)
+    found = ndimage.find_objects(pieces)
     rows, columns = zip(*(found[number - 1] for number in kept))
+    height, width = body.shape
     return (
-        min(part.start for part in rows),
-        max(part.stop for part in rows),
-        min(part.start for part in columns),
-        max(part.stop for part in columns),
+        max(min(part.start for part in rows) * step - step + 1, 0),
+        min(max(part.stop for part in rows) * step, height),
+        max(min(part.start for part in columns) * step - step + 1, 0),
+        min(max(part.stop for part in columns) * step, width),
     )

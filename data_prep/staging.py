@@ -1,9 +1,9 @@
-"""The first half of sharding: each series becomes one staged file and one row, whole or not at all.
+"""The first half of sharding: each source becomes one staged file and one record, whole or not at all.
 
     OUT/staging/<source>.tar     the samples' stretches, as they will lie in the shards
-    OUT/staging/<source>.json    the manifest's row, where the samples lie in the .tar, the body's histogram
+    OUT/staging/<source>.json    manifest rows, where the samples lie in the .tar, histograms of the foreground
 
-The row is renamed into place after the samples. A series whose row is there, made from the same
+The record is renamed into place after the samples. A source whose record is there, made from the same
 input, is not read again.
 """
 
@@ -11,105 +11,158 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from data_prep import dicom, labelmaps, nifti, schema, slicing
-from data_prep.config import CtConfig
+from data_prep import schema
+from data_prep.config import PrepConfig
 from data_prep.disk import flush, temporary_of, write_atomic
 from data_prep.identity import hashed, split_of
-from data_prep.sources import Source
-from data_prep.volume import RejectedSeries, Volume
+from data_prep.sources import Series, Source
+from data_prep.volume import RejectedSeries
 
 
 @dataclass(frozen=True)
 class Job:
-    """One series to convert: what a worker process needs."""
+    """One source to convert: what a worker process needs."""
 
     source: Source
+    root: Path
     folder: Path
     salt: bytes
-    config: CtConfig
+    config: PrepConfig
+
+    @property
+    def name(self) -> str:
+        """Salted hash of where the source was found: its name among the staged files."""
+        return hashed(self.salt, "source", "\0".join(f"{each.name}\0{each.uid}" for each in self.source.series))
+
+    @property
+    def subject(self) -> str:
+        """Salted hash of the patient."""
+        return hashed(self.salt, "patient", self.source.patient)
+
+    def hash_of(self, series: Series) -> str:
+        """Salted hash of where a series was found: its name in the manifest."""
+        return hashed(self.salt, "source", f"{series.name}\0{series.uid}")
+
+    def paths(self, series: Series) -> list[str]:
+        """Files of a series as they can be opened."""
+        return [os.path.join(self.root, name) for name in series.files]
 
 
-def name_of(source: Source, salt: bytes) -> str:
-    """Salted hash of where the series was found: its name among the staged files and in the manifest."""
-    return hashed(salt, "source", f"{source.name}\0{source.series}")
+@dataclass
+class Record:
+    """What one source became.
+
+    rows        manifest rows, one per series or stack
+    samples     (key, offset, size, series, order) of each sample in the staged file
+    histograms  sequence → stored value → count of foreground pixels
+    lost        the process that converted it was lost: a later start tries again
+    """
+
+    subject: str
+    split: str
+    fingerprint: str
+    rows: list[dict] = field(default_factory=list)
+    samples: list[list] = field(default_factory=list)
+    histograms: dict[str, dict[str, int]] = field(default_factory=dict)
+    lost: bool = False
 
 
-def read_row(folder: Path, name: str, fingerprint: str) -> dict | None:
-    """The staged row of a series, or None where it is not there or was made from another input."""
-    path = folder / f"{name}.json"
+def read_record(job: Job) -> Record | None:
+    """The staged record of a source, or None where it is not there or was made from another input."""
+    path = job.folder / f"{job.name}.json"
     if not path.is_file():
         return None
-    row = json.loads(path.read_text())
-    return row if row["manifest"]["fingerprint"] == fingerprint else None
+    record = Record(**json.loads(path.read_text()))
+    return record if record.fingerprint == job.source.fingerprint else None
 
 
-def convert(job: Job) -> dict:
-    """Stage one series; returns its row. A series that cannot be used has a row with the reason."""
-    source, name = job.source, name_of(job.source, job.salt)
-    identity = {
-        "source": name,
-        "subject": hashed(job.salt, "patient", source.patient),
-        "series": hashed(job.salt, "series", source.series),
-        "fingerprint": source.fingerprint,
-        "kind": source.kind,
-    }
-    try:
-        if source.problem:
-            raise RejectedSeries(source.problem)
-        row = _stage(job, name, identity)
-    except (RejectedSeries, PermissionError) as error:
-        reason = error.reason if isinstance(error, RejectedSeries) else "a file cannot be read (permission denied)"
-        row = {"manifest": {**identity, "status": "rejected", "reason": reason}, "samples": [], "histogram": {}}
-    write_atomic(job.folder / f"{name}.json", json.dumps(row, sort_keys=True).encode())
-    return row
+class Stager:
+    """Collects the samples and rows of one source; `finish` puts them into place."""
 
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        subject = job.subject
+        self.record = Record(subject, split_of(subject, job.config.split), job.source.fingerprint)
+        self._tar = job.folder / f"{job.name}.tar"
+        self._temporary = temporary_of(self._tar)
+        self._file: BinaryIO | None = None
+        self._offset = 0
 
-def read_volume(source: Source, config: CtConfig) -> Volume:
-    """The volume of a series. Raises RejectedSeries, PermissionError."""
-    if source.kind == "dicom":
-        return dicom.read_series(source.files, config)
-    volume = nifti.read(source.files[0])
-    if len(volume.voxels) < config.min_slices:
-        raise RejectedSeries(f"{len(volume.voxels)} slices, fewer than min_slices={config.min_slices}")
-    return volume
+    def series_hash(self, name: str) -> str:
+        """Salted hash of a series' or study's identifier."""
+        return hashed(self.job.salt, "series", name)
 
-
-def _stage(job: Job, name: str, identity: dict) -> dict:
-    volume = read_volume(job.source, job.config)
-    labelmap = labelmaps.read_onto(job.source.labelmap, volume) if job.source.labelmap else None
-    tally, samples, offset = slicing.Tally(), [], 0
-    temporary = temporary_of(job.folder / f"{name}.tar")
-    with open(temporary, "wb") as file:
-        slices = slicing.axial(
-            volume, labelmap, subject=identity["subject"], series=identity["series"], air=job.config.air, tally=tally
-        )
-        for sample in slices:
+    def add(self, samples: Iterable[schema.Slice]) -> int:
+        """Write samples to the staged file; returns how many."""
+        count = 0
+        for sample in samples:
+            if self._file is None:
+                self._file = open(self._temporary, "wb")
             stretch = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
-            file.write(stretch)
-            samples.append([sample.key, offset, len(stretch), sample.order])
-            offset += len(stretch)
-    if not samples:
-        os.unlink(temporary)
-        raise RejectedSeries("no slice holds a body: all voxels are air")
-    flush(temporary)
-    os.replace(temporary, job.folder / f"{name}.tar")
-    depth, height, width = volume.voxels.shape
-    manifest = {
-        **identity,
-        "status": "accepted",
-        "split": split_of(identity["subject"], job.config.split),
-        "slices": len(samples),
-        "air_slices": tally.air,
-        "shape": [depth, height, width],
-        "spacing_mm": [round(length, 4) for length in volume.spacing],
-        "annotated": slicing.annotated(labelmap),
-        "voxels_below_air": tally.below_air,
-        "voxels_above_int16": tally.above,
-        "voxels_rounded": tally.rounded,
-        "meta": volume.meta,
-    }
-    counts = {str(bin - 1024): int(tally.histogram[bin]) for bin in tally.histogram.nonzero()[0]}
-    return {"manifest": manifest, "samples": samples, "histogram": counts}
+            self._file.write(stretch)
+            self.record.samples.append([sample.key, self._offset, len(stretch), sample.series, sample.order])
+            self._offset += len(stretch)
+            count += 1
+        return count
+
+    def count(self, histograms: dict[str, dict[str, int]]) -> None:
+        """Add histograms of the foreground."""
+        for name, counts in histograms.items():
+            total = Counter(self.record.histograms.get(name, {}))
+            total.update(counts)
+            self.record.histograms[name] = dict(total)
+
+    def row(self, series: Series, status: str, **fields: object) -> None:
+        """A manifest row of `series`."""
+        self.record.rows.append(
+            {
+                "source": self.job.hash_of(series),
+                "subject": self.record.subject,
+                "series": self.series_hash(series.uid),
+                "kind": series.kind,
+                "files": len(series.files),
+                "fingerprint": self.job.source.fingerprint,
+                "status": status,
+                **fields,
+            }
+        )
+
+    def reject(self, series: Series, error: RejectedSeries, **fields: object) -> None:
+        """A row that says why `series`, or a part of it, became nothing."""
+        self.row(series, "rejected", reason=error.reason, **fields)
+
+    def accept(self, series: Series, **fields: object) -> None:
+        """A row of a series that became samples."""
+        self.row(series, "accepted", split=self.record.split, **fields)
+
+    def finish(self) -> Record:
+        """Put the staged file and then its record into place."""
+        if self._file is not None:
+            self._file.close()
+            flush(self._temporary)
+            os.replace(self._temporary, self._tar)
+        write_atomic(self._tar.with_suffix(".json"), json.dumps(vars(self.record), sort_keys=True).encode())
+        return self.record
+
+
+def lost(job: Job, reason: str) -> Record:
+    """The record of a source whose process was lost. Not written: a later start tries again."""
+    stager = Stager(job)
+    for series in job.source.series:
+        stager.reject(series, RejectedSeries(reason))
+    stager.record.lost = True
+    return stager.record
+
+
+def refused_before(stager: Stager) -> bool:
+    """Whether discovery found a reason already; then the rows say it."""
+    for series in stager.job.source.series:
+        if stager.job.source.problem:
+            stager.reject(series, RejectedSeries(stager.job.source.problem))
+    return bool(stager.job.source.problem)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,43 +19,32 @@ class RejectedSeries(ValueError):
 
 @dataclass(frozen=True)
 class Volume:
-    """One series.
+    """One evenly spaced stack of axial slices.
 
-    voxels   (Z, Y, X) float32, HU for CT; Z inferior→superior, Y anterior→posterior, X patient
-             right→left (see `canonical`)
-    spacing  (z, y, x) in mm
+    voxels   (Z, Y, X), Z inferior→superior, Y anterior→posterior, X patient right→left. CT: int16 HU,
+             −1024 … 32767. MR: int16, uint16 or float32 in arbitrary units
     affine   (4, 4) voxel (x, y, z) → patient position in mm, NIfTI's RAS convention
-    modality "CT" or "MR"
+    frame    frame of reference: volumes of different ones have no common space; "" where unknown
     meta     whitelisted header fields
+    notes    what reading changed, for the manifest: counts of voxels or slices, degrees
     """
 
     voxels: np.ndarray
-    spacing: tuple[float, float, float]
     affine: np.ndarray
-    modality: str = "CT"
+    frame: str = ""
     meta: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(z, y, x) in mm."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0)[::-1])
 
 
-def canonical(voxels: np.ndarray, affine: np.ndarray, max_oblique: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
-    """Turn an (X, Y, Z) array with its RAS affine so that the axes run as Volume says; no resampling.
-
-    The axes are permuted and flipped to right→left, anterior→posterior, inferior→superior. Raises
-    RejectedSeries where the slices are not axial, or stand more than `max_oblique` degrees off.
-    Returns the (Z, Y, X) array (a view) and the new affine for (x, y, z) indices.
-    """
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    nearest = np.abs(directions).argmax(axis=0)
-    if sorted(nearest) != [0, 1, 2]:
-        raise RejectedSeries("the axes of the image do not tell left, front and head apart; check its affine")
-    oblique = np.degrees(np.arccos(np.clip(np.abs(directions[nearest, range(3)]).min(), 0, 1)))
-    if oblique > max_oblique:
-        raise RejectedSeries(f"oblique by {oblique:.0f} degrees; resample it on an axial grid first")
-    axes = np.argsort(nearest)  # voxel axis of each patient axis
-    turned, transform = voxels.transpose(axes), affine[:, [*axes, 3]].copy()
-    wanted = np.array([-1.0, -1.0, 1.0])  # RAS axes: x runs to the left, y to the back, z to the head
-    for axis in range(3):
-        if transform[axis, axis] * wanted[axis] < 0:
-            transform[:3, 3] += transform[:3, axis] * (turned.shape[axis] - 1)
-            transform[:3, axis] *= -1
-            turned = np.flip(turned, axis)
-    return turned.transpose(2, 1, 0), transform
+def check_size(shape: Sequence[int], limit_gb: float) -> None:
+    """Raise RejectedSeries, before memory is taken, for a grid of more voxels than `limit_gb` holds in int16."""
+    size, gigabytes = "x".join(map(str, shape)), math.prod(shape) * 2 / 1e9
+    if min(shape) < 1:
+        raise RejectedSeries(f"an image of {size} voxels")
+    if gigabytes > limit_gb:
+        raise RejectedSeries(f"{size} voxels are {gigabytes:.1f} GB in int16, more than limits.volume_gb={limit_gb}")

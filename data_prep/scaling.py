@@ -1,0 +1,81 @@
+"""MR signal has no unit: a robust scale per volume makes volumes comparable, and is kept to undo it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Where the 0.5th and 99.5th percentile of the foreground come to lie in uint16. Two thirds of that span lie free
+# below and one span above, so that little is clipped; 24,576 steps between them keep 12-bit values exact.
+LOW, HIGH = 16384, 40960
+_MOST = 4_000_000  # voxels that the percentiles are taken from
+_CONSTANT = 0.1  # share of voxels of one value from which on that value is background (skull-stripped, masked)
+
+
+@dataclass
+class Scale:
+    """signal = stored · slope + intercept; `level` is the stored value above which a voxel is foreground.
+
+    clipped  voxels beyond uint16 so far, which lie at its ends
+    """
+
+    slope: float
+    intercept: float
+    level: int
+    clipped: int = 0
+
+    def encode(self, signal: np.ndarray) -> np.ndarray:
+        """uint16 of any array of signal; what does not fit is clipped and counted."""
+        stored = np.rint((signal - np.float64(self.intercept)) / self.slope)
+        if stored.min() < 0 or stored.max() > 65535:
+            self.clipped += int(((stored < 0) | (stored > 65535)).sum())
+            stored = np.clip(stored, 0, 65535)
+        return stored.astype(np.uint16)
+
+
+def robust(voxels: np.ndarray) -> Scale | None:
+    """The scale of a volume of any shape: the foreground's 0.5th and 99.5th percentile come to LOW and HIGH.
+
+    None where the foreground has one value only.
+    """
+    sample = _sample(voxels)
+    threshold = foreground_threshold(sample)
+    inside = sample[sample > threshold]
+    if not len(inside):
+        return None
+    low, high = (float(value) for value in np.percentile(inside, (0.5, 99.5)))
+    if high <= low:
+        return None
+    slope = (high - low) / (HIGH - LOW)
+    intercept = low - LOW * slope
+    return Scale(slope, intercept, level=int(np.clip(np.floor((threshold - intercept) / slope), 0, 65535)))
+
+
+def foreground_threshold(sample: np.ndarray) -> float:
+    """The value above which a voxel shows tissue.
+
+    The background's own value where the image was masked to a constant, else Otsu's threshold (1979).
+    """
+    values, counts = np.unique(sample, return_counts=True)
+    common = int(counts.argmax())
+    if counts[common] >= _CONSTANT * len(sample) and values[common] <= sample.mean():
+        return float(values[common])
+    return _otsu(sample)
+
+
+def _sample(voxels: np.ndarray) -> np.ndarray:
+    """At most 4 million values, evenly taken."""
+    step = int(np.ceil((voxels.size / _MOST) ** (1 / 3)))
+    return voxels[::step, ::step, ::step].ravel()
+
+
+def _otsu(sample: np.ndarray) -> float:
+    top = np.percentile(sample, 99.5)  # a few bright vessels must not take all bins
+    counts, edges = np.histogram(np.minimum(sample, top), bins=256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, mass = np.cumsum(counts), np.cumsum(counts * centres)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    return float(edges[1:][np.nanargmax(np.where(above > 0, apart, 0))])
