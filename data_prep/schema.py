@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 VERSION = 1
 SPLITS = ("train", "val", "test")
 AIR_HU = -1024
+_OTHER_FILES = 512  # libraries, sockets and logs of a training
 KEY = re.compile(r"[0-9a-z_-]+")  # no dot: WebDataset splits names at the first one
 
 # One row per sample. `subject` and `series` are the first eight bytes of the salted hashes;
@@ -232,6 +234,17 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _allow_open_files(count: int) -> None:
+    """Let this process keep `count` shards open. Raises SchemaError where it may not.
+
+    Many systems allow 1,024 files by default and more to a process that asks.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count + _OTHER_FILES:
+        raise SchemaError(f"{count} shards, but only {hard} files may be open; raise `ulimit -n` or samples_per_shard")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Split:
     """The samples of one split of a finished data set, read by index from any thread.
 
@@ -246,9 +259,13 @@ class Split:
             raise SchemaError(f"{root}: no split {name!r}, it has {', '.join(self.dataset['splits'])}")
         rows = self.dataset["splits"][name]["shards"]
         self.paths = [self.root / row["name"] for row in rows]
-        pieces = [self._read_index(path, row) for path, row in zip(self.paths, rows)]
-        self.index = np.concatenate(pieces) if pieces else np.empty(0, INDEX_DTYPE)
-        self.shard = np.repeat(np.arange(len(pieces), dtype=np.uint32), [len(piece) for piece in pieces])
+        ends = np.cumsum([row["samples"] for row in rows], dtype=np.int64)
+        self.index = np.empty(ends[-1] if rows else 0, INDEX_DTYPE)
+        self.shard = np.empty(len(self.index), np.uint32)
+        for number, (path, row, end) in enumerate(zip(self.paths, rows, ends)):
+            self.index[end - row["samples"] : end] = self._read_index(path, row)
+            self.shard[end - row["samples"] : end] = number
+        _allow_open_files(len(rows))
         self._files: dict[int, int] = {}
 
     @staticmethod
