@@ -152,7 +152,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
             grounds=candidate.guess.grounds,
             reference=channel.name == reference,
             stack=stack,
-            slices=count if channel.covered is None else int(channel.covered.sum()),
+            slices=tally.slices[channel.name],
             air_slices=tally.air,
             shape=list(candidate.volume.voxels.shape),
             spacing_mm=[round(length, 4) for length in candidate.volume.spacing],

@@ -176,6 +176,8 @@ def members(block: bytes | memoryview) -> dict[str, memoryview]:
         name = header[:100].rstrip(b"\0").decode()
         size = int(header[124:135], 8)
         stem, _, extension = name.partition(".")
+        if not KEY.fullmatch(stem):
+            raise SchemaError(f"member {name[:60]!r} is no file of a sample")
         if key not in (None, stem):
             raise SchemaError(f"members of {key} and {stem} in one sample")
         key, start = stem, at + tarfile.BLOCKSIZE
@@ -223,6 +225,11 @@ def decode(block: bytes | memoryview) -> Slice:
 def short_hash(digest: str) -> int:
     """The eight bytes of a hexadecimal digest that the index keeps."""
     return int(digest[:16], 16)
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -52,14 +53,17 @@ class Tally:
     """What slicing did, for the manifest.
 
     air         slices left out because there is almost no foreground in them
+    slices      sequence → slices that hold it
     histograms  sequence → counts of foreground by stored value; the ends take what lies beyond
     """
 
     air: int = 0
+    slices: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def count(self, channel: Channel, inside: np.ndarray) -> None:
-        """Add the foreground values of one plane."""
+        """Add one plane that is kept, and its foreground values."""
+        self.slices[channel.name] += 1
         if channel.scale is None:
             bins, length = np.clip(inside, AIR_HU, AIR_HU + _CT_BINS - 1) - AIR_HU, _CT_BINS
         else:

@@ -1,0 +1,144 @@
+"""One shard, read again from its first byte to its last."""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import schema
+
+_MOST = 20  # problems of one shard that are told
+
+
+@dataclass(frozen=True)
+class Work:
+    """A shard to check and its row in `dataset.json`."""
+
+    path: Path
+    row: dict
+
+
+@dataclass
+class Report:
+    """What was found: the index as it should be, and every problem as a line without the shard's name.
+
+    keys  (N,) uint64, the first eight bytes of each key's SHA-256
+    """
+
+    samples: int = 0
+    subjects: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    series: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    sequences: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def check(work: Work) -> Report:
+    """Sums, counts, the tar's own headers, and every sample decoded and compared with its row of the index."""
+    report = Report()
+    try:
+        _check(work, report)
+    except (OSError, schema.SchemaError, tarfile.TarError, ValueError, KeyError, TypeError, MemoryError) as error:
+        report.problems.append(_line(error))
+    if len(report.problems) > _MOST:
+        report.problems[_MOST:] = [f"and {len(report.problems) - _MOST} more"]
+    return report
+
+
+def _check(work: Work, report: Report) -> None:
+    if not work.path.is_file():
+        report.problems.append("is missing; shard again or copy it again")
+        return
+    size = work.path.stat().st_size
+    if size != work.row["bytes"]:
+        report.problems.append(f"has {size} bytes, dataset.json says {work.row['bytes']}; copy it again")
+    if schema.file_sha256(work.path) != work.row["sha256"]:
+        report.problems.append("its SHA-256 is not that of dataset.json: it was damaged or replaced; copy it again")
+    index = _index(work, report)
+    found = _members(work.path, report)
+    if index is None:
+        return
+    report.samples = len(index)
+    report.subjects, report.series = index["subject"].copy(), index["series"].copy()
+    report.keys = np.zeros(len(index), np.uint64)
+    _check_layout(index, size, found, report)
+    with open(work.path, "rb") as file:
+        for number, row in enumerate(index):
+            file.seek(int(row["offset"]))
+            try:
+                sample = schema.decode(file.read(int(row["size"])))
+                report.keys[number] = schema.short_hash(schema.text_sha256(sample.key))
+                for name in sample.sequences:
+                    report.sequences[name] = report.sequences.get(name, 0) + 1
+                if problem := _disagreement(sample, row):
+                    report.problems.append(f"sample {number}: {problem}")
+            except (schema.SchemaError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+                report.problems.append(f"sample {number}: {_line(error)}")
+
+
+def _index(work: Work, report: Report) -> np.ndarray | None:
+    path = schema.index_of(work.path)
+    if not path.is_file():
+        report.problems.append(f"its index {path.name} is missing")
+        return None
+    if schema.file_sha256(path) != work.row["index_sha256"]:
+        report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
+    index = np.load(path, allow_pickle=False)
+    if index.dtype != schema.INDEX_DTYPE or index.ndim != 1:
+        report.problems.append(f"{path.name} holds {index.dtype}, not rows of an index")
+        return None
+    if len(index) != work.row["samples"]:
+        report.problems.append(f"{path.name} has {len(index)} rows, dataset.json says {work.row['samples']} samples")
+    return index
+
+
+def _members(path: Path, report: Report) -> dict[str, int]:
+    """Every member of the tar and where its header lies, as Python's own reader sees it."""
+    found: dict[str, int] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            stem = member.name.partition(".")[0]
+            if not member.isreg() or not schema.KEY.fullmatch(stem) or "/" in member.name:
+                report.problems.append(f"member {member.name[:60]!r} is no file of a sample")
+            if member.name in found:
+                report.problems.append(f"member {member.name[:60]!r} comes twice")
+            found[member.name] = member.offset
+    return found
+
+
+def _check_layout(index: np.ndarray, size: int, found: dict[str, int], report: Report) -> None:
+    """The rows of the index cover the tar without gaps, and a sample begins where each row says."""
+    ends = np.cumsum(index["size"], dtype=np.uint64)
+    starts = ends - index["size"]
+    if not np.array_equal(starts, index["offset"]):
+        report.problems.append("its index leaves gaps between samples")
+    elif len(index) and int(ends[-1]) + len(schema.TAR_END) != size:
+        report.problems.append(f"its index ends at byte {ends[-1]} of {size}")
+    inside = {name.partition(".")[0] for name in found}
+    if len(inside) != len(index):
+        report.problems.append(f"holds {len(inside)} samples, its index {len(index)}")
+
+
+def _disagreement(sample: schema.Slice, row: np.void) -> str:
+    """Where a sample and its row of the index differ, or what in it cannot be; "" where all is well."""
+    written = schema.short_hash(sample.subject), schema.short_hash(sample.series), sample.order
+    if written != (int(row["subject"]), int(row["series"]), int(row["order"])):
+        return "its index names another patient, series or slice"
+    row0, row1, column0, column1 = sample.box
+    height, width = sample.pixels.shape[1:]
+    if not (0 <= row0 < row1 <= height and 0 <= column0 < column1 <= width):
+        return f"box {sample.box} does not lie in {height}×{width} pixels"
+    if min(sample.spacing) <= 0:
+        return f"spacing {sample.spacing}"
+    if sample.labelmap is not None:
+        strange = sorted(set(np.unique(sample.labelmap).tolist()) - {0, *sample.annotated})
+        if strange:
+            return f"label values {strange[:5]} are not among the annotated {list(sample.annotated)[:10]}"
+    return ""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"[:200]
