@@ -11,6 +11,7 @@ import numpy as np
 LOW, HIGH = 16384, 40960
 _MOST = 4_000_000  # voxels that the percentiles are taken from
 _CONSTANT = 0.1  # share of voxels of one value from which on that value is background (skull-stripped, masked)
+_NEAR, _RARE = 0.05, 0.25  # of the range above it, of its own number: values that close are that rare beside a mask
 
 
 @dataclass
@@ -49,7 +50,9 @@ def robust(voxels: np.ndarray) -> Scale | None:
         return None
     slope = (high - low) / (HIGH - LOW)
     intercept = low - LOW * slope
-    return Scale(slope, intercept, level=int(np.clip(np.floor((threshold - intercept) / slope), 0, 65535)))
+    scale = Scale(slope, intercept, level=0)
+    scale.level = int(scale.encode(np.array([threshold]))[0])  # rounded as the voxels are: equal stays equal
+    return Scale(slope, intercept, scale.level)
 
 
 def foreground_threshold(sample: np.ndarray) -> float:
@@ -58,10 +61,12 @@ def foreground_threshold(sample: np.ndarray) -> float:
     The background's own value where the image was masked to a constant, else Otsu's threshold (1979).
     """
     values, counts = np.unique(sample, return_counts=True)
-    common = int(counts.argmax())
+    common, top = int(counts.argmax()), np.percentile(sample, 99.5)
     if counts[common] >= _CONSTANT * len(sample) and values[common] <= sample.mean():
-        return float(values[common])
-    return _otsu(sample)
+        near = (values > values[common]) & (values <= values[common] + _NEAR * (top - values[common]))
+        if counts[near].sum() < _RARE * counts[common]:  # noise would fill the values beside it
+            return float(values[common])
+    return _otsu(sample, top)
 
 
 def _sample(voxels: np.ndarray) -> np.ndarray:
@@ -70,9 +75,8 @@ def _sample(voxels: np.ndarray) -> np.ndarray:
     return voxels[::step, ::step, ::step].ravel()
 
 
-def _otsu(sample: np.ndarray) -> float:
-    top = np.percentile(sample, 99.5)  # a few bright vessels must not take all bins
-    counts, edges = np.histogram(np.minimum(sample, top), bins=256)
+def _otsu(sample: np.ndarray, top: float) -> float:
+    counts, edges = np.histogram(np.minimum(sample, top), bins=256)  # a few bright vessels must not take all bins
     centres = (edges[:-1] + edges[1:]) / 2
     below, mass = np.cumsum(counts), np.cumsum(counts * centres)
     above = below[-1] - below
