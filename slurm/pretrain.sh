@@ -25,15 +25,6 @@ fi
 config=$1
 shift
 
-python=${MEDDAP_PYTHON:-.venv/bin/python}
-if ! command -v "$python" >/dev/null; then
-  echo "error: $python: not found; run 'make setup' or set MEDDAP_PYTHON" >&2
-  exit 1
-fi
-
-# as many threads as the job was given; PyTorch would take every core of the node
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
-  export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
-fi
-echo "$(date -Is) ${SLURM_JOB_ID:+job $SLURM_JOB_ID on ${SLURMD_NODENAME:-?}: }$config $*"
+source slurm/python.sh
+where "$config $*"
 exec "$python" -m pretrain.train --config "$config" "$@"

@@ -1,7 +1,8 @@
-"""The batch script does what the command does, with SLURM and without."""
+"""The batch scripts do what the commands do, with SLURM and without."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import generate, identity, schema
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "slurm" / "pretrain.sh"
+SHARD = ROOT / "slurm" / "shard.sh"
 CONFIG = """
 name: tiny
 model: {patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
@@ -56,16 +60,81 @@ def test_the_script_says_how_it_is_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert "run 'make setup'" in subprocess.run(["bash", str(SCRIPT), "x.yaml"], capture_output=True, text=True).stderr
 
 
-def test_sbatch_trains_on_a_node(words: list[str], tmp_path: Path) -> None:
-    """A job on a real SLURM trains to the end and writes its log; skips where none runs."""
+def _slurm_or_skip() -> None:
     if shutil.which("sbatch") is None or subprocess.run(["sinfo", "-h"], capture_output=True).returncode:
         pytest.skip("needs a running SLURM: none answers here")
+
+
+def _wait(jobs: str, log: Path) -> None:
+    """Until none of the jobs (numbers with commas) is in the queue."""
+    deadline = time.monotonic() + 120
+    while subprocess.run(["squeue", "-h", "-j", jobs], capture_output=True, text=True).stdout.strip():
+        assert time.monotonic() < deadline, log.read_text() if log.exists() else "the job never started"
+        time.sleep(0.5)
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five synthetic patients, and a salt."""
+    monkeypatch.setenv(identity.VARIABLE, "tests")
+    config = generate.GenerateConfig(patients=5, slices=4, size=32, odd=False)
+    generate.generate(tmp_path / "in", config)
+    return tmp_path / "in"
+
+
+def test_without_slurm_the_parts_run_one_after_the_other(images: Path, tmp_path: Path, monkeypatch) -> None:
+    """bash slurm/shard.sh makes the parts and merges them; a part that fails ends it with its exit status."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "date", "seq"):  # a machine without sbatch
+        (tools / tool).symlink_to(shutil.which(tool))
+    monkeypatch.setenv("PATH", str(tools))
+    words = ["--input", str(images), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [str(tools / "bash"), str(SHARD), "ct", "2", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    splits = schema.read_dataset(tmp_path / "out")["splits"]
+    assert sum(part["samples"] for part in splits.values()) == 20
+    failed = subprocess.run([str(tools / "bash"), str(SHARD), "ct", "2", *words, "min_slcies=1"], capture_output=True)
+    assert failed.returncode == 1 and b"did you mean min_slices?" in failed.stderr
+
+
+@pytest.mark.parametrize("words", [["pet", "2"], ["ct"], ["ct", "0", "--output", "x"], ["ct", "two"], ["mri", "2"]])
+def test_the_shard_script_refuses_what_it_does_not_know(words: list[str]) -> None:
+    """Another modality, no number of parts, no output: one line with the usage."""
+    done = subprocess.run(["bash", str(SHARD), *words], capture_output=True, text=True)
+    assert done.returncode == 1 and "usage: sbatch slurm/shard.sh ct|mri PARTS" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_sbatch_shards_in_an_array_and_merges(images: Path, tmp_path: Path) -> None:
+    """sbatch slurm/shard.sh submits an array of parts and a merge after it; skips where no SLURM runs."""
+    _slurm_or_skip()
+    log, words = tmp_path / "job.log", ["--input", str(images), "--output", str(tmp_path / "out")]
+    command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", str(SHARD), "ct", "3", *words]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    _wait(first, log)
+    numbers = re.search(r"parts: job (\d+), .*; merge: job (\d+)", log.read_text())
+    assert numbers, log.read_text()
+    _wait(f"{numbers[1]},{numbers[2]}", log)
+    logs = [ROOT / f"meddap-shard-{numbers[1]}-{part}.log" for part in (1, 2, 3)] + [
+        ROOT / f"meddap-merge-{numbers[2]}.log"
+    ]
+    text = "".join(each.read_text() for each in logs)
+    for each in logs:
+        each.unlink()
+    splits = schema.read_dataset(tmp_path / "out")["splits"]
+    assert sum(part["samples"] for part in splits.values()) == 20, text
+    assert len(list((tmp_path / "out").glob("part-*"))) == 3 and "part 3 of 3" in text
+
+
+def test_sbatch_trains_on_a_node(words: list[str], tmp_path: Path) -> None:
+    """A job on a real SLURM trains to the end and writes its log; skips where none runs."""
+    _slurm_or_skip()
     log = tmp_path / "job.log"
     command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", str(SCRIPT), *words]
     job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    deadline = time.monotonic() + 120
-    while subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True).stdout.strip():
-        assert time.monotonic() < deadline, log.read_text() if log.exists() else "the job never started"
-        time.sleep(0.5)
+    _wait(job, log)
     assert (tmp_path / "tiny" / "adapt" / "00000002" / "state.json").is_file(), log.read_text()
     assert f"job {job} on" in log.read_text()
