@@ -1,70 +1,13 @@
-"""The report's pictures, each a PNG as bytes. Axes are drawn in a grey that reads on light and on dark."""
+"""The report's pictures, each a PNG as bytes."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
-import numpy as np  # noqa: E402
-
-from data_prep.schema import Slice  # noqa: E402
-
-_INK = "#808890"
-_WINDOW = {"cmap": "gray", "vmin": -250, "vmax": 450}
-_STYLE = {
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-}
-COLOURS = plt.get_cmap("tab10").colors
-
-
-def _png(figure: plt.Figure) -> bytes:
-    memory = io.BytesIO()
-    figure.savefig(memory, dpi=110, transparent=True, bbox_inches="tight")
-    plt.close(figure)
-    return memory.getvalue()
-
-
-def _grid(rows: int, columns: int, side: float = 1.5):
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(columns * side, rows * side), squeeze=False, layout="constrained"
-        )
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.set_frame_on(False)
-    return figure, axes
-
-
-def _overlay(axis: plt.Axes, labels: np.ndarray) -> None:
-    shown = np.zeros((*labels.shape, 4))
-    for value in np.unique(labels[labels > 0]):
-        shown[labels == value] = (*COLOURS[(value - 1) % len(COLOURS)], 0.6)
-    axis.imshow(shown, interpolation="nearest")
-
-
-def slices(samples: Sequence[Slice]) -> bytes:
-    """Example slices with their labels and foreground boxes."""
-    figure, axes = _grid(-(-len(samples) // 8), min(len(samples), 8))
-    for axis, sample in zip(axes.flat, samples):
-        axis.imshow(sample.pixels[0], **_WINDOW)
-        if sample.labelmap is not None:
-            _overlay(axis, sample.labelmap)
-        row0, row1, column0, column1 = sample.box
-        outline = plt.Rectangle((column0, row0), column1 - column0, row1 - row0, fill=False, color="#e0b040", lw=0.8)
-        axis.add_patch(outline)
-    return _png(figure)
+from data_prep.figures import COLOURS, INK, STYLE, WINDOW_HU, grid, overlay, png
 
 
 def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> bytes:
@@ -72,19 +15,19 @@ def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> 
     kinds = [("global 1", global_crops[0]), ("global 2", global_crops[1])]
     kinds += [(f"local {number + 1}", local) for number, local in enumerate(local_crops[:2])]
     count = min(count, global_crops.shape[1])
-    figure, axes = _grid(len(kinds), count)
+    figure, axes = grid(len(kinds), count)
     for (name, each), row in zip(kinds, axes):
-        row[0].set_ylabel(name, color=_INK)
+        row[0].set_ylabel(name, color=INK)
         for axis, crop in zip(row, each):
             axis.imshow(crop[0], cmap="gray", interpolation="nearest")
-    return _png(figure)
+    return png(figure)
 
 
 def curves(rows: Sequence[dict]) -> bytes:
     """Loss terms, learning rate and signs of collapse over the steps."""
     steps = [row["step"] for row in rows]
     terms = [name for name in rows[0] if name.startswith("loss/") and name != "loss/total"]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
         for name in terms:
             values = np.array([row[name] for row in rows])
@@ -104,7 +47,7 @@ def curves(rows: Sequence[dict]) -> bytes:
         for axis in axes[:2]:
             axis.set_ylim(top=axis.get_ylim()[1] * 1.3)  # room for the legend above the curves
             axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-    return _png(figure)
+    return png(figure)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -118,15 +61,15 @@ def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]
     titles = ["image", "truth", *names]
     first = pictures[0]
     count = len(first["images"])
-    figure, axes = _grid(count, len(titles), 2.0)
+    figure, axes = grid(count, len(titles), 2.0)
     for place in range(count):
         layers = [None, first["truth"][place], *(each["predicted"][place] for each in pictures)]
         for axis, title, layer in zip(axes[place], titles, layers):
-            axis.imshow(first["images"][place], **_WINDOW)
+            axis.imshow(first["images"][place], **WINDOW_HU)
             if layer is not None:
-                _overlay(axis, layer)
+                overlay(axis, layer)
             if place == 0:
-                axis.set_title(title, color=_INK)
+                axis.set_title(title, color=INK)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)]) for i in range(len(first["organs"]))]
     figure.legend(
         handles,
@@ -135,27 +78,27 @@ def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]
         ncols=4,
         frameon=False,
         fontsize=8,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
-    return _png(figure)
+    return png(figure)
 
 
 def components(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
     """Per encoder a row: the three principal components of its patch features as colours."""
-    figure, axes = _grid(1 + len(names), len(pictures[0]["images"]), 2.0)
-    rows = [("image", pictures[0]["images"], _WINDOW)]
+    figure, axes = grid(1 + len(names), len(pictures[0]["images"]), 2.0)
+    rows = [("image", pictures[0]["images"], WINDOW_HU)]
     rows += [(name, each["components"], {"interpolation": "nearest"}) for name, each in zip(names, pictures)]
     for (name, images, style), row in zip(rows, axes):
-        row[0].set_ylabel(name, color=_INK)
+        row[0].set_ylabel(name, color=INK)
         for axis, image in zip(row, images):
             axis.imshow(image, **style)
-    return _png(figure)
+    return png(figure)
 
 
 def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     """Figures of every organ with their intervals, a panel per probe, a colour per encoder."""
     probes = list(dict.fromkeys(row["probe"] for row in rows))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         organs = list(dict.fromkeys(row["organ"] for row in rows))
         figure, axes = plt.subplots(
             1,
@@ -186,4 +129,4 @@ def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
         axes[0][0].set_yticks(range(len(organs)), organs)
         axes[0][0].invert_yaxis()
         axes[0][0].legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)

@@ -6,26 +6,24 @@ python -m eval.report --runs runs/quickstart --output runs/quickstart/report.htm
 from __future__ import annotations
 
 import argparse
-import base64
 import html
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from string import Template
 
 import numpy as np
 
+from data_prep import figures
 from data_prep.disk import write_atomic
+from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
 from eval import compare, plots
 from eval.bootstrap import shown
 from pretrain import metrics
 from pretrain import config as configuration
-
-_PAGE = Path(__file__).with_name("report.html")
 
 
 def report(runs: Sequence[Path]) -> str:
@@ -38,8 +36,8 @@ def report(runs: Sequence[Path]) -> str:
             body.append(f"<h1>{html.escape(run.name)}</h1>")
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
-    title = html.escape(", ".join(run.name for run in runs))
-    return Template(_PAGE.read_text()).substitute(title=title, body="\n".join(body))
+    title = "MedDAP: " + ", ".join(run.name for run in runs)
+    return page(title, "Medical domain-adaptive pretraining: what went in, what came out", body)
 
 
 def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator[str]:
@@ -47,7 +45,7 @@ def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator
     try:
         yield from section(run)
     except (SettingsError, SchemaError, OSError, KeyError, ValueError) as error:
-        yield _dim(f"Missing: {error}")
+        yield dim(f"Missing: {error}")
 
 
 def _run(run: Path) -> Iterator[str]:
@@ -72,7 +70,7 @@ def _run(run: Path) -> Iterator[str]:
         "prototypes; "
         f"seed {config.seed}.</p>"
     )
-    yield _table(["stage", "steps", "batch", "peak lr", "crops in pixels"], rows)
+    yield table(["stage", "steps", "batch", "peak lr", "crops in pixels"], rows)
     text = html.escape((run / "config.yaml").read_text())
     yield f"<details><summary>Whole configuration</summary><pre>{text}</pre></details>"
 
@@ -85,41 +83,41 @@ def _data(run: Path) -> Iterator[str]:
         [name, part["subjects"], part["series"], part["samples"], len(part["shards"])]
         for name, part in ((name, splits[name]) for name in SPLITS)
     ]
-    yield _table(
+    yield table(
         ["split", "patients", "series", "slices", "shards"], rows, "Patients are in one split alone, by salted hash."
     )
     manifest = [json.loads(line) for line in (Path(config.data.root) / "manifest.jsonl").read_text().splitlines()]
     rejected = Counter(row["reason"] for row in manifest if row["status"] == "rejected")
     if rejected:
-        yield _table(["left out", "series"], [[reason, count] for reason, count in rejected.most_common()])
+        yield table(["left out", "series"], [[reason, count] for reason, count in rejected.most_common()])
     else:
-        yield _dim(f"All {len(manifest)} input series were used.")
+        yield dim(f"All {len(manifest)} input series were used.")
     ordered = np.lexsort((split.index["order"], split.index["series"]))
     shown = ordered[np.linspace(0, len(ordered) - 1, min(16, len(ordered))).astype(int)]
-    yield _figure(
-        plots.slices([split[int(number)] for number in shown]),
+    yield figure(
+        figures.slices([split[int(number)] for number in shown]),
         "Training slices with their labels; the box is the foreground that crops are drawn from.",
     )
-    yield _dim(f"Data digest {split.dataset['digest'][:16]}, schema {split.dataset['schema']}.")
+    yield dim(f"Data digest {split.dataset['digest'][:16]}, schema {split.dataset['schema']}.")
 
 
 def _training(run: Path) -> Iterator[str]:
     for stage in configuration.load(run / "config.yaml").stages:
         rows = metrics.read(run / stage / "metrics.jsonl")
         if not rows:
-            yield _dim(f"Stage {stage} has not begun.")
+            yield dim(f"Stage {stage} has not begun.")
             continue
         speed = np.median([row["images_per_s"] for row in rows])
         waiting = np.mean([row["wait_share"] for row in rows])
         yield f"<h3>{html.escape(stage)}</h3>"
         yield f"<p>{len(rows)} steps, {speed:.1f} images a second, {waiting:.1%} of the time waiting for data.</p>"
-        yield _figure(
+        yield figure(
             plots.curves(rows), "Loss terms (thin: every step, thick: smoothed), signs of collapse, learning rate."
         )
         path = run / stage / "crops.npz"
         if path.is_file():
             with np.load(path) as crops:
-                yield _figure(
+                yield figure(
                     plots.crops(crops["global_crops"], crops["local_crops"]),
                     "Crops of the first step as the network sees them.",
                 )
@@ -128,7 +126,7 @@ def _training(run: Path) -> Iterator[str]:
 def _probes(run: Path) -> Iterator[str]:
     folders = sorted((path.parent for path in run.glob("probe/*/results.jsonl")), key=_age)
     if not folders:
-        yield _dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
+        yield dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
         return
     names = [folder.name for folder in folders]
     rows = [
@@ -139,27 +137,27 @@ def _probes(run: Path) -> Iterator[str]:
     if rows:
         yield from _figures(rows, folders)
     else:
-        yield _dim("No label maps in these shards: nothing was probed.")
+        yield dim("No label maps in these shards: nothing was probed.")
     pictures = [dict(np.load(folder / "pictures.npz")) for folder in folders if (folder / "pictures.npz").is_file()]
     if len(pictures) == len(folders):
         yield "<h3>Patch features</h3>"
-        yield _figure(
+        yield figure(
             plots.components(names, pictures),
             "First three principal components of the patch features as red, green and blue; air is black.",
         )
         if not rows:
             return
         yield "<h3>Segmentation</h3>"
-        yield _figure(plots.segmentations(names, pictures), "Linear head on frozen patch features, test patients.")
+        yield figure(plots.segmentations(names, pictures), "Linear head on frozen patch features, test patients.")
 
 
 def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:
     names = [folder.name for folder in folders]
-    yield _dim(
+    yield dim(
         "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
     )
     yield _results(rows, names)
-    yield _figure(plots.intervals(rows, names), "Every organ with its interval.")
+    yield figure(plots.intervals(rows, names), "Every organ with its interval.")
     for other in folders[1:]:
         yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
 
@@ -199,27 +197,6 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
     caption = f"{html.escape(after)} minus {html.escape(before)}, macro average, the same patients in every resample"
     head = "<tr><th>probe</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>"
     return f"<table><caption>{caption}</caption>{head}{''.join(lines)}</table>"
-
-
-def _table(head: list[str], rows: list[list], caption: str = "") -> str:
-    def cell(value: object) -> str:
-        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
-
-    lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide"><table>{title}<tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{lines}</table></div>'
-    )
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def _dim(text: str) -> str:
-    return f'<p class="dim">{html.escape(text)}</p>'
 
 
 def main(arguments: list[str] | None = None) -> int:

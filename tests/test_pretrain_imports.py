@@ -14,7 +14,7 @@ ALLOWED = {
     "data_prep": {},
     "pretrain": {"data_prep": {"disk", "schema", "settings"}},
     "eval": {
-        "data_prep": {"disk", "schema", "settings"},
+        "data_prep": {"disk", "figures", "page", "schema", "settings"},
         "pretrain": {"encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"},
     },
     "slurm": {},

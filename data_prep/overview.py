@@ -1,0 +1,200 @@
+"""One self-contained HTML page on a finished data set.
+
+    python -m data_prep.overview DIR [--output FILE]
+
+Who and what is in it, how it was read, what was left out and why, intensities, and example slices with their label
+maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import figures, schema
+from data_prep.console import fail
+from data_prep.disk import write_atomic
+from data_prep.page import dim, figure, page, table
+from data_prep.schema import Split
+
+_EXAMPLES = 16  # tiles
+
+
+def overview(root: Path) -> str:
+    """The page. Raises SchemaError where there is no finished data set."""
+    dataset = schema.read_dataset(root)
+    rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    accepted = [row for row in rows if row["status"] == "accepted"]
+    sections = {
+        "Patients and slices": _splits(dataset),
+        "What is in it": _contents(accepted),
+        "Spacing": _spacing(accepted),
+        "Intensities": _intensities(json.loads((root / "histograms.json").read_text()), dataset),
+        "Labels": _labels(dataset, accepted),
+        "Examples": _examples(root, dataset),
+        "Left out": _left_out(rows),
+        "How it was read": _reading(accepted, dataset),
+    }
+    body = [line for title, lines in sections.items() for line in (f"<h2>{title}</h2>", *lines)]
+    return page(f"MedDAP data set: {root.resolve().name}", f"Digest {dataset['digest'][:16]}", body)
+
+
+def _splits(dataset: dict) -> Iterator[str]:
+    rows = [
+        [name, part["subjects"], part["series"], part["samples"], len(part["shards"]), _size(part["shards"])]
+        for name, part in ((name, dataset["splits"][name]) for name in schema.SPLITS)
+    ]
+    head = ["split", "patients", "series or studies", "slices", "shards", "size"]
+    yield table(head, rows, "A patient is in one split alone, by salted hash.")
+
+
+def _size(shards: list[dict]) -> str:
+    size = sum(row["bytes"] for row in shards)
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _contents(accepted: list[dict]) -> Iterator[str]:
+    yield _counts("sequence", (row["sequence"] for row in accepted))
+    studies: dict[str, set[str]] = defaultdict(set)
+    for row in accepted:
+        studies[row["stack"]].add(row["sequence"])
+    if any(len(names) > 1 for names in studies.values()):
+        yield _counts("sequences of a study", (" + ".join(sorted(names)) for names in studies.values()), "studies")
+    yield _counts("how the sequence was known", (_grounds(row) for row in accepted if "grounds" in row))
+    yield _counts("body part", (row["meta"].get("body_part", "not stated") for row in accepted))
+    yield _counts("scanner", map(_scanner, accepted))
+    if any("field_tesla" in row["meta"] for row in accepted):
+        yield _counts("field strength", (_tesla(row["meta"].get("field_tesla")) for row in accepted))
+    if any("kernel" in row["meta"] for row in accepted):
+        yield _counts("kernel", (row["meta"].get("kernel", "not stated") for row in accepted))
+
+
+def _grounds(row: dict) -> str:
+    return "repetition, echo and inversion time" if row["grounds"].startswith("TR ") else row["grounds"]
+
+
+def _scanner(row: dict) -> str:
+    meta = row["meta"]
+    return " ".join(filter(None, (meta.get("manufacturer"), meta.get("model")))) or "not stated"
+
+
+def _tesla(field: float | None) -> str:
+    return "not stated" if field is None else f"{field:g} T"
+
+
+def _counts(what: str, values: Iterable[str], unit: str = "series", most: int = 12) -> str:
+    """A bar for each value; the rarest are summed up. "" where there is none."""
+    counts = Counter(values)
+    shown = dict(counts.most_common(most))
+    if rest := sum(counts.values()) - sum(shown.values()):
+        shown[f"{len(counts) - most} others"] = rest
+    if list(shown) == ["not stated"]:
+        return dim(f"No header states the {what}.")
+    return f"<h3>{what[0].upper()}{what[1:]}</h3>{figure(figures.bars(shown, unit), '')}" if shown else ""
+
+
+def _spacing(accepted: list[dict]) -> Iterator[str]:
+    grids = Counter(tuple(row["spacing_mm"]) for row in accepted)
+    lengths = {"between slices": [row["spacing_mm"][0] for row in accepted]}
+    lengths["in plane"] = [max(row["spacing_mm"][1:]) for row in accepted]
+    panels = {}
+    for name, values in lengths.items():
+        counts, edges = np.histogram(values, bins=30, range=(0, max(values) * 1.05))
+        panels[name] = (edges[:-1], counts)
+    yield figure(figures.histograms(panels, "mm", logarithmic=False), "Series by their spacing.")
+    rows = [[" × ".join(f"{length:g}" for length in grid), count] for grid, count in grids.most_common(8)]
+    yield table(["slice × row × column in mm", "series"], rows, f"The most frequent of {len(grids)} grids.")
+
+
+def _intensities(histograms: dict[str, dict[str, int]], dataset: dict) -> Iterator[str]:
+    if not histograms:
+        yield dim("No training patients: no histogram.")
+        return
+    panels, rows = {}, []
+    for name, counts in histograms.items():
+        at = np.array(sorted(map(int, counts)))
+        many = np.array([counts[str(value)] for value in at])
+        binned, edges = np.histogram(at, bins=200, weights=many)
+        panels[name] = (edges[:-1], binned)
+        figure_of = dataset["statistics"][name]
+        rows.append([name, *(f"{figure_of[key]:.0f}" for key in ("mean", "std", "p0.5", "p50", "p99.5"))])
+    unit = "HU" if list(histograms) == ["ct"] else "stored value"
+    yield figure(figures.histograms(panels, unit), "Foreground of the training patients, logarithmic.")
+    yield table(["", "mean", "std", "0.5 %", "median", "99.5 %"], rows)
+
+
+def _labels(dataset: dict, accepted: list[dict]) -> Iterator[str]:
+    studies = {row["stack"]: row["annotated"] for row in accepted}
+    counts = Counter(value for values in studies.values() for value in values)
+    without = sum(not values for values in studies.values())
+    if counts:
+        rows = [[value, dataset["labels"].get(str(value), ""), counts[value]] for value in sorted(counts)]
+        yield table(["value", "name", "series or studies"], rows)
+    yield dim(f"{without} of {len(studies)} series or studies have no label map.")
+
+
+def _examples(root: Path, dataset: dict) -> Iterator[str]:
+    several = max(len(dataset["sequences"]), 1)
+    for name in schema.SPLITS:
+        if not dataset["splits"][name]["samples"]:
+            continue
+        split = Split(root, name)
+        ordered = np.lexsort((split.index["order"], split.index["series"]))
+        count = min(max(_EXAMPLES // several, 4), len(ordered))
+        places = (np.arange(count) + 0.5) * len(ordered) / count
+        chosen = [split[int(ordered[int(place)])] for place in places]
+        yield figure(
+            figures.slices(chosen), f"{name}: slices from all over the split, labels in colour, box of the foreground."
+        )
+
+
+def _left_out(rows: list[dict]) -> Iterator[str]:
+    rejected = Counter(row["reason"] for row in rows if row["status"] == "rejected")
+    if not rejected:
+        yield dim(f"Nothing: all {len(rows)} series were used.")
+        return
+    yield table(["reason", "series"], [[reason, count] for reason, count in rejected.most_common()])
+
+
+def _reading(accepted: list[dict], dataset: dict) -> Iterator[str]:
+    changed: Counter[str] = Counter()
+    voxels: Counter[str] = Counter()
+    for row in accepted:
+        for name, value in row["notes"].items():
+            if value:
+                changed[name] += 1
+                voxels[name] += value if isinstance(value, int) and not isinstance(value, bool) else 0
+    rows = [[name.replace("_", " "), count, voxels[name] or ""] for name, count in sorted(changed.items())]
+    if rows:
+        yield table(["what was changed or noticed", "series", "in all"], rows, "From the notes in manifest.jsonl.")
+    air = sum({row["stack"]: row["air_slices"] for row in accepted}.values())
+    yield dim(f"{air:,} slices hold (almost) nothing but air and were left out.")
+    settings = json.dumps(dataset["made_with"].get("settings", {}), indent=1)
+    yield f"<details><summary>Settings</summary><pre>{settings}</pre></details>"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(prog="data_prep.overview", description="Write one HTML page on a data set.")
+    parser.add_argument("root", type=Path, metavar="DIR", help="the data set: the folder of dataset.json")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (DIR/overview.html)")
+    options = parser.parse_args(arguments)
+    output = options.output or options.root / "overview.html"
+    try:
+        write_atomic(output, overview(options.root).encode())
+    except schema.SchemaError as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}")
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

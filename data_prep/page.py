@@ -1,0 +1,43 @@
+"""A self-contained HTML page: shell, tables, figures. What the overview of a data set and the report of a run share."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+_PAGE = Path(__file__).with_name("page.html")
+
+
+def page(title: str, subtitle: str, body: Iterable[str]) -> str:
+    """A whole page; `body` is HTML, the titles are text."""
+    return Template(_PAGE.read_text()).substitute(
+        title=html.escape(title), subtitle=html.escape(subtitle), body="\n".join(body)
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """Rows of text and numbers; whole numbers stand right-aligned."""
+
+    def cell(value: object) -> str:
+        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
+
+    lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="wide"><table>{title}<tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{lines}</table></div>'
+    )
+
+
+def figure(png: bytes, caption: str) -> str:
+    """A picture with its caption, inside the page."""
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def dim(text: str) -> str:
+    """A remark."""
+    return f'<p class="dim">{html.escape(text)}</p>'
