@@ -31,9 +31,7 @@ def read_series(
 
 
 def damaged(error: Exception) -> RejectedSeries:
-    """The rejection of a file that pydicom or a decoder could not read."""
-    if "unable to decode" in str(error).lower() or isinstance(error, NotImplementedError):
-        return RejectedSeries("its compression cannot be decoded; pip install 'meddap[dicom]' brings more decoders")
+    """The rejection of a file that pydicom could not read."""
     return RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})")
 
 

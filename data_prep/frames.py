@@ -185,6 +185,8 @@ def _native(file: BinaryIO, dataset: pydicom.Dataset) -> tuple[int, str] | None:
     the header says: then pydicom reads them.
     """
     syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax is None and dataset.original_encoding[1]:  # before PS3.10: no file header, little endian
+        syntax = ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian
     if syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
         return None
     if dataset.get("BitsAllocated") != 16 or dataset.get("HighBit") != dataset.get("BitsStored", 0) - 1:

@@ -13,6 +13,7 @@ from data_prep.config import GeometryConfig
 from data_prep.volume import RejectedSeries
 
 THICK = 1.5  # an axis this much coarser than both others is the one along which slices were acquired
+_RIGHT_ANGLE = 0.01  # cosine up to which two axes count as standing at right angles
 _FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 _PLANES = ("sagittal", "coronal", "axial")  # by the patient axis that the slices are stacked along
 
@@ -22,14 +23,15 @@ def to_axial(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """Any grid as axial slices: (Z, Y, X) voxels, affine for (x, y, z) and notes for the manifest.
 
-    Grids that are axial are permuted and flipped, never interpolated. The others (gantry tilt, oblique,
-    thick sagittal or coronal slices) are resampled linearly on an axial grid, `outside` beyond their edge,
-    or refused by RejectedSeries, as `config` says.
+    Grids that are axial are permuted and flipped, never interpolated. Slices of a tilted gantry are shifted in
+    their own plane until they stand over each other; oblique grids and thick sagittal or coronal slices are
+    resampled linearly on an axial grid, `outside` beyond their edge. Or RejectedSeries refuses them, as `config`
+    says.
     """
     tilt, notes = shear_degrees(affine), {}
     if tilt > config.max_tilt_degrees:
         _refuse_unless(config.tilt == "correct", f"gantry tilt of {tilt:.1f} degrees", "tilt=correct")
-        voxels, affine = _on_axial_grid(voxels, affine, outside)
+        voxels, affine = _untilted(voxels, affine, outside)
         notes["tilt_corrected_degrees"] = round(tilt, 1)
     off = oblique_degrees(affine)
     if off > config.max_oblique_degrees:
@@ -143,13 +145,47 @@ def _corners(shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([ends, np.ones((8, 1))], axis=1).astype(float)
 
 
+def _untilted(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sheared slices shifted in their own plane by parts of a pixel, so that their grid stands at right angles.
+
+    The planes grow by the shift from first to last slice: nothing is cut off.
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / lengths
+    # slices lie in two axes that do stand at right angles; where that leaves a choice they are the finer ones
+    upright_pairs = [n for n in range(3) if abs(np.dot(*np.delete(directions, n, axis=1).T)) < _RIGHT_ANGLE]
+    across = max(upright_pairs, key=lambda axis: (lengths[axis], axis), default=2)
+    first, second = (axis for axis in range(3) if axis != across)
+    normal = np.cross(affine[:3, first], affine[:3, second])
+    normal /= np.linalg.norm(normal)
+    upright = affine.copy()
+    upright[:3, across] = normal * (normal @ affine[:3, across])
+    slide = np.linalg.inv(affine[:3, :3]) @ (affine[:3, across] - upright[:3, across])  # pixels per slice
+    slide = np.where(np.arange(3) == across, 0, np.round(slide, 6))  # no rounding error makes it grow
+    count = voxels.shape[across]
+    ends = np.outer((0, count - 1), slide)
+    low = np.floor(ends.min(axis=0))
+    grown = tuple(int(n) for n in np.array(voxels.shape) + np.ceil(ends.max(axis=0)) - low)
+    if np.prod(grown, dtype=float) > 4 * voxels.size:
+        raise RejectedSeries("its slices stand beside rather than over each other; check their positions")
+    upright[:3, 3] += affine[:3, :3] @ low
+    out = np.full(grown, outside, voxels.dtype)
+    for place in range(count):
+        plane = np.take(voxels, place, axis=across)
+        moved = [(slide * place - low)[axis] for axis in (first, second)]
+        wide = np.full([n for axis, n in enumerate(grown) if axis != across], outside, voxels.dtype)
+        whole = [int(np.floor(shift)) for shift in moved]
+        at = tuple(slice(start, start + n) for start, n in zip(whole, plane.shape))
+        wide[at] = plane
+        rest = [shift - start for shift, start in zip(moved, whole)]
+        out[(slice(None),) * across + (place,)] = ndimage.shift(wide, rest, order=1, mode="constant", cval=outside)
+    return out, upright
+
+
 def _on_axial_grid(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[np.ndarray, np.ndarray]:
     """The volume on the axis-aligned grid that encloses it, at its own spacing."""
     nearest, lengths = nearest_axes(affine), np.linalg.norm(affine[:3, :3], axis=0)
     spacing = lengths[np.argsort(nearest)]
-    across = int(nearest[2])  # sheared slices are as far apart as their positions along the stacking axis say
-    if shear_degrees(affine) > 0.1:
-        spacing[across] = abs(affine[across, 2])
     corners = (_corners(voxels.shape) @ affine.T)[:, :3]
     low, high = corners.min(axis=0), corners.max(axis=0)
     shape = tuple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)

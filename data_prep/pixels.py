@@ -6,7 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+import pydicom
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import iter_pixels
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data_prep.frames import Frame
 from data_prep.hounsfield import Hounsfield
@@ -68,7 +71,24 @@ def _native(frame: Frame) -> np.ndarray:
 
 
 def _decoded(path: str, frames: list[Frame]) -> Iterator[np.ndarray]:
-    for frame, plane in zip(frames, iter_pixels(path, indices=[frame.number for frame in frames])):
+    meta = read_file_meta_info(path)
+    # of a deflated file only the whole can be read; of the others a frame at a time
+    source = pydicom.dcmread(path) if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian else path
+    planes = iter_pixels(source, indices=[frame.number for frame in frames])
+    for frame in frames:
+        try:
+            plane = next(planes)
+        except (NotImplementedError, RuntimeError) as error:
+            raise _undecodable(meta.TransferSyntaxUID, error) from error
         if plane.shape != frame.shape:
             raise RejectedSeries(f"pixels are {plane.shape}, the header says {frame.shape}")
         yield plane
+
+
+def _undecodable(syntax: UID, error: Exception) -> RejectedSeries:
+    kind = syntax.name if syntax.name != str(syntax) else "an unknown transfer syntax"
+    if isinstance(error, NotImplementedError):
+        return RejectedSeries(f"no decoder exists for {kind}")
+    if "missing dependencies" in str(error):
+        return RejectedSeries(f"no decoder is installed for {kind}; pip install 'meddap[dicom]'")
+    return RejectedSeries(f"its pixels do not decode as {kind}")

@@ -142,11 +142,14 @@ def annotated(labelmap: np.ndarray | None) -> list[int]:
 
 
 def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, int]:
-    """(row0, row1, column0, column1), half open, around the body in a (H, W) mask.
+    """(row0, row1, column0, column1), half open, around the body in a (H, W) mask; the whole slice if it is air.
 
     Pieces below `smallest` of the largest one (a table's edge, a cable) do not widen the box. Found on a mask
     of every second pixel in both directions where the slice is large, so exact to a pixel on either side.
     """
+    height, width = body.shape
+    if not body.any():
+        return 0, height, 0, width
     step = 2 if min(body.shape) >= 256 else 1
     pieces, count = ndimage.label(body[::step, ::step])
     if not count:
@@ -155,7 +158,6 @@ def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, in
     kept = np.flatnonzero(sizes >= smallest * sizes.max()) + 1
     found = ndimage.find_objects(pieces)
     rows, columns = zip(*(found[number - 1] for number in kept))
-    height, width = body.shape
     return (
         max(min(part.start for part in rows) * step - step + 1, 0),
         min(max(part.stop for part in rows) * step, height),
