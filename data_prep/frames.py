@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +51,7 @@ class Frame:
     bright          the largest stored value where it is to be inverted (MONOCHROME1), or None
     group           what frames of one stack share besides the grid: echo time, b-value, kind of image …
     raw             (offset, type) of native little-endian pixels in the file, or None
+    bits            BitsStored: native pixels may hold others above them
     """
 
     path: str
@@ -69,6 +69,7 @@ class Frame:
     acquisition: str
     uid: str
     raw: tuple[int, str] | None
+    bits: int
 
     @property
     def grid(self) -> tuple:
@@ -104,10 +105,10 @@ def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
     if len(per_frame) != count:
         raise RejectedSeries(f"{count} frames, but positions of {len(per_frame)}")
     shared = dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
-    base = copy.copy(dataset)
-    del base["PerFrameFunctionalGroupsSequence"]
     for groups in per_frame:
-        flat = copy.copy(base)
+        flat = pydicom.Dataset()
+        flat.update(dataset)  # copy.copy would share one dictionary between all frames
+        del flat["PerFrameFunctionalGroupsSequence"]
         for name, attributes in _GROUPS.items():
             macro = groups.get(name) or shared[0].get(name)
             for inner, classic in attributes.items():
@@ -155,6 +156,7 @@ def _frame(path: str, place: int, dataset: pydicom.Dataset, modality: str, raw: 
         acquisition=str(dataset.get("AcquisitionNumber") or ""),
         uid=f"{dataset.get('SOPInstanceUID')}#{place}",
         raw=raw,
+        bits=int(dataset.BitsStored),
     )
 
 

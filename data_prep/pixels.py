@@ -67,7 +67,13 @@ def _stored(frames: list[Frame]) -> Iterator[tuple[int, np.ndarray]]:
 def _native(frame: Frame) -> np.ndarray:
     offset, kind = frame.raw
     rows, columns = frame.shape
-    return np.fromfile(frame.path, kind, rows * columns, offset=offset).reshape(rows, columns)
+    plane = np.fromfile(frame.path, kind, rows * columns, offset=offset).reshape(rows, columns)
+    spare = 16 - frame.bits
+    if spare and (
+        plane.max() >= 1 << frame.bits - (kind == "<i2") or (kind == "<i2" and plane.min() < -1 << frame.bits - 1)
+    ):
+        return plane << spare >> spare  # overlays of old lie above the stored bits (PS3.5, 8.1.1)
+    return plane
 
 
 def _decoded(path: str, frames: list[Frame]) -> Iterator[np.ndarray]:

@@ -43,12 +43,21 @@ def build(
         headers.setdefault(key, header)
     found: list[Stack | RejectedSeries] = []
     for key, members in groups.items():
-        for part in _acquisitions(members):
-            try:
-                found += _stacks(part, headers[key], config, min_slices)
-            except RejectedSeries as error:
-                found.append(error)
+        try:
+            for part in _acquisitions(members):
+                found += _several(part, headers[key], config, min_slices)
+        except RejectedSeries as error:
+            found.append(error)
     return found
+
+
+def _several(
+    frames: list[Frame], header: pydicom.Dataset, config: StackConfig, min_slices: int
+) -> list[Stack | RejectedSeries]:
+    try:
+        return list(_stacks(frames, header, config, min_slices))
+    except RejectedSeries as error:
+        return [error]
 
 
 def _acquisitions(frames: list[Frame]) -> list[list[Frame]]:
