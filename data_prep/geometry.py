@@ -126,9 +126,17 @@ def place(
         sigma = np.where(coarser > 1.2, np.sqrt(np.maximum(coarser**2 - 1, 0)) / _FWHM, 0)
         if sigma.any():
             voxels = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
-    return ndimage.affine_transform(
-        voxels, step[:3, :3], step[:3, 3], output_shape=shape, order=order, mode="constant", cval=outside
+    placed = ndimage.affine_transform(
+        voxels, step[:3, :3], step[:3, 3], output_shape=shape, order=order, mode="nearest"
     )
+    across, along = np.ogrid[: shape[0], : shape[1]]
+    for k in range(shape[2]):  # beyond half a voxel from its outermost centres the source says nothing
+        beyond = np.zeros(shape[:2], bool)
+        for axis in range(3):
+            at = step[axis, 0] * across + step[axis, 1] * along + (step[axis, 2] * k + step[axis, 3])
+            beyond |= (at < -0.5) | (at > voxels.shape[axis] - 0.5)
+        placed[:, :, k][beyond] = outside
+    return placed
 
 
 def overlap(shape: tuple[int, ...], affine: np.ndarray, onto: np.ndarray, onto_shape: tuple[int, ...]) -> float:
