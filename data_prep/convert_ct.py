@@ -41,8 +41,6 @@ def _volumes(job: Job, series: Series) -> Iterator[Volume | RejectedSeries]:
             yield images.read_ct(job.paths(series)[0], job.config)
     except RejectedSeries as error:
         yield error
-    except PermissionError:
-        yield RejectedSeries("a file cannot be read (permission denied)")
 
 
 def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:

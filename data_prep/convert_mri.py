@@ -51,8 +51,6 @@ def _candidates(stager: Stager) -> Iterator[Candidate]:
                     yield found
         except RejectedSeries as error:
             stager.reject(series, error)
-        except PermissionError:
-            stager.reject(series, RejectedSeries("a file cannot be read (permission denied)"))
 
 
 def _read(job: Job, series: Series) -> Iterator[Candidate | RejectedSeries]:

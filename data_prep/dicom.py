@@ -9,7 +9,7 @@ import pydicom
 
 from data_prep import frames, geometry, kept, pixels, stacks
 from data_prep.config import PrepConfig
-from data_prep.headers import DAMAGED
+from data_prep.damage import unless_trouble
 from data_prep.schema import AIR_HU
 from data_prep.volume import RejectedSeries, Volume, check_size
 
@@ -19,7 +19,7 @@ def read_series(
 ) -> Iterator[tuple[Volume, pydicom.Dataset] | RejectedSeries]:
     """Every stack of a series ("CT" or "MR") as a volume with the header of its first frame, or why it is none.
 
-    One volume is in memory at a time. Raises PermissionError where a file may not be read.
+    One volume is in memory at a time. Raises UnreadableError where the machine is to blame.
     """
     refused: Counter[str] = Counter()
     found = stacks.build(_frames(paths, modality, config, refused), config.stacks, config.min_slices)
@@ -42,11 +42,10 @@ def _frames(
     for path in paths:
         try:
             yield from frames.read(path, modality, config.stacks)
-        except PermissionError:
-            raise
         except RejectedSeries as error:
             refused[error.reason] += 1
-        except DAMAGED as error:
+        except Exception as error:  # hostile bytes raise anything
+            unless_trouble(error)
             refused[damaged(error).reason] += 1
 
 
@@ -64,9 +63,8 @@ def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Vol
             meta=kept.fields(stack.header, config.keep_year),
             notes={**stack.notes, **notes, **turning},
         ), stack.header
-    except PermissionError:
-        raise
     except RejectedSeries as error:
         return error
-    except DAMAGED as error:
+    except Exception as error:  # hostile bytes raise anything
+        unless_trouble(error)
         return damaged(error)

@@ -13,9 +13,11 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from data_prep import kinds
 from data_prep.config import StackConfig
-from data_prep.kept import number
+from data_prep.kept import number, term
 from data_prep.volume import RejectedSeries
 
+_HU = {"HU", "US", "HU_MOD"}  # US says that no unit is specified: old scanners write it for HU
+_UNITS = _HU | {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}  # PS3.3, C.11.1.1.2
 _UNDEFINED = 0xFFFFFFFF  # length of encapsulated pixel data
 # Functional groups of an enhanced image (PS3.3, C.7.6.16): sequence → its attribute → the classic name
 _GROUPS = {
@@ -80,8 +82,7 @@ class Frame:
 def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame, pydicom.Dataset]]:
     """The frames of one file, each with a header that names everything the classic way.
 
-    Raises RejectedSeries for what is no acquired image of `modality`, OSError, and whatever pydicom raises
-    for damaged files (`headers.DAMAGED`).
+    Raises RejectedSeries for what is no acquired image of `modality`, and whatever pydicom raises for damaged files.
     """
     with open(path, "rb") as file:
         dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
@@ -126,8 +127,8 @@ def _frame(path: str, place: int, dataset: pydicom.Dataset, modality: str, raw: 
     if modality == "CT":
         if slope is None or intercept is None or slope == 0:
             raise RejectedSeries("no RescaleSlope and RescaleIntercept: stored values cannot be told in HU")
-        if (unit := str(dataset.get("RescaleType") or "HU").strip().upper()) not in ("HU", "US", "HU_MOD"):
-            raise RejectedSeries(f"stored values are {unit[:8]}, not HU")
+        if (unit := term(dataset.get("RescaleType") or "HU", _UNITS, "of an unknown unit")) not in _HU:
+            raise RejectedSeries(f"stored values are {unit}, not HU")
     position = np.array([float(value) for value in dataset.ImagePositionPatient])
     axes = tuple(float(value) for value in dataset.ImageOrientationPatient)
     spacing = tuple(float(value) for value in dataset.PixelSpacing)

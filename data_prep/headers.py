@@ -7,30 +7,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import SegmentationStorage
 
+from data_prep.damage import unless_trouble
 from data_prep.volume import RejectedSeries
 
-# What pydicom and its plugins raise for files that are cut, mislabelled or compressed beyond reading.
-DAMAGED = (
-    InvalidDicomError,
-    AttributeError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,  # RecursionError, of sequences nested without end, among them
-    IndexError,
-    OverflowError,
-    MemoryError,
-    ArithmeticError,
-    AssertionError,
-    OSError,  # the decoders' own; PermissionError is told apart before
-)
 # the attributes that follow SeriesInstanceUID are of no use to discovery
 _LAST = Tag("SeriesInstanceUID")
 _IDENTIFIERS = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID")
@@ -74,7 +57,8 @@ def read_header(path: str | Path) -> Header:
             series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
             if dataset.get("SOPClassUID") == SegmentationStorage:
                 return Header(series, patient, study, "segmentation", _refers(file))
-        except DAMAGED as error:
+        except Exception as error:  # hostile bytes raise anything
+            unless_trouble(error)
             raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
     return Header(series, patient, study)
 

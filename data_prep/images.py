@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from data_prep import geometry
 from data_prep.config import PrepConfig
+from data_prep.damage import unless_trouble
 from data_prep.hounsfield import Hounsfield
 from data_prep.schema import AIR_HU
 from data_prep.volume import RejectedSeries, Volume, check_size
@@ -20,8 +18,6 @@ from data_prep.volume import RejectedSeries, Volume, check_size
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIFTI + ITK
-_DAMAGED = (ImageFileError, HeaderDataError, EOFError, zlib.error, OSError, ValueError, TypeError, OverflowError)
-_DAMAGED += (MemoryError, IndexError, KeyError, RuntimeError, ArithmeticError)
 _SLAB = 8  # planes that are in memory as floats at a time
 
 
@@ -43,7 +39,7 @@ class Image:
     affine  (4, 4) indices → RAS mm
 
     Raises RejectedSeries for a file that is damaged, too large, not three-dimensional or without a grid,
-    PermissionError as it is.
+    UnreadableError where the machine is to blame.
     """
 
     def __init__(self, path: str | Path, config: PrepConfig) -> None:
@@ -51,9 +47,9 @@ class Image:
             nifti = str(path).lower().endswith(NIFTI)
             self._values, self.affine = _open_nifti(path) if nifti else _open_itk(path, config)
             shape = tuple(int(n) for n in self._values.shape)
-        except (RejectedSeries, PermissionError):
+        except RejectedSeries:
             raise
-        except _DAMAGED as error:
+        except Exception as error:  # hostile bytes raise anything
             raise _truncated(error) from error
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
@@ -72,9 +68,7 @@ class Image:
             part = slice(first, min(first + _SLAB, self.shape[2]))
             try:
                 values = np.asarray(self._values[:, :, part]).reshape(*self.shape[:2], -1)
-            except PermissionError:
-                raise
-            except _DAMAGED as error:
+            except Exception as error:  # hostile bytes raise anything
                 raise _truncated(error) from error
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise RejectedSeries("voxels are NaN or infinite")
@@ -82,6 +76,7 @@ class Image:
 
 
 def _truncated(error: Exception) -> RejectedSeries:
+    unless_trouble(error)
     return RejectedSeries(f"truncated or damaged image ({type(error).__name__})")
 
 
@@ -113,7 +108,7 @@ def _open_itk(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndar
 
 
 def read_ct(path: str | Path, config: PrepConfig) -> Volume:
-    """A CT volume in HU. Raises RejectedSeries, PermissionError."""
+    """A CT volume in HU. Raises RejectedSeries, UnreadableError."""
     image, convert = Image(path, config), Hounsfield()
     voxels = np.empty(image.shape, np.int16, order="F")  # as NIfTI stores them: slabs are copied in one stretch
     for part, values in image.slabs():
@@ -125,7 +120,7 @@ def read_ct(path: str | Path, config: PrepConfig) -> Volume:
 
 
 def read_mr(path: str | Path, config: PrepConfig) -> Volume:
-    """An MR volume in arbitrary units. Raises RejectedSeries, PermissionError."""
+    """An MR volume in arbitrary units. Raises RejectedSeries, UnreadableError."""
     image = Image(path, config)
     voxels: np.ndarray | None = None
     for part, values in image.slabs():

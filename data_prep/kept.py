@@ -74,6 +74,12 @@ def code(value: object) -> str:
     return text if _CODE.fullmatch(text) else ""
 
 
+def term(value: object, terms: set[str], otherwise: str) -> str:
+    """A header's word where it is one of `terms`: what else stands there may be anything, a name too."""
+    text = str(value or "").strip().upper()
+    return text if text in terms else otherwise
+
+
 def number(value: object) -> float | None:
     """A finite number, or None."""
     try:

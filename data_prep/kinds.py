@@ -13,7 +13,7 @@ from pydicom.uid import (
 )
 
 from data_prep.config import StackConfig
-from data_prep.kept import code
+from data_prep.kept import term
 from data_prep.volume import RejectedSeries
 
 _STORED = {
@@ -21,6 +21,56 @@ _STORED = {
     "MR": {MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage},
 }
 _DOCUMENTS = {"SR": "report", "DOC": "document", "PR": "presentation state", "KO": "key object", "REG": "registration"}
+# Defined terms (PS3.3, C.7.3.1.1.1 and C.7.6.3.1.2) that reasons may repeat
+_MODALITIES = {
+    *_STORED,
+    *_DOCUMENTS,
+    "AU",
+    "BMD",
+    "CR",
+    "DX",
+    "ECG",
+    "EPS",
+    "ES",
+    "GM",
+    "HC",
+    "HD",
+    "IO",
+    "IVUS",
+    "KER",
+    "M3D",
+}
+_MODALITIES |= {
+    "MG",
+    "NM",
+    "OAM",
+    "OCT",
+    "OP",
+    "OPM",
+    "OPT",
+    "OPV",
+    "OT",
+    "PLAN",
+    "PT",
+    "PX",
+    "RESP",
+    "RF",
+    "RG",
+    "RTDOSE",
+}
+_MODALITIES |= {"RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SEG", "SM", "SMR", "SRF", "STAIN", "US", "VA", "XA", "XC"}
+_COLOURS = {
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_420",
+    "YBR_ICT",
+    "YBR_RCT",
+    "XYB",
+    "HSV",
+    "CMYK",
+}
 # Words of ImageType (PS3.3, C.7.6.1.1.2, C.8.2.1.1.1, C.8.16.1) that say what an image is instead of a slice
 _WORDS = {
     "LOCALIZER": "localizer",
@@ -44,7 +94,7 @@ _MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
 
 def check(dataset: pydicom.Dataset, modality: str, config: StackConfig) -> None:
     """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT" or "MR")."""
-    stored, found = _stored(dataset), code(dataset.get("Modality")) or "none"
+    stored, found = _stored(dataset), term(dataset.get("Modality"), _MODALITIES, "none that is known")
     words = image_type(dataset)
     if found in _DOCUMENTS:
         raise RejectedSeries(f"{_DOCUMENTS[found]}, no image")
@@ -56,13 +106,16 @@ def check(dataset: pydicom.Dataset, modality: str, config: StackConfig) -> None:
     if found != modality:
         raise RejectedSeries(f"modality {found}, not {modality}")
     if stored not in _STORED[modality]:
-        raise RejectedSeries(f"no {modality} image: {getattr(stored, 'name', 'unknown SOP class')[:60]}")
+        name = getattr(stored, "name", stored)
+        raise RejectedSeries(f"no {modality} image: {name if name != stored else 'unknown SOP class'}")
     if "PixelData" not in dataset and dataset.get("Rows") is None:
         raise RejectedSeries("no pixels")
     if dataset.get("SamplesPerPixel", 1) != 1:
         raise RejectedSeries("colour image")
     if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise RejectedSeries(f"pixels are {code(dataset.get('PhotometricInterpretation')) or 'of no stated kind'}")
+        raise RejectedSeries(
+            f"pixels are {term(dataset.get('PhotometricInterpretation'), _COLOURS, 'of no known kind')}"
+        )
     if config.derived == "refuse" and is_derived(words):
         raise RejectedSeries("derived series; stacks.derived=keep takes it")
     if config.burned_in == "refuse" and str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import resource
 import warnings
 from collections import deque
@@ -67,9 +68,12 @@ class Workers:
 
 
 def _begin(gigabytes: float) -> None:
-    # messages of readers hold values of headers: none may reach a log
+    # messages of readers and decoders hold values of headers: none may reach a log
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

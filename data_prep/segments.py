@@ -7,7 +7,8 @@ import pydicom
 from pydicom.pixels import iter_pixels
 
 from data_prep.config import PrepConfig
-from data_prep.headers import DAMAGED
+from data_prep.damage import unless_trouble
+from data_prep.kept import term
 from data_prep.volume import RejectedSeries, check_size
 
 
@@ -16,22 +17,23 @@ def read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[st
 
     A segment becomes the value that `labels` of the configuration has for its SegmentLabel, else its number.
     Where segments overlap the later one stays; the notes count such voxels. Planes that the file leaves out
-    hold no label. Raises RejectedSeries, PermissionError.
+    hold no label. Raises RejectedSeries, UnreadableError.
     """
     try:
         return _read(path, config)
-    except (RejectedSeries, PermissionError):
+    except RejectedSeries:
         raise
-    except DAMAGED as error:
+    except Exception as error:  # hostile bytes raise anything
+        unless_trouble(error)
         raise RejectedSeries(f"damaged or unreadable DICOM-SEG ({type(error).__name__})") from error
 
 
 def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     values = _values(dataset, config.labels)
-    kind = str(dataset.get("SegmentationType") or "")
+    kind = term(dataset.get("SegmentationType"), {"BINARY", "FRACTIONAL", "LABELMAP"}, "none that is known")
     if kind not in ("BINARY", "FRACTIONAL"):
-        raise RejectedSeries(f"segmentation of type {kind[:16] or 'none'}; BINARY and FRACTIONAL are read")
+        raise RejectedSeries(f"segmentation of type {kind}; BINARY and FRACTIONAL are read")
     threshold = int(dataset.get("MaximumFractionalValue") or 1) / 2 if kind == "FRACTIONAL" else 0.5
     shared = dataset.SharedFunctionalGroupsSequence[0]
     groups = list(dataset.PerFrameFunctionalGroupsSequence)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from data_prep import identity, parts, schema, shards, sources, staging
@@ -87,7 +88,7 @@ def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, 
             records[job.name] = record
     if records:
         say(f"{len(records)} of {len(jobs)} inputs were staged before")
-    for job, result in progress(workers.map(request.convert, left), len(left), "inputs"):
+    for job, result in progress(workers.map(partial(staging.guarded, request.convert), left), len(left), "inputs"):
         record = staging.lost(job, str(result)) if isinstance(result, Failure) else result
         records[job.name] = record
         _tell(record.rows, _names([job]) if request.show_names else {})

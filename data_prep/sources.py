@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 
 from data_prep import headers, images, labelmaps, studies
 from data_prep.config import PrepConfig
+from data_prep.damage import UnreadableError
 from data_prep.labelmaps import LabelFile
 from data_prep.pool import Failure, Workers
 from data_prep.volume import RejectedSeries
@@ -150,7 +151,7 @@ def _read_header(path: str) -> headers.Header | str | None:
         if headers.is_dicom(path):
             return headers.read_header(path)
         return "no DICOM file, although named .dcm" if path.lower().endswith(".dcm") else None
-    except RejectedSeries as error:
+    except (RejectedSeries, UnreadableError) as error:
         return error.reason
     except OSError as error:
         return f"cannot be read ({error.strerror})"

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from data_prep import schema
 from data_prep.config import PrepConfig
+from data_prep.damage import UnreadableError
 from data_prep.disk import flush, temporary_of, write_atomic
 from data_prep.identity import hashed, split_of
 from data_prep.sources import Series, Source
@@ -61,7 +62,6 @@ class Record:
     rows        manifest rows, one per series or stack
     samples     (key, offset, size, series, order) of each sample in the staged file
     histograms  sequence → stored value → count of foreground pixels
-    lost        the process that converted it was lost: a later start tries again
     """
 
     subject: str
@@ -70,7 +70,6 @@ class Record:
     rows: list[dict] = field(default_factory=list)
     samples: list[list] = field(default_factory=list)
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
-    lost: bool = False
 
 
 def read_record(job: Job) -> Record | None:
@@ -151,12 +150,27 @@ class Stager:
         return self.record
 
 
+def guarded(convert: Callable[[Job], Record], job: Job) -> Record:
+    """`convert(job)`; whatever one input does to it, the others go on. Raises OSError: of the output."""
+    try:
+        return convert(job)
+    except UnreadableError as error:
+        return lost(job, error.reason)
+    except (OSError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # one strange file among millions must not end the run
+        if type(error).__name__ == "PanicException":  # of a decoder in Rust; no Exception, and not to be imported
+            return lost(job, "damaged: its decoder crashed")
+        return lost(job, f"failed in a way nobody foresaw ({type(error).__name__}); please report it")
+
+
 def lost(job: Job, reason: str) -> Record:
-    """The record of a source whose process was lost. Not written: a later start tries again."""
+    """The record of a source that could not be converted this time. Not written: a start after a kill tries again."""
+    for left in job.folder.glob(f".{job.name}.*"):
+        left.unlink()
     stager = Stager(job)
     for series in job.source.series:
         stager.reject(series, RejectedSeries(reason))
-    stager.record.lost = True
     return stager.record
 
 
