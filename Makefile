@@ -10,10 +10,11 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test stress lint
+.PHONY: help setup quickstart test stress bench-prep lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
+	@echo "make bench-prep [INPUT=FOLDER]   how fast images become shards, as ratios"
 	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
 
 setup: $(VENV)/.installed
@@ -42,6 +43,9 @@ test: setup
 
 stress: setup
 	$(PY) -m pytest -q -m stress
+
+bench-prep: setup
+	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))
 
 lint: setup
 	$(PY) -m flake8

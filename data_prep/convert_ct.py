@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -52,7 +53,7 @@ def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
     count = stager.add(
         slicing.axial(
             volume,
-            [slicing.Channel("ct", volume.voxels, config.air.threshold_hu)],
+            [slicing.Channel("ct", volume.voxels, math.floor(config.air.threshold_hu))],
             labelmap,
             slicing.Identity(stager.record.subject, stager.series_hash(uid)),
             min_foreground=config.air.min_body_fraction,

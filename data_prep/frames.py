@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from data_prep import kinds
 from data_prep.config import StackConfig
 from data_prep.kept import number, term
+from data_prep.scan import scan
 from data_prep.volume import RejectedSeries
 
 _HU = {"HU", "US", "HU_MOD"}  # US says that no unit is specified: old scanners write it for HU
@@ -85,7 +86,7 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
     Raises RejectedSeries for what is no acquired image of `modality`, and whatever pydicom raises for damaged files.
     """
     with open(path, "rb") as file:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        dataset = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
         raw = _native(file, dataset)
     kinds.check(dataset, modality, config)
     for place, flat in enumerate(_flattened(dataset)):

@@ -12,6 +12,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import SegmentationStorage
 
 from data_prep.damage import unless_trouble
+from data_prep.scan import scan
 from data_prep.volume import RejectedSeries
 
 # the attributes that follow SeriesInstanceUID are of no use to discovery
@@ -51,7 +52,7 @@ def read_header(path: str | Path) -> Header:
     """The header of one DICOM file. Raises RejectedSeries where it is damaged, OSError where it cannot be opened."""
     with open(path, "rb") as file:
         try:
-            dataset = _read_start(file)
+            dataset = scan(file, _LAST) or _read_start(file)
             if "DirectoryRecordSequence" in dataset:
                 return Header("", "", "", kind="directory")
             series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)

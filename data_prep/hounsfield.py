@@ -26,9 +26,10 @@ class Hounsfield:
             exact = stored.astype(np.float64) * slope + intercept if (slope, intercept) != (1, 0) else stored
             hu = np.rint(exact)
             self.rounded += int((hu != exact).sum())
+            low, high = hu.min(), hu.max()
         else:
-            hu = self._whole(stored, int(slope), int(intercept))
-        low, high = hu.min(), hu.max()
+            low, high = sorted(int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max()))
+            hu = self._whole(stored, int(slope), int(intercept), low, high)
         if low < AIR_HU:
             self.below += int((hu < AIR_HU).sum())
         if high > _TOP:
@@ -38,17 +39,14 @@ class Hounsfield:
         return hu.astype(np.int16, copy=False)
 
     @staticmethod
-    def _whole(stored: np.ndarray, slope: int, intercept: int) -> np.ndarray:
+    def _whole(stored: np.ndarray, slope: int, intercept: int, low: int, high: int) -> np.ndarray:
+        """Values that end at `low` and `high`."""
         if (slope, intercept) == (1, 0):
             return stored
-        ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
-        if slope == 1 and stored.dtype.itemsize == 2 and -32768 <= min(*ends, intercept) and max(*ends) <= _TOP:
+        if slope == 1 and stored.dtype.itemsize == 2 and -32768 <= min(low, intercept) and high <= _TOP:
             # the usual case: 16 bits suffice all the way, wrapping there and back included
-            return (
-                stored.view(np.int16) + np.int16(intercept)
-                if stored.dtype.isnative
-                else stored.astype(np.int16) + np.int16(intercept)
-            )
+            native = stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
+            return native.view(np.int16) + np.int16(intercept)
         return stored.astype(np.int64) * slope + intercept
 
     def notes(self) -> dict[str, object]:

@@ -151,13 +151,27 @@ def encode(sample: Slice) -> list[tuple[str, bytes]]:
     return members
 
 
-def tar_block(name: str, payload: bytes) -> bytes:
-    """One member as it lies in the tar: USTAR header with mtime 0, payload, padding to 512 bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = len(payload)
+def _tar_header() -> tuple[bytes, int]:
+    """The header of a member without a name or a size, and the sum of its bytes without those fields."""
+    info = tarfile.TarInfo()
     info.mode = 0o644
     header = info.tobuf(format=tarfile.USTAR_FORMAT)
-    return header + payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
+    return header, sum(header) - sum(header[124:135]) - sum(header[148:156]) + 8 * ord(" ")
+
+
+_TAR_HEADER, _TAR_SUM = _tar_header()
+
+
+def tar_block(name: str, payload: bytes) -> bytes:
+    """One member as it lies in the tar: USTAR header with mtime 0, payload, padding to 512 bytes."""
+    raw, size = name.encode("ascii"), b"%011o" % len(payload)
+    if len(raw) > 100 or len(size) > 11:
+        raise SchemaError(f"{name}: {len(payload)} bytes do not fit a tar member with a name of up to 100 letters")
+    header = bytearray(_TAR_HEADER)  # tarfile's own takes ten times as long
+    header[: len(raw)] = raw
+    header[124:135] = size
+    header[148:156] = b"%06o\0 " % (_TAR_SUM + sum(raw) + sum(size))
+    return b"".join((header, payload, bytes(-len(payload) % tarfile.BLOCKSIZE)))
 
 
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)

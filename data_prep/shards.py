@@ -68,7 +68,7 @@ def write(shard: Plan) -> dict:
     path = shard.root / shard.name
     path.parent.mkdir(exist_ok=True)
     temporary = temporary_of(path)
-    rows, at = [], 0
+    rows, at, digest = [], 0, hashlib.sha256()
     with open(temporary, "wb") as file:
         for piece in shard.pieces:
             with open(piece.staged, "rb") as staged:
@@ -76,11 +76,13 @@ def write(shard: Plan) -> dict:
             if len(stretch) != piece.size:
                 raise schema.SchemaError(f"{piece.staged}: cut short; remove it and start again")
             file.write(stretch)
+            digest.update(stretch)
             rows.append(
                 (at, piece.size, schema.short_hash(piece.subject), schema.short_hash(piece.series), piece.order)
             )
             at += piece.size
         file.write(schema.TAR_END)
+        digest.update(schema.TAR_END)
     flush(temporary)
     os.replace(temporary, path)
     index = schema.index_of(path)
@@ -89,7 +91,7 @@ def write(shard: Plan) -> dict:
         "name": shard.name,
         "samples": len(rows),
         "bytes": path.stat().st_size,
-        "sha256": schema.file_sha256(path),
+        "sha256": digest.hexdigest(),
         "index_sha256": schema.file_sha256(index),
     }
 

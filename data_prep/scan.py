@@ -1,0 +1,114 @@
+"""The header of a usual DICOM file, read several times faster than element by element.
+
+Usual is: explicit little endian with a file header (PS3.10, 7.1), tags in order, no sequence of undefined length
+before the pixels, one frame, Latin letters. Of anything else `scan` says None, and pydicom reads it. Values are
+pydicom's own: it converts each when it is asked for, and a value that comes again (most do, from slice to slice)
+is not converted again.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element, empty_value_for_VR
+from pydicom.tag import BaseTag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+_MOST = 65536  # bytes of a file that are looked at
+_START = 132  # preamble and prefix
+_SYNTAX, _CHARACTERS, _PIXELS, _FRAMES = 0x00020010, 0x00080005, 0x7FE00010, 0x52009230
+_UNUSUAL = {uid.encode() for uid in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)}
+_LATIN = {b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO 2022 IR 6", b"ISO 2022 IR 100"}
+_SHORT = {name.encode() for name in "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()}
+_LONG = {name.encode() for name in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()}
+_UNDEFINED = 0xFFFFFFFF
+_element = struct.Struct("<HH2sH").unpack_from
+_long = struct.Struct("<I").unpack_from
+
+Elements = dict[int, tuple[bytes, bytes]]
+
+
+class Header:
+    """A header as pydicom's Dataset answers: `get`, `in`, attributes by keyword, `file_meta`."""
+
+    def __init__(self, elements: Elements) -> None:
+        self._elements = elements
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an attribute by its keyword."""
+        tag = _tag(name)
+        found = self._elements.get(tag)
+        return default if found is None else _converted(tag, *found)
+
+    def __contains__(self, name: str) -> bool:
+        return _tag(name) in self._elements
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or _tag(name) not in self._elements:
+            raise AttributeError(name)
+        return self.get(name)
+
+    @property
+    def file_meta(self) -> Header:
+        """The file's own header: its elements lie with the others, their tags do not meet."""
+        return self
+
+
+def scan(file: BinaryIO, last: int = _PIXELS) -> Header | None:
+    """The elements of a file up to tag `last` or its pixels; the file then stands at the first that was not read.
+
+    None, the file at its start, where the file is not of the usual kind or damaged.
+    """
+    found = _elements(file.read(_MOST), last)
+    if found is None:
+        file.seek(0)
+        return None
+    elements, at = found
+    file.seek(at)
+    return Header(elements)
+
+
+def _elements(data: bytes, last: int) -> tuple[Elements, int] | None:
+    if data[_START - 4 : _START] != b"DICM":
+        return None
+    elements: Elements = {}
+    at, before = _START, 0
+    while at + 12 <= len(data):
+        group, number, kind, length = _element(data, at)
+        tag = group << 16 | number
+        if tag > last or tag >= _PIXELS:
+            return (elements, at) if _usual(elements) else None
+        if kind in _SHORT:
+            start = at + 8
+        elif kind in _LONG:
+            start, length = at + 12, _long(data, at + 8)[0]
+        else:
+            return None
+        at = start + length
+        if length == _UNDEFINED or tag <= before or at > len(data):
+            return None
+        elements[tag] = kind, data[start:at]
+        before = tag
+    return None
+
+
+def _usual(elements: Elements) -> bool:
+    syntax = elements.get(_SYNTAX, (b"", b""))[1].rstrip(b"\0 ")
+    letters = elements.get(_CHARACTERS, (b"", b""))[1].strip()
+    return bool(syntax) and syntax not in _UNUSUAL and letters in _LATIN and _FRAMES not in elements
+
+
+@lru_cache(maxsize=None)
+def _tag(name: str) -> int:
+    return tag_for_keyword(name) or -1
+
+
+@lru_cache(maxsize=16384)
+def _converted(tag: int, kind: bytes, value: bytes) -> Any:
+    name = kind.decode()
+    stored = value or empty_value_for_VR(name, raw=True)
+    raw = RawDataElement(BaseTag(tag), name, len(value), stored, 0, False, True)
+    return convert_raw_data_element(raw).value
