@@ -96,7 +96,10 @@ def _counts(what: str, values: Iterable[str], unit: str = "series", most: int = 
         shown[f"{len(counts) - most} others"] = rest
     if list(shown) == ["not stated"]:
         return dim(f"No header states the {what}.")
-    return f"<h3>{what[0].upper()}{what[1:]}</h3>{figure(figures.bars(shown, unit), '')}" if shown else ""
+    if not shown:
+        return ""
+    alt = ", ".join(f"{name}: {count}" for name, count in shown.items())
+    return f"<h3>{what[0].upper()}{what[1:]}</h3>{figure(figures.bars(shown, unit), alt=alt)}"
 
 
 def _spacing(accepted: list[dict]) -> Iterator[str]:

@@ -31,11 +31,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = 
     )
 
 
-def figure(png: bytes, caption: str) -> str:
-    """A picture with its caption, inside the page."""
+def figure(png: bytes, caption: str = "", alt: str = "") -> str:
+    """A picture inside the page, with its caption; `alt` says what it shows where the caption does not."""
     data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(alt or caption)}">{below}</figure>'
 
 
 def dim(text: str) -> str:
