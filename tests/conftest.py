@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import schema
+from data_prep import generate, identity, schema
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -19,6 +19,20 @@ def _folder(name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"needs ../shared/{name}, which is not beside this checkout")
     return path
+
+
+@pytest.fixture(autouse=True)
+def salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test hashes with the same salt."""
+    monkeypatch.setenv(identity.VARIABLE, "tests")
+
+
+@pytest.fixture(scope="session")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small synthetic patients and the odd files; to be read only."""
+    folder = tmp_path_factory.mktemp("patients")
+    generate.generate(folder, generate.GenerateConfig(patients=6, slices=8, size=40))
+    return folder
 
 
 @pytest.fixture

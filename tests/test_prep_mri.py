@@ -12,15 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_prep import identity, scaling, schema, sequences, shard_mri, verify
+from data_prep import scaling, schema, sequences, shard_mri, verify
 
 RAS_2MM = np.diag([2.0, 2, 2, 1])
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test here hashes with the same salt."""
-    monkeypatch.setenv(identity.VARIABLE, "tests")
 
 
 def shard(source: Path, output: Path, *words: str) -> int:

@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 from test_prep_mri import head, write
 
-from data_prep import generate, identity, merge, overview, schema, shard_ct, shard_mri
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test here hashes with the same salt."""
-    monkeypatch.setenv(identity.VARIABLE, "tests")
+from data_prep import generate, merge, overview, schema, shard_ct, shard_mri
 
 
 def page_of(root: Path) -> str:

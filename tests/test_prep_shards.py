@@ -23,20 +23,6 @@ from data_prep import config, disk, generate, identity, schema, shard_ct
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test here hashes with the same salt."""
-    monkeypatch.setenv(identity.VARIABLE, "tests")
-
-
-@pytest.fixture(scope="module")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six small synthetic patients and the odd files."""
-    folder = tmp_path_factory.mktemp("patients")
-    generate.generate(folder, generate.GenerateConfig(patients=6, slices=8, size=40))
-    return folder
-
-
 def shard(source: Path, output: Path, *words: str) -> int:
     """Run the command in this process."""
     return shard_ct.main(["--input", str(source), "--output", str(output), "samples_per_shard=10", *words])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import generate, identity, schema
+from data_prep import generate, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "slurm" / "pretrain.sh"
@@ -74,9 +74,8 @@ def _wait(jobs: str, log: Path) -> None:
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five synthetic patients, and a salt."""
-    monkeypatch.setenv(identity.VARIABLE, "tests")
+def images(tmp_path: Path) -> Path:
+    """Five synthetic patients."""
     config = generate.GenerateConfig(patients=5, slices=4, size=32, odd=False)
     generate.generate(tmp_path / "in", config)
     return tmp_path / "in"
