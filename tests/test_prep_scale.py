@@ -13,7 +13,7 @@ from data_prep import schema
 
 SHARDS, PER_SHARD = 2000, 2500
 MEASURED = """
-import json, resource, sys, time
+import json, re, sys, time
 from data_prep.schema import Split
 from pretrain.order import epoch_order
 began = time.perf_counter()
@@ -25,7 +25,9 @@ at = [int(split.shard[place]) for place in (0, 2499, 2500, 4_999_999)]
 print(json.dumps({
     "samples": len(split), "open_s": opened - began, "order_s": done - opened, "at": at,
     "permutation": bool(order.min() == 0 and order.max() == len(split) - 1),
-    "last": int(split.index[-1]["order"]), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    "last": int(split.index[-1]["order"]),
+    # of this program alone: ru_maxrss begins at what the parent held
+    "peak_mb": int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000,
 }))
 """
 
