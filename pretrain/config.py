@@ -123,11 +123,15 @@ class OptimConfig:
     layer_decay: float = 0.9
     patch_embed_multiplier: float = 0.2
     freeze_last_layer_steps: int = 3_000
+    freeze_backbone_steps: int = 0  # first steps in which fresh heads learn alone
 
 
 @dataclass
 class StageConfig:
     steps: int = MISSING
+    # weights of a backbone to start from instead of the stage before: a run, stage or step of ours, a published file
+    # or a Hugging Face folder (pretrain/published.py names the kinds); the heads start fresh
+    init_from: str | None = None
     batch_size: int = 512  # global, whatever the number of processes
     crops: CropsConfig = field(default_factory=CropsConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -198,7 +202,9 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
         "ibot_head": config.ibot_head,
         f"stages.{name}": stage(config, name),
     }
-    return dict(_flat("", {key: asdict(value) if is_dataclass(value) else value for key, value in sections.items()}))
+    flat = dict(_flat("", {key: asdict(value) if is_dataclass(value) else value for key, value in sections.items()}))
+    del flat[f"stages.{name}.init_from"]  # files may move; what they held is in the first checkpoint
+    return flat
 
 
 def as_text(config: Config) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pretrain import build, checkpoint
-from pretrain.config import Config, load
+from pretrain.config import Config, ModelConfig, load
 from pretrain.intensity import Intensity
 from pretrain.vit import VisionTransformer
 
@@ -22,12 +22,14 @@ class Encoder:
 
     model      (N, 1, h, w) normalised images → Features
     intensity  HU → normalised values
+    config     what it was built from
     source     run, stage and step, or how it was initialised
     digest     SHA-256 over architecture and weights
     """
 
     model: VisionTransformer
     intensity: Intensity
+    config: ModelConfig
     source: str
     digest: str
 
@@ -75,4 +77,5 @@ def _encoder(model: VisionTransformer, config: Config, source: str) -> Encoder:
     digest = hashlib.sha256(repr(config.model).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())
-    return Encoder(model.eval().requires_grad_(False), build.intensity(config.intensity), source, digest.hexdigest())
+    model = model.eval().requires_grad_(False)
+    return Encoder(model, build.intensity(config.intensity), config.model, source, digest.hexdigest())

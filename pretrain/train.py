@@ -4,8 +4,9 @@
 
 A stage starts from, in this order:
     1. its own newest whole checkpoint (the run goes on as if it had never stopped);
-    2. the last checkpoint of the stage before it, with a fresh optimizer;
-    3. the weights that `seed` gives.
+    2. the backbone that its `init_from` names, with fresh heads;
+    3. the last checkpoint of the stage before it, with a fresh optimizer;
+    4. the weights that `seed` gives.
 A finished stage is not run again.
 """
 
@@ -25,12 +26,13 @@ import torch
 from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import build, checkpoint, ema, masking, optim, step, stream, views
+from pretrain import build, checkpoint, ema, initialise, masking, optim, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config
 from pretrain.machine import autocast, pick_device, uses_bf16
 from pretrain.metrics import Metrics
+from pretrain.published import WeightsError
 
 log = logging.getLogger("pretrain")
 
@@ -72,10 +74,15 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         checkpoint.prune(folder, config.save.keep_last, config.save.keep_every)
 
     own = checkpoint.newest(folder)
-    origin = own or (finished(config, before) if before else None)
+    origin = own or (finished(config, before) if before and not stage.init_from else None)
     if origin is not None:
         student.load_state_dict(origin.tensors("student"))
         teacher.load_state_dict(origin.tensors("teacher"))
+    elif stage.init_from:
+        found = initialise.weights_of(stage.init_from)
+        initialise.load(student.backbone, found, config.model, config.intensity)
+        teacher.load_state_dict(student.state_dict())
+        log.info("stage %s: starts from %s (%s)", name, found.source, found.kind)
     if own is not None:
         check_identity(own, identity)
         checkpoint.load_optimizer(optimizer, own.tensors("optimizer"), names)
@@ -146,6 +153,8 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             with precision:
                 losses = step.losses(student, teacher, crops, masks, weights, generator=generator)
             losses["total"].backward()
+            if number < stage.optim.freeze_backbone_steps:
+                student.backbone.zero_grad(set_to_none=True)  # without a gradient AdamW leaves it as it is
             values = finite(name, number, losses, optim.clip(student, stage.optim.clip))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -243,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         run(configuration.load(options.config, options.overrides), options.stage)
-    except (SettingsError, SchemaError, CheckpointError, BusyError, TrainingError) as error:
+    except (SettingsError, SchemaError, CheckpointError, WeightsError, BusyError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -246,3 +246,29 @@ def test_an_encoder_is_found_by_run_stage_and_step(run, tmp_path: Path) -> None:
     assert start.digest == encoder.random_encoder(tmp_path / "a", seed=0).digest != found.digest
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint there"):
         encoder.load_encoder(tmp_path)
+
+
+def test_a_stage_starts_from_other_weights(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """init_from a run of ours: its teacher's backbone, fresh heads; frozen first steps leave the backbone as it was."""
+    assert run("first") == 0
+    words = (f"stages.adapt.init_from={tmp_path / 'first' / 'adapt'}", "stages.adapt.optim.freeze_backbone_steps=5")
+    assert run("other", *words, "seed=7", "save.keep_every=1", "save.every=1") == 0
+    start, given = (
+        weights(tmp_path / "other" / "adapt" / "00000000"),
+        weights(tmp_path / "first" / "adapt" / "00000008"),
+    )
+    frozen, moved = (weights(tmp_path / "other" / "adapt" / f"{step:08d}") for step in (5, 8))
+    names = [name.removeprefix("teacher.") for name in given if name.startswith("teacher.backbone.")]
+    assert names
+    for name in names:
+        assert torch.equal(start[f"student.{name}"], given[f"teacher.{name}"])
+        assert torch.equal(start[f"teacher.{name}"], given[f"teacher.{name}"])
+        assert torch.equal(frozen[f"student.{name}"], start[f"student.{name}"])
+    assert not torch.equal(start["student.dino_head.mlp.0.weight"], given["student.dino_head.mlp.0.weight"])
+    assert not torch.equal(frozen["student.dino_head.mlp.0.weight"], start["student.dino_head.mlp.0.weight"])
+    assert not torch.equal(moved["student.backbone.cls_token"], start["student.backbone.cls_token"])
+    capsys.readouterr()
+    assert run("wrong", f"stages.adapt.init_from={tmp_path / 'first'}", "model.depth=3") == 1
+    assert "set model.depth=2" in capsys.readouterr().err
+    assert run("nowhere", f"stages.adapt.init_from={tmp_path / 'nothing.pth'}") == 1
+    assert "nothing.pth: not found" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Published weights put into a backbone of ours: one channel instead of three, another patch size, another grid.
+
+All of it exact where it can be: the patch embedding of a grey image repeated three times is a patch embedding of one
+channel, and ImageNet's normalisation is a factor and a shift that the kernel and the bias absorb.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from pretrain import encoder, published
+from pretrain.config import IntensityConfig, ModelConfig
+from pretrain.published import Published, WeightsError
+from pretrain.vit import VisionTransformer
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PROJ = "patch_embed.proj"
+# settings that the names and shapes of our own weights do not tell
+_OURS = ("embed_dim", "depth", "num_heads", "ffn", "registers", "position", "norm_eps", "rope_base", "mask_k_bias")
+
+
+def weights_of(path: str | Path) -> Published:
+    """The backbone that a run, stage or step folder of ours holds (its teacher's), or a published one.
+
+    Raises WeightsError, CheckpointError.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        loaded = encoder.load_encoder(folder)
+        own = {name: value for name, value in loaded.model.state_dict().items() if name not in buffers(loaded.model)}
+        return Published(str(path), "ours", own, {name: getattr(loaded.config, name) for name in _OURS})
+    return published.read(path)
+
+
+def buffers(model: VisionTransformer) -> set[str]:
+    """Names of what follows from the architecture."""
+    return {name for name, _ in model.named_buffers()}
+
+
+def load(model: VisionTransformer, found: Published, config: ModelConfig, intensity: IntensityConfig) -> None:
+    """Fill `model` with the weights. Raises WeightsError that names what does not fit, on both sides."""
+    _check_settings(found, config)
+    weights = dict(found.weights)
+    kernel, bias = weights[f"{_PROJ}.weight"], weights.get(f"{_PROJ}.bias")
+    bias = torch.zeros(len(kernel)) if bias is None else bias
+    if kernel.shape[1] == 3:
+        kernel, bias = one_channel(kernel, bias, intensity.mean, intensity.std)
+    weights[f"{_PROJ}.weight"], weights[f"{_PROJ}.bias"] = resample_kernel(kernel, config.patch_size), bias
+    if "pos_embed" in weights and config.grid:
+        weights["pos_embed"] = resample_positions(weights["pos_embed"], config.grid)
+    own = model.state_dict()
+    derived = {name: own[name] for name in buffers(model) & set(own)}
+    _check_names(found, set(weights) | set(derived), set(own))
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise WeightsError(f"{found.source}: {name} is {tuple(value.shape)}, the model's {tuple(own[name].shape)}")
+    model.load_state_dict({**derived, **weights})
+
+
+def one_channel(kernel: torch.Tensor, bias: torch.Tensor, mean: float, std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patch embedding of a grey image x, seen as (x·std + mean) in three channels with ImageNet's normalisation.
+
+    kernel (D, 3, p, p) and bias (D,) become (D, 1, p, p) and (D,); in float64, so that nothing is lost.
+    """
+    theirs_mean, theirs_std = (torch.tensor(each, dtype=torch.float64) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    exact = kernel.double()
+    factor, shift = std / theirs_std, (mean - theirs_mean) / theirs_std
+    folded = torch.einsum("dcij,c->dij", exact, factor).unsqueeze(1)
+    return folded.float(), (bias.double() + torch.einsum("dcij,c->d", exact, shift)).float()
+
+
+def resample_kernel(kernel: torch.Tensor, size: int) -> torch.Tensor:
+    """(D, C, p, p) → (D, C, size, size): of all kernels the one that answers a resized patch as before.
+
+    The pseudo-inverse of bicubic resizing (FlexiViT, arXiv 2212.08013, section 3.4).
+    """
+    old = kernel.shape[-1]
+    if old == size:
+        return kernel
+    basis = torch.eye(old * old, dtype=torch.float64).reshape(old * old, 1, old, old)
+    resized = F.interpolate(basis, (size, size), mode="bicubic", antialias=False).reshape(old * old, size * size)
+    return (kernel.double().flatten(2) @ torch.linalg.pinv(resized).T).unflatten(2, (size, size)).float()
+
+
+def resample_positions(places: torch.Tensor, grid: int) -> torch.Tensor:
+    """(1, 1 + g·g, D) learned positions on another grid, bicubic; the cls token's stays."""
+    side = math.isqrt(places.shape[1] - 1)
+    if side == grid:
+        return places
+    square = places[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(square, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([places[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _check_settings(found: Published, config: ModelConfig) -> None:
+    """Every setting that differs is named at once, as the words that would mend it."""
+    wanted = {name: value for name, value in found.settings.items() if not _same(getattr(config, name), value)}
+    if (config.layer_scale is not None) != ("blocks.0.ls1.gamma" in found.weights):
+        wanted["layer_scale"] = 1e-5 if config.layer_scale is None else "null"
+    if wanted:
+        words = " ".join(f"model.{name}={str(value).lower()}" for name, value in wanted.items())
+        raise WeightsError(f"{found.source}: is of another model; set {words}")
+
+
+def _same(mine: object, theirs: object) -> bool:
+    if isinstance(theirs, float) and isinstance(mine, (int, float)):
+        return math.isclose(mine, theirs, rel_tol=1e-6)
+    return mine == theirs
+
+
+def _check_names(found: Published, theirs: set[str], ours: set[str]) -> None:
+    lacking, spare = sorted(ours - theirs), sorted(theirs - ours)
+    if lacking or spare:
+        raise WeightsError(
+            f"{found.source}: unmatched; in the file only: {_list(spare)}; in the model only: {_list(lacking)}"
+        )
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "none"

@@ -1,0 +1,230 @@
+"""Weights that others published, under our names.
+
+Known are Meta's files of DINOv2 and DINOv3 (a backbone alone, or a teacher's with prefixes, as MedDINOv3 and FlexiCT
+hand them out), Hugging Face's folders of both, and timm's vision transformers. The kind is told by the keys. Files are
+read without executing anything that they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+Tensors = dict[str, torch.Tensor]
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_SHARDED = "model.safetensors.index.json"
+_CLS = "cls_token"
+# of several networks in one file the one to take: an average of weights before what was averaged
+_PREFERRED = ("teacher", "ema", "model", "backbone", "")
+_RENAMED = {
+    "huggingface": (
+        (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.register_tokens$", "storage_tokens"),
+        (r"^embeddings\.", ""),
+        (r"^(model\.|encoder\.)?layer\.", "blocks."),
+        (r"\.attention\.(attention\.)?(q_proj|query)\.", ".attn.q."),
+        (r"\.attention\.(attention\.)?(k_proj|key)\.", ".attn.k."),
+        (r"\.attention\.(attention\.)?(v_proj|value)\.", ".attn.v."),
+        (r"\.attention\.(o_proj|output\.dense)\.", ".attn.proj."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.mlp\.gate_proj\.", ".mlp.w1."),
+        (r"\.mlp\.weights_in\.", ".mlp.w12."),
+        (r"\.mlp\.weights_out\.", ".mlp.w3."),
+        (r"^layernorm\.", "norm."),
+    ),
+    "meta": (
+        (r"^register_tokens$", "storage_tokens"),
+        (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # blocks in chunks
+    ),
+    "timm": (
+        (r"^reg_token$", "storage_tokens"),
+        (r"\.gamma_([12])$", r".ls\1.gamma"),
+        (r"^rope\.", "rope_embed."),
+    ),
+}
+# Hugging Face's gated and plain DINOv3 blocks share these two names
+_GATED = {".mlp.up_proj.": ".mlp.w2.", ".mlp.down_proj.": ".mlp.w3."}
+_PLAIN = {".mlp.up_proj.": ".mlp.fc1.", ".mlp.down_proj.": ".mlp.fc2."}
+# buffers that follow from the architecture
+_DERIVED = re.compile(r"(bias_mask|rope_embed\.(periods|inv_freq)|rope_embeddings\.inv_freq|inv_freq)$")
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be used; one line that names it and says why."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A backbone's weights as our VisionTransformer names them, the patch embedding with all its channels.
+
+    kind      huggingface, meta or timm
+    settings  what the weights, or the configuration beside them, say of the model: ModelConfig's names
+    """
+
+    source: str
+    kind: str
+    weights: Tensors
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+def read(path: str | Path) -> Published:
+    """The weights in a file or in a folder of Hugging Face's. Raises WeightsError."""
+    path = Path(path)
+    tensors = _tensors(path)
+    root, embedded = _root(path, tensors)
+    mine = {name[len(root) :]: value for name, value in tensors.items() if name.startswith(root)}
+    kind = _kind(mine, embedded)
+    weights = _one_matrix(_renamed(mine, kind))
+    if not any(name.startswith("blocks.0.attn.qkv.") for name in weights):
+        raise WeightsError(f"{path}: a cls token, but no attention blocks that are known; its keys begin {_some(mine)}")
+    return Published(str(path), kind, _tidied(weights), _settings(path, weights))
+
+
+def _tensors(path: Path) -> Tensors:
+    """All tensors of a file or folder, nested dictionaries made flat."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: not found; name a file of weights or a folder with config.json")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: holds more than weights, or is no file of weights; only plain tensors are loaded"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: damaged or cut short ({type(error).__name__}); copy it again") from error
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"{path}: holds a {type(loaded).__name__}, not names and tensors")
+    return dict(_flat("", loaded))
+
+
+def _folder(path: Path) -> Tensors:
+    index = path / _SHARDED
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if strange := [name for name in names if Path(name).name != name]:
+            raise WeightsError(f"{index}: names {strange[0]!r}, which is not a file beside it")
+        return {key: value for name in names for key, value in _tensors(path / name).items()}
+    for name in _WHOLE:
+        if (path / name).is_file():
+            return _tensors(path / name)
+    raise WeightsError(f"{path}: holds none of {', '.join((_SHARDED, *_WHOLE))}")
+
+
+def _flat(prefix: str, tree: dict):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{key}.", value)
+        elif isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+
+
+def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
+    """What stands before a backbone's names, and whether its tokens lie in `embeddings.`"""
+    found = [name[: -len(_CLS)] for name in tensors if name == _CLS or name.endswith(f".{_CLS}")]
+    if not found:
+        raise WeightsError(
+            f"{path}: no cls token, so no vision transformer that is known; its keys begin {_some(tensors)}"
+        )
+
+    def rank(prefix: str) -> int:
+        return next((place for place, word in enumerate(_PREFERRED) if word in prefix), len(_PREFERRED))
+
+    best = min(found, key=lambda prefix: ("student" in prefix, rank(prefix), prefix))
+    embedded = best.endswith("embeddings.")
+    return best.removesuffix("embeddings."), embedded
+
+
+def _kind(tensors: Tensors, embedded: bool) -> str:
+    if embedded:
+        return "huggingface"
+    if any(name == "reg_token" or ".gamma_1" in name or name.startswith("rope.") for name in tensors):
+        return "timm"
+    return "meta"
+
+
+def _renamed(tensors: Tensors, kind: str) -> Tensors:
+    gated = _GATED if any(".mlp.gate_proj." in name for name in tensors) else _PLAIN
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, replacement in _RENAMED[kind]:
+            name = re.sub(pattern, replacement, name)
+        for old, new in gated.items() if kind == "huggingface" else ():
+            name = name.replace(old, new)
+        renamed[name] = value
+    return renamed
+
+
+def _one_matrix(tensors: Tensors) -> Tensors:
+    """Query, key and value as one matrix; a bias that one of them lacks is zero. The two inputs of SwiGLU apart."""
+    ours: Tensors = {}
+    parts: dict[str, Tensors] = {}
+    for name, value in tensors.items():
+        head, dot, tail = name.rpartition("attn.")
+        if dot and tail[:2] in ("q.", "k.", "v."):
+            parts.setdefault(f"{head}attn.qkv.{tail[2:]}", {})[tail[0]] = value
+        elif ".mlp.w12." in name:
+            ours[name.replace("w12", "w1")], ours[name.replace("w12", "w2")] = value.chunk(2)
+        else:
+            ours[name] = value
+    for name, found in parts.items():
+        absent = torch.zeros_like(next(iter(found.values())))
+        ours[name] = torch.cat([found.get(part, absent) for part in "qkv"])
+    return ours
+
+
+def _tidied(weights: Tensors) -> Tensors:
+    """Without heads and derived buffers; shapes as ours are."""
+    tidy = {
+        name: value.float()
+        for name, value in weights.items()
+        if not _DERIVED.search(name) and not re.match(r"(head|fc_norm|classifier|pooler|dino_head|ibot_head)\b", name)
+    }
+    if "mask_token" in tidy:
+        tidy["mask_token"] = tidy["mask_token"].reshape(1, -1)
+    else:  # not part of what timm hands out: a masked patch starts from nothing
+        tidy["mask_token"] = torch.zeros(1, tidy[_CLS].shape[-1])
+    places = tidy.get("pos_embed")
+    if places is not None and round(places.shape[1] ** 0.5) ** 2 == places.shape[1]:
+        # positions of the patches alone: the cls token has none
+        tidy["pos_embed"] = torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
+    if "storage_tokens" in tidy and tidy["storage_tokens"].shape[1] == 0:
+        del tidy["storage_tokens"]
+    return tidy
+
+
+def _settings(path: Path, weights: Tensors) -> dict[str, object]:
+    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    registers = weights.get("storage_tokens")
+    found: dict[str, object] = {
+        "embed_dim": weights[_CLS].shape[-1],
+        "depth": depth,
+        "registers": 0 if registers is None else registers.shape[1],
+        "position": "learned" if "pos_embed" in weights else "rope",
+        "ffn": "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp",
+        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
+        "local_norm": "local_cls_norm.weight" in weights,
+    }
+    config = path / "config.json"
+    if config.is_file():
+        said = json.loads(config.read_text())
+        names = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps", "rope_theta": "rope_base"}
+        found |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
+    return found
+
+
+def _some(tensors: Tensors) -> str:
+    return ", ".join(list(tensors)[:3]) + (" …" if len(tensors) > 3 else "")

@@ -1,0 +1,214 @@
+"""Weights of others in our transformer: every layout, one channel, other patch sizes, and files that are no weights."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_prep.settings import merge
+from pretrain import build, initialise, published
+from pretrain.config import IntensityConfig, ModelConfig
+from pretrain.published import WeightsError
+
+transformers = pytest.importorskip("transformers")
+SMALL = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+MODELS = {
+    "dinov3": ("DINOv3ViT", dict(patch_size=16, intermediate_size=256, num_register_tokens=4, image_size=64), {}),
+    "dinov3 gated": (
+        "DINOv3ViT",
+        dict(patch_size=16, intermediate_size=192, num_register_tokens=4, image_size=64, use_gated_mlp=True),
+        {"hidden_act": "silu"},
+    ),
+    "dinov3 without registers": (
+        "DINOv3ViT",
+        dict(patch_size=8, intermediate_size=128, num_register_tokens=0, image_size=64),
+        {},
+    ),
+    "dinov2": ("Dinov2", dict(patch_size=14, image_size=70), {}),
+    # of a width at which both round the hidden size alike
+    "dinov2 swiglu": ("Dinov2", dict(patch_size=14, image_size=70, use_swiglu_ffn=True), {"hidden_size": 96}),
+    "dinov2 with registers": ("Dinov2WithRegisters", dict(patch_size=14, image_size=70, num_register_tokens=4), {}),
+}
+
+
+def theirs_of(kind: str) -> torch.nn.Module:
+    """A model of transformers with every parameter drawn, so that no zero hides a mistake."""
+    name, options, more = MODELS[kind]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **options, **more})
+    model = getattr(transformers, f"{name}Model")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.eval()
+
+
+def config_for(found: published.Published, **more: object) -> ModelConfig:
+    """The model that the weights belong to, as a user would write it."""
+    weights = found.weights
+    said = {"patch_size": weights["patch_embed.proj.weight"].shape[-1], "num_heads": 4, "mask_k_bias": False}
+    if "pos_embed" in weights:
+        said["grid"] = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    hidden = weights.get("blocks.0.mlp.fc1.weight", weights.get("blocks.0.mlp.w1.weight")).shape[0]
+    said["ffn_ratio"] = hidden / found.settings["embed_dim"] * (1.5 if "blocks.0.mlp.w1.weight" in weights else 1)
+    return merge(ModelConfig, ("here", {**said, **found.settings, **more}))
+
+
+def loaded(found: published.Published, **more: object):
+    """Our model with these weights."""
+    config = config_for(found, **more)
+    model = build.backbone(config).eval()
+    initialise.load(model, found, config, IntensityConfig())
+    return model
+
+
+def grey(intensity: IntensityConfig, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A windowed image as we feed it, and as three channels with ImageNet's normalisation."""
+    image = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (initialise.IMAGENET_MEAN, initialise.IMAGENET_STD))
+    return (image - intensity.mean) / intensity.std, (image - mean) / std
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_folder_of_hugging_face_gives_its_features(kind: str, tmp_path: Path) -> None:
+    """Saved, read, one channel instead of three: cls, registers and patches of the repeated grey image, to 1e-5."""
+    theirs = theirs_of(kind)
+    theirs.save_pretrained(tmp_path)
+    found = published.read(tmp_path)
+    assert found.kind == "huggingface"
+    ours = loaded(found)
+    patch = ours.patch_size
+    sizes = [(patch * 5, patch * 5)] if "dinov2" in kind else [(patch * 4, patch * 4), (patch * 3, patch * 6)]
+    for size in sizes:
+        mine, rgb = grey(IntensityConfig(), size)
+        with torch.inference_mode():
+            expected, features = theirs(rgb).last_hidden_state, ours(mine)
+        together = torch.cat([features.cls[:, None], features.registers, features.patches], dim=1)
+        torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
+
+
+def meta_file(tmp_path: Path) -> tuple[dict[str, torch.Tensor], Path]:
+    """Our DINOv3 layout as Meta's file has it: three channels, a teacher beside a student, prefixes, heads."""
+    torch.manual_seed(0)
+    config = ModelConfig(embed_dim=64, depth=3, num_heads=4)
+    backbone = build.backbone(config).state_dict()
+    backbone = {name: torch.randn_like(value) * 0.1 for name, value in backbone.items()}
+    backbone["patch_embed.proj.weight"] = torch.randn(64, 3, 16, 16)
+    heads = {"dino_head.mlp.0.weight": torch.zeros(3, 3), "ibot_head.last_layer.weight": torch.zeros(2, 2)}
+    teacher = {f"backbone.{name}": value for name, value in backbone.items()} | heads
+    student = {name: value + 1 for name, value in teacher.items()}
+    torch.save({"student": student, "teacher": teacher, "iteration": 5}, tmp_path / "teacher.pth")
+    return backbone, tmp_path / "teacher.pth"
+
+
+def test_metas_files_with_prefixes_and_chunks(tmp_path: Path) -> None:
+    """The teacher is taken, prefixes and heads are left; a bare backbone and blocks in chunks give the same."""
+    backbone, path = meta_file(tmp_path)
+    whole = published.read(path)
+    torch.save(backbone, tmp_path / "bare.pth")
+    bare = published.read(tmp_path / "bare.pth")
+    chunked = {name.replace("blocks.", "blocks.0.", 1): value for name, value in backbone.items()}
+    save_file(chunked, tmp_path / "chunked.safetensors")
+    chunks = published.read(tmp_path / "chunked.safetensors")
+    assert whole.kind == bare.kind == "meta" and set(whole.weights) == set(bare.weights) == set(chunks.weights)
+    for name, value in bare.weights.items():
+        assert torch.equal(whole.weights[name], value) and torch.equal(chunks.weights[name], value)
+    loaded(whole, mask_k_bias=True)
+
+
+def test_timms_names(tmp_path: Path) -> None:
+    """Registers, LayerScale under timm's names, positions without the cls token, no mask token."""
+    torch.manual_seed(0)
+    config = ModelConfig(embed_dim=64, depth=2, num_heads=4, position="learned", grid=5, mask_k_bias=False)
+    ours = {name: torch.randn_like(value) for name, value in build.backbone(config).state_dict().items()}
+    ours["patch_embed.proj.weight"] = torch.randn(64, 3, 16, 16)
+    theirs = {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for name, v in ours.items()}
+    theirs["reg_token"], theirs["pos_embed"] = theirs.pop("storage_tokens"), theirs["pos_embed"][:, 1:].contiguous()
+    del theirs["mask_token"]
+    theirs["head.weight"] = torch.zeros(10, 64)
+    save_file(theirs, tmp_path / "timm.safetensors")
+    found = published.read(tmp_path / "timm.safetensors")
+    assert found.kind == "timm" and set(found.weights) == set(ours)
+    assert torch.equal(found.weights["pos_embed"][:, 1:], ours["pos_embed"][:, 1:])
+    assert not found.weights["pos_embed"][:, 0].any() and torch.equal(
+        found.weights["blocks.1.ls2.gamma"], ours["blocks.1.ls2.gamma"]
+    )
+    loaded(found)
+
+
+def test_a_resampled_kernel_answers_a_resized_patch_as_before() -> None:
+    """16 → 8 and 16 → 24: on patches that the smaller grid can hold, the product is the same; 16 → 16 is nothing."""
+    kernel = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert initialise.resample_kernel(kernel, 16) is kernel
+    larger = initialise.resample_kernel(kernel, 24)
+    patch = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    resized = torch.nn.functional.interpolate(patch, (24, 24), mode="bicubic")
+    torch.testing.assert_close(
+        torch.einsum("dcij,ncij->nd", larger, resized),
+        torch.einsum("dcij,ncij->nd", kernel, patch),
+        atol=1e-3,
+        rtol=1e-4,
+    )
+    assert initialise.resample_kernel(kernel, 8).shape == (5, 1, 8, 8)
+
+
+def test_another_model_is_told_by_the_words_that_would_mend_it(tmp_path: Path) -> None:
+    """Width, depth, registers, LayerScale: all named at once; another size of the feed-forward part by its shapes."""
+    backbone, path = meta_file(tmp_path)
+    found = published.read(path)
+    model = build.backbone(config := ModelConfig(embed_dim=32, depth=2, num_heads=2, layer_scale=None))
+    with pytest.raises(WeightsError, match=r"set model.embed_dim=64 model.depth=3 model.layer_scale=1e-05"):
+        initialise.load(model, found, config, IntensityConfig())
+    model = build.backbone(config := ModelConfig(embed_dim=64, depth=3, num_heads=4, ffn_ratio=2.0))
+    with pytest.raises(WeightsError, match=r"blocks.0.mlp.fc1.weight is \(256, 64\), the model's \(128, 64\)"):
+        initialise.load(model, found, config, IntensityConfig())
+    found.weights["extra.weight"] = torch.zeros(1)
+    del found.weights["norm.bias"]
+    model = build.backbone(config := ModelConfig(embed_dim=64, depth=3, num_heads=4))
+    with pytest.raises(WeightsError, match="in the file only: extra.weight; in the model only: norm.bias"):
+        initialise.load(model, found, config, IntensityConfig())
+
+
+class Evil:
+    """A pickle that would run a command."""
+
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch /tmp/meddap-was-here",)
+
+
+def test_files_that_are_no_weights_give_one_line(tmp_path: Path) -> None:
+    """Code in a pickle is not run; cut files, text, a network without a cls token, an empty folder: each its line."""
+    Path("/tmp/meddap-was-here").unlink(missing_ok=True)
+    torch.save({"cls_token": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Evil()))
+    _, whole = meta_file(tmp_path)
+    (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[:5000])
+    save_file({"cls_token": torch.zeros(1, 1, 8)}, tmp_path / "s.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "s.safetensors").read_bytes()[:20])
+    (tmp_path / "text.pth").write_text("hello")
+    save_file({"conv1.weight": torch.zeros(1), "layer1.0.bn1.bias": torch.zeros(1)}, tmp_path / "resnet.safetensors")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    (tmp_path / "empty").mkdir()
+    expected = {
+        "evil.pth": "only plain tensors are loaded",
+        "bare.pth": "only plain tensors are loaded",
+        "cut.pth": "damaged or cut short",
+        "cut.safetensors": "damaged or cut short",
+        "text.pth": "damaged or cut short",
+        "resnet.safetensors": "no cls token",
+        "s.safetensors": "no attention blocks",
+        "tensor.pth": "holds a Tensor",
+        "empty": "holds none of",
+        "nowhere.pth": "not found",
+    }
+    for name, reason in expected.items():
+        with pytest.raises(WeightsError, match=reason) as caught:
+            published.read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path("/tmp/meddap-was-here").exists()
