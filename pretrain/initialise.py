@@ -41,8 +41,11 @@ def buffers(model: VisionTransformer) -> set[str]:
     return {name for name, _ in model.named_buffers()}
 
 
-def load(model: VisionTransformer, found: Published, config: ModelConfig, intensity: IntensityConfig) -> None:
-    """Fill `model` with the weights. Raises WeightsError that names what does not fit, on both sides."""
+def load(model: VisionTransformer, found: Published, config: ModelConfig, intensity: IntensityConfig | None) -> None:
+    """Fill `model` with the weights. Raises WeightsError that names what does not fit, on both sides.
+
+    intensity  how our images are normalised; weights of three channels need it
+    """
     _check_settings(found, config)
     weights = dict(found.weights)
     kernel, bias = weights[f"{_PROJ}.weight"], weights.get(f"{_PROJ}.bias")

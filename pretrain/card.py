@@ -1,0 +1,67 @@
+"""The model card that goes with exported weights: data, recipe, how to use them, and their limits."""
+
+from __future__ import annotations
+
+from pretrain import metrics
+from pretrain.checkpoint import Checkpoint
+from pretrain.config import load, stage
+from pretrain.encoder import Encoder
+
+
+def card(found: Checkpoint, loaded: Encoder) -> str:
+    """Markdown with the front matter that hubs read."""
+    config = load(found.path / "config.yaml")
+    model, (low, high) = loaded.config, loaded.intensity.window
+    mean, std = loaded.intensity.mean, loaded.intensity.std
+    return f"""---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags: [medical, radiology, dino, self-supervised]
+---
+# {config.name}
+
+A vision transformer ({model.embed_dim} wide, {model.depth} deep, patches of {model.patch_size} pixels, one input
+channel) adapted to medical images by self-distillation with MedDAP. Weights: {loaded.source}.
+
+## Use
+
+```python
+from transformers import AutoModel
+model = AutoModel.from_pretrained(FOLDER).eval()
+# hu: (N, 1, h, w) axial slices
+image = ((hu.clip({low:g}, {high:g}) - {low:g}) / {high - low:g} - {mean:g}) / {std:g}
+tokens = model(image).last_hidden_state   # cls, {model.registers} registers, patches row by row
+```
+
+Height and width are multiples of {model.patch_size}. Rows run front to back, columns from the patient's right to left.
+
+## Data
+
+{", ".join(config.data.sequences)} slices of split `{config.data.split}` of the data set with digest \
+`{found.state["data_digest"][:16]}`; patients of the other splits were not seen.
+
+## Recipe
+
+{_stages(found)}
+Seed {config.seed}. Commit {found.state.get("git_commit") or "unknown"}.
+
+## Limits
+
+Features for research. Not a medical device, not validated for diagnosis; scanners, body parts and populations that are
+not in the training data may be served badly. Measure on your own patients before you rely on it.
+"""
+
+
+def _stages(found: Checkpoint) -> str:
+    config, run = load(found.path / "config.yaml"), found.path.parent.parent
+    lines = ["| stage | steps | batch | peak lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
+    for name in config.stages:
+        each, rows = stage(config, name), metrics.read(run / name / "metrics.jsonl")
+        end = f"{rows[-1]['loss/total']:.3f}" if rows else "not run"
+        crops = f"2 × {each.crops.global_size}, {each.crops.local_number} × {each.crops.local_size}"
+        lines.append(
+            f"| {name} | {len(rows)} of {each.steps} | {each.batch_size} | {each.optim.lr.peak:g} | {crops} | {end} |"
+        )
+        if name == found.stage:
+            break
+    return "\n".join(lines) + "\n"

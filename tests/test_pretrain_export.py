@@ -1,0 +1,110 @@
+"""What is handed out is what was trained: read again by our reader and by transformers, features equal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_pretrain_train import CONFIG
+
+from pretrain import build, export, train
+from pretrain.config import IntensityConfig, ModelConfig
+from pretrain.encoder import Encoder
+
+pytest.importorskip("transformers")
+SMALL = dict(embed_dim=64, depth=3, num_heads=2, patch_size=8)
+MODELS = {
+    "rope": ModelConfig(**SMALL),
+    "rope, gated, no LayerScale": ModelConfig(**SMALL, ffn="swiglu", layer_scale=None, mask_k_bias=False),
+    "rope, no registers, no bias": ModelConfig(**SMALL, registers=0, qkv_bias=False, mask_k_bias=False),
+    "rope, a norm for local crops": ModelConfig(**SMALL, local_norm=True, rope_base=50.0),
+    "learned": ModelConfig(**SMALL, position="learned", grid=5, registers=0, norm_eps=1e-6, mask_k_bias=False),
+    "learned, registers": ModelConfig(**SMALL, position="learned", grid=5, norm_eps=1e-6, layer_scale=None),
+}
+
+
+def encoder_of(config: ModelConfig) -> Encoder:
+    """A backbone with every weight drawn."""
+    torch.manual_seed(0)
+    model = build.backbone(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.2)
+    return Encoder(model, build.intensity(IntensityConfig(window=[-250, 450])), config, "tests", "0")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_folder_for_transformers(kind: str, tmp_path: Path) -> None:
+    """Written, loaded by AutoModel and by our own reader: cls, registers and patches to 1e-4 (checked inside)."""
+    loaded = encoder_of(MODELS[kind])
+    export.huggingface(loaded, tmp_path / "out", "a card")
+    assert export.check(loaded, tmp_path / "out") <= 1e-4
+    from transformers import AutoModel
+
+    theirs = AutoModel.from_pretrained(tmp_path / "out").eval()
+    side = 8 * 5
+    images = torch.randn(3, 1, side, side, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        ours = loaded.model(images)
+        expected = torch.cat([ours.cls[:, None], ours.registers, ours.patches], dim=1)
+        torch.testing.assert_close(theirs(images).last_hidden_state, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_file_in_the_references_layout(kind: str, tmp_path: Path) -> None:
+    """One file of plain tensors under the reference's names; our reader takes it back."""
+    loaded = encoder_of(MODELS[kind])
+    export.dinov3(loaded, tmp_path / "model.pth")
+    assert export.check(loaded, tmp_path / "model.pth") <= 1e-6
+    tensors = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert set(tensors) == set(loaded.model.state_dict())
+
+
+def test_a_damaged_export_is_found(tmp_path: Path) -> None:
+    """Features that differ are an error, not a number in a log."""
+    loaded = encoder_of(MODELS["rope"])
+    export.huggingface(loaded, tmp_path / "out", "")
+    from safetensors.torch import save_file
+
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights["layer.1.mlp.up_proj.bias"][0] += 1
+    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(export.ExportError, match="do not use it"):
+        export.check(loaded, tmp_path / "out")
+
+
+def test_what_transformers_does_not_have_is_refused(tmp_path: Path) -> None:
+    """Learned positions with SwiGLU of our rounding: one line."""
+    loaded = encoder_of(ModelConfig(**SMALL, position="learned", grid=5, ffn="swiglu"))
+    with pytest.raises(export.ExportError, match="use --format dinov3"):
+        export.huggingface(loaded, tmp_path / "out", "")
+
+
+def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """From a run: a folder with card and normalisation, teacher or student; nothing overwritten; errors in one line."""
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    words = ["--config", str(tmp_path / "c.yaml"), f"output={tmp_path}", f"data.root={tiny_dataset()}"]
+    assert train.main(words) == 0
+    run, out = tmp_path / "tiny", tmp_path / "handed"
+    command = ["--checkpoint", str(run), "--format", "huggingface", "--output", str(out)]
+    assert export.main(command) == 0
+    assert "features equal to" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    for text in ("second/00000003 (teacher)", "| adapt | 8 of 8 |", "| second | 3 of 3 |", "Not a medical device"):
+        assert text in card
+    processor = json.loads((out / "preprocessor_config.json").read_text())
+    hu = np.array([-1000.0, 0.0, 300.0])
+    loaded = IntensityConfig()
+    expected = ((hu - loaded.window[0]) / 2000 - loaded.mean) / loaded.std
+    assert np.allclose((hu - processor["image_mean"][0]) / processor["image_std"][0], expected)
+    assert export.main(command) == 1 and "is there already" in capsys.readouterr().err
+    student = [*command[:-1], str(tmp_path / "s.pth"), "--which", "student"]
+    student[3] = "dinov3"
+    assert export.main(student) == 0
+    given = load_file(run / "second" / "00000003" / "student.safetensors")
+    assert torch.equal(torch.load(tmp_path / "s.pth", weights_only=True)["cls_token"], given["backbone.cls_token"])
+    assert export.main(["--checkpoint", str(tmp_path), "--format", "dinov3", "--output", str(tmp_path / "x.pth")]) == 1
+    assert "no checkpoint there" in capsys.readouterr().err
