@@ -101,25 +101,30 @@ def view_settings(stage: StageConfig, intensity_config: IntensityConfig) -> View
         blur_p=tuple(augment.blur_p),
         blur_sigma=tuple(augment.blur_sigma),
         intensity=intensity(intensity_config),
+        gram_size=stage.gram.size if stage.gram.teacher_from else None,
     )
 
 
-def step_weights(stage: StageConfig, teacher_temp: float) -> StepWeights:
-    """Weights and temperatures of the losses at one step."""
+def step_weights(stage: StageConfig, now: dict[str, float]) -> StepWeights:
+    """Weights and temperatures of the losses at one step, `now` being the schedules' values."""
     loss = stage.loss
     return StepWeights(
         student_temp=loss.student_temp,
-        teacher_temp=teacher_temp,
+        teacher_temp=now["teacher_temp"],
         dino=loss.dino,
         ibot=loss.ibot,
         koleo=loss.koleo,
+        gram=now.get("gram_weight", 0.0),
         sinkhorn_iterations=loss.sinkhorn_iterations,
     )
 
 
 def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
     """(steps,) values of what changes over a stage, by name."""
-    return {name: _schedule(getattr(stage.optim, name), stage.steps) for name in SCHEDULES}
+    found = {name: _schedule(getattr(stage.optim, name), stage.steps) for name in SCHEDULES}
+    if stage.gram.teacher_from:
+        found["gram_weight"] = _schedule(stage.gram.weight, stage.steps)
+    return found
 
 
 def _schedule(config: ScheduleConfig, steps: int) -> np.ndarray:

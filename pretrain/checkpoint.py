@@ -7,6 +7,7 @@
         student.safetensors       backbone.…, dino_head.…, ibot_head.…
         teacher.safetensors       the same names
         optimizer.safetensors     <moment>.<parameter name>
+        gram.safetensors          the Gram teacher's backbone, in stages that have one
         config.yaml               the configuration that made it
         state.json                step, stage, seed, data digest, git commit, SHA-256 of each file
 
@@ -20,6 +21,7 @@ import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,12 +127,12 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Remove what is neither the first, nor among the last `keep_last`, nor a multiple of `keep_every`."""
+def prune(folder: Path, keep_last: int, keep_every: int, wanted: Container[int] = ()) -> None:
+    """Remove all but the first, the last `keep_last`, multiples of `keep_every`, and the steps that are `wanted`."""
     for half_written in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(half_written)
     for path in steps(folder)[1 : -max(keep_last, 1)]:
-        if not keep_every or int(path.name) % keep_every:
+        if (not keep_every or int(path.name) % keep_every) and int(path.name) not in wanted:
             shutil.rmtree(path)
 
 

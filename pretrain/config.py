@@ -127,6 +127,16 @@ class OptimConfig:
 
 
 @dataclass
+class GramConfig:
+    """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): patch similarities are held to an earlier teacher's."""
+
+    teacher_from: str | None = None  # STAGE or STAGE/STEP of this run, whose teacher is the anchor; null: no anchoring
+    size: int = 512  # pixels of the anchor's crops: the global crops again, finer and without distortion
+    weight: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=2.0, peak=2.0))
+    refresh_every: int = 0  # steps after which the present teacher becomes the anchor; 0: never
+
+
+@dataclass
 class StageConfig:
     steps: int = MISSING
     # weights of a backbone to start from instead of the stage before: a run, stage or step of ours, a published file
@@ -137,6 +147,7 @@ class StageConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    gram: GramConfig = field(default_factory=GramConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
@@ -180,14 +191,47 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def stage(config: Config, name: str) -> StageConfig:
     """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
-    layers = (("stage_defaults", config.stage_defaults), (f"stages.{name}", config.stages[name] or {}))
-    merged = settings.merge(StageConfig, *layers)
-    for key in ("global_size", "local_size"):
-        if (size := getattr(merged.crops, key)) % config.model.patch_size:
+    merged = settings.merge(StageConfig, *_layers(config, name))
+    sizes = {f"crops.{key}": getattr(merged.crops, key) for key in ("global_size", "local_size")}
+    if merged.gram.teacher_from:
+        sizes["gram.size"] = merged.gram.size
+        _check_anchor(config, name, merged.gram.teacher_from)
+    for key, size in sizes.items():
+        if size % config.model.patch_size:
             raise settings.SettingsError(
-                f"stages.{name}.crops.{key}={size}: no multiple of model.patch_size={config.model.patch_size}"
+                f"stages.{name}.{key}={size}: no multiple of model.patch_size={config.model.patch_size}"
             )
     return merged
+
+
+def anchor(teacher_from: str) -> tuple[str, int | None]:
+    """Stage and step of `gram.teacher_from`; the step is None for a stage's last."""
+    stage_name, _, step = teacher_from.partition("/")
+    return stage_name, int(step) if step else None
+
+
+def anchored_steps(config: Config, name: str) -> set[int]:
+    """The steps of stage `name` that other stages take their Gram teacher from: they are saved and kept."""
+    taken = (settings.merge(StageConfig, *_layers(config, other)).gram.teacher_from for other in config.stages)
+    return {step for each in taken if each for stage_name, step in [anchor(each)] if stage_name == name and step}
+
+
+def _check_anchor(config: Config, name: str, teacher_from: str) -> None:
+    where = f"stages.{name}.gram.teacher_from={teacher_from}"
+    stages = list(config.stages)
+    try:
+        stage_name, step = anchor(teacher_from)
+    except ValueError as error:
+        raise settings.SettingsError(f"{where}: expected STAGE or STAGE/STEP") from error
+    if stage_name not in stages[: stages.index(name)]:
+        raise settings.SettingsError(f"{where}: no stage before {name} is called {stage_name}")
+    last = settings.merge(StageConfig, *_layers(config, stage_name)).steps
+    if step is not None and not 0 < step <= last:
+        raise settings.SettingsError(f"{where}: stage {stage_name} has steps 1 to {last}")
+
+
+def _layers(config: Config, name: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    return ("stage_defaults", config.stage_defaults), (f"stages.{name}", config.stages[name] or {})
 
 
 def recipe(config: Config, name: str) -> dict[str, Any]:

@@ -29,10 +29,11 @@ from data_prep.settings import SettingsError
 from pretrain import build, checkpoint, ema, initialise, masking, optim, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
-from pretrain.config import Config
+from pretrain.config import Config, StageConfig
 from pretrain.machine import autocast, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 from pretrain.published import WeightsError
+from pretrain.vit import VisionTransformer
 
 log = logging.getLogger("pretrain")
 
@@ -55,6 +56,8 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     device = pick_device(config.machine.device)
     student, teacher = build.student_and_teacher(config, device)
     optimizer = build.optimizer(stage, student, config.model.depth)
+    anchor = gram_teacher(config, stage, device)
+    wanted = configuration.anchored_steps(config, name)
     names = {parameter: key for key, parameter in student.named_parameters()}
     schedules = build.schedules(stage)
     precision = autocast(config.machine.precision, device)
@@ -68,10 +71,12 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             "teacher": teacher.state_dict(),
             "optimizer": checkpoint.optimizer_tensors(optimizer, names),
         }
+        if anchor is not None:
+            tensors["gram"] = anchor.state_dict()
         position = {"samples": done * stage.batch_size, "epochs": done * stage.batch_size / len(split)}
         state = {**identity, "step": done, "stream": position, "git_commit": checkpoint.git_commit()}
         checkpoint.save(folder, tensors, state, configuration.as_text(config))
-        checkpoint.prune(folder, config.save.keep_last, config.save.keep_every)
+        checkpoint.prune(folder, config.save.keep_last, config.save.keep_every, wanted)
 
     own = checkpoint.newest(folder)
     origin = own or (finished(config, before) if before and not stage.init_from else None)
@@ -86,6 +91,8 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     if own is not None:
         check_identity(own, identity)
         checkpoint.load_optimizer(optimizer, own.tensors("optimizer"), names)
+        if anchor is not None:
+            anchor.load_state_dict(own.tensors("gram"))
     else:
         save(0)
     start = own.step if own else 0
@@ -149,9 +156,9 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             # drop path's draws are a function of the step, so that a resumed run repeats them
             generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
-            weights = build.step_weights(stage, now["teacher_temp"])
+            weights = build.step_weights(stage, now)
             with precision:
-                losses = step.losses(student, teacher, crops, masks, weights, generator=generator)
+                losses = step.losses(student, teacher, crops, masks, weights, gram_teacher=anchor, generator=generator)
             losses["total"].backward()
             if number < stage.optim.freeze_backbone_steps:
                 student.backbone.zero_grad(set_to_none=True)  # without a gradient AdamW leaves it as it is
@@ -159,10 +166,12 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(teacher, student, now["teacher_momentum"])
+            if anchor is not None and stage.gram.refresh_every and (number + 1) % stage.gram.refresh_every == 0:
+                anchor.load_state_dict(teacher.backbone.state_dict())
             seconds = time.perf_counter() - began
             speed = {"images_per_s": stage.batch_size / seconds, "wait_share": waited / seconds}
             metrics.write({"step": number, "stage": name, **now, **values, **speed})
-            if number + 1 == stage.steps or (number + 1) % config.save.every == 0:
+            if number + 1 == stage.steps or (number + 1) % config.save.every == 0 or number + 1 in wanted:
                 save(number + 1)
     finally:
         batches.close()
@@ -187,6 +196,27 @@ def finite(
                 "start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
             )
     return values
+
+
+def gram_teacher(config: Config, stage: StageConfig, device: torch.device) -> VisionTransformer | None:
+    """The frozen backbone that a stage is anchored to, or None. Raises TrainingError where it is not there."""
+    if not stage.gram.teacher_from:
+        return None
+    name, number = configuration.anchor(stage.gram.teacher_from)
+    found = finished(config, name)
+    if number is not None and number != found.step:
+        path = run_folder(config) / name / f"{number:08d}"
+        if not path.is_dir():
+            raise TrainingError(
+                f"{path}: not kept, but gram.teacher_from={stage.gram.teacher_from}; name a step that is"
+            )
+        found = checkpoint.read(path)
+    model = build.backbone(config.model).to(device).requires_grad_(False).eval()
+    tensors = found.tensors("teacher").items()
+    model.load_state_dict(
+        {key.removeprefix("backbone."): value for key, value in tensors if key.startswith("backbone.")}
+    )
+    return model
 
 
 def finished(config: Config, name: str) -> Checkpoint:

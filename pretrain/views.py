@@ -7,7 +7,7 @@ Sampling the parameters of a view and applying them are two functions. Parameter
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class ViewSettings:
     noise_p         probability of Gaussian noise, noise_std its largest deviation in window widths
     blur_p          probability of blurring: global crop 0, global crop 1, local crops
     blur_sigma      range of the blur's deviation in pixels of the crop
+    gram_size       side of the Gram teacher's crops, or None where there is no Gram teacher
     """
 
     global_size: int
@@ -50,6 +51,7 @@ class ViewSettings:
     noise_std: float = 0.0
     blur_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    gram_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,24 @@ def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
     """The views of a batch, on the device of its pixels."""
     body = _body_sums(batch.pixels, settings.body_threshold_hu)
 
-    def crops(kind: str, count: int, size: int) -> torch.Tensor:
-        drawn = (sample_parameters(batch, settings, seed, kind, number) for number in range(count))
-        return torch.stack([render(batch.pixels, body, parameters, size, settings) for parameters in drawn])
+    def crops(drawn: list[Parameters], size: int, how: ViewSettings = settings) -> torch.Tensor:
+        if not drawn:
+            return batch.pixels.new_empty(0, *batch.pixels.shape[:2], size, size, dtype=torch.float32)
+        return torch.stack([render(batch.pixels, body, parameters, size, how) for parameters in drawn])
 
-    global_crops = crops("global", 2, settings.global_size)
-    if not settings.local_number:
-        size = settings.local_size
-        empty = global_crops.new_empty(0, *batch.pixels.shape[:2], size, size)
-        return Views(global_crops, empty, present=batch.present)
-    return Views(global_crops, crops("local", settings.local_number, settings.local_size), present=batch.present)
+    whole = [sample_parameters(batch, settings, seed, "global", number) for number in range(2)]
+    small = [sample_parameters(batch, settings, seed, "local", number) for number in range(settings.local_number)]
+    gram = None
+    if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
+        clean = replace(settings, blur_p=(0.0, 0.0, 0.0), noise_p=0.0)
+        gram = crops([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean)
+    return Views(crops(whole, settings.global_size), crops(small, settings.local_size), gram, batch.present)
+
+
+def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
+    low, high = settings.intensity.window
+    same = torch.ones_like(parameters.low)
+    return replace(parameters, low=same * low, width=same * (high - low))
 
 
 def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str, number: int) -> Parameters:
