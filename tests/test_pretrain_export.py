@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretrain_train import CONFIG
+from tiny_run import CONFIG
 
 from pretrain import build, export, train
 from pretrain.config import IntensityConfig, ModelConfig

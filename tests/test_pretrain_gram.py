@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pretrain_train import CONFIG, rows, weights
+from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
-from pretrain import build, checkpoint, metrics, stream, train, views
-from pretrain import config as configuration
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
+from pretrain import build, checkpoint, stream, train, views
+from pretrain import config as configuration
 
 STAGES = CONFIG.replace(
     "  second: {steps: 3, optim: {lr: {peak: 1.0e-4}}}\n",
@@ -87,22 +87,7 @@ def test_a_refreshed_anchor_is_the_present_teacher(run, tmp_path: Path) -> None:
 def test_stopped_in_every_step_of_every_stage_it_ends_the_same(run, tmp_path: Path, monkeypatch) -> None:
     """A run that dies after each step, refreshed anchors included, ends with the same bits as one that does not."""
     assert run("whole") == 0
-    write, died = metrics.Metrics.write, set()
-
-    def dying(self, row: dict) -> None:
-        write(self, row)
-        if (place := (self.stage, row["step"])) not in died:
-            died.add(place)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(metrics.Metrics, "write", dying)
-    for _ in range(30):
-        try:
-            assert run("stopped") == 0
-            break
-        except KeyboardInterrupt:
-            continue
-    assert len(died) == 18
+    assert stop_after_every_step(lambda: run("stopped"), monkeypatch) == 18
     for stage, last in (("adapt", "00000008"), ("gram", "00000006"), ("fine", "00000004")):
         assert rows(tmp_path / "whole" / stage) == rows(tmp_path / "stopped" / stage)
         ours, theirs = (weights(tmp_path / name / stage / last) for name in ("whole", "stopped"))

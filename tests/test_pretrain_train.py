@@ -15,27 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep import disk
-from pretrain import checkpoint, encoder, metrics, train
+from pretrain import checkpoint, encoder, train
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = """
-name: tiny
-model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.2}
-dino_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16, unit_norm_rows: true}
-ibot_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16, unit_norm_rows: true}
-stage_defaults:
-  batch_size: 8
-  crops: {global_size: 32, local_size: 16, local_number: 2}
-  augment: {noise_p: 0.5, noise_std: 0.05, window_shift: 20}
-  optim: {lr: {peak: 1.0e-3, warmup_steps: 2}, freeze_last_layer_steps: 2}
-stages:
-  adapt: {steps: 8}
-  second: {steps: 3, optim: {lr: {peak: 1.0e-4}}}
-save: {every: 3}
-machine: {device: cpu, precision: float32, tensorboard: false}
-"""
 
 
 @pytest.fixture
@@ -49,20 +34,6 @@ def run(tiny_dataset, tmp_path: Path):
 
     start.config, start.data = config, data
     return start
-
-
-def rows(folder: Path) -> list[dict]:
-    """The metrics of a stage without what the clock says."""
-    found = metrics.read(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in metrics.TIMING} for row in found]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Student, teacher and optimizer of a step folder."""
-    names = ("student", "teacher", "optimizer")
-    return {
-        f"{name}.{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()
-    }
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -85,22 +56,7 @@ def test_stopped_at_every_step_and_resumed_is_the_run_that_was_not_stopped(
 ) -> None:
     """The process dies after any step, between checkpoints too; the resumed run ends with the same bits."""
     assert run("whole") == 0
-    write, died = metrics.Metrics.write, set()
-
-    def dying(self, row: dict) -> None:
-        write(self, row)
-        if (place := (self.stage, row["step"])) not in died:
-            died.add(place)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(metrics.Metrics, "write", dying)
-    for _ in range(30):
-        try:
-            assert run("stopped") == 0
-            break
-        except KeyboardInterrupt:
-            continue
-    assert len(died) == 11
+    assert stop_after_every_step(lambda: run("stopped"), monkeypatch) == 11
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
