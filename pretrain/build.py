@@ -19,15 +19,18 @@ from pretrain.vit import VisionTransformer
 SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 
 
-def backbone(config: ModelConfig, *, drop_path: float = 0.0) -> VisionTransformer:
-    """A transformer with one input channel, its weights not yet initialised. Raises SettingsError."""
+def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer:
+    """A transformer with one input channel, its weights not yet initialised. Raises SettingsError.
+
+    student  with what is drawn in training: drop path and RoPE's stretch
+    """
     try:
-        return _backbone(config, drop_path)
+        return _backbone(config, student)
     except (ValueError, KeyError) as error:
         raise SettingsError(f"model: {error}") from error
 
 
-def _backbone(config: ModelConfig, drop_path: float) -> VisionTransformer:
+def _backbone(config: ModelConfig, student: bool) -> VisionTransformer:
     return VisionTransformer(
         patch_size=config.patch_size,
         in_channels=1,
@@ -45,7 +48,8 @@ def _backbone(config: ModelConfig, drop_path: float) -> VisionTransformer:
         norm_eps=config.norm_eps,
         local_norm=config.local_norm,
         rope_base=config.rope_base,
-        drop_path=drop_path,
+        drop_path=config.drop_path if student else 0.0,
+        rope_rescale=config.rope_rescale if student else None,
     )
 
 
@@ -64,11 +68,11 @@ def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Mo
     """Both networks with the weights that the seed gives; the teacher starts as the student's copy."""
     student, teacher = (
         Model(
-            backbone(config.model, drop_path=drop_path),
+            backbone(config.model, student=role == "student"),
             _head(config.dino_head, config.model.embed_dim),
             _head(config.ibot_head, config.model.embed_dim),
         )
-        for drop_path in (config.model.drop_path, 0.0)
+        for role in ("student", "teacher")
     )
     student.init_weights(torch.Generator().manual_seed(config.seed))
     teacher.load_state_dict(student.state_dict())

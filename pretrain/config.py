@@ -49,6 +49,7 @@ class ModelConfig:
     drop_path: float = 0.0  # of the student's last block, rising linearly from 0
     local_norm: bool = False  # a norm of its own for the cls token of local crops
     rope_base: float = 100.0
+    rope_rescale: float | None = None  # the student's coordinates are stretched by up to this factor in training
 
 
 @dataclass
@@ -58,6 +59,16 @@ class HeadConfig:
     bottleneck_dim: int = 256
     layers: int = 3
     unit_norm_rows: bool = False  # DINOv2's last layer; steadier with few images
+
+
+@dataclass
+class PairConfig:
+    """Crop sizes of some of a stage's steps, in pixels."""
+
+    ratio: float = 1.0  # of the steps that have them, by the sum of all ratios
+    global_size: int = MISSING
+    local_size: int = MISSING
+    gram_size: int | None = None  # null: the stage's gram.size
 
 
 @dataclass
@@ -72,6 +83,8 @@ class CropsConfig:
     body_threshold_hu: float = -500.0
     candidates: int = 4  # boxes tried per crop before the one with most body is taken
     flip: float = 0.0  # probability of a left-right flip; a body's sides differ
+    # sizes drawn per step; the batch of a pair shrinks with its pixels, measured by the sizes above
+    mixture: list[PairConfig] = field(default_factory=list)
 
 
 @dataclass
@@ -196,6 +209,11 @@ def stage(config: Config, name: str) -> StageConfig:
     if merged.gram.teacher_from:
         sizes["gram.size"] = merged.gram.size
         _check_anchor(config, name, merged.gram.teacher_from)
+    for number, pair in enumerate(merged.crops.mixture):
+        if pair.ratio <= 0:
+            raise settings.SettingsError(f"stages.{name}.crops.mixture[{number}].ratio={pair.ratio}: must be above 0")
+        found = {key: getattr(pair, key) for key in ("global_size", "local_size", "gram_size")}
+        sizes |= {f"crops.mixture[{number}].{key}": size for key, size in found.items() if size}
     for key, size in sizes.items():
         if size % config.model.patch_size:
             raise settings.SettingsError(

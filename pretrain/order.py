@@ -26,7 +26,11 @@ class Chain:
 
     def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(sample, epoch), each (size,) int64, of global batch `number`."""
-        epoch, place = np.divmod(np.arange(number * size, (number + 1) * size, dtype=np.int64), self.samples)
+        return self.stretch(number * size, size)
+
+    def stretch(self, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(sample, epoch), each (size,) int64, of the positions from `first` on."""
+        epoch, place = np.divmod(np.arange(first, first + size, dtype=np.int64), self.samples)
         needed = range(int(epoch[0]), int(epoch[-1]) + 1)
         kept = {each: self._orders.get(each) for each in needed}
         self._orders = {e: epoch_order(self.samples, self.seed, e) if o is None else o for e, o in kept.items()}

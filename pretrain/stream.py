@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
@@ -53,7 +53,7 @@ class Batch:
 def batches(
     split: schema.Split,
     *,
-    batch_size: int,
+    batch_size: int | Sequence[int],
     seed: int,
     start: int = 0,
     rank: int = 0,
@@ -63,26 +63,33 @@ def batches(
     prefetch: int = 2,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's parts of the global batches `start`, `start + 1`, … without end.
+    """This rank's parts of the global batches `start`, `start + 1`, … without end, or to the last that has a size.
 
-    batch_size  global; close() of the iterator ends its threads
+    batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
     Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
     """
     blosc2.set_releasegil(True)
-    chain, mine = Chain(len(split), seed), part(batch_size, rank, world)
+    chain = Chain(len(split), seed)
+    starts = None if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
+    last = None if starts is None else len(starts) - 1
     decoders = ThreadPoolExecutor(threads, _READER_THREADS)
     assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
 
     def make(number: int) -> Batch:
-        sample, epoch = (array[mine] for array in chain.batch(number, batch_size))
+        if starts is None:
+            size, drawn = batch_size, chain.batch(number, batch_size)
+        else:
+            size = int(starts[number + 1] - starts[number])
+            drawn = chain.stretch(int(starts[number]), size)
+        sample, epoch = (array[part(size, rank, world)] for array in drawn)
         batch = _assemble(split, sample, epoch, sequences, decoders)
         return batch.pin() if pin else batch
 
     waiting: deque[Future[Batch]] = deque()
     number = start
     try:
-        while True:
-            while len(waiting) <= prefetch:
+        while waiting or last is None or number < last:
+            while len(waiting) <= prefetch and (last is None or number < last):
                 waiting.append(assembler.submit(make, number))
                 number += 1
             yield waiting.popleft().result()

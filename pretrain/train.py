@@ -26,7 +26,7 @@ import torch
 from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import build, checkpoint, ema, initialise, masking, optim, step, stream, views
+from pretrain import build, checkpoint, ema, initialise, masking, mixture, optim, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config, StageConfig
@@ -56,6 +56,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     device = pick_device(config.machine.device)
     student, teacher = build.student_and_teacher(config, device)
     optimizer = build.optimizer(stage, student, config.model.depth)
+    plan = mixture.plan(stage, config.seed)
     anchor = gram_teacher(config, stage, device)
     wanted = configuration.anchored_steps(config, name)
     names = {parameter: key for key, parameter in student.named_parameters()}
@@ -73,7 +74,8 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         }
         if anchor is not None:
             tensors["gram"] = anchor.state_dict()
-        position = {"samples": done * stage.batch_size, "epochs": done * stage.batch_size / len(split)}
+        seen = int(plan.starts[done])
+        position = {"samples": seen, "epochs": seen / len(split)}
         state = {**identity, "step": done, "stream": position, "git_commit": checkpoint.git_commit()}
         checkpoint.save(folder, tensors, state, configuration.as_text(config))
         checkpoint.prune(folder, config.save.keep_last, config.save.keep_every, wanted)
@@ -111,11 +113,10 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     )
 
     # ---------------------------------------------------------------- data
-    settings = build.view_settings(stage, config.intensity)
-    grid = (stage.crops.global_size // config.model.patch_size,) * 2
+    settings = [build.view_settings(variant, config.intensity) for variant in plan.variants]
     batches = stream.batches(
         split,
-        batch_size=stage.batch_size,
+        batch_size=plan.sizes,
         seed=config.seed,
         start=start,
         sequences=tuple(config.data.sequences),
@@ -140,9 +141,10 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             batch = next(batches)
             waited = time.perf_counter() - began
             batch = batch.to(device)
-            crops = views.make(batch, settings, seed=config.seed)
+            seen = settings[plan.choice[number]]
+            crops = views.make(batch, seen, seed=config.seed)
             masks = masking.sample(
-                grid,
+                (seen.global_size // config.model.patch_size,) * 2,
                 batch.sample,
                 batch.epoch,
                 config.seed,
@@ -154,7 +156,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
-            # drop path's draws are a function of the step, so that a resumed run repeats them
+            # draws of drop path and RoPE's stretch are a function of the step, so that a resumed run repeats them
             generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
             weights = build.step_weights(stage, now)
             with precision:
@@ -169,8 +171,11 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             if anchor is not None and stage.gram.refresh_every and (number + 1) % stage.gram.refresh_every == 0:
                 anchor.load_state_dict(teacher.backbone.state_dict())
             seconds = time.perf_counter() - began
-            speed = {"images_per_s": stage.batch_size / seconds, "wait_share": waited / seconds}
-            metrics.write({"step": number, "stage": name, **now, **values, **speed})
+            size = int(plan.sizes[number])
+            speed = {"images_per_s": size / seconds, "wait_share": waited / seconds}
+            metrics.write(
+                {"step": number, "stage": name, "batch": size, "crop": seen.global_size, **now, **values, **speed}
+            )
             if number + 1 == stage.steps or (number + 1) % config.save.every == 0 or number + 1 in wanted:
                 save(number + 1)
     finally:

@@ -35,6 +35,8 @@ class VisionTransformer(nn.Module):
     ffn_ratio   hidden size of the feed-forward part by the embedding size; SwiGLU takes two thirds of it
     layer_scale initial value, or None for no LayerScale
     drop_path   of the last block, rising linearly from 0 at the first
+    rope_rescale  in training coordinates are stretched by a factor up to this one or down to its inverse, drawn once
+                for all images of a call, so that other resolutions are nothing new (DINOv3, section 3.2)
     Raises ValueError for a word or size that does not fit.
     """
 
@@ -58,6 +60,7 @@ class VisionTransformer(nn.Module):
         norm_eps: float = 1e-5,
         local_norm: bool = False,
         rope_base: float = 100.0,
+        rope_rescale: float | None = None,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -76,6 +79,7 @@ class VisionTransformer(nn.Module):
         if position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
         self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
+        self.rope_rescale = rope_rescale
         rates = torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(
             Block(
@@ -126,9 +130,9 @@ class VisionTransformer(nn.Module):
 
         mask       (N, P) bool, patches that the mask token replaces
         local      the images are local crops (their cls token and registers take their own norm in training)
-        generator  draws of drop path; needed in training where drop_path > 0
+        generator  draws of drop path and of RoPE's stretch; needed in training where there is either
         """
-        tokens, rotation = self._embed(images, mask)
+        tokens, rotation = self._embed(images, mask, self._stretch(generator))
         for block in self.blocks:
             tokens = block(tokens, rotation, generator)
         return self._finish(tokens, local)
@@ -144,7 +148,15 @@ class VisionTransformer(nn.Module):
                 found[number] = self._finish(tokens, False)
         return [found[number] for number in wanted]
 
-    def _embed(self, images: torch.Tensor, mask: torch.Tensor | None):
+    def _stretch(self, generator: torch.Generator | None) -> float | torch.Tensor:
+        if not self.rope_rescale or not self.training:
+            return 1.0
+        if generator is None:
+            raise ValueError("rope_rescale: training needs a generator, so that a run can be repeated")
+        draw = torch.rand(1, generator=generator, device=generator.device).to(self.cls_token.device)
+        return torch.exp((2 * draw - 1) * math.log(self.rope_rescale))
+
+    def _embed(self, images: torch.Tensor, mask: torch.Tensor | None, stretch: float | torch.Tensor = 1.0):
         rows, columns = (side // self.patch_size for side in images.shape[-2:])
         patches = self.patch_embed(images)
         if mask is not None:
@@ -158,7 +170,9 @@ class VisionTransformer(nn.Module):
             patches = patches + places[:, 1:]
         if self.register_count:
             prefix.append(self.storage_tokens.expand(len(images), -1, -1))
-        rotation = self.rope_embed(rows, columns, 1 + self.register_count) if self.rope_embed is not None else None
+        prefixed, rotation = 1 + self.register_count, None
+        if self.rope_embed is not None:
+            rotation = self.rope_embed(rows, columns, prefixed, stretch)
         return torch.cat([*(part.to(patches.dtype) for part in prefix), patches], dim=1), rotation
 
     def _positions(self, rows: int, columns: int) -> torch.Tensor:

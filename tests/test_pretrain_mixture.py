@@ -1,0 +1,142 @@
+"""Stages of mixed crop sizes: drawn by ratio, memory bounded, no sample missed, stopped and resumed the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import CONFIG, rows, stop_after_every_step, weights
+
+from data_prep.schema import Split
+from data_prep.settings import SettingsError
+from pretrain import config as configuration
+from pretrain import mixture, stream, train
+from pretrain.config import CropsConfig, PairConfig, StageConfig
+from pretrain.order import Chain
+from pretrain.vit import VisionTransformer
+
+PAIRS = [PairConfig(3.0, 32, 16), PairConfig(1.0, 64, 16, 96), PairConfig(1.0, 96, 32)]
+MIXED = CONFIG.replace(
+    "  second: {steps: 3, optim: {lr: {peak: 1.0e-4}}}\n",
+    """  fine:
+    steps: 9
+    crops:
+      mixture:
+      - {ratio: 2, global_size: 32, local_size: 16, gram_size: 48}
+      - {ratio: 1, global_size: 48, local_size: 24, gram_size: 64}
+      - {ratio: 1, global_size: 64, local_size: 32, gram_size: 64}
+    gram: {teacher_from: adapt}
+""",
+).replace("drop_path: 0.2}", "drop_path: 0.2, rope_rescale: 2.0}")
+
+
+@pytest.fixture
+def run(tiny_dataset, tmp_path: Path):
+    """run(name, *words) trains a stage and one of mixed sizes; returns the exit status."""
+    data, config = tiny_dataset(), tmp_path / "mixed.yaml"
+    config.write_text(MIXED)
+
+    def start(name: str, *words: str) -> int:
+        return train.main(["--config", str(config), f"name={name}", f"output={tmp_path}", f"data.root={data}", *words])
+
+    return start
+
+
+def stage(steps: int, batch: int = 64) -> StageConfig:
+    """A stage of mixed sizes, measured by crops of 32 and 16 pixels."""
+    return StageConfig(
+        steps=steps, batch_size=batch, crops=CropsConfig(global_size=32, local_size=16, local_number=4, mixture=PAIRS)
+    )
+
+
+def test_pairs_are_drawn_by_their_ratio_and_batches_keep_memory_bounded() -> None:
+    """3 : 1 : 1 over many steps; pixels of a step never exceed those of the plain stage; small pairs keep the batch."""
+    plan = mixture.plan(stage(20_000), seed=5)
+    shares = np.bincount(plan.choice) / 20_000
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.015)
+    plain = 64 * (2 * 32**2 + 4 * 16**2)
+    for number, variant in enumerate(plan.variants):
+        (size,) = set(plan.sizes[plan.choice == number])
+        crops = variant.crops
+        pixels = 2 * crops.global_size**2 + 4 * crops.local_size**2
+        assert size * pixels <= plain < (size + 1) * pixels or size == 64
+    assert [variant.gram.size for variant in plan.variants] == [512, 96, 512]
+    assert plan.starts[-1] == plan.sizes.sum() and np.array_equal(np.diff(plan.starts), plan.sizes)
+
+
+def test_a_plan_is_a_function_of_the_seed_and_its_start_does_not_depend_on_the_end() -> None:
+    """The same seed gives the same draws, also for a stage that is made longer; another seed gives others."""
+    one, longer, other = mixture.plan(stage(50), 1), mixture.plan(stage(80), 1), mixture.plan(stage(50), 2)
+    assert np.array_equal(one.choice, longer.choice[:50]) and not np.array_equal(one.choice, other.choice)
+    plain = mixture.plan(StageConfig(steps=7, batch_size=12), 0)
+    assert plain.sizes.tolist() == [12] * 7 and len(plain.variants) == 1
+
+
+def test_batches_of_any_size_follow_the_chain_without_a_gap(tiny_dataset) -> None:
+    """Every sample once an epoch, whatever the sizes; taken up at any step; the last batch is the last."""
+    split = Split(tiny_dataset(), "train")
+    sizes = [5, 3, 8, 1, 7, 4, 6, 2]
+    found = [batch.sample.tolist() for batch in stream.batches(split, batch_size=sizes, seed=3)]
+    assert [len(each) for each in found] == sizes
+    chain = Chain(len(split), 3)
+    assert sum(found, []) == chain.stretch(0, sum(sizes))[0].tolist()
+    assert sorted(sum(found, [])[: len(split)]) == list(range(len(split)))
+    later = [batch.sample.tolist() for batch in stream.batches(split, batch_size=sizes, seed=3, start=5)]
+    assert later == found[5:]
+    halves = [list(stream.batches(split, batch_size=[4, 8, 2], seed=3, rank=rank, world=2)) for rank in (0, 1)]
+    whole = list(stream.batches(split, batch_size=[4, 8, 2], seed=3))
+    for one, other, together in zip(*halves, whole):
+        assert torch.equal(torch.cat([one.sample, other.sample]), together.sample)
+
+
+def test_a_mixed_stage_runs_and_resumes_to_the_same_bits(run, tmp_path: Path, monkeypatch) -> None:
+    """All sizes are met; a run that dies after every step ends as one that does not."""
+    assert run("whole") == 0
+    found = rows(tmp_path / "whole" / "fine")
+    assert {row["crop"] for row in found} == {32, 48, 64} and {row["batch"] for row in found} == {8, 3, 2}
+    assert stop_after_every_step(lambda: run("stopped"), monkeypatch) == 17
+    assert rows(tmp_path / "stopped" / "fine") == found
+    ours, theirs = (weights(tmp_path / name / "fine" / "00000009") for name in ("whole", "stopped"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("{ratio: 0, global_size: 32, local_size: 16}", "crops.mixture[0].ratio=0.0: must be above 0"),
+        ("{global_size: 30, local_size: 16}", "crops.mixture[0].global_size=30: no multiple"),
+        ("{global_size: 32, local_size: 16, gram_size: 33}", "crops.mixture[0].gram_size=33: no multiple"),
+    ],
+)
+def test_a_pair_that_cannot_be_is_refused(pair: str, expected: str, tmp_path: Path) -> None:
+    """Before anything runs, by its place in the list."""
+    (tmp_path / "c.yaml").write_text(
+        f"{CONFIG}data: {{root: x}}\n".replace(
+            "adapt: {steps: 8}", f"adapt: {{steps: 8, crops: {{mixture: [{pair}]}}}}"
+        )
+    )
+    with pytest.raises(SettingsError, match="stages.adapt") as caught:
+        configuration.stage(configuration.load(tmp_path / "c.yaml"), "adapt")
+    assert expected in str(caught.value)
+
+
+def test_rope_is_stretched_in_training_alone() -> None:
+    """Coordinates by a factor within its range, drawn from the generator; in evaluation as without it."""
+    torch.manual_seed(0)
+    made = [VisionTransformer(patch_size=8, embed_dim=32, depth=2, num_heads=2, rope_rescale=r) for r in (2.0, None)]
+    with torch.no_grad():
+        for parameter in made[0].parameters():
+            parameter.normal_(std=0.2)
+    made[1].load_state_dict(made[0].state_dict())
+    stretched, plain = made
+    image = torch.randn(1, 1, 32, 32)
+    assert torch.equal(stretched.eval()(image).patches, plain.eval()(image).patches)
+    stretched.train()
+    one, same, other = (stretched(image, generator=torch.Generator().manual_seed(s)).patches for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    with pytest.raises(ValueError, match="needs a generator"):
+        stretched(image)
+    draws = [float(stretched._stretch(torch.Generator().manual_seed(seed))) for seed in range(300)]
+    assert 0.5 <= min(draws) < 0.55 and 1.9 < max(draws) <= 2.0
