@@ -64,9 +64,9 @@ def _head(config: HeadConfig, width: int) -> ProjectionHead:
     )
 
 
-def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Model]:
-    """Both networks with the weights that the seed gives; the teacher starts as the student's copy."""
-    student, teacher = (
+def networks(config: Config) -> tuple[Model, Model]:
+    """Student and teacher, their weights not yet initialised."""
+    return tuple(
         Model(
             backbone(config.model, student=role == "student"),
             _head(config.dino_head, config.model.embed_dim),
@@ -74,6 +74,11 @@ def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Mo
         )
         for role in ("student", "teacher")
     )
+
+
+def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Model]:
+    """Both networks with the weights that the seed gives; the teacher starts as the student's copy."""
+    student, teacher = networks(config)
     student.init_weights(torch.Generator().manual_seed(config.seed))
     teacher.load_state_dict(student.state_dict())
     return student.to(device).train(), teacher.to(device).requires_grad_(False).eval()

@@ -80,7 +80,7 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
         self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
         self.rope_rescale = rope_rescale
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,

@@ -12,7 +12,7 @@ from tiny_run import CONFIG, rows, stop_after_every_step, weights
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
 from pretrain import config as configuration
-from pretrain import mixture, stream, train
+from pretrain import build, mixture, stream, train
 from pretrain.config import CropsConfig, PairConfig, StageConfig
 from pretrain.order import Chain
 from pretrain.vit import VisionTransformer
@@ -120,6 +120,22 @@ def test_a_pair_that_cannot_be_is_refused(pair: str, expected: str, tmp_path: Pa
     with pytest.raises(SettingsError, match="stages.adapt") as caught:
         configuration.stage(configuration.load(tmp_path / "c.yaml"), "adapt")
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((Path(train.__file__).parent / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
+    """All its stages are valid, their plans and schedules have every step, the model can be made (without memory)."""
+    config = configuration.load(path, ["data.root=SHARDS"])
+    with torch.device("meta"):
+        student, teacher = build.networks(config)
+    assert sum(parameter.numel() for parameter in student.parameters()) > 1e6
+    assert student.state_dict().keys() == teacher.state_dict().keys()
+    for name in config.stages:
+        each = configuration.stage(config, name)
+        plan = mixture.plan(each, config.seed)
+        assert len(plan.sizes) == each.steps and plan.sizes.max() <= each.batch_size and plan.sizes.min() >= 1
+        assert all(len(values) == each.steps for values in build.schedules(each).values())
+        assert all(build.view_settings(variant, config.intensity) for variant in plan.variants)
 
 
 def test_rope_is_stretched_in_training_alone() -> None:
