@@ -38,7 +38,7 @@ def curves(rows: Sequence[dict]) -> bytes:
             axes[1].plot(
                 steps, _smooth(np.array([row[name] for row in rows])), lw=1.4, label=name[8:].replace("_", " ")
             )
-        axes[1].set_title("signs of collapse (entropy by ln K, share of prototypes, spread)")
+        axes[1].set_title("signs of collapse (entropy, prototypes, spread, rank)")
         axes[2].plot(steps, [row["lr"] for row in rows], lw=1.4, label="learning rate")
         axes[2].set_title("learning rate")
         for axis in axes:

@@ -106,8 +106,19 @@ def _gram(teacher: VisionTransformer, crops: torch.Tensor, student: Features, gl
 
 @torch.no_grad()
 def _monitors(targets: torch.Tensor, cls: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Signs of collapse: entropy of the targets by ln K, share of prototypes in use, spread of the features."""
+    """Signs of collapse: entropy of the targets by ln K, share of prototypes in use, spread and rank of the features.
+
+    The rank is the participation ratio of the covariance's eigenvalues, (Σλ)² / Σλ², by the largest it can be.
+    """
     entropy = torch.special.entr(targets).sum(dim=-1).mean() / torch.log(torch.tensor(float(targets.shape[1])))
     used = torch.zeros(targets.shape[1], device=targets.device).scatter_(0, targets.argmax(dim=-1), 1.0).mean()
     spread = torch.nn.functional.normalize(cls.float(), dim=-1).std(dim=0).mean() * cls.shape[-1] ** 0.5
-    return {"monitor/target_entropy": entropy, "monitor/prototypes_used": used, "monitor/feature_spread": spread}
+    centred = cls.float() - cls.float().mean(dim=0)
+    products = centred @ centred.T  # has the covariance's eigenvalues
+    rank = products.trace().square() / products.square().sum().clamp(min=1e-30) / min(len(cls) - 1, cls.shape[1])
+    return {
+        "monitor/target_entropy": entropy,
+        "monitor/prototypes_used": used,
+        "monitor/feature_spread": spread,
+        "monitor/feature_rank": rank,
+    }

@@ -34,6 +34,7 @@ from pretrain.machine import autocast, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 from pretrain.published import WeightsError
 from pretrain.vit import VisionTransformer
+from pretrain.watch import Watch
 
 log = logging.getLogger("pretrain")
 
@@ -134,6 +135,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     )
 
     # ---------------------------------------------------------------- loop
+    watch = Watch()
     try:
         for number in range(start, stage.steps):
             began = time.perf_counter()
@@ -173,9 +175,10 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             seconds = time.perf_counter() - began
             size = int(plan.sizes[number])
             speed = {"images_per_s": size / seconds, "wait_share": waited / seconds}
-            metrics.write(
-                {"step": number, "stage": name, "batch": size, "crop": seen.global_size, **now, **values, **speed}
-            )
+            row = {"step": number, "stage": name, "batch": size, "crop": seen.global_size, **now, **values, **speed}
+            metrics.write(row)
+            for warning in watch.look(row):
+                log.warning("warning: stage %s, %s", name, warning)
             if number + 1 == stage.steps or (number + 1) % config.save.every == 0 or number + 1 in wanted:
                 save(number + 1)
     finally:

@@ -1,0 +1,52 @@
+"""Signs of collapse: measured rightly, told once, with their likely cause."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.step import _monitors
+from pretrain.watch import Watch
+
+
+def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, float]:
+    """Of (B, D) features and (M, K) targets."""
+    if targets is None:
+        targets = torch.full((8, 16), 1 / 16)
+    return {name.removeprefix("monitor/"): float(value) for name, value in _monitors(targets, features).items()}
+
+
+def test_rank_and_spread_tell_collapse_from_health() -> None:
+    """Isotropic features are near 1, one direction is one of them, a constant is none; scale does not matter."""
+    torch.manual_seed(0)
+    healthy = torch.randn(2000, 16)
+    assert monitors(healthy)["feature_rank"] > 0.95 and monitors(7 * healthy)["feature_rank"] > 0.95
+    assert monitors(torch.randn(2000, 1) * torch.randn(1, 16))["feature_rank"] == pytest.approx(1 / 16, rel=1e-3)
+    plane = torch.randn(2000, 2) @ torch.linalg.qr(torch.randn(16, 2)).Q.T
+    assert monitors(plane)["feature_rank"] == pytest.approx(2 / 16, rel=0.05)
+    constant = monitors(torch.ones(50, 16))
+    assert constant["feature_spread"] == 0 and constant["feature_rank"] == 0
+    assert monitors(healthy)["feature_spread"] > 0.9
+    assert (
+        monitors(healthy)["target_entropy"] == pytest.approx(1)
+        and monitors(healthy, torch.eye(16))["target_entropy"] == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good", "cause"),
+    [
+        ("target_entropy", 0.999, 0.9, "the head has not left its start"),
+        ("feature_spread", 0.01, 0.8, "collapsed"),
+        ("feature_rank", 0.001, 0.3, "a few directions"),
+    ],
+)
+def test_a_sign_that_stays_is_told_once(name: str, bad: float, good: float, cause: str) -> None:
+    """Not at once, not when it comes and goes, once when it holds for 200 steps."""
+    watch, told = Watch(), []
+    for step in range(1000):
+        value = good if step < 300 and step % 150 == 149 else bad
+        told += watch.look({"step": step, f"monitor/{name}": value})
+    assert len(told) == 1 and cause in told[0] and told[0].startswith("step 499: ")
+    healthy = Watch()
+    assert not any(healthy.look({"step": step, f"monitor/{name}": good}) for step in range(1000))
