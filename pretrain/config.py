@@ -175,6 +175,7 @@ class SaveConfig:
 class MachineConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: str = "auto"  # auto | bf16 | float32; auto is bf16 where the device multiplies it in hardware
+    recompute: bool = False  # less memory, a quarter more time: activations are computed again for the gradient
     decode_threads: int = 2
     prefetch: int = 2  # batches
     log_every: int = 20  # steps between console lines where there is no terminal

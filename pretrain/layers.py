@@ -9,6 +9,9 @@ from torch import nn
 from pretrain.rope import Rotation, rotate
 
 
+Kept = tuple[torch.Tensor, torch.Tensor] | None
+
+
 def init_linear(layer: nn.Linear, generator: torch.Generator) -> None:
     """Truncated normal of 0.02 for the matrix, zero for the bias."""
     nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
@@ -145,17 +148,22 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(
-        self, tokens: torch.Tensor, rotation: Rotation | None, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        tokens = tokens + self._drop(self.ls1(self.attn(self.norm1(tokens), rotation)), generator)
-        return tokens + self._drop(self.ls2(self.mlp(self.norm2(tokens))), generator)
+    def forward(self, tokens: torch.Tensor, rotation: Rotation | None, kept: Kept = None) -> torch.Tensor:
+        """(N, T, D) tokens; `kept` as `draw` gives it, None where nothing is dropped."""
+        attended = self.ls1(self.attn(self.norm1(tokens), rotation))
+        tokens = tokens + (attended if kept is None else kept[0] * attended)
+        fed = self.ls2(self.mlp(self.norm2(tokens)))
+        return tokens + (fed if kept is None else kept[1] * fed)
 
-    def _drop(self, branch: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    def draw(self, count: int, generator: torch.Generator | None, like: torch.Tensor) -> Kept:
+        """Drop path's factors for `count` samples, of the type of `like`: 0, or 1 by the share that stays.
+
+        Drawn before the block runs, so that running it again for its gradient repeats them.
+        """
         if not self.drop_path or not self.training:
-            return branch
+            return None
         if generator is None:
             raise ValueError("drop_path: training needs a generator, so that a run can be repeated")
         keep = 1 - self.drop_path
-        draws = torch.rand(branch.shape[0], 1, 1, generator=generator, device=generator.device).to(branch.device)
-        return branch * ((draws < keep) / keep).to(branch.dtype)
+        draws = (torch.rand(count, 1, 1, generator=generator, device=generator.device) for _ in range(2))
+        return tuple(((draw.to(like.device) < keep) / keep).to(like.dtype) for draw in draws)

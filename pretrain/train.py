@@ -56,6 +56,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     # ---------------------------------------------------------------- model and optimizer
     device = pick_device(config.machine.device)
     student, teacher = build.student_and_teacher(config, device)
+    student.backbone.recompute = config.machine.recompute
     optimizer = build.optimizer(stage, student, config.model.depth)
     plan = mixture.plan(stage, config.seed)
     anchor = gram_teacher(config, stage, device)

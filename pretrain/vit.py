@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
 from pretrain.rope import RotaryEmbedding
@@ -80,6 +81,7 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
         self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
         self.rope_rescale = rope_rescale
+        self.recompute = False  # run blocks again for their gradients instead of keeping what they computed
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
@@ -133,8 +135,13 @@ class VisionTransformer(nn.Module):
         generator  draws of drop path and of RoPE's stretch; needed in training where there is either
         """
         tokens, rotation = self._embed(images, mask, self._stretch(generator))
-        for block in self.blocks:
-            tokens = block(tokens, rotation, generator)
+        kept = [block.draw(len(images), generator, tokens) for block in self.blocks]
+        again = self.recompute and torch.is_grad_enabled()
+        for block, factors in zip(self.blocks, kept):
+            if again:
+                tokens = checkpoint(block, tokens, rotation, factors, use_reentrant=False)
+            else:
+                tokens = block(tokens, rotation, factors)
         return self._finish(tokens, local)
 
     def intermediate(self, images: torch.Tensor, blocks: Sequence[int]) -> list[Features]:
@@ -143,7 +150,7 @@ class VisionTransformer(nn.Module):
         tokens, rotation = self._embed(images, None)
         found = {}
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens, rotation, None)
+            tokens = block(tokens, rotation)
             if number in wanted:
                 found[number] = self._finish(tokens, False)
         return [found[number] for number in wanted]

@@ -138,6 +138,24 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
         assert all(build.view_settings(variant, config.intensity) for variant in plan.variants)
 
 
+def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> None:
+    """Drop path and RoPE's stretch included: every gradient to the bit, a fraction of the bytes kept between."""
+    torch.manual_seed(0)
+    model = VisionTransformer(patch_size=8, embed_dim=64, depth=6, num_heads=2, drop_path=0.4, rope_rescale=2.0).train()
+    model.init_weights(torch.Generator().manual_seed(0))
+    image, found, held = torch.randn(8, 1, 64, 64), {}, {}
+    for again in (False, True):
+        model.recompute, kept = again, []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+            features = model(image, generator=torch.Generator().manual_seed(3))
+        model.zero_grad()
+        (features.cls.square().sum() + features.patches.abs().sum()).backward()
+        found[again] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        held[again] = sum(kept)
+    assert all(torch.equal(found[False][name], found[True][name]) for name in found[False])
+    assert held[True] < 0.3 * held[False]
+
+
 def test_rope_is_stretched_in_training_alone() -> None:
     """Coordinates by a factor within its range, drawn from the generator; in evaluation as without it."""
     torch.manual_seed(0)
