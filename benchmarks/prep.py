@@ -158,6 +158,7 @@ def slices(hu: np.ndarray) -> list[schema.Slice]:
             min_foreground=0,
             grid=CtConfig().grid,
             tally=slicing.Tally(),
+            labels={},
         )
     )
 

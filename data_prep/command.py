@@ -25,6 +25,7 @@ def parser(program: str, description: str, keys: str) -> argparse.ArgumentParser
     options.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder of images, DICOM or files")
     options.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the shards")
     options.add_argument("--masks", type=Path, metavar="DIR", help="label maps in a tree laid out like the input")
+    options.add_argument("--labels", type=Path, metavar="CSV", help="class labels by patient or study, a column each")
     options.add_argument("--config", metavar="FILE", help="YAML with the keys below")
     options.add_argument(
         "--salt-file", metavar="FILE", help=f"salt of the hashed ids; else the environment's {identity.VARIABLE}"
@@ -48,6 +49,7 @@ def run(
                 root=options.input,
                 output=options.output,
                 masks=options.masks,
+                labels=options.labels,
                 modality=modality,
                 convert=convert,
                 config=config,

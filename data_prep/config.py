@@ -64,6 +64,9 @@ class PrepConfig:
     patient_from: Literal["first_folder", "parent_folder", "file"] = "first_folder"
     labels: dict[str, str] = field(default_factory=dict)  # label value → name
     label_maps: dict[str, str] = field(default_factory=dict)  # pattern of an image's path → path of its label map
+    # of the CSV that --labels names: the columns that are labels (empty: all), and rows that speak of nobody here
+    label_columns: list[str] = field(default_factory=list)
+    unknown_labels: Literal["refuse", "ignore"] = "refuse"
     keep_year: bool = False  # the year of acquisition
     split: SplitConfig = field(default_factory=SplitConfig)
     geometry: GeometryConfig = field(default_factory=GeometryConfig)

@@ -59,6 +59,7 @@ def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
             min_foreground=config.air.min_body_fraction,
             grid=config.grid,
             tally=tally,
+            labels=stager.job.labels,
         )
     )
     if not count:

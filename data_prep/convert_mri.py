@@ -137,6 +137,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
             min_foreground=config.min_foreground,
             grid=config.grid,
             tally=tally,
+            labels=stager.job.labels,
         )
     )
     if not count:

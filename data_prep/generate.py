@@ -1,8 +1,10 @@
-"""Synthetic patients to try the road with: real DICOM CT series with label maps, and a few odd files.
+"""Synthetic patients to try the road with: CT as real DICOM series with label maps, or brain MRI in four sequences.
 
     python -m data_prep.generate --output DIR [patients=40] [size=96] [slices=40] [seed=0]
+    python -m data_prep.generate --output DIR modality=mr [layout=brats|bids] [missing=0.2]
 
-The same seed gives the same patients. A finished folder is left as it is.
+CT comes with a few odd files; MRI as NIfTI with a `labels.csv` of the tumours' types (data_prep/brain.py). The same
+seed gives the same patients. A finished folder is left as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import gzip
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -19,10 +22,17 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tqdm import tqdm
 
-from data_prep import phantom
+from data_prep import brain, phantom
 from data_prep.settings import SettingsError, load
 
 _DONE = "README.txt"
+_FILES = {
+    "brats": ("{0}/{0}_{1}", {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair", "labels": "seg"}),
+    "bids": (
+        "{0}/anat/{0}_{1}",
+        {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "labels": "label-lobe_dseg"},
+    ),
+}
 
 
 @dataclass
@@ -31,24 +41,64 @@ class GenerateConfig:
     slices: int = 40
     size: int = 96  # pixels of a side
     seed: int = 0
-    odd: bool = True  # add files that are no CT volumes
+    modality: Literal["ct", "mr"] = "ct"
+    odd: bool = True  # CT: add files that are no CT volumes
+    layout: Literal["brats", "bids"] = "brats"  # MRI: how files are named
+    missing: float = 0.0  # MRI: probability of a sequence to be missing; every patient has one at least
 
 
 def generate(output: Path, config: GenerateConfig) -> None:
-    """Write patients below `output`; a note that the folder is complete comes last. Raises SettingsError."""
-    note = f"Synthetic CT patients, made by data_prep.generate with {asdict(config)}. No real person is in them.\n"
+    """Write patients below `output`, for MRI their labels.csv; a note that the folder is complete comes last.
+
+    Raises SettingsError.
+    """
+    kind, made_with = config.modality.upper(), asdict(config)
+    note = f"Synthetic {kind} patients, made by data_prep.generate with {made_with}. No real person is in them.\n"
     if (output / _DONE).is_file():
         if (output / _DONE).read_text() != note:
             raise SettingsError(f"{output}: holds other synthetic patients; name another --output")
         print(f"{output}: generated before", file=sys.stderr)
         return
+    output.mkdir(parents=True, exist_ok=True)
+    kinds = {}
     for number in tqdm(range(config.patients), "patients", disable=None):
         rng = np.random.default_rng([config.seed, number])
+        if config.modality == "mr":
+            name = f"{'sub-' if config.layout == 'bids' else 'Synthetic_'}{number:04d}"
+            made = brain.make(rng, config.slices, config.size)
+            write_brain(output, name, made, config, rng)
+            kinds[name] = made.kind
+            continue
         made = phantom.make(rng, config.slices, config.size)
         write_patient(output / f"patient_{number:03d}" / "ct", made, f"synthetic-{config.seed}-{number:03d}", rng)
-    if config.odd:
+    if kinds:
+        lines = ["patient,tumour", *(f"{name},{kind}" for name, kind in kinds.items())]
+        (output / "labels.csv").write_text("\n".join(lines) + "\n")
+    elif config.odd:
         write_odd_files(output, np.random.default_rng([config.seed, 10**6]))
     (output / _DONE).write_text(note)
+
+
+def write_brain(
+    output: Path, name: str, made: brain.Brain, config: GenerateConfig, rng: np.random.Generator
+) -> None:
+    """The sequences that one patient has and the map of the tumour's lobes, as NIfTI in BraTS's or BIDS's names."""
+    pattern, endings = _FILES[config.layout]
+    dz, dy, dx = made.spacing
+    affine = np.diag([-dx, -dy, dz, 1.0])  # BraTS counts to the left and back
+    had = rng.random(len(made.signal)) >= config.missing
+    had[rng.integers(len(had))] |= not had.any()
+    volumes = {sequence: signal for (sequence, signal), there in zip(made.signal.items(), had) if there}
+    for kind, voxels in {**volumes, "labels": made.lobes}.items():
+        path = output / f"{pattern.format(name, endings[kind])}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = voxels if kind == "labels" else np.rint(voxels).astype(np.int16)
+        path.write_bytes(_compressed(nibabel.Nifti1Image(stored.transpose(2, 1, 0), affine)))
+
+
+def _compressed(image: nibabel.Nifti1Image) -> bytes:
+    """A NIfTI file; the time of writing would make two equal runs differ."""
+    return gzip.compress(image.to_bytes(), 6, mtime=0)
 
 
 def write_patient(folder: Path, made: phantom.Phantom, patient: str, rng: np.random.Generator) -> None:
@@ -64,8 +114,7 @@ def write_patient(folder: Path, made: phantom.Phantom, patient: str, rng: np.ran
     affine = np.diag([-dx, -dy, dz, 1.0])
     affine[:3, 3] = corner * (-1, -1, 1)
     labels = nibabel.Nifti1Image(made.labels.transpose(2, 1, 0), affine)
-    # the time of writing would make two equal runs differ
-    (folder / "seg.nii.gz").write_bytes(gzip.compress(labels.to_bytes(), 6, mtime=0))
+    (folder / "seg.nii.gz").write_bytes(_compressed(labels))
 
 
 def _header(made: phantom.Phantom, patient: str) -> Dataset:
@@ -115,22 +164,21 @@ def write_odd_files(output: Path, rng: np.random.Generator) -> None:
         generate_uid(entropy_srcs=["scout"]),
     )
     scout.save_as(odd / "scout.dcm", enforce_file_format=True)
-    volume = nibabel.Nifti1Image(made.hu.astype(np.float32), np.eye(4))
-    whole = gzip.compress(volume.to_bytes(), 6, mtime=0)
+    whole = _compressed(nibabel.Nifti1Image(made.hu.astype(np.float32), np.eye(4)))
     (odd / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
     broken = made.hu.astype(np.float32)
     broken[1, 2, 3] = np.nan
-    (odd / "nan.nii.gz").write_bytes(gzip.compress(nibabel.Nifti1Image(broken, np.eye(4)).to_bytes(), 6, mtime=0))
+    (odd / "nan.nii.gz").write_bytes(_compressed(nibabel.Nifti1Image(broken, np.eye(4))))
     series = np.stack([made.hu, made.hu], axis=-1).astype(np.int16)
-    (odd / "four_d.nii.gz").write_bytes(gzip.compress(nibabel.Nifti1Image(series, np.eye(4)).to_bytes(), 6, mtime=0))
+    (odd / "four_d.nii.gz").write_bytes(_compressed(nibabel.Nifti1Image(series, np.eye(4))))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.generate", description="Make synthetic CT patients as DICOM series with label maps."
+        prog="python -m data_prep.generate", description="Make synthetic patients: CT as DICOM, MRI as NIfTI."
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="patients, slices, size, seed, odd")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="patients, slices, size, seed, modality …")
     options = parser.parse_intermixed_args(arguments)
     try:
         generate(options.output, load(GenerateConfig, None, options.overrides))

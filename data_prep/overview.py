@@ -140,6 +140,13 @@ def _labels(dataset: dict, accepted: list[dict]) -> Iterator[str]:
         rows = [[value, dataset["labels"].get(str(value), ""), counts[value]] for value in sorted(counts)]
         yield table(["value", "name", "series or studies"], rows)
     yield dim(f"{without} of {len(studies)} series or studies have no label map.")
+    rows = [
+        [column, name, *(found["patients"][split][place] for split in schema.SPLITS)]
+        for column, found in dataset["classes"].items()
+        for place, name in enumerate(found["names"])
+    ]
+    if rows:
+        yield table(["label", "class", *schema.SPLITS], rows, "Labelled patients of each class.")
 
 
 def _examples(root: Path, dataset: dict) -> Iterator[str]:

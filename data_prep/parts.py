@@ -86,9 +86,21 @@ def _merge(output: Path, there: list[Path]) -> dict:
             by_split[split] += [{**row, "name": f"{path.name}/{row['name']}"} for row in part["shards"]]
     inputs = hashlib.sha256("".join(each["made_with"]["inputs"] for each in datasets).encode()).hexdigest()
     names = {value: name for each in datasets for value, name in each["labels"].items()}
-    dataset = shards.describe(by_split, manifest, histograms, names, {**made[0], "inputs": inputs})
+    classes = _added([each["classes"] for each in datasets])
+    dataset = shards.describe(by_split, manifest, histograms, names, classes, {**made[0], "inputs": inputs})
     finish(output, dataset, manifest, histograms)
     return dataset
+
+
+def _added(parts: list[dict]) -> dict:
+    """`classes` of all parts as one: names are the same in each, counts are added."""
+
+    def added(*same: object) -> object:
+        if isinstance(same[0], dict):
+            return {key: added(*(each[key] for each in same)) for key in same[0]}
+        return same[0] if isinstance(same[0][0], str) else [sum(counts) for counts in zip(*same)]
+
+    return added(*parts)
 
 
 def finish(output: Path, dataset: dict, manifest: list[dict], histograms: dict) -> None:

@@ -32,7 +32,7 @@ class Phantom:
     spacing: tuple[float, float, float]
 
 
-class _Canvas:
+class Canvas:
     """A grid of patient coordinates in mm: x to the left, y to the back, z to the head; the body's centre is 0."""
 
     def __init__(self, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
@@ -55,7 +55,7 @@ class _Canvas:
 def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
     """One patient. Size, position, HU, noise and the range along the axis are drawn from `rng`."""
     spacing = (float(rng.uniform(5, 8)), *(float(rng.uniform(380, 430) / size),) * 2)
-    canvas = _Canvas((slices, size, size), spacing)
+    canvas = Canvas((slices, size, size), spacing)
     stature = rng.uniform(0.88, 1.12)
     # where along the trunk the scan lies: 0 is the dome of the liver
     canvas.z = canvas.z + rng.uniform(-45, 30)
@@ -86,9 +86,9 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
     organ(8, rng.normal(230, 25), (0, 62, 0), (inf, 20, 22))
     canvas.paint(canvas.ellipsoid((0, 82 * stature, 0), (inf, 8, 9)), 35)  # the canal, and the cord in it
     _ribs(canvas, muscle, stature, rng)
-    vessels = _texture(rng, canvas.hu.shape, 1.2) > 2.1
+    vessels = texture(rng, canvas.hu.shape, 1.2) > 2.1
     canvas.hu[vessels & (canvas.labels == 1)] = -50
-    canvas.hu += np.where(body, 9 * _texture(rng, canvas.hu.shape, 1.6), 0).astype(np.float32)
+    canvas.hu += np.where(body, 9 * texture(rng, canvas.hu.shape, 1.6), 0).astype(np.float32)
     # the table lies below the back
     plate = np.abs(canvas.y - depth.max() - 14) < 4
     canvas.hu[np.broadcast_to(plate & (np.abs(canvas.x) < 190), canvas.hu.shape)] = -350
@@ -97,7 +97,7 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
     return Phantom(np.clip(np.rint(noisy), -1024, 3071), canvas.labels, spacing)
 
 
-def _ribs(canvas: _Canvas, muscle: np.ndarray, stature: float, rng: np.random.Generator) -> None:
+def _ribs(canvas: Canvas, muscle: np.ndarray, stature: float, rng: np.random.Generator) -> None:
     """Twelve pairs, as points of bone where a slice cuts them."""
     turn = np.arctan2(canvas.y, canvas.x)
     height = canvas.z - 26 * stature * np.sin(turn)
@@ -105,7 +105,7 @@ def _ribs(canvas: _Canvas, muscle: np.ndarray, stature: float, rng: np.random.Ge
     canvas.paint(rim & (np.mod(height + rng.uniform(0, 25), 26) < 9), 320)
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
+def texture(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
     """Smooth noise of unit deviation."""
     noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width)
     return noise / noise.std()

@@ -67,7 +67,7 @@ class Slice:
     labelmap   (H, W) uint8 or None where the series has no label map; 0 is background
     annotated  label values annotated somewhere in the series (a value missing here is unlabelled,
                not absent)
-    labels     names and values of slice- or study-level labels
+    labels     class labels: column → number of its class in `dataset.json`; an unlabelled column is not there
     scales     for MRI the (slope, intercept) of each sequence: signal = pixel · slope + intercept; () for CT
     meta       whitelisted header fields
     """
@@ -344,4 +344,5 @@ def read_dataset(root: str | os.PathLike) -> dict:
     dataset = json.loads(path.read_text())
     if dataset.get("schema") != VERSION:
         raise SchemaError(f"{path}: schema {dataset.get('schema')}, this version reads {VERSION}; shard it again")
+    dataset.setdefault("classes", {})  # made before there were any
     return dataset

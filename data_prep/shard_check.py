@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Report:
     series: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     sequences: dict[str, int] = field(default_factory=dict)
+    classes: Counter[tuple[str, int]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
 
@@ -73,6 +75,7 @@ def _check(work: Work, report: Report) -> None:
                 report.keys[number] = schema.short_hash(schema.text_sha256(sample.key))
                 for name in sample.sequences:
                     report.sequences[name] = report.sequences.get(name, 0) + 1
+                report.classes.update(sample.labels.items())
                 if problem := _disagreement(sample, row):
                     report.problems.append(f"sample {number}: {problem}")
             except (schema.SchemaError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:

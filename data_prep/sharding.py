@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from data_prep import identity, parts, schema, shards, sources, staging
+from data_prep import classes, identity, parts, schema, shards, sources, staging
 from data_prep.config import MACHINE_KEYS, PrepConfig
 from data_prep.console import progress, say
 from data_prep.disk import sole_writer, write_atomic
@@ -35,6 +35,7 @@ class Request:
     modality    "CT" or "MR"
     convert     what a worker does with one source
     show_names  whether the console names files: a log of it is then as private as the names are
+    labels      CSV of class labels, or None
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Request:
     config: PrepConfig
     salt: bytes
     show_names: bool = False
+    labels: Path | None = None
 
 
 def run(request: Request) -> None:
@@ -54,6 +56,7 @@ def run(request: Request) -> None:
         if folder is not None and not folder.is_dir():
             raise ShardingError(f"{folder}: no such folder; name the folder that holds the images")
     _check_shares(config)
+    labels = classes.read(request.labels, config.label_columns) if request.labels else classes.Labels()
     part = parts.parse(config.part)
     _check_division(request.output, part)
     output = request.output / part.folder
@@ -64,7 +67,10 @@ def run(request: Request) -> None:
         found = sources.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
         if not found.sources:
             raise ShardingError(f"{request.root}: holds no image and no DICOM file ({found.ignored} others)")
-        jobs = [Job(each, request.root, output / "staging", request.salt, config) for each in found.sources]
+        if config.unknown_labels == "refuse":
+            labels.check_known(request.labels, found.sources)
+        staged = output / "staging"
+        jobs = [Job(each, request.root, staged, request.salt, config, labels.of(each)) for each in found.sources]
         jobs = [job for job in jobs if part.takes(job.subject)]
         inputs = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
         if (output / "dataset.json").is_file():
@@ -72,8 +78,8 @@ def run(request: Request) -> None:
         records = stage_all(jobs, request, workers)
         if not any(record.samples for record in records.values()) and part.count == 1:
             raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
-        write_output(output, records, config, {**made_with, "inputs": inputs}, workers)
-        summarise(records, found.ignored, time.monotonic() - began)
+        write_output(output, records, config, labels.names, {**made_with, "inputs": inputs}, workers)
+        summarise(records, found.ignored, time.monotonic() - began, labels.names)
 
 
 def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:
@@ -108,7 +114,12 @@ def _tell(rows: list[dict], names: dict[str, str]) -> None:
 
 
 def write_output(
-    output: Path, records: dict[str, Record], config: PrepConfig, made_with: dict, workers: Workers
+    output: Path,
+    records: dict[str, Record],
+    config: PrepConfig,
+    names: dict[str, tuple[str, ...]],
+    made_with: dict,
+    workers: Workers,
 ) -> None:
     """Shards, what describes them, and `dataset.json`; the staged files go last."""
     plans = shards.plan(output, output / "staging", records.items(), config.samples_per_shard)
@@ -123,12 +134,15 @@ def write_output(
         rows.sort(key=lambda row: row["name"])
     manifest = [row for record in records.values() for row in record.rows]
     histograms = shards.total_of(record.histograms for record in records.values() if record.split == "train")
-    dataset = shards.describe(written, manifest, histograms, config.labels, made_with)
+    classes_of = shards.classes(records.values(), names)
+    dataset = shards.describe(written, manifest, histograms, config.labels, classes_of, made_with)
     parts.finish(output, dataset, manifest, histograms)
     shutil.rmtree(output / "staging", ignore_errors=True)
 
 
-def summarise(records: dict[str, Record], ignored: int, seconds: float) -> None:
+def summarise(
+    records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]
+) -> None:
     """What became of the inputs, on the console."""
     rows = [row for record in records.values() for row in record.rows]
     accepted = [row for row in rows if row["status"] == "accepted"]
@@ -144,6 +158,10 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float) -> None:
     say(f"{total} slices in {seconds:.0f} s ({total / max(seconds, 1e-9):.0f} a second), {air} of air left out")
     if len({row["sequence"] for row in accepted}) > 1 and len({row["stack"] for row in accepted}) == len(accepted):
         say("  every study has one sequence only; study_from=folder takes the files of a folder as one study")
+    for column, found in shards.classes(records.values(), names).items():
+        patients = [sum(counts) for counts in zip(*found["patients"].values())]
+        each = ", ".join(f"{name} {count}" for name, count in zip(found["names"], patients))
+        say(f"  {column}: {sum(patients)} patients labelled ({each})")
     labels = Counter(row["notes"]["labels_left_out"] for row in accepted if "labels_left_out" in row["notes"])
     for reason, count in labels.most_common():
         say(f"  {count} series without their label map: {reason}")
@@ -166,11 +184,13 @@ def _check_division(output: Path, part: parts.Part) -> None:
 def _made_with(request: Request) -> dict:
     """What decides the output: the settings, and whether the salt is the same (not the salt)."""
     left_out = (*MACHINE_KEYS, "part")
+    text = request.labels.read_text("utf-8-sig") if request.labels else ""
     settings = {key: value for key, value in asdict(request.config).items() if key not in left_out}
     return {
         "modality": request.modality,
         "settings": settings,
         "salt_check": identity.hashed(request.salt, "check", "")[:8],
+        "labels": identity.hashed(request.salt, "labels", text) if text else "",
         "schema": schema.VERSION,
     }
 
@@ -185,6 +205,8 @@ def _check_settings(output: Path, made_with: dict) -> None:
         raise ShardingError(f"{output}: was begun with another salt; give that salt or another --output")
     if before.get("modality") != made_with["modality"]:
         raise ShardingError(f"{output}: was begun with {before.get('modality')}; name another --output")
+    if before.get("labels", "") != made_with["labels"]:
+        raise ShardingError(f"{output}: was begun with other --labels; give the CSV of then or another --output")
     was, now = before["settings"], made_with["settings"]
     for key in now:
         if was.get(key) != now[key]:

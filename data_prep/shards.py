@@ -101,9 +101,10 @@ def describe(
     manifest: list[dict],
     histograms: dict[str, dict[str, int]],
     labels: dict[str, str],
+    classes: dict[str, dict],
     made_with: dict,
 ) -> dict:
-    """`dataset.json`: the shards by split, statistics of the training patients, names of the labels."""
+    """`dataset.json`: the shards by split, statistics of the training patients, names of labels and classes."""
     accepted = [row for row in manifest if row["status"] == "accepted"]
     splits = {}
     for split in schema.SPLITS:
@@ -122,8 +123,26 @@ def describe(
         "sequences": dict(sorted(Counter(row["sequence"] for row in accepted).items())),
         "statistics": {name: statistics(counts) for name, counts in sorted(histograms.items())},
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
+        "classes": classes,
         "made_with": made_with,
     }
+
+
+def classes(records: Iterable[Record], names: dict[str, tuple[str, ...]]) -> dict[str, dict]:
+    """Of every label column the names of its classes, and by split how many samples and patients each class has."""
+    found = {
+        column: {"names": list(each)}
+        | {unit: {split: [0] * len(each) for split in schema.SPLITS} for unit in ("samples", "patients")}
+        for column, each in names.items()
+    }
+    seen = set()
+    for record in records:
+        for column, place in record.labels.items() if record.samples else ():
+            found[column]["samples"][record.split][place] += len(record.samples)
+            if (who := (column, record.subject, place)) not in seen:
+                seen.add(who)
+                found[column]["patients"][record.split][place] += 1
+    return found
 
 
 def total_of(histograms: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -97,22 +97,24 @@ def axial(
     min_foreground: float,
     grid: GridConfig,
     tally: Tally,
+    labels: Mapping[str, float],
 ) -> Iterator[Slice]:
     """The slices that hold foreground in some sequence, inferior→superior; `tally` is filled on the way.
 
     volume    whose affine and header the slices get; all channels lie on its grid
     labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
+    labels    class labels of the volume, given to every slice
     """
     values = tuple(annotated(labelmap))
     for order in range(len(volume.voxels)):
         present = [channel for channel in channels if channel.covered is None or channel.covered[order]]
         planes = [_pixels(channel, order) for channel in present]
-        labels = None if labelmap is None else labelmap[order]
+        drawn = None if labelmap is None else labelmap[order]
         spacing = volume.spacing[1:]
         if grid.in_plane_mm or grid.size:
             fitted = regrid.Fit(planes[0].shape if planes else (1, 1), spacing, grid)
             planes = [fitted.image(plane, channel.outside) for plane, channel in zip(planes, present)]
-            labels, spacing = None if labels is None else fitted.labels(labels), fitted.spacing
+            drawn, spacing = None if drawn is None else fitted.labels(drawn), fitted.spacing
         inside = [plane > channel.level for plane, channel in zip(planes, present)]
         if max((np.count_nonzero(mask) / mask.size for mask in inside), default=0) < min_foreground:
             tally.air += 1
@@ -129,8 +131,9 @@ def axial(
             order=order,
             key=f"{who.series}-{order:05d}",
             box=body_box(reduce(np.logical_or, inside)),
-            labelmap=labels,
+            labelmap=drawn,
             annotated=values,
+            labels=dict(labels),
             scales=tuple((channel.scale.slope, channel.scale.intercept) for channel in present if channel.scale),
             meta=volume.meta,
         )

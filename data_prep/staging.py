@@ -28,13 +28,14 @@ from data_prep.volume import RejectedSeries
 
 @dataclass(frozen=True)
 class Job:
-    """One source to convert: what a worker process needs."""
+    """One source to convert: what a worker process needs. `labels` are its classes by column."""
 
     source: Source
     root: Path
     folder: Path
     salt: bytes
     config: PrepConfig
+    labels: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,6 +63,7 @@ class Record:
     rows        manifest rows, one per series or stack
     samples     (key, offset, size, series, order) of each sample in the staged file
     histograms  sequence → stored value → count of foreground pixels
+    labels      column → class, of all samples
     """
 
     subject: str
@@ -70,6 +72,7 @@ class Record:
     rows: list[dict] = field(default_factory=list)
     samples: list[list] = field(default_factory=list)
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 def read_record(job: Job) -> Record | None:
@@ -87,7 +90,8 @@ class Stager:
     def __init__(self, job: Job) -> None:
         self.job = job
         subject = job.subject
-        self.record = Record(subject, split_of(subject, job.config.split), job.source.fingerprint)
+        split = split_of(subject, job.config.split)
+        self.record = Record(subject, split, job.source.fingerprint, labels=job.labels)
         self._tar = job.folder / f"{job.name}.tar"
         self._temporary = temporary_of(self._tar)
         self._file: BinaryIO | None = None
@@ -138,7 +142,7 @@ class Stager:
 
     def accept(self, series: Series, **fields: object) -> None:
         """A row of a series that became samples."""
-        self.row(series, "accepted", split=self.record.split, **fields)
+        self.row(series, "accepted", split=self.record.split, labels=self.record.labels, **fields)
 
     def finish(self) -> Record:
         """Put the staged file and then its record into place."""

@@ -42,6 +42,7 @@ class _Total:
     subjects: set[int] = field(default_factory=set)
     series: Counter[int] = field(default_factory=Counter)
     keys: list[np.ndarray] = field(default_factory=list)
+    classes: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def add(self, report: Report) -> None:
         self.samples += report.samples
@@ -49,6 +50,7 @@ class _Total:
         values, counts = np.unique(report.series, return_counts=True)
         self.series.update(dict(zip(values.tolist(), counts.tolist())))
         self.keys.append(report.keys)
+        self.classes.update(report.classes)
 
 
 def problems(root: Path, workers: int) -> Iterator[str]:
@@ -95,6 +97,10 @@ def _across(dataset: dict, totals: dict[str, _Total]) -> Iterator[str]:
         ):
             if said[name] != count:
                 yield f"{split}: {count} {name} in the shards, dataset.json says {said[name]}"
+        for column, found in dataset["classes"].items():
+            counts = [total.classes[column, place] for place in range(len(found["names"]))]
+            if counts != found["samples"][split]:
+                yield f"{split}: {counts} samples by class of {column}, dataset.json says {found['samples'][split]}"
         for other, rest in totals.items():
             if other > split and (both := total.subjects & rest.subjects):
                 yield f"{len(both)} patients are in {split} and in {other}: probes on this data set are worth nothing"
