@@ -7,12 +7,22 @@ import torch
 from torch import nn
 
 from data_prep.settings import SettingsError
-from pretrain import optim
-from pretrain.config import Config, HeadConfig, IntensityConfig, ModelConfig, ScheduleConfig, StageConfig
+from pretrain import attention, compiling, optim, stochastic
+from pretrain.config import (
+    Config,
+    HeadConfig,
+    IntensityConfig,
+    MachineConfig,
+    ModelConfig,
+    ScheduleConfig,
+    StageConfig,
+)
 from pretrain.heads import ProjectionHead
 from pretrain.intensity import Intensity
 from pretrain.schedules import warmup_cosine
+from pretrain.stochastic import Draws
 from pretrain.step import Model, StepWeights
+from pretrain.stream import Batch
 from pretrain.views import ViewSettings
 from pretrain.vit import VisionTransformer
 
@@ -84,6 +94,14 @@ def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Mo
     return student.to(device).train(), teacher.to(device).requires_grad_(False).eval()
 
 
+def prepare(model: VisionTransformer, machine: MachineConfig, device: torch.device) -> None:
+    """What changes a backbone's speed and memory and none of its numbers. Raises SettingsError."""
+    model.recompute = machine.recompute
+    model.attend_with(attention.pick(machine.attention, device))
+    if machine.compile:
+        compiling.compile_blocks(model)
+
+
 def intensity(config: IntensityConfig) -> Intensity:
     """How HU become the network's input, in pretraining and in every probe."""
     return Intensity(window=tuple(config.window), mean=config.mean, std=config.std)
@@ -122,15 +140,32 @@ def step_weights(stage: StageConfig, now: dict[str, float]) -> StepWeights:
         teacher_temp=now["teacher_temp"],
         dino=loss.dino,
         ibot=loss.ibot,
+        dino_local=now["dino_local"],
         koleo=loss.koleo,
+        koleo_group=loss.koleo_group,
         gram=now.get("gram_weight", 0.0),
         sinkhorn_iterations=loss.sinkhorn_iterations,
+    )
+
+
+def draws(config: Config, stage: StageConfig, batch: Batch, step: int) -> Draws:
+    """What the student draws at one step of a stage beside views and masks."""
+    return stochastic.sample(
+        batch.sample,
+        batch.epoch,
+        config.seed,
+        step,
+        crops=2 + stage.crops.local_number,
+        depth=config.model.depth,
+        drop_path=config.model.drop_path,
+        rope_rescale=config.model.rope_rescale,
     )
 
 
 def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
     """(steps,) values of what changes over a stage, by name."""
     found = {name: _schedule(getattr(stage.optim, name), stage.steps) for name in SCHEDULES}
+    found["dino_local"] = _schedule(stage.loss.dino_local, stage.steps)
     if stage.gram.teacher_from:
         found["gram_weight"] = _schedule(stage.gram.weight, stage.steps)
     return found

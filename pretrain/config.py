@@ -105,15 +105,6 @@ class MaskConfig:
 
 
 @dataclass
-class LossConfig:
-    dino: float = 1.0
-    ibot: float = 1.0
-    koleo: float = 0.1
-    student_temp: float = 0.1
-    sinkhorn_iterations: int = 3
-
-
-@dataclass
 class ScheduleConfig:
     """Linear warm-up from `start` to `peak`, then half a cosine to `end` (or constant where `end` is null)."""
 
@@ -121,6 +112,20 @@ class ScheduleConfig:
     peak: float = MISSING
     end: float | None = None
     warmup_steps: int = 0
+
+
+@dataclass
+class LossConfig:
+    dino: float = 1.0
+    ibot: float = 1.0
+    koleo: float = 0.1
+    # images of the batch among which KoLeo seeks neighbours, consecutive ones; null: all. The references seek among one
+    # GPU's share, which is this number there
+    koleo_group: int | None = None
+    # further weight of the local crops' part of DINO (the references' high-resolution stage has 0.5)
+    dino_local: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=1.0, peak=1.0))
+    student_temp: float = 0.1
+    sinkhorn_iterations: int = 3
 
 
 @dataclass
@@ -176,6 +181,9 @@ class MachineConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: str = "auto"  # auto | bf16 | float32; auto is bf16 where the device multiplies it in hardware
     recompute: bool = False  # less memory, a quarter more time: activations are computed again for the gradient
+    accumulate: int = 1  # parts of a batch that go through the student one after the other: less memory, same results
+    compile: bool = False  # blocks by torch.compile: faster after some minutes
+    attention: str = "auto"  # auto | sdpa | xformers; auto is xFormers' where it and a GPU are there
     decode_threads: int = 2
     prefetch: int = 2  # batches
     log_every: int = 20  # steps between console lines where there is no terminal

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.rope import Rotation, rotate
-
+from pretrain.attention import Kernel, by_run
+from pretrain.packing import Packing, Run, per_token
 
 Kept = tuple[torch.Tensor, torch.Tensor] | None
 
@@ -55,31 +57,18 @@ class QkvLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of (N, T, D) tokens."""
+    """Multi-head self-attention within each sample of a row of packed tokens."""
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool, mask_k_bias: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.kernel: Kernel = by_run
         self.qkv = QkvLinear(dim, qkv_bias, mask_k_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
-        count, length, dim = tokens.shape
-        both, value = self.qkv(tokens).reshape(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).split((2, 1))
-        if rotation is not None:
-            both = rotate(both, rotation)
-        mixed = attend(*both, value[0])
-        return self.proj(mixed.transpose(1, 2).reshape(count, length, dim))
-
-
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v for (N, heads, T, head_dim) tokens."""
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
-        # PyTorch's fused kernel has a backward for this case that is five to ten times slower
-        # than plain products (benchmarks/LOG.md, 2026-11-23)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        return scores.softmax(dim=-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+    def forward(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """(T, D) → (T, D)."""
+        return self.proj(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing))
 
 
 class Mlp(nn.Module):
@@ -148,22 +137,22 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(self, tokens: torch.Tensor, rotation: Rotation | None, kept: Kept = None) -> torch.Tensor:
-        """(N, T, D) tokens; `kept` as `draw` gives it, None where nothing is dropped."""
-        attended = self.ls1(self.attn(self.norm1(tokens), rotation))
+    def forward(self, tokens: torch.Tensor, packing: Packing, kept: Kept = None) -> torch.Tensor:
+        """(T, D) packed tokens; `kept` as `keep` gives it, None where nothing is dropped."""
+        attended = self.ls1(self.attn(self.norm1(tokens), packing))
         tokens = tokens + (attended if kept is None else kept[0] * attended)
         fed = self.ls2(self.mlp(self.norm2(tokens)))
         return tokens + (fed if kept is None else kept[1] * fed)
 
-    def draw(self, count: int, generator: torch.Generator | None, like: torch.Tensor) -> Kept:
-        """Drop path's factors for `count` samples, of the type of `like`: 0, or 1 by the share that stays.
+    def keep(self, draws: torch.Tensor | None, runs: Sequence[Run], like: torch.Tensor) -> Kept:
+        """Drop path's factor of every token in either branch, of the type of `like`: 0, or 1 by the share that stays.
 
-        Drawn before the block runs, so that running it again for its gradient repeats them.
+        draws  (2, ΣN) uniform numbers of the samples. Made before the block runs, so that running it again for its
+               gradient repeats them. Raises ValueError where training needs draws that are not there.
         """
         if not self.drop_path or not self.training:
             return None
-        if generator is None:
-            raise ValueError("drop_path: training needs a generator, so that a run can be repeated")
-        keep = 1 - self.drop_path
-        draws = (torch.rand(count, 1, 1, generator=generator, device=generator.device) for _ in range(2))
-        return tuple(((draw.to(like.device) < keep) / keep).to(like.dtype) for draw in draws)
+        if draws is None:
+            raise ValueError("drop_path: training needs draws, so that a run can be repeated")
+        share = 1 - self.drop_path
+        return tuple(per_token((branch < share) / share, runs).to(like.dtype) for branch in draws)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+_SAME = 1e-6  # distance of unit vectors below which they are one and the same
+
 
 @torch.no_grad()
 def sinkhorn_targets(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
@@ -59,21 +61,29 @@ def ibot_loss(student: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor,
     return (terms * weights).sum() / len(masks)
 
 
-def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+def koleo_loss(features: torch.Tensor, group: int | None = None, eps: float = 1e-8) -> torch.Tensor:
     """Minus the mean logarithm of the distance to the nearest neighbour, for (B, D) features.
 
-    Spreads the batch over the sphere. Duplicates are held finite by `eps`. A batch of one has no
-    neighbour and gives 0.
+    Spreads the batch over the sphere. Neighbours are sought among `group` consecutive samples, None for all. A sample
+    without another in its group adds 0. Duplicates (two slices of air) keep the reference's value, held finite by
+    `eps`, but no gradient: theirs points nowhere and is a million times everyone else's.
     """
-    if len(features) < 2:
-        return features.sum() * 0
     directions = F.normalize(features.float(), dim=-1, eps=eps)
+    size = max(len(features) if group is None else group, 1)
+    return sum(_spread(part, eps) for part in directions.split(size)) / max(len(features), 1)
+
+
+def _spread(directions: torch.Tensor, eps: float) -> torch.Tensor:
+    """Sum over (B, D) directions of minus the log distance to the nearest other one."""
+    if len(directions) < 2:
+        return directions.sum() * 0
     with torch.no_grad():
         similarity = directions @ directions.T
         similarity.fill_diagonal_(-1)
         nearest = similarity.argmax(dim=1)
     distance = F.pairwise_distance(directions, directions[nearest], p=2, eps=eps)
-    return -torch.log(distance + eps).mean()
+    distance = torch.where(distance < _SAME, distance.detach(), distance)
+    return -torch.log(distance + eps).sum()
 
 
 def gram_loss(student: torch.Tensor, teacher: torch.Tensor, *, level: str = "image", remove_negatives: bool = False):

@@ -28,7 +28,7 @@ class RotaryEmbedding(nn.Module):
         exponents = 2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2)
         self.register_buffer("periods", base**exponents)
 
-    def forward(self, rows: int, columns: int, prefix: int = 0, stretch: float | torch.Tensor = 1.0) -> Rotation:
+    def forward(self, rows: int, columns: int, prefix: int = 0, stretch: float = 1.0) -> Rotation:
         """(sine, cosine), each (prefix + rows · columns, head_dim) float32, patches in row-major order.
 
         Coordinates are multiplied by `stretch`. The `prefix` tokens before the patches (cls, registers) have no

@@ -26,7 +26,8 @@ import torch
 from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import build, checkpoint, ema, initialise, masking, mixture, optim, step, stream, views
+from pretrain import accumulate, build, checkpoint, ema, initialise, masking, mixture, optim, step, stream
+from pretrain import views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config, StageConfig
@@ -56,10 +57,12 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     # ---------------------------------------------------------------- model and optimizer
     device = pick_device(config.machine.device)
     student, teacher = build.student_and_teacher(config, device)
-    student.backbone.recompute = config.machine.recompute
     optimizer = build.optimizer(stage, student, config.model.depth)
     plan = mixture.plan(stage, config.seed)
+    parts = accumulate.plan(set(plan.sizes.tolist()), config.machine.accumulate, stage.loss, name)
     anchor = gram_teacher(config, stage, device)
+    for network in (student.backbone, teacher.backbone, *([anchor] if anchor is not None else [])):
+        build.prepare(network, config.machine, device)
     wanted = configuration.anchored_steps(config, name)
     names = {parameter: key for key, parameter in student.named_parameters()}
     schedules = build.schedules(stage)
@@ -159,12 +162,12 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
-            # draws of drop path and RoPE's stretch are a function of the step, so that a resumed run repeats them
-            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+            draws = build.draws(config, stage, batch, number).to(device)
             weights = build.step_weights(stage, now)
-            with precision:
-                losses = step.losses(student, teacher, crops, masks, weights, gram_teacher=anchor, generator=generator)
-            losses["total"].backward()
+            batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])])
+            losses = step.gradients(
+                student, teacher, batch_parts, weights, gram_teacher=anchor, precision=precision
+            )
             if number < stage.optim.freeze_backbone_steps:
                 student.backbone.zero_grad(set_to_none=True)  # without a gradient AdamW leaves it as it is
             values = finite(name, number, losses, optim.clip(student, stage.optim.clip))

@@ -69,6 +69,12 @@ class Views:
     gram_crops: torch.Tensor | None = None
     present: torch.Tensor | None = None
 
+    def part(self, rows: slice) -> Views:
+        """The views of some of the batch's images."""
+        gram = None if self.gram_crops is None else self.gram_crops[:, rows]
+        present = None if self.present is None else self.present[rows]
+        return Views(self.global_crops[:, rows], self.local_crops[:, rows], gram, present)
+
 
 @dataclass(frozen=True)
 class Parameters:

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.attention import Kernel, bias_of
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
-from pretrain.rope import RotaryEmbedding
+from pretrain.packing import Packing, pack, unpack
+from pretrain.rope import RotaryEmbedding, Rotation
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,24 @@ class Features:
     patches: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Images of one size, one part of a packed call.
+
+    images   (N, C, h, w), h and w multiples of the patch size
+    mask     (N, P) bool, patches that the mask token replaces, or None
+    local    they are local crops, whose cls token and registers have a norm of their own in training
+    drop     (depth, 2, N) uniform numbers in [0, 1) that drop path compares, needed in training where there is any
+    stretch  factor of RoPE's coordinates, needed in training where the model has `rope_rescale`
+    """
+
+    images: torch.Tensor
+    mask: torch.Tensor | None = None
+    local: bool = False
+    drop: torch.Tensor | None = None
+    stretch: float | None = None
+
+
 class VisionTransformer(nn.Module):
     """(N, C, h, w) images, h and w multiples of the patch size → Features.
 
@@ -36,8 +56,8 @@ class VisionTransformer(nn.Module):
     ffn_ratio   hidden size of the feed-forward part by the embedding size; SwiGLU takes two thirds of it
     layer_scale initial value, or None for no LayerScale
     drop_path   of the last block, rising linearly from 0 at the first
-    rope_rescale  in training coordinates are stretched by a factor up to this one or down to its inverse, drawn once
-                for all images of a call, so that other resolutions are nothing new (DINOv3, section 3.2)
+    rope_rescale  in training coordinates are stretched by a factor up to this one or down to its inverse, the same
+                for all crops of a size, so that other resolutions are nothing new (DINOv3, section 3.2)
     Raises ValueError for a word or size that does not fit.
     """
 
@@ -120,50 +140,61 @@ class VisionTransformer(nn.Module):
                 nn.init.normal_(getattr(self, name), std=0.02, generator=generator)
         nn.init.zeros_(self.mask_token)
 
-    def forward(
-        self,
-        images: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        *,
-        local: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Features:
-        """Features of the last block.
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
+        """Features of the last block for images of one size; `mask` (N, P) bool, patches that are masked."""
+        return self.packed([Crops(images, mask)])[0]
 
-        mask       (N, P) bool, patches that the mask token replaces
-        local      the images are local crops (their cls token and registers take their own norm in training)
-        generator  draws of drop path and of RoPE's stretch; needed in training where there is either
-        """
-        tokens, rotation = self._embed(images, mask, self._stretch(generator))
-        kept = [block.draw(len(images), generator, tokens) for block in self.blocks]
+    def packed(self, groups: Sequence[Crops]) -> list[Features]:
+        """Features of the last block for crops of several sizes, through the blocks in one row of tokens."""
+        tokens, packing = self._pack(groups)
+        kept = self._kept(groups, packing, tokens)
         again = self.recompute and torch.is_grad_enabled()
         for block, factors in zip(self.blocks, kept):
             if again:
-                tokens = checkpoint(block, tokens, rotation, factors, use_reentrant=False)
+                tokens = checkpoint(block, tokens, packing, factors, use_reentrant=False)
             else:
-                tokens = block(tokens, rotation, factors)
-        return self._finish(tokens, local)
+                tokens = block(tokens, packing, factors)
+        return [self._finish(part, group.local) for part, group in zip(unpack(tokens, packing.runs), groups)]
 
     def intermediate(self, images: torch.Tensor, blocks: Sequence[int]) -> list[Features]:
         """Features after each of `blocks` (counted from 0, negative from the end), all through the final norm."""
         wanted = [number % self.depth for number in blocks]
-        tokens, rotation = self._embed(images, None)
+        tokens, packing = self._pack([Crops(images)])
         found = {}
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens, rotation)
+            tokens = block(tokens, packing)
             if number in wanted:
-                found[number] = self._finish(tokens, False)
+                found[number] = self._finish(unpack(tokens, packing.runs)[0], False)
         return [found[number] for number in wanted]
 
-    def _stretch(self, generator: torch.Generator | None) -> float | torch.Tensor:
+    def attend_with(self, kernel: Kernel) -> None:
+        """Use another of `pretrain.attention`'s kernels: the same numbers."""
+        for block in self.blocks:
+            block.attn.kernel = kernel
+
+    def _pack(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, Packing]:
+        embedded = [self._embed(group.images, group.mask, self._stretch(group)) for group in groups]
+        tokens, runs = pack([part for part, _ in embedded])
+        bias = bias_of(runs, self.blocks[0].attn.kernel, tokens.device)
+        return tokens, Packing(runs, tuple(rotation for _, rotation in embedded), bias)
+
+    def _kept(self, groups: Sequence[Crops], packing: Packing, like: torch.Tensor) -> list:
+        """Drop path's factors, block by block."""
+        draws = [group.drop for group in groups]
+        whole = [None] * self.depth if any(each is None for each in draws) else torch.cat(draws, dim=-1)
+        return [block.keep(each, packing.runs, like) for block, each in zip(self.blocks, whole)]
+
+    def _stretch(self, group: Crops) -> float:
         if not self.rope_rescale or not self.training:
             return 1.0
-        if generator is None:
-            raise ValueError("rope_rescale: training needs a generator, so that a run can be repeated")
-        draw = torch.rand(1, generator=generator, device=generator.device).to(self.cls_token.device)
-        return torch.exp((2 * draw - 1) * math.log(self.rope_rescale))
+        if group.stretch is None:
+            raise ValueError("rope_rescale: training needs a stretch, so that a run can be repeated")
+        return group.stretch
 
-    def _embed(self, images: torch.Tensor, mask: torch.Tensor | None, stretch: float | torch.Tensor = 1.0):
+    def _embed(
+        self, images: torch.Tensor, mask: torch.Tensor | None, stretch: float
+    ) -> tuple[torch.Tensor, Rotation | None]:
+        """(N, 1 + R + P, D) tokens before the first block, and the rotation of a sample's tokens."""
         rows, columns = (side // self.patch_size for side in images.shape[-2:])
         patches = self.patch_embed(images)
         if mask is not None:

@@ -12,10 +12,10 @@ from tiny_run import CONFIG, rows, stop_after_every_step, weights
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
 from pretrain import config as configuration
-from pretrain import build, mixture, stream, train
+from pretrain import build, mixture, stochastic, stream, train
 from pretrain.config import CropsConfig, PairConfig, StageConfig
 from pretrain.order import Chain
-from pretrain.vit import VisionTransformer
+from pretrain.vit import Crops, VisionTransformer
 
 PAIRS = [PairConfig(3.0, 32, 16), PairConfig(1.0, 64, 16, 96), PairConfig(1.0, 96, 32)]
 MIXED = CONFIG.replace(
@@ -143,11 +143,11 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> No
     torch.manual_seed(0)
     model = VisionTransformer(patch_size=8, embed_dim=64, depth=6, num_heads=2, drop_path=0.4, rope_rescale=2.0).train()
     model.init_weights(torch.Generator().manual_seed(0))
-    image, found, held = torch.randn(8, 1, 64, 64), {}, {}
+    image, draws, found, held = torch.randn(8, 1, 64, 64), torch.rand(6, 2, 8), {}, {}
     for again in (False, True):
         model.recompute, kept = again, []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
-            features = model(image, generator=torch.Generator().manual_seed(3))
+            (features,) = model.packed([Crops(image, drop=draws, stretch=1.3)])
         model.zero_grad()
         (features.cls.square().sum() + features.patches.abs().sum()).backward()
         found[again] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -168,9 +168,12 @@ def test_rope_is_stretched_in_training_alone() -> None:
     image = torch.randn(1, 1, 32, 32)
     assert torch.equal(stretched.eval()(image).patches, plain.eval()(image).patches)
     stretched.train()
-    one, same, other = (stretched(image, generator=torch.Generator().manual_seed(s)).patches for s in (1, 1, 2))
+    one, same, other = (stretched.packed([Crops(image, stretch=factor)])[0].patches for factor in (1.5, 1.5, 0.7))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    with pytest.raises(ValueError, match="needs a generator"):
+    with pytest.raises(ValueError, match="needs a stretch"):
         stretched(image)
-    draws = [float(stretched._stretch(torch.Generator().manual_seed(seed))) for seed in range(300)]
-    assert 0.5 <= min(draws) < 0.55 and 1.9 < max(draws) <= 2.0
+    where = dict(sample=torch.arange(3), epoch=torch.zeros(3, dtype=torch.int64), seed=0, crops=4, depth=2)
+    draws = [stochastic.sample(**where, step=step, drop_path=0.0, rope_rescale=2.0).stretch for step in range(300)]
+    flat = [each for pair in draws for each in pair]
+    assert 0.5 <= min(flat) < 0.53 and 1.9 < max(flat) <= 2.0
+    assert abs(np.log2(flat).mean()) < 0.08 and len(set(flat)) == 600

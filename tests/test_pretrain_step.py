@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pretrain.heads import ProjectionHead
-from pretrain.step import Model, StepWeights, losses
+from pretrain.step import Model, Part, StepWeights, gradients
 from pretrain.views import Views
 from pretrain.vit import VisionTransformer
 
@@ -53,8 +53,7 @@ def step(golden_dir: Path):
         gram=hyper["gram_weight"],
         sinkhorn_iterations=hyper["sinkhorn_iterations"],
     )
-    found = losses(student, teacher, views, tensors["input.masks"].bool(), weights, gram_teacher=anchor)
-    found["total"].backward()
+    found = gradients(student, teacher, [Part(views, tensors["input.masks"].bool())], weights, gram_teacher=anchor)
     return tensors, student, found
 
 

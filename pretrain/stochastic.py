@@ -1,0 +1,63 @@
+"""What the student draws in a step beside views and masks: drop path and RoPE's stretch.
+
+Drop path's numbers belong to a sample's crops, the stretch to the step, so that neither depends on how a batch is
+divided among processes or micro-batches, or on what ran before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pretrain.noise import uniforms
+
+_DROP, _STRETCH = 128, 129  # purposes of the randomness
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A step's draws for the student; None where the model has no use for them.
+
+    drop     (depth, 2, 2 + L, B) float32 in [0, 1): of every block's two branches, for global and then local crops
+    stretch  factors of RoPE's coordinates for global and for local crops
+    """
+
+    drop: torch.Tensor | None = None
+    stretch: tuple[float, float] | tuple[None, None] = (None, None)
+
+    def to(self, device: torch.device) -> Draws:
+        """The draws on the device where the student is."""
+        return self if self.drop is None else replace(self, drop=self.drop.to(device, non_blocking=True))
+
+    def part(self, rows: slice) -> Draws:
+        """The draws of some of the batch's images."""
+        return self if self.drop is None else replace(self, drop=self.drop[..., rows])
+
+    def of_crops(self, crops: slice) -> torch.Tensor | None:
+        """(depth, 2, crops · B) drop path's numbers of some crops."""
+        return None if self.drop is None else self.drop[:, :, crops].flatten(2)
+
+
+def sample(
+    sample: torch.Tensor,
+    epoch: torch.Tensor,
+    seed: int,
+    step: int,
+    *,
+    crops: int,
+    depth: int,
+    drop_path: float,
+    rope_rescale: float | None,
+) -> Draws:
+    """The draws of step `step` for (B,) samples seen in (B,) epochs, each with `crops` crops (2 + L)."""
+    drop, stretch = None, (None, None)
+    if drop_path:
+        numbers = uniforms(seed, epoch.numpy(), sample.numpy(), _DROP, depth * 2 * crops)
+        drop = torch.from_numpy(numbers.astype(np.float32).T.reshape(depth, 2, crops, -1).copy())
+    if rope_rescale:
+        one = uniforms(seed, np.array([step]), np.array([0]), _STRETCH, 2)[0]
+        stretch = tuple(math.exp((2 * draw - 1) * math.log(rope_rescale)) for draw in one)
+    return Draws(drop, stretch)
