@@ -246,6 +246,19 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def content_digest(pixels: np.ndarray) -> int:
+    """Eight bytes that tell whether two slices hold the same pixels, whoever's they are said to be.
+
+    SHA-256 over shape, type and values of (S, H, W) pixels; of slices of 256 rows and more every fourth row, which
+    tells real images apart at a quarter of the time.
+    """
+    pixels = np.ascontiguousarray(pixels[:, :: 4 if pixels.shape[1] >= 256 else 1])
+    little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}".encode())
+    digest.update(memoryview(little).cast("B"))
+    return int.from_bytes(digest.digest()[:8], "big")
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces (Python 3.10 has no hashlib.file_digest)."""
     digest = hashlib.sha256()

@@ -7,66 +7,45 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval import metrics
+from eval.predictions import Prediction
 
 _CHUNK = 250  # resamples at a time
+_LEVEL = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its interval (percentiles 2.5 and 97.5) and the patients that it rests on."""
+    """A figure with its interval (percentiles 2.5 and 97.5) and the patients that it rests on.
+
+    fits       how often the probe was fitted (draws of few-shot); spread: standard deviation of the figure over them
+    p          two-sided p-value that a difference is zero; None for a figure alone
+    """
 
     value: float
     low: float
     high: float
     patients: int
+    fits: int = 1
+    spread: float = 0.0
+    p: float | None = None
 
     def row(self) -> dict[str, float | int | None]:
         """For JSON: null where there is no figure (an organ that all test slices hold, or none)."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
-        return {key: value if np.isfinite(value) else None for key, value in numbers.items()} | {
-            "patients": self.patients
-        }
+        row = {key: value if np.isfinite(value) else None for key, value in numbers.items()}
+        row["patients"] = self.patients
+        if self.fits > 1:
+            row |= {"fits": self.fits, "spread": self.spread if np.isfinite(self.spread) else None}
+        return row if self.p is None else row | {"p": self.p}
 
 
 def shown(row: dict, sign: str = "") -> tuple[str, str]:
     """A row's figure and interval as text."""
     if row["value"] is None:
         return "–", "no figure"
+    if row["low"] is None:
+        return f"{row['value']:{sign}.3f}", "no interval"
     return tuple(text.format(**row) for text in (f"{{value:{sign}.3f}}", f"{{low:{sign}.3f}} to {{high:{sign}.3f}}"))
-
-
-@dataclass(frozen=True)
-class Presence:
-    """Scores of a slice-level probe on test slices: scores (N, O), present (N, O) in {1, 0, −1}, subjects (N,)."""
-
-    scores: np.ndarray
-    present: np.ndarray
-    subjects: np.ndarray
-
-    def figures(self, counts: np.ndarray, patients: np.ndarray) -> np.ndarray:
-        """(R, O) AUROC of every organ under (R, patients) resampling counts; unlabelled slices take no part."""
-        columns = np.searchsorted(patients, self.subjects)
-        found = []
-        for organ in range(self.scores.shape[1]):
-            known = self.present[:, organ] >= 0
-            weights = counts[:, columns[known]]
-            found.append(metrics.auroc(self.scores[known, organ], self.present[known, organ] == 1, weights))
-        return np.stack(found, axis=1)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Dice of a segmentation probe: dice (patients, O), NaN where an organ is unlabelled; subjects (patients,)."""
-
-    dice: np.ndarray
-    subjects: np.ndarray
-
-    def figures(self, counts: np.ndarray, patients: np.ndarray) -> np.ndarray:
-        """(R, O) mean Dice of every organ over the patients in whom it is labelled."""
-        table = self.dice[np.searchsorted(self.subjects, patients)]
-        known = ~np.isnan(table)
-        with np.errstate(invalid="ignore"):
-            return (counts @ np.where(known, table, 0)) / np.where(counts @ known > 0, counts @ known, np.nan)
 
 
 def resamples(patients: int, draws: int, seed: int) -> np.ndarray:
@@ -75,39 +54,71 @@ def resamples(patients: int, draws: int, seed: int) -> np.ndarray:
     return generator.multinomial(patients, np.full(patients, 1 / patients), size=draws)
 
 
-def figures(predictions: Presence | Overlap, draws: int, seed: int) -> list[Figure]:
-    """Figure of every organ and, last, of their macro average."""
-    patients, drawn = _resampled(predictions, draws, seed)
-    whole = _with_macro(predictions.figures(np.ones((1, len(patients))), patients))[0]
-    return [_figure(value, column, len(patients)) for value, column in zip(whole, drawn.T)]
+def figures(prediction: Prediction, metric: str, draws: int, seed: int) -> dict[str, Figure]:
+    """Figure of every name and, where there are several, `macro`, their average; else `all` alone."""
+    patients, whole, drawn = _resampled(prediction, metric, draws, seed)
+    return _named(prediction, whole, drawn, len(patients))
 
 
-def differences(one: Presence | Overlap, other: Presence | Overlap, draws: int, seed: int) -> list[Figure]:
+def differences(one: Prediction, other: Prediction, metric: str, draws: int, seed: int) -> dict[str, Figure]:
     """Figures of `other` minus those of `one` on the same patients and resamples.
 
     Raises ValueError where the two do not rest on the same patients.
     """
     if set(one.subjects) != set(other.subjects):
         raise ValueError("the two probes rest on different patients; run both on the same shards and task")
-    patients, drawn = _resampled(one, draws, seed)
-    single = np.ones((1, len(patients)))
-    whole = _with_macro(other.figures(single, patients))[0] - _with_macro(one.figures(single, patients))[0]
-    change = _resampled(other, draws, seed)[1] - drawn
-    return [_figure(value, column, len(patients)) for value, column in zip(whole, change.T)]
+    patients, first, first_drawn = _resampled(one, metric, draws, seed)
+    _, second, second_drawn = _resampled(other, metric, draws, seed)
+    count = min(len(first), len(second))
+    whole = second[:count] - first[:count] if len(first) == len(second) else _mean(second) - _mean(first)
+    return _named(one, whole, second_drawn - first_drawn, len(patients), paired=True)
 
 
-def _resampled(predictions: Presence | Overlap, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    patients = np.unique(predictions.subjects)
-    counts = resamples(len(patients), draws, seed)
-    parts = [predictions.figures(counts[at : at + _CHUNK], patients) for at in range(0, draws, _CHUNK)]
-    return patients, _with_macro(np.concatenate(parts))
+def _resampled(prediction: Prediction, metric: str, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patients; (fits, T) figures of the whole; (draws, T) figures of the resamples. Macro average last."""
+    patients, fits = np.unique(prediction.subjects), fits_of(prediction)
+    whole = prediction.figures(metric, np.ones((fits, len(patients))), patients, np.arange(fits))
+    counts, which = resamples(len(patients), draws, seed), np.arange(draws) % fits
+    parts = [
+        prediction.figures(metric, counts[at : at + _CHUNK], patients, which[at : at + _CHUNK])
+        for at in range(0, draws, _CHUNK)
+    ]
+    return patients, _with_macro(whole), _with_macro(np.concatenate(parts))
+
+
+def fits_of(prediction: Prediction) -> int:
+    """How many fits a prediction holds."""
+    held = getattr(prediction, "scores", None)
+    if held is None:
+        held = next(iter(getattr(prediction, "values", {}).values()), np.zeros(1))
+    return len(held)
 
 
 def _with_macro(table: np.ndarray) -> np.ndarray:
-    return np.concatenate([table, metrics.macro(table)[:, None]], axis=1)
+    return np.concatenate([table, metrics.macro(table)[:, None]], axis=1) if table.shape[1] > 1 else table
 
 
-def _figure(value: float, drawn: np.ndarray, patients: int) -> Figure:
+def _named(
+    prediction: Prediction, whole: np.ndarray, drawn: np.ndarray, patients: int, paired: bool = False
+) -> dict[str, Figure]:
+    names = [*prediction.names, "macro"] if whole.shape[1] > 1 else ["all"]
+    values = _mean(whole)
+    spreads = whole.std(axis=0, ddof=1) if len(whole) > 1 else np.zeros(whole.shape[1])
+    return {
+        name: _figure(value, column, patients, len(whole), spread, paired)
+        for name, value, column, spread in zip(names, values[0], drawn.T, spreads)
+    }
+
+
+def _mean(whole: np.ndarray) -> np.ndarray:
+    return metrics.macro(whole.T)[None]
+
+
+def _figure(value: float, drawn: np.ndarray, patients: int, fits: int, spread: float, paired: bool) -> Figure:
     known = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
-    return Figure(float(value), float(low), float(high), patients)
+    low, high = np.percentile(known, _LEVEL) if len(known) and patients > 1 else (np.nan, np.nan)
+    p = None
+    if paired:  # of the resamples, those on the other side of zero, twice; never 0, for there are so many draws only
+        beyond = min((known <= 0).sum(), (known >= 0).sum())
+        p = float(min(1.0, 2 * (beyond + 1) / (len(known) + 1))) if len(known) else 1.0
+    return Figure(float(value), float(low), float(high), patients, fits, float(spread), p)

@@ -1,10 +1,50 @@
-"""What a probe does: data, images, features, probes and the choices that validation patients make."""
+"""What a task is and what its probes do: data, split, images, features, probes, and the choices that validation makes.
+
+A task is one YAML file of these keys; any key may be given on the command line. A probe's settings are one dataclass
+here and one field of TaskConfig, named as the probe.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from omegaconf import MISSING
+
+
+@dataclass
+class SplitConfig:
+    """Who trains, who chooses, who is tested; always whole patients."""
+
+    by: Literal["given", "patient", "kfold", "site"] = "given"  # as the data say; hash; k-fold; leave one site out
+    train: float = 0.6  # shares of the patients where the split is by `patient`
+    val: float = 0.2  # of the patients that are not tested, where the split is `kfold` or `site`
+    test: float = 0.2
+    folds: int = 5
+    salt: str = ""  # another word, another draw of patients
+
+
+@dataclass
+class TableConfig:
+    """A CSV with labels: one column says whose they are, the others are labels."""
+
+    file: str | None = None
+    by: Literal["patient", "study", "slice"] = "patient"
+    id: str = "id"  # column of the patient, study or slice
+    labels: list[str] = field(default_factory=list)  # columns that are labels; empty: all others but site and split
+    site: str = "site"  # column of the site, where there is one
+    split: str = "split"  # column of train, val, test, where there is one
+
+
+@dataclass
+class FilesConfig:
+    """How names of files say what they are (sources `folders` and `nnunet`)."""
+
+    patient: str | None = None  # pattern with one group that is the patient; none: every file is a patient of its own
+    site: str | None = None  # the same of the site
+    modality: Literal["CT", "MR"] = "CT"  # of NIfTI volumes
+    channels: list[str] = field(default_factory=list)  # names of nnU-Net's channels; empty: those of dataset.json
+    plane_stride: int = 1  # every n-th slice of a volume
 
 
 @dataclass
@@ -18,14 +58,17 @@ class StrideConfig:
 
 @dataclass
 class KnnConfig:
-    k: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    k: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100, 200])
     temperature: float = 0.07
 
 
 @dataclass
-class LinearConfig:
-    l2: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])
-    steps: int = 60  # of L-BFGS
+class LogisticConfig:
+    strengths: int = 45  # C of scikit-learn from `low` to `high`, evenly in the exponent
+    low: float = 1e-6
+    high: float = 1e5
+    steps: int = 60  # of L-BFGS, for each strength
+    standardise: bool = True
 
 
 @dataclass
@@ -40,16 +83,30 @@ class SegmentationConfig:
 
 @dataclass
 class TaskConfig:
-    data: str = MISSING  # folder with dataset.json
+    data: str = MISSING  # folder with dataset.json (shards, table), folder (folders, nnunet) or file (medmnist)
     name: str = "organs"
+    source: Literal["shards", "table", "folders", "nnunet", "medmnist"] = "shards"
+    kind: Literal[
+        "binary", "multiclass", "multilabel", "regression", "segmentation", "retrieval", "anomaly", "survival"
+    ] = "segmentation"
+    level: Literal["slice", "volume"] = "slice"  # what a prediction is made for
+    split: SplitConfig = field(default_factory=SplitConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
+    metrics: list[str] = field(default_factory=list)  # empty: those that suit the kind
+    positive: list[str] = field(default_factory=list)  # classes that count as 1 (binary, anomaly); empty: the second
     size: int = 128  # pixels to which a square around the body is resized; a multiple of the patch size
     blocks: list[int] = field(default_factory=lambda: [-2, -1])  # whose patch features are read, counted from the end
-    organs: dict[str, int] = field(default_factory=dict)  # name → label value; empty takes those of dataset.json
-    min_pixels: int = 10  # an organ with fewer in a slice does not count as present or absent there
+    organs: dict[str, int] = field(default_factory=dict)  # name → label value; empty takes those of the data
+    min_pixels: int = 10  # a structure with fewer in a slice does not count as present or absent there
     stride: StrideConfig = field(default_factory=StrideConfig)
-    probes: list[str] = field(default_factory=lambda: ["knn", "linear", "segmentation"])
+    probes: list[str] = field(default_factory=lambda: ["knn", "logistic", "segmentation"])
+    pool: Literal["mean", "max"] = "mean"  # of the slices of a volume, where the level is volume
+    refit: bool = False  # fit on training and validation patients once the choice is made
+    leaks: Literal["mark", "refuse"] = "mark"  # what becomes of the table where pretraining saw test patients
+    pretraining: list[str] = field(default_factory=list)  # data sets that the encoder saw, besides what it says itself
     knn: KnnConfig = field(default_factory=KnnConfig)
-    linear: LinearConfig = field(default_factory=LinearConfig)
+    logistic: LogisticConfig = field(default_factory=LogisticConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     draws: int = 2000  # of the bootstrap
     seed: int = 0

@@ -1,64 +1,111 @@
-"""The contract between an encoder and the probes, and our own checkpoints as encoders.
+"""The contract between an encoder and the probes, and what `--checkpoint` may name.
 
-Another model enters every probe by an object with these attributes and two methods.
+A model of your own enters every probe by an object with these attributes and two methods (FrozenEncoder); `--checkpoint
+my_file.py:function` calls `function()` of your file to get it. A model of several MRI sequences at once has
+`sequences`, the names of its channels, too; any other model sees one sequence after the other, and the features of
+those that are there are averaged.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from eval.config import TaskConfig
 from data_prep.settings import SettingsError
+from eval import models
+from eval.config import TaskConfig
 from pretrain import encoder
 from pretrain.encoder import Encoder
+from pretrain.intensity import Intensity
 from pretrain.machine import autocast, pick_device
+
+Tokens = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class FrozenEncoder(Protocol):
     """What a probe needs.
 
     source, digest   where it came from; a hash over weights and architecture
-    patch_size       pixels; embed_dim: channels of one block's features
+    patch_size       pixels; embed_dim: channels of one block's features; depth: number of blocks
+    window           HU that become 0 and 1
+    sequences        optional: names of the S channels that it takes at once
     """
 
     source: str
     digest: str
     patch_size: int
     embed_dim: int
+    depth: int
+    window: tuple[float, float]
 
-    def prepare(self, hu: torch.Tensor) -> torch.Tensor:
-        """(N, 1, h, w) float32 HU → the network's input."""
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, S, h, w) float32 in 0…1 → the network's input. S is 1 where there is no `sequences`."""
 
-    def features(self, images: torch.Tensor, blocks: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each block: cls (N, D) and patches (N, P, D) in row-major order, float32."""
+    def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
+        """Of each block (counted from 0, negative from the end): cls (N, D) and patches (N, P, D) in row-major order,
+        float32. present (N, S) bool says which sequences an image has, given only where there is `sequences`."""
 
 
 class CheckpointEncoder:
-    """A backbone of ours; see FrozenEncoder."""
+    """A backbone of ours; see FrozenEncoder. `model` is for probes that train it further."""
 
     def __init__(self, loaded: Encoder, bf16: bool = True) -> None:
         self.source, self.digest = loaded.source, loaded.digest
         self.patch_size, self.embed_dim = loaded.model.patch_size, loaded.model.embed_dim
-        self._device = pick_device("auto")
-        self._model, self._intensity = loaded.model.to(self._device), loaded.intensity
-        self._precision = autocast("auto" if bf16 else "float32", self._device)
+        self.depth, self.window = loaded.model.depth, loaded.intensity.window
+        self.device = pick_device("auto")
+        self.model = loaded.model.to(self.device)
+        self._unit = Intensity((0.0, 1.0), loaded.intensity.mean, loaded.intensity.std)
+        self.precision = autocast("auto" if bf16 else "float32", self.device)
 
-    def prepare(self, hu: torch.Tensor) -> torch.Tensor:
-        return self._intensity.normalise(hu)
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return self._unit.normalise(images)
 
-    def features(self, images: torch.Tensor, blocks: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        with torch.inference_mode(), self._precision:
-            found = self._model.intermediate(images.to(self._device), blocks)
+    def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
+        with torch.inference_mode(), self.precision:
+            found = self.model.intermediate(images.to(self.device), blocks)
         return [(each.cls.float().cpu(), each.patches.float().cpu()) for each in found]
 
 
 def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
-    """The encoder that `--checkpoint` names: a run, stage or step folder, or `random` (architecture of `like`)."""
-    if checkpoint != "random":
-        return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
-    if task.like is None:
-        raise SettingsError("--checkpoint random: give like=CHECKPOINT, whose architecture it takes")
-    return CheckpointEncoder(encoder.random_encoder(task.like, task.seed), task.bf16)
+    """The encoder that `--checkpoint` names. Raises SettingsError, CheckpointError, WeightsError.
+
+    RUN, stage or step folder of ours    its teacher
+    file or folder of published weights  DINOv3, DINOv2, timm in every layout that `init_from` reads
+    FILE.py:FUNCTION                     an encoder of your own
+    random                               a fresh backbone of the architecture of `like`
+    pixels                               no network: statistics of the pixels, the floor under every table
+    """
+    if checkpoint == "pixels":
+        return models.Pixels()
+    if checkpoint == "random":
+        if task.like is None:
+            raise SettingsError("--checkpoint random: give like=CHECKPOINT, whose architecture it takes")
+        return CheckpointEncoder(encoder.random_encoder(task.like, task.seed), task.bf16)
+    file, colon, function = checkpoint.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _own(Path(file), function)
+    if models.is_published(Path(checkpoint)):
+        return CheckpointEncoder(models.published_encoder(Path(checkpoint)), task.bf16)
+    return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
+
+
+def _own(file: Path, function: str) -> FrozenEncoder:
+    """What FUNCTION() of the user's FILE returns, checked against the contract."""
+    if not file.is_file():
+        raise SettingsError(f"{file}: no such file; --checkpoint FILE.py:FUNCTION names a file of yours")
+    spec = importlib.util.spec_from_file_location(f"encoder_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise SettingsError(f"{file}: has no {function}(); --checkpoint FILE.py:FUNCTION calls it")
+    found = getattr(module, function)()
+    wanted = ("source", "digest", "patch_size", "embed_dim", "depth", "window", "prepare", "features")
+    if missing := [name for name in wanted if not hasattr(found, name)]:
+        raise SettingsError(f"{file}:{function}: its encoder lacks {', '.join(missing)}; see eval/encoder.py")
+    return found

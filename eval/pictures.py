@@ -3,58 +3,55 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data_prep.disk import write_atomic
-from data_prep.schema import Split
 from eval import images
 from eval.config import TaskConfig
-from eval.features import Features
-from eval.segmentation import Fitted
+from eval.parts import Part
+from eval.probes import Fitted
 
-_BODY_HU = -300
+_WINDOW = (-250.0, 450.0)  # HU that are black and white
+_AIR = 0.02  # of 0…1: darker is background
+_SIDE = 32  # pixels of the maps by which slices are chosen
 
 
-def save(
-    path: Path, test: Features, split: Split, organs: dict[str, int], fitted: Fitted | None, task: TaskConfig
-) -> None:
-    """Write `pictures.npz`: images (n, s, s) HU, truth and predicted (n, s, s) uint8 (place of the organ
-    in `organs` plus 1, 0 for none), components (n, g, g, 3) in 0…1."""
-    rows = choose(test, list(organs.values()), task.pictures)
-    slices = [split[int(test.numbers[row])] for row in rows]
-    shown = torch.stack([images.image(each, task.size) for each in slices])
-    truth = np.stack([_renumbered(images.labels(each, task.size), organs) for each in slices])
-    predicted = np.zeros_like(truth)
-    if fitted is not None:
-        with torch.inference_mode():
-            logits = fitted.head(torch.from_numpy(test.patches[rows].astype(np.float32)))
-        fine = torch.stack([images.to_native(each, task.size) for each in logits]).sigmoid().numpy()
-        beyond = fine - fitted.thresholds[None, :, None, None]
-        predicted = np.where(beyond.max(axis=1) > 0, beyond.argmax(axis=1) + 1, 0).astype(np.uint8)
+def save(path: Path, test: Part, drawings: dict[str, Fitted], task: TaskConfig) -> None:
+    """Write `pictures.npz`: images (n, s, s) in 0…1, truth (n, s, s) uint8 (place of the structure in `names` plus 1, 0
+    for none), `drawn.<probe>` the same of every probe that draws, components (n, g, g, 3) in 0…1, names, subjects."""
+    rows = choose(test, task.pictures)
+    pictures = [test.examples.read(row) for row in rows]
+    shown = torch.stack([images.unit(images.image(each, task.size), each, _WINDOW)[0] for each in pictures])
+    drawn = {f"drawn.{name}": each.draw(test, rows) for name, each in drawings.items()}
+    truth = np.stack([_renumbered(images.labels(each, task.size), test.examples.values) for each in pictures])
     memory = io.BytesIO()
     np.savez_compressed(
         memory,
-        images=shown[:, 0].numpy().astype(np.int16),
+        images=shown.numpy().astype(np.float16),
         truth=truth,
-        predicted=predicted,
-        components=components(test.patches[rows], shown),
-        organs=np.array(list(organs)),
+        components=components(test.features.patches[rows], shown),
+        names=np.array(test.names),
+        subjects=test.examples.subjects[rows],
+        **drawn,
     )
     write_atomic(path, memory.getvalue())
 
 
-def choose(test: Features, values: list[int], count: int) -> np.ndarray:
-    """Rows of `count` slices, each of another patient: where most organs are seen, ties by the larger area."""
-    seen = np.zeros((len(test.numbers), len(values)), np.int64)
-    for place, value in enumerate(values):
-        seen[:, place] = (test.labels == value).sum(axis=(1, 2))
-    rank = (seen > 0).sum(axis=1) + seen.sum(axis=1) / (1 + seen.sum())
+def choose(test: Part, count: int) -> np.ndarray:
+    """Slices, each of another patient: where most structures are seen, ties by the larger area; else evenly taken."""
+    examples = test.examples
+    seen = np.nan_to_num(examples.targets) if examples.annotated.shape[1] else np.zeros((len(examples), 1))
+    rank = seen.sum(axis=1)
+    if rank.any():
+        maps = test.maps(_SIDE)
+        rank = rank + np.array([(each > 0).mean() for each in maps[np.arange(len(maps))]])
     best: dict[str, int] = {}
     for row in np.argsort(-rank, kind="stable"):
-        best.setdefault(str(test.subjects[row]), int(row))
+        best.setdefault(str(examples.subjects[row]), int(row))
     return np.array(sorted(best[subject] for subject in list(best)[:count]))
 
 
@@ -62,7 +59,8 @@ def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
     """(n, g, g, 3): the first three principal components of the body's patches over all pictures, air black."""
     count, tokens, width = patches.shape
     grid = round(tokens**0.5)
-    body = torch.nn.functional.adaptive_avg_pool2d((shown > _BODY_HU).float(), grid).numpy().reshape(-1) > 0.5
+    inside = (shown > _AIR).float()[:, None]
+    body = torch.nn.functional.adaptive_avg_pool2d(inside, grid).numpy().reshape(-1) > 0.5
     flat = patches.astype(np.float64).reshape(-1, width)
     inside = flat[body] if body.sum() > 3 else flat
     centred = inside - inside.mean(axis=0)
@@ -75,7 +73,7 @@ def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
     return coloured.reshape(count, grid, grid, 3).astype(np.float32)
 
 
-def _renumbered(labels: np.ndarray, organs: dict[str, int]) -> np.ndarray:
+def _renumbered(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     table = np.zeros(256, np.uint8)
-    table[list(organs.values())] = np.arange(1, len(organs) + 1)
+    table[list(values)] = np.arange(1, len(values) + 1)
     return table[labels]

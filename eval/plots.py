@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from data_prep.figures import COLOURS, INK, STYLE, WINDOW_HU, grid, overlay, png
+from data_prep.figures import COLOURS, INK, STYLE, grid, overlay, png
+from eval.results import words
+
+_GREY = {"cmap": "gray", "vmin": 0, "vmax": 1}
 
 
 def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> bytes:
@@ -58,22 +61,27 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
     """Per slice: image, truth, then each encoder's prediction. Arrays as eval.pictures writes them."""
-    titles = ["image", "truth", *names]
-    first = pictures[0]
+    drawn = [
+        (f"{name}\n{key[6:]}" if len(pictures) > 1 else key[6:], each[key])
+        for name, each in zip(names, pictures)
+        for key in each
+        if key.startswith("drawn.")
+    ]
+    titles, first = ["image", "truth", *(title for title, _ in drawn)], pictures[0]
     count = len(first["images"])
     figure, axes = grid(count, len(titles), 2.0)
     for place in range(count):
-        layers = [None, first["truth"][place], *(each["predicted"][place] for each in pictures)]
+        layers = [None, first["truth"][place], *(maps[place] for _, maps in drawn)]
         for axis, title, layer in zip(axes[place], titles, layers):
-            axis.imshow(first["images"][place], **WINDOW_HU)
+            axis.imshow(first["images"][place].astype(np.float32), **_GREY)
             if layer is not None:
                 overlay(axis, layer)
             if place == 0:
                 axis.set_title(title, color=INK)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)]) for i in range(len(first["organs"]))]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[i % len(COLOURS)]) for i in range(len(first["names"]))]
     figure.legend(
         handles,
-        first["organs"].tolist(),
+        first["names"].tolist(),
         loc="outside lower center",
         ncols=4,
         frameon=False,
@@ -86,7 +94,7 @@ def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]
 def components(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
     """Per encoder a row: the three principal components of its patch features as colours."""
     figure, axes = grid(1 + len(names), len(pictures[0]["images"]), 2.0)
-    rows = [("image", pictures[0]["images"], WINDOW_HU)]
+    rows = [("image", pictures[0]["images"].astype(np.float32), _GREY)]
     rows += [(name, each["components"], {"interpolation": "nearest"}) for name, each in zip(names, pictures)]
     for (name, images, style), row in zip(rows, axes):
         row[0].set_ylabel(name, color=INK)
@@ -96,37 +104,40 @@ def components(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) 
 
 
 def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
-    """Figures of every organ with their intervals, a panel per probe, a colour per encoder."""
-    probes = list(dict.fromkeys(row["probe"] for row in rows))
+    """First figure of every probe, label by label with intervals: a panel per probe, a colour per encoder."""
+    first = {}
+    for row in rows:
+        first.setdefault((row["probe"], *row["variant"].items()), row["metric"])
     with plt.rc_context(STYLE):
-        organs = list(dict.fromkeys(row["organ"] for row in rows))
+        labels = list(dict.fromkeys(row["label"] for row in rows))
+        columns = min(len(first), 4)
         figure, axes = plt.subplots(
-            1,
-            len(probes),
-            figsize=(3.6 * len(probes), 0.6 + 0.34 * len(organs)),
+            -(-len(first) // columns),
+            columns,
+            figsize=(3.6 * columns, (0.6 + 0.34 * len(labels)) * -(-len(first) // columns)),
             squeeze=False,
             sharey=True,
             layout="constrained",
         )
-        for axis, probe in zip(axes[0], probes):
+        for axis in axes.flat[len(first) :]:
+            axis.set_visible(False)
+        for axis, ((probe, *variant), metric) in zip(axes.flat, first.items()):
+            shown = [
+                row
+                for row in rows
+                if (row["probe"], *row["variant"].items()) == (probe, *variant) and row["metric"] == metric
+            ]
             for number, name in enumerate(encoders):
-                mine = {row["organ"]: row for row in rows if row["probe"] == probe and row["run"] == name}
                 shift = (number - (len(encoders) - 1) / 2) * 0.22
-                for place, organ in enumerate(organs):
-                    if organ in mine and mine[organ]["value"] is not None:
-                        row = mine[organ]
-                        axis.plot([row["low"], row["high"]], [place + shift] * 2, color=COLOURS[number], lw=1.6)
-                        axis.plot(
-                            row["value"],
-                            place + shift,
-                            "o",
-                            ms=4,
-                            color=COLOURS[number],
-                            label=name if not place else None,
-                        )
-            axis.set_title(f"{probe} ({next(row['metric'] for row in rows if row['probe'] == probe)})")
+                for row in (each for each in shown if each["run"] == name and each["value"] is not None):
+                    place = labels.index(row["label"]) + shift
+                    if row["low"] is not None:
+                        axis.plot([row["low"], row["high"]], [place] * 2, color=COLOURS[number], lw=1.6)
+                    axis.plot(row["value"], place, "o", ms=4, color=COLOURS[number])
+            axis.set_title(f"{probe}{words(dict(variant))} ({metric})")
             axis.grid(alpha=0.2, axis="x")
-        axes[0][0].set_yticks(range(len(organs)), organs)
+        axes[0][0].set_yticks(range(len(labels)), labels)
         axes[0][0].invert_yaxis()
-        axes[0][0].legend(frameon=False, fontsize=8)
+        handles = [plt.Line2D([], [], color=COLOURS[number], marker="o", ms=4) for number in range(len(encoders))]
+        figure.legend(handles, encoders, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return png(figure)

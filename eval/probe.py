@@ -2,142 +2,102 @@
 
     python -m eval.probe --checkpoint RUN --task eval/configs/quickstart.yaml --output DIR data=SHARDS
 
-Training patients fit, validation patients choose, test patients are scored once.
-Writes DIR/results.jsonl (a row per figure), DIR/predictions.npz (for paired comparisons) and
-DIR/pictures.npz (for the report).
+Training patients fit, validation patients choose, test patients are scored once, after everything is fitted.
+Writes DIR/results.jsonl (a row per figure), DIR/predictions.npz (for paired comparisons), DIR/pictures.npz (for the
+report) and a line in DIR/test_opened.jsonl for every time that the test patients were looked at.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.disk import write_atomic
-from data_prep.schema import SchemaError, Split
-from data_prep.settings import SettingsError, load
-from eval import bootstrap, encoder, features, knn, linear, metrics, pictures, segmentation
-from eval.bootstrap import Overlap, Presence
-from eval.config import TaskConfig
-from eval.features import Features
-from pretrain.checkpoint import CheckpointError
 
-PROBES = ("knn", "linear", "segmentation")
-METRIC = {"knn": "auroc", "linear": "auroc", "segmentation": "dice"}
+from data_prep.disk import write_atomic
+from data_prep.schema import SchemaError
+from data_prep.settings import SettingsError, load
+from eval import bootstrap, encoder, features, pictures, probes, results, sources, splits
+from eval.config import TaskConfig
+from eval.parts import Base, Part
+from eval.probes import Context, Fitted, Outcome
+from eval.splits import Fold
+from pretrain.checkpoint import CheckpointError
+from pretrain.published import WeightsError
 
 
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     """Run the task's probes; returns the rows of results.jsonl."""
-    if strange := set(task.probes) - set(PROBES):
-        raise SettingsError(f"probes: {', '.join(sorted(strange))}: no such probe; there are {', '.join(PROBES)}")
-    frozen = encoder.load(checkpoint, task)
-    splits = {name: Split(task.data, name) for name in ("train", "val", "test")}
-    _no_patient_twice(splits)
-    organs = features.organs_of(task, splits["train"].dataset)
-    say(f"{frozen.source}: {len(organs)} organs, blocks {task.blocks}, {task.size} pixels")
-    if not organs:
+    modules = probes.find(task.probes, task.kind)
+    frozen, cache = encoder.load(checkpoint, task), output / "cache"
+    examples = sources.load(task, cache)
+    if not examples.names:
         say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
-        splits = {"test": splits["test"]}
-    found = {name: features.extract(frozen, split, task, organs, output / "cache") for name, split in splits.items()}
-    predictions: dict[str, Presence | Overlap] = {}
-    choices: dict[str, dict] = {}
-    fitted = None
-    for name in task.probes if organs else []:
-        began = time.monotonic()
-        if name == "segmentation":
-            fitted = segmentation.fit(found["train"], found["val"], organs, task.segmentation, task.seed)
-            predictions[name] = segmentation.score(fitted, found["test"], splits["test"], organs, task.segmentation)
-            choices[name] = {"lr": fitted.lr, "thresholds": dict(zip(organs, fitted.thresholds.tolist()))}
-        else:
-            predictions[name], choices[name] = PRESENCE_PROBES[name](found, task)
-        say(f"{name}: {time.monotonic() - began:.0f} s")
-    shared = {"encoder": frozen.source, "digest": frozen.digest, "dataset": splits["test"].dataset["digest"]}
-    rows = [row | shared for row in figures(predictions, choices, list(organs), task)]
+        modules, examples = {}, examples.take(examples.splits == "test")
+        folds = [Fold("", {"train": [], "val": [], "test": np.arange(len(examples))})]
+    else:
+        folds = splits.folds(examples, task)
+    say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
+    needs = {module.NEEDS for module in modules.values()}
+    patches = not modules or "patches" in needs
+    found = None
+    if needs != {"images"}:
+        found = features.extract(frozen, examples, task, cache, patches)
+    base, context = Base(examples, found, task, cache), Context(task, frozen, cache)
+    fitted = [(fold, _fit(modules, fold, base, context)) for fold in folds]
+    # from here on the test patients are seen, once, and nothing is chosen any more
+    opened = results.record_opening(output, frozen, task, examples.version)
+    outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in modules}
+    for fold, probes_of_fold in fitted:
+        test = Part("test", base, fold.rows["test"])
+        for name, each in probes_of_fold.items():
+            outcomes[name].append(list(each.predict(test)))
+    pooled = {name: results.pooled(each) for name, each in outcomes.items()}
+    choices = {name: _choices(fitted, name) for name in modules}
+    shared = {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
+    rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
-    save_predictions(output / "predictions.npz", predictions, list(organs), {"task": asdict(task), "draws": task.draws})
-    pictures.save(output / "pictures.npz", found["test"], splits["test"], organs, fitted, task)
+    results.save_predictions(output / "predictions.npz", pooled, task)
+    if patches:
+        drawings = {name: each for name, each in fitted[-1][1].items() if hasattr(each, "draw")}
+        pictures.save(output / "pictures.npz", Part("test", base, folds[-1].rows["test"]), drawings, task)
     write_atomic(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return rows
 
 
-def figures(predictions: dict, choices: dict, organs: list[str], task: TaskConfig) -> list[dict]:
-    """A row per probe and organ, and one for the macro average, with intervals by resampling patients."""
-    rows = []
-    for probe, prediction in predictions.items():
-        shared = {"task": task.name, "probe": probe, "metric": METRIC[probe], "split": "test"}
-        shared |= {"chosen_on_val": choices[probe], "seed": task.seed, "draws": task.draws}
-        each = bootstrap.figures(prediction, task.draws, task.seed)
-        rows += [{**shared, "organ": name, **figure.row()} for name, figure in zip([*organs, "macro"], each)]
-    return rows
+def _fit(modules: dict, fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:
+    """Every probe, fitted on the training and validation patients of one fold."""
+    train, val = (Part(name, base, fold.rows[name]) for name in ("train", "val"))
+    fitted = {}
+    for name, module in modules.items():
+        began = time.monotonic()
+        fitted[name] = module.fit(train, val, context)
+        say(f"{fold.name} {name}: {time.monotonic() - began:.0f} s".strip())
+    return fitted
 
 
-def probe_knn(found: dict[str, Features], task: TaskConfig) -> tuple[Presence, dict]:
-    """The k that serves the validation patients best, on the test patients."""
-    train, val, test = (found[name] for name in ("train", "val", "test"))
-
-    def scores(part: Features, k: int) -> np.ndarray:
-        return knn.scores(train.pooled, train.present, part.pooled, k, task.knn.temperature)
-
-    best = max(task.knn.k, key=lambda k: macro_auroc(scores(val, k), val.present))
-    return Presence(scores(test, best), test.present, test.subjects), {"k": best}
-
-
-def probe_linear(found: dict[str, Features], task: TaskConfig) -> tuple[Presence, dict]:
-    """The penalty that serves the validation patients best, on the test patients."""
-    train, val, test = (found[name] for name in ("train", "val", "test"))
-    standard = linear.Standard.of(train.pooled)
-    inputs = {name: standard.apply(part.pooled) for name, part in found.items()}
-    fits = {l2: linear.fit(inputs["train"], train.present, l2, task.linear.steps) for l2 in task.linear.l2}
-
-    def scores(name: str, l2: float) -> np.ndarray:
-        weights, biases = fits[l2]
-        return inputs[name] @ weights + biases
-
-    best = max(task.linear.l2, key=lambda l2: macro_auroc(scores("val", l2), val.present))
-    return Presence(scores("test", best), test.present, test.subjects), {"l2": best}
-
-
-PRESENCE_PROBES = {"knn": probe_knn, "linear": probe_linear}
-
-
-def macro_auroc(scores: np.ndarray, present: np.ndarray) -> float:
-    """Mean AUROC over the organs that have both classes; 0.5 where none has."""
-    known = present >= 0
-    each = [
-        metrics.auroc(scores[known[:, organ], organ], present[known[:, organ], organ] == 1)[0]
-        for organ in range(present.shape[1])
-    ]
-    return float(np.nan_to_num(metrics.macro(np.array(each)), nan=0.5))
-
-
-def save_predictions(path: Path, predictions: dict[str, Presence | Overlap], organs: list[str], made: dict) -> None:
-    """What paired comparisons need: every array of every prediction as `<probe>.<field>`."""
-    arrays = {f"{probe}.{key}": value for probe, each in predictions.items() for key, value in vars(each).items()}
-    memory = io.BytesIO()
-    np.savez_compressed(memory, organs=np.array(organs), made=np.array(json.dumps(made)), **arrays)
-    write_atomic(path, memory.getvalue())
-
-
-def _no_patient_twice(splits: dict[str, Split]) -> None:
-    patients = {name: set(split.index["subject"].tolist()) for name, split in splits.items()}
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if both := patients[one] & patients[other]:
-            raise SettingsError(f"{splits[one].root}: {len(both)} patients are in {one} and in {other}; shard again")
+def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> dict:
+    """What validation patients chose, by fold where there are several; and whether the last fit saw them too."""
+    each = {fold.name: probes_of_fold[name] for fold, probes_of_fold in fitted}
+    chosen = {fold: one.choices for fold, one in each.items()}
+    return {
+        "chosen_on_val": chosen[""] if list(chosen) == [""] else chosen,
+        "refitted": all(one.refitted for one in each.values()),
+    }
 
 
 def table(rows: list[dict]) -> str:
-    """The macro figures as a Markdown table."""
+    """The headline figures as a Markdown table."""
     lines = ["| probe | metric | test | 95 % interval | patients |", "|---|---|---|---|---|"]
     for row in rows:
-        if row["organ"] == "macro":
+        if row["label"] in results.HEADLINE:
             figure = " | ".join(bootstrap.shown(row))
-            lines.append(f"| {row['probe']} | {row['metric']} | {figure} | {row['patients']} |")
+            variant = results.words(row["variant"])
+            lines.append(f"| {row['probe']}{variant} | {row['metric']} | {figure} | {row['patients']} |")
     return "\n".join(lines)
 
 
@@ -149,11 +109,14 @@ def say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.probe",
-        description="Probe a frozen encoder on sharded images with label maps.",
-        epilog="Features are cached below --output; eval/config.py lists the keys.",
+        description="Probe a frozen encoder on a task: sharded images with label maps, a table of labels, folders …",
+        epilog="Features are cached below --output; eval/config.py lists the keys, eval/configs/ holds tasks.",
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR|random", help="run, stage or step folder; or random with like=DIR"
+        "--checkpoint",
+        required=True,
+        metavar="WHAT",
+        help="run, stage or step folder; published weights; FILE.py:FUNCTION; random (with like=RUN); pixels",
     )
     parser.add_argument("--task", required=True, metavar="FILE", help="YAML, see eval/configs/")
     parser.add_argument(
@@ -163,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         rows = run(options.checkpoint, load(TaskConfig, options.task, options.overrides), options.output)
-    except (SettingsError, SchemaError, CheckpointError) as error:
+    except (SettingsError, SchemaError, CheckpointError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

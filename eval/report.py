@@ -22,6 +22,7 @@ from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
 from eval import compare, plots
 from eval.bootstrap import shown
+from eval.results import HEADLINE, words
 from pretrain import metrics
 from pretrain import config as configuration
 
@@ -145,10 +146,9 @@ def _probes(run: Path) -> Iterator[str]:
             plots.components(names, pictures),
             "First three principal components of the patch features as red, green and blue; air is black.",
         )
-        if not rows:
-            return
-        yield "<h3>Segmentation</h3>"
-        yield figure(plots.segmentations(names, pictures), "Linear head on frozen patch features, test patients.")
+        if any(key.startswith("drawn.") for each in pictures for key in each):
+            yield "<h3>Segmentation</h3>"
+            yield figure(plots.segmentations(names, pictures), "What is drawn on test patients.")
 
 
 def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:
@@ -157,7 +157,7 @@ def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:
         "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
     )
     yield _results(rows, names)
-    yield figure(plots.intervals(rows, names), "Every organ with its interval.")
+    yield figure(plots.intervals(rows, names), "Every label with its interval.")
     for other in folders[1:]:
         yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
 
@@ -170,32 +170,33 @@ def _age(folder: Path) -> tuple[int, str]:
 def _results(rows: list[dict], names: list[str]) -> str:
     cells: dict[tuple[str, str, str], dict[str, dict]] = {}
     for row in rows:
-        cells.setdefault((row["probe"], row["metric"], row["organ"]), {})[row["run"]] = row
+        probe = row["probe"] + words(row["variant"])
+        cells.setdefault((probe, row["metric"], row["label"]), {})[row["run"]] = row
     lines = []
-    for (probe, metric, organ), found in cells.items():
+    for (probe, metric, label), found in cells.items():
         figures = "".join(
             '<td class="n">{}</td><td>{}</td>'.format(*shown(found[name])) if name in found else "<td></td><td></td>"
             for name in names
         )
-        kind = ' class="macro"' if organ == "macro" else ""
-        lines.append(f"<tr{kind}><td>{probe}</td><td>{metric}</td><td>{html.escape(organ)}</td>{figures}</tr>")
+        kind = ' class="macro"' if label in HEADLINE else ""
+        lines.append(f"<tr{kind}><td>{probe}</td><td>{metric}</td><td>{html.escape(label)}</td>{figures}</tr>")
     head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
-    head = f"<tr><th>probe</th><th>metric</th><th>organ</th>{head}</tr>"
+    head = f"<tr><th>probe</th><th>metric</th><th>label</th>{head}</tr>"
     return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
 
 
 def _differences(rows: list[dict], before: str, after: str) -> str:
     lines = []
     for row in rows:
-        if row["organ"] == "macro":
+        if row["label"] in HEADLINE:
             kind = "n good" if (row["low"] or 0) > 0 else "n"
             value, interval = shown(row, "+")
             lines.append(
-                f'<tr><td>{row["probe"]}</td><td class="{kind}">{value}</td>'
+                f'<tr><td>{row["probe"]}</td><td>{row["metric"]}</td><td class="{kind}">{value}</td>'
                 f'<td>{interval}</td><td class="n">{row["patients"]}</td></tr>'
             )
     caption = f"{html.escape(after)} minus {html.escape(before)}, macro average, the same patients in every resample"
-    head = "<tr><th>probe</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>"
+    head = "<tr><th>probe</th><th>metric</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>"
     return f"<table><caption>{caption}</caption>{head}{''.join(lines)}</table>"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pretrain import build, checkpoint
-from pretrain.config import Config, ModelConfig, load
+from pretrain.config import ModelConfig, load
 from pretrain.intensity import Intensity
 from pretrain.vit import VisionTransformer
 
@@ -62,7 +62,8 @@ def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
     }
     model = build.backbone(config.model)
     model.load_state_dict(weights)
-    return _encoder(model, config, f"{config.name}/{found.stage}/{found.step:08d} ({which})")
+    source = f"{config.name}/{found.stage}/{found.step:08d} ({which})"
+    return frozen(model, build.intensity(config.intensity), config.model, source)
 
 
 def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
@@ -70,12 +71,13 @@ def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
     config = load(find(like).path / "config.yaml")
     model = build.backbone(config.model)
     model.init_weights(torch.Generator().manual_seed(seed))
-    return replace(_encoder(model, config, ""), source=f"random, seed {seed}, as {config.name}")
+    return frozen(model, build.intensity(config.intensity), config.model, f"random, seed {seed}, as {config.name}")
 
 
-def _encoder(model: VisionTransformer, config: Config, source: str) -> Encoder:
-    digest = hashlib.sha256(repr(config.model).encode())
+def frozen(model: VisionTransformer, intensity: Intensity, config: ModelConfig, source: str) -> Encoder:
+    """A model whose weights are in place as an Encoder."""
+    digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())
     model = model.eval().requires_grad_(False)
-    return Encoder(model, build.intensity(config.intensity), config.model, source, digest.hexdigest())
+    return Encoder(model, intensity, config, source, digest.hexdigest())

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.schema import Split
-from eval import bootstrap, features, images, knn, linear, metrics, probe, segmentation
-from eval.bootstrap import Overlap, Presence
-from eval.config import SegmentationConfig, StrideConfig, TaskConfig
+from eval import bootstrap, features, images, metrics, probe, results, sources, splits
+from eval.config import LogisticConfig, SegmentationConfig, StrideConfig, TaskConfig
+from eval.parts import Base, Part
+from eval.predictions import Scored, Tabled
+from eval.probes import Context, knn, logistic, segmentation
 
 
 class Pixels:
     """A user's own encoder in ten lines: the pixels of a patch are its features."""
 
-    source, digest, patch_size, embed_dim = "pixels", "0" * 64, 8, 64
+    source, digest, patch_size, embed_dim, depth, window = "pixels", "0" * 64, 8, 64, 1, (-1000, 500)
 
-    def prepare(self, hu: torch.Tensor) -> torch.Tensor:
-        return hu / 500
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return 3 * images - 2
 
-    def features(self, images: torch.Tensor, blocks) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def features(self, images: torch.Tensor, blocks, present=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         tokens = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
         return [(tokens.amax(dim=1), tokens) for _ in blocks]
 
@@ -31,6 +32,7 @@ class Pixels:
 def task(data: Path, **changes) -> TaskConfig:
     """A small task on the tiny data set."""
     small = {"size": 64, "stride": StrideConfig(1, 1, 1), "draws": 200, "pictures": 2}
+    small["logistic"] = LogisticConfig(strengths=4, low=1e-3, high=10, steps=20)
     return TaskConfig(
         data=str(data), segmentation=SegmentationConfig(lr=[5e-3], epochs=40, batch_size=16), **(small | changes)
     )
@@ -76,20 +78,34 @@ def test_knn_is_scikit_learns() -> None:
         np.testing.assert_allclose(found[:, organ], theirs.predict_proba(queries)[:, 1], atol=1e-8)
 
 
-def test_logistic_regression_is_scikit_learns() -> None:
-    """The same weights and bias to 1e-3, each organ on its labelled slices alone."""
+@pytest.mark.parametrize("strength", [1e-3, 0.3, 30.0])
+def test_logistic_regression_is_scikit_learns(strength: float) -> None:
+    """The same weights and bias to 1e-3, each label on its known units alone."""
     reference = pytest.importorskip("sklearn.linear_model")
     rng = np.random.default_rng(2)
     inputs = rng.normal(size=(300, 6)).astype(np.float32)
     truth = inputs @ rng.normal(size=(6, 2)) + rng.normal(size=(300, 2)) > 0
     present = np.where(rng.random((300, 2)) < 0.2, -1, truth).astype(np.int8)
-    weights, biases = linear.fit(inputs, present, 0.01, 300)
+    weights, biases = logistic.solve(inputs, present, strength, 300)
     for organ in range(2):
         known = present[:, organ] >= 0
-        theirs = reference.LogisticRegression(C=1 / (0.01 * known.sum()), tol=1e-8, max_iter=1000)
+        theirs = reference.LogisticRegression(C=strength, tol=1e-8, max_iter=1000)
         theirs.fit(inputs[known], present[known, organ])
         np.testing.assert_allclose(weights[:, organ], theirs.coef_[0], atol=1e-3)
         np.testing.assert_allclose(biases[organ], theirs.intercept_[0], atol=1e-3)
+
+
+def test_logistic_regression_of_classes_is_scikit_learns() -> None:
+    """One softmax over three classes: the same probabilities to 1e-3."""
+    reference = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(2)
+    inputs = rng.normal(size=(300, 6)).astype(np.float32)
+    classes = (inputs @ rng.normal(size=(6, 3)) + rng.normal(size=(300, 3))).argmax(axis=1)
+    states = (classes[:, None] == np.arange(3)).astype(np.int8)
+    weights, biases = logistic.solve(inputs, states, 1.0, 300, exclusive=True)
+    theirs = reference.LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(inputs, classes)
+    line = logistic.Line(logistic.Standard(np.zeros(6), np.ones(6)), weights, biases)
+    np.testing.assert_allclose(line.probabilities(inputs, True), theirs.predict_proba(inputs), atol=1e-3)
 
 
 def test_dice_by_hand() -> None:
@@ -118,9 +134,9 @@ def test_an_unlabelled_organ_is_in_neither_loss_nor_score() -> None:
     assert segmentation.masked_loss(logits, changed, annotated) == loss
 
 
-def test_a_square_around_the_body_and_back(data: Path) -> None:
+def test_a_square_around_the_body_and_back(data: Path, tmp_path: Path) -> None:
     """Labels cut out and drawn back at their own size are the slice's labels; beyond the slice is air."""
-    sample = Split(data, "test")[0]
+    sample = sources.load(task(data), tmp_path).read(0)
     row, column, side = images.square(sample)
     native = images.native_labels(sample)
     assert native.sum() == sample.labelmap.sum() and native.shape == (side, side)
@@ -129,67 +145,105 @@ def test_a_square_around_the_body_and_back(data: Path) -> None:
     assert images.cut(sample.pixels[0], (-5, -5, 10), -1024)[:5].max() == -1024
 
 
+def base_of(task: TaskConfig, cache: Path) -> tuple[Base, dict[str, Part]]:
+    """The examples of a task with the pixel encoder's features, and its three parts."""
+    examples = sources.load(task, cache)
+    base = Base(examples, features.extract(Pixels(), examples, task, cache, True), task, cache)
+    rows = splits.folds(examples, task)[0].rows
+    return base, {name: Part(name, base, rows[name]) for name in rows}
+
+
 def test_every_probe_finds_what_is_there(data: Path, encoder: Pixels, tmp_path: Path) -> None:
     """On organs that a pixel tells apart, all three probes are far above chance; every figure has its interval."""
     rows = probe.run("any", task(data), tmp_path)
-    figures = {(row["probe"], row["organ"]): row for row in rows}
-    assert len(rows) == 3 * 3 and figures["linear", "macro"]["value"] > 0.85 and figures["knn", "macro"]["value"] > 0.75
-    assert figures["segmentation", "macro"]["value"] > 0.6
+    figures = {(row["probe"], row["metric"], row["label"]): row for row in rows}
+    assert len(rows) == (2 * 7 + 2) * 3
+    assert figures["logistic", "auroc", "macro"]["value"] > 0.85 and figures["knn", "auroc", "macro"]["value"] > 0.75
+    assert figures["segmentation", "dice", "macro"]["value"] > 0.6
     for row in rows:
         assert row["low"] <= row["value"] <= row["high"] and row["patients"] == 4 and row["split"] == "test"
+        assert row["test_opened"] == 1
+    assert probe.run("any", task(data, probes=["knn"]), tmp_path)[0]["test_opened"] == 2
 
 
 def test_shuffled_labels_score_at_chance(data: Path, encoder: Pixels, tmp_path: Path) -> None:
     """With presence shuffled over the slices nothing is found: no label leaks into the features or the choice."""
-    found = {
-        name: features.extract(encoder, Split(data, name), task(data), {"bright": 1}, tmp_path)
-        for name in ("train", "val", "test")
-    }
+    base, _ = base_of(task(data), tmp_path)
     rng, values = np.random.default_rng(0), []
     for _ in range(20):
-        shuffled = {name: with_shuffled_presence(part, rng) for name, part in found.items()}
-        for run in (probe.probe_knn, probe.probe_linear):
-            prediction, _ = run(shuffled, task(data))
-            values.append(probe.macro_auroc(prediction.scores, prediction.present))
+        examples = replace(base.examples, targets=rng.permutation(base.examples.targets))
+        shuffled = replace(base, examples=examples)
+        rows = splits.folds(examples, base.task)[0].rows
+        parts = {name: Part(name, shuffled, rows[name]) for name in rows}
+        for module in (knn, logistic):
+            fitted = module.fit(parts["train"], parts["val"], Context(base.task, encoder, tmp_path))
+            (outcome,) = fitted.predict(parts["test"])
+            values.append(bootstrap.figures(outcome.prediction, "auroc", 1, 0)["macro"].value)
     assert abs(np.mean(values) - 0.5) < 0.08
 
 
-def with_shuffled_presence(part: features.Features, rng: np.random.Generator) -> features.Features:
-    """The same features with presence shuffled."""
-    return replace(part, present=rng.permutation(part.present))
-
-
-def test_test_patients_choose_nothing(data: Path, encoder: Pixels, tmp_path: Path) -> None:
+def test_test_patients_choose_nothing(data: Path, encoder: Pixels, tmp_path: Path, monkeypatch) -> None:
     """Other labels on the test patients leave every hyperparameter and threshold as it was."""
     rows = probe.run("any", task(data), tmp_path / "a")
-    write = features._write
+    load = sources.load
 
-    def spoiled(folder: Path, *arguments) -> None:
-        write(folder, *arguments)
-        if arguments[1].name == "test":
-            for name in ("present", "labels"):
-                array = np.load(folder / f"{name}.npy")
-                np.save(folder / f"{name}.npy", np.flip(array, 0))
+    def spoiled(*arguments) -> sources.Examples:
+        examples = load(*arguments)
+        targets, test = examples.targets.copy(), examples.splits == "test"
+        targets[test] = np.flip(targets[test], 0)
+        return replace(examples, targets=targets, values=tuple(reversed(examples.values)), version="spoiled")
 
-    features._write = spoiled
-    try:
-        others = probe.run("any", task(data), tmp_path / "b")
-    finally:
-        features._write = write
-    assert [row["chosen_on_val"] for row in rows] == [row["chosen_on_val"] for row in others]
+    monkeypatch.setattr(sources, "load", spoiled)
+    others = probe.run("any", task(data, probes=["knn", "logistic"]), tmp_path / "b")
+    chosen = {row["probe"]: row["chosen_on_val"] for row in rows}
+    for row in others:
+        assert row["chosen_on_val"] == chosen[row["probe"]]
     assert rows[2]["value"] != others[2]["value"]
 
 
 def test_features_are_extracted_once(data: Path, encoder: Pixels, tmp_path: Path, monkeypatch) -> None:
-    """A second run reads the cache; another size, stride or encoder does not."""
-    split, organs = Split(data, "val"), {"bright": 1}
-    first = features.extract(encoder, split, task(data), organs, tmp_path)
+    """A second run reads the cache; another size or encoder does not."""
+    examples = sources.load(task(data), tmp_path)
+    first = features.extract(encoder, examples, task(data), tmp_path, True)
     monkeypatch.setattr(features, "_write", lambda *_: pytest.fail("extracted again"))
-    again = features.extract(encoder, split, task(data), organs, tmp_path)
-    assert np.array_equal(first.pooled, again.pooled) and np.array_equal(first.patches, again.patches)
-    for changed in (task(data, size=32), task(data, stride=StrideConfig(1, 2, 1))):
+    again = features.extract(encoder, examples, task(data), tmp_path, True)
+    assert np.array_equal(first.cls, again.cls) and np.array_equal(first.patches, again.patches)
+    assert features.extract(encoder, examples, task(data), tmp_path, False).patches is None
+    for changed in (task(data, size=32), task(data, blocks=[-1])):
         with pytest.raises(pytest.fail.Exception):
-            features.extract(encoder, split, changed, organs, tmp_path)
+            features.extract(encoder, examples, changed, tmp_path, True)
+
+
+def test_an_extraction_that_was_killed_goes_on(data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Killed in the middle and started again: what was written is not computed again, and all is as if never killed."""
+    small = task(data, batch_size=2)
+    examples = sources.load(small, tmp_path)
+    whole = features.extract(Pixels(), examples, small, tmp_path / "whole", True)
+    seen = []
+
+    class Counting(Pixels):
+        def features(self, images: torch.Tensor, blocks, present=None):
+            seen.append(len(images))
+            if len(seen) == 40:
+                raise KeyboardInterrupt
+            return super().features(images, blocks)
+
+    with pytest.raises(KeyboardInterrupt):
+        features.extract(Counting(), examples, small, tmp_path / "killed", True)
+    again = features.extract(Counting(), examples, small, tmp_path / "killed", True)
+    assert len(seen) == 40 + len(examples) // 2 - 32  # 39 batches were computed, 32 of them were written down
+    assert np.array_equal(whole.cls, again.cls) and np.array_equal(whole.patches, again.patches)
+
+
+def overlap(dice: np.ndarray, subjects: np.ndarray) -> Tabled:
+    """A Dice of every patient."""
+    return Tabled({"dice": dice[None]}, subjects, ("all",))
+
+
+def presence(scores: np.ndarray, present: np.ndarray, subjects: np.ndarray) -> Scored:
+    """Scores of one label."""
+    keys = np.arange(len(subjects)).astype(str)
+    return Scored("multilabel", scores[None], present.astype(float), subjects, keys, ("organ",))
 
 
 def test_the_interval_covers_the_truth() -> None:
@@ -197,7 +251,7 @@ def test_the_interval_covers_the_truth() -> None:
     rng, covered = np.random.default_rng(3), 0
     subjects = np.array([f"{number:02d}" for number in range(30)])
     for study in range(200):
-        figure = bootstrap.figures(Overlap(rng.normal(0.6, 0.1, (30, 1)), subjects), 500, study)[-1]
+        figure = bootstrap.figures(overlap(rng.normal(0.6, 0.1, (30, 1)), subjects), "dice", 500, study)["all"]
         covered += figure.low <= 0.6 <= figure.high
     assert 180 <= covered <= 198
 
@@ -207,12 +261,11 @@ def test_slices_of_one_patient_are_resampled_together() -> None:
     rng = np.random.default_rng(4)
     subjects, scores = np.repeat(np.arange(12).astype(str), 5), rng.normal(size=(60, 1))
     present = (scores + rng.normal(size=(60, 1)) > 0).astype(int)
-    once = bootstrap.figures(Presence(scores, present, subjects), 300, 0)[-1]
-    copied = bootstrap.figures(
-        Presence(*(np.repeat(each, 10, axis=0) for each in (scores, present, subjects))), 300, 0
-    )[-1]
-    assert copied.value == pytest.approx(once.value) and copied.low == pytest.approx(once.low)
-    assert copied.high == pytest.approx(once.high)
+    once = bootstrap.figures(presence(scores, present, subjects), "auroc", 300, 0)["all"]
+    copied = presence(*(np.repeat(each, 10, axis=0) for each in (scores, present, subjects)))
+    ten = bootstrap.figures(copied, "auroc", 300, 0)["all"]
+    assert ten.value == pytest.approx(once.value) and ten.low == pytest.approx(once.low)
+    assert ten.high == pytest.approx(once.high)
 
 
 def test_a_paired_difference_is_tighter_than_its_parts() -> None:
@@ -220,8 +273,24 @@ def test_a_paired_difference_is_tighter_than_its_parts() -> None:
     rng = np.random.default_rng(5)
     subjects = np.array([f"{number:02d}" for number in range(30)])
     hard = rng.normal(0.5, 0.15, (30, 1))
-    one, other = Overlap(hard, subjects), Overlap(hard + 0.02 + rng.normal(0, 0.005, (30, 1)), subjects)
-    alone, paired = bootstrap.figures(one, 500, 0)[-1], bootstrap.differences(one, other, 500, 0)[-1]
-    assert paired.low > 0 and paired.high - paired.low < 0.2 * (alone.high - alone.low)
+    one, other = overlap(hard, subjects), overlap(hard + 0.02 + rng.normal(0, 0.005, (30, 1)), subjects)
+    alone = bootstrap.figures(one, "dice", 500, 0)["all"]
+    paired = bootstrap.differences(one, other, "dice", 500, 0)["all"]
+    assert paired.low > 0 and paired.high - paired.low < 0.2 * (alone.high - alone.low) and paired.p < 0.01
     with pytest.raises(ValueError, match="different patients"):
-        bootstrap.differences(one, Overlap(hard[1:], subjects[1:]), 500, 0)
+        bootstrap.differences(one, overlap(hard[1:], subjects[1:]), "dice", 500, 0)
+
+
+def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
+    """Saved and read again: the same arrays, names and forms."""
+    rng = np.random.default_rng(6)
+    subjects = np.arange(9).astype(str)
+    mine = presence(rng.normal(size=(9, 1)), rng.integers(0, 2, (9, 1)), subjects)
+    results.save_predictions(
+        tmp_path / "predictions.npz",
+        {"one": [probe.Outcome(mine, {"shots": 2})], "two": [probe.Outcome(overlap(mine.scores[0], subjects))]},
+        TaskConfig(data="x"),
+    )
+    _, found = results.read_predictions(tmp_path)
+    assert np.array_equal(found["one shots 2"].scores, mine.scores) and found["one shots 2"].names == ("organ",)
+    assert np.array_equal(found["two"].values["dice"], mine.scores)

@@ -20,7 +20,8 @@ stages: {adapt: {steps: 2, batch_size: 8, crops: {global_size: 32, local_size: 1
 machine: {device: cpu, tensorboard: false}
 """
 TASK = """
-{size: 64, stride: {train: 2, val: 2, test: 2}, draws: 50, pictures: 2, segmentation: {lr: [0.01], epochs: 1}}
+{size: 64, stride: {train: 2, val: 2, test: 2}, draws: 50, pictures: 2, logistic: {strengths: 3},
+ segmentation: {lr: [0.01], epochs: 1}}
 """
 
 
@@ -55,7 +56,7 @@ def test_from_a_run_to_its_page(run: Path, capsys: pytest.CaptureFixture) -> Non
         )
         == 0
     )
-    assert capsys.readouterr().out.count("| macro |") == 3
+    assert capsys.readouterr().out.count("| macro |") == 7 + 7 + 2
     rows = [json.loads(line) for line in (run / "c.jsonl").read_text().splitlines()]
     assert all(row["low"] <= row["high"] for row in rows)
     assert report.main(["--runs", str(run), "--output", str(run / "report.html")]) == 0

@@ -8,7 +8,7 @@ unlabelled says nothing about it, neither in the loss nor in the score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data_prep.schema import Split
 from eval import images, metrics
-from eval.bootstrap import Overlap
 from eval.config import SegmentationConfig
-from eval.features import Features
+from eval.parts import Part
+from eval.predictions import Tabled
+from eval.probes import Context, Outcome
 from pretrain.machine import autocast
+
+KINDS = ("segmentation",)
+NEEDS = "patches"
 
 _PRIOR = -4.0  # first bias: an organ covers about two per cent of an image
 
@@ -46,39 +49,59 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The head that validation patients chose, with its learning rate and a threshold per organ."""
+class Drawing:
+    """The head that validation patients chose, with its learning rate and a threshold per structure."""
 
     head: Head
-    lr: float
+    config: SegmentationConfig
     thresholds: np.ndarray
-    validation_dice: float
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        return [Outcome(score(self, test))]
+
+    def draw(self, part: Part, rows: np.ndarray) -> np.ndarray:
+        """(n, R, R) uint8: the place in `names` plus 1 of the structure that is furthest above its threshold, or 0."""
+        with torch.inference_mode():
+            logits = self.head(torch.from_numpy(part.features.patches[rows].astype(np.float32)))
+        size = part.base.task.size
+        fine = torch.stack([images.to_native(each, size) for each in logits]).sigmoid().numpy()
+        beyond = fine - self.thresholds[None, :, None, None]
+        return np.where(beyond.max(axis=1) > 0, beyond.argmax(axis=1) + 1, 0).astype(np.uint8)
 
 
-def fit(train: Features, val: Features, organs: dict[str, int], config: SegmentationConfig, seed: int) -> Fitted:
-    """Train one head per learning rate; the validation patients choose it and the thresholds."""
-    values = list(organs.values())
-    best: Fitted | None = None
+def fit(train: Part, val: Part, context: Context) -> Drawing:
+    """Train one head per learning rate; the validation patients choose it and the thresholds.
+
+    With `refit` the chosen head is trained again on both; the thresholds stay.
+    """
+    config, seed, best = context.task.segmentation, context.task.seed, None
     for lr in config.lr:
-        head = _train(train, values, config, lr, seed)
-        per_organ = _coarse_dice(head, val, values, config)
+        head = _train(train, config, lr, seed)
+        per_organ = _coarse_dice(head, val, config)
         thresholds = np.array(config.thresholds)[per_organ.argmax(axis=0)]
         dice = float(per_organ.max(axis=0).mean())
-        if best is None or dice > best.validation_dice:
-            best = Fitted(head, lr, thresholds, dice)
-    return best
+        if best is None or dice > best[0]:
+            best = dice, lr, head, thresholds
+    _, lr, head, thresholds = best
+    if context.task.refit:
+        head = _train(train.plus(val), config, lr, seed)
+    choices = {"lr": lr, "thresholds": dict(zip(train.names, thresholds.tolist()))}
+    return Drawing(head, config, thresholds, choices, context.task.refit)
 
 
-def score(fitted: Fitted, test: Features, split: Split, organs: dict[str, int], config: SegmentationConfig) -> Overlap:
-    """Dice of every test patient and organ, counted over all its slices in the slices' own pixels."""
-    tally = Tally(np.unique(test.subjects), len(organs))
-    values = list(organs.values())
-    for rows, logits in predict(fitted.head, test, config.batch_size):
+def score(fitted: Drawing, test: Part) -> Tabled:
+    """Dice and IoU of every test patient and structure, counted over all its slices in the slices' own pixels."""
+    examples = test.examples
+    tally = Tally(np.unique(examples.subjects), len(examples.values))
+    for rows, logits in predict(fitted.head, test, fitted.config.batch_size):
         for row, maps in zip(range(rows.start, rows.stop), logits):
-            truth = images.native_labels(split[int(test.numbers[row])])
+            truth = images.native_labels(examples.read(row))
             drawn = images.to_native(maps, len(truth)).sigmoid().numpy() > fitted.thresholds[:, None, None]
-            tally.add(test.subjects[row], drawn, np.stack([truth == value for value in values]), test.annotated[row])
-    return Overlap(tally.dice(), tally.subjects)
+            true = np.stack([truth == value for value in examples.values])
+            tally.add(examples.subjects[row], drawn, true, examples.annotated[row])
+    return Tabled({"dice": tally.dice()[None], "iou": tally.iou()[None]}, tally.subjects, test.names)
 
 
 class Tally:
@@ -100,35 +123,46 @@ class Tally:
         """(patients, O), NaN where the organ is unlabelled."""
         return np.where(self.known, metrics.dice(*self.counts), np.nan)
 
+    def iou(self) -> np.ndarray:
+        """(patients, O), NaN where the organ is unlabelled."""
+        return np.where(self.known, metrics.iou(*self.counts), np.nan)
 
-def predict(head: Head, features: Features, batch_size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+
+def predict(head: Head, part: Part, batch_size: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Stretches of slices and their (n, O, R, R) logits."""
-    count = len(features.numbers)
+    count, patches = len(part.rows), part.features.patches
     for start in range(0, count, batch_size):
         rows = slice(start, min(start + batch_size, count))
         with torch.inference_mode():
-            yield rows, head(torch.from_numpy(features.patches[rows].astype(np.float32)))
+            yield rows, head(torch.from_numpy(patches[rows].astype(np.float32)))
 
 
-def _train(train: Features, values: list[int], config: SegmentationConfig, lr: float, seed: int) -> Head:
-    generator = np.random.default_rng(seed)
-    sample = np.sort(generator.permutation(len(train.numbers))[:512])
-    tokens = train.patches[sample].astype(np.float32).reshape(-1, train.patches.shape[2])
+def _side(part: Part, config: SegmentationConfig) -> int:
+    """Pixels of the head's output."""
+    return round(part.features.patches.shape[1] ** 0.5) * config.cells
+
+
+def _train(train: Part, config: SegmentationConfig, lr: float, seed: int) -> Head:
+    generator, patches, count = np.random.default_rng(seed), train.features.patches, len(train.rows)
+    maps = train.maps(_side(train, config))
+    sample = np.sort(generator.permutation(count)[:512])
+    tokens = patches[sample].astype(np.float32).reshape(-1, patches.shape[2])
     std = np.maximum(tokens.std(axis=0), 1e-6)
     head = Head(
-        tokens.shape[1], len(values), config.cells, torch.from_numpy(tokens.mean(axis=0)), torch.from_numpy(std)
+        tokens.shape[1], len(train.names), config.cells, torch.from_numpy(tokens.mean(axis=0)), torch.from_numpy(std)
     )
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=config.weight_decay)
-    steps = config.epochs * -(-len(train.numbers) // config.batch_size)
+    steps = config.epochs * -(-count // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     precision = autocast("auto", torch.device("cpu"))
     for _ in range(config.epochs):
-        order = generator.permutation(len(train.numbers))
+        order = generator.permutation(count)
         for start in range(0, len(order), config.batch_size):
             rows = np.sort(order[start : start + config.batch_size])
             with precision:
-                logits = head(torch.from_numpy(train.patches[rows].astype(np.float32)))
-            loss = masked_loss(logits, *_targets(train, rows, values))
+                logits = head(torch.from_numpy(patches[rows].astype(np.float32)))
+            annotated = torch.from_numpy(train.examples.annotated[rows])
+            loss = masked_loss(logits, _targets(maps[rows], train.examples.values), annotated)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -152,20 +186,21 @@ def masked_loss(logits: torch.Tensor, targets: torch.Tensor, annotated: torch.Te
     return entropy.sum() / annotated.sum().clamp(min=1) + (soft * seen).sum() / seen.sum().clamp(min=1)
 
 
-def _targets(features: Features, rows: np.ndarray, values: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    maps = torch.from_numpy(features.labels[rows])
-    targets = torch.stack([maps == value for value in values], dim=1).float()
-    return targets, torch.from_numpy(features.annotated[rows])
+def _targets(maps: np.ndarray, values: Sequence[int]) -> torch.Tensor:
+    """(n, O, R, R) 0 or 1 from (n, R, R) label maps."""
+    found = torch.from_numpy(maps)
+    return torch.stack([found == value for value in values], dim=1).float()
 
 
-def _coarse_dice(head: Head, features: Features, values: list[int], config: SegmentationConfig) -> np.ndarray:
+def _coarse_dice(head: Head, val: Part, config: SegmentationConfig) -> np.ndarray:
     """(thresholds, O) mean Dice over the patients, on the head's own grid: enough to choose by."""
-    tallies = [Tally(np.unique(features.subjects), len(values)) for _ in config.thresholds]
-    for rows, logits in predict(head, features, config.batch_size):
+    examples, maps = val.examples, val.maps(_side(val, config))
+    tallies = [Tally(np.unique(examples.subjects), len(examples.values)) for _ in config.thresholds]
+    for rows, logits in predict(head, val, config.batch_size):
         drawn = logits.sigmoid().numpy()
-        true = _targets(features, np.arange(rows.start, rows.stop), values)[0].numpy() > 0
+        true = _targets(maps[rows], examples.values).numpy() > 0
         for place, row in enumerate(range(rows.start, rows.stop)):
             for threshold, tally in zip(config.thresholds, tallies):
-                tally.add(features.subjects[row], drawn[place] > threshold, true[place], features.annotated[row])
+                tally.add(examples.subjects[row], drawn[place] > threshold, true[place], examples.annotated[row])
     means = np.stack([metrics.macro(tally.dice().T) for tally in tallies])
     return np.nan_to_num(means)  # an organ that no validation patient has labelled decides nothing

@@ -1,0 +1,112 @@
+"""The examples of a task: what every source of data yields and every probe works on.
+
+An example is always one slice (or one flat image); a task of level `volume` groups slices by `studies`.
+Columns are read once and kept; pixels are read again whenever `read` is called, so that nothing large stays in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import numpy as np
+
+Scale = Literal["hu", "unit8", "mr16", "free"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The pixels of one example.
+
+    pixels     (S, H, W) of the S sequences that are there: int16 HU, uint8, uint16 or float32 (see `scale`)
+    sequences  their names, e.g. ("ct",), ("t1", "flair"), ("image",)
+    scale      how stored values become 0…1: `hu` by the encoder's window; `unit8` by 255; `mr16` by the schema's
+               fixed places of the 0.5th and 99.5th percentile; `free` by `span`
+    span       (low, high) stored values that become 0 and 1 where scale is `free`
+    spacing    (row, column) in mm, (1, 1) where unknown
+    box        foreground (row0, row1, column0, column1), half open
+    labelmap   (H, W) uint8, 0 is background; None where there is none
+    """
+
+    pixels: np.ndarray
+    sequences: tuple[str, ...]
+    scale: Scale
+    box: tuple[int, int, int, int]
+    span: tuple[float, float] = (0.0, 1.0)
+    spacing: tuple[float, float] = (1.0, 1.0)
+    labelmap: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples as columns.
+
+    names      of the T labels (multi-label, regression), the classes (multi-class, retrieval) or the structures
+               (segmentation)
+    values     label value of each structure in label maps; () for other kinds
+    keys       (N,) unique names of the examples
+    subjects   (N,) the patient: a salted hash, or a number where nobody gave ids; never a name
+    studies    (N,) the volume that a slice belongs to
+    sites      (N,) hospital or scanner, "" where unknown
+    splits     (N,) train, val or test where the data say so, else ""
+    orders     (N,) place in the volume; positions (N,) mm along its axis
+    digests    (N,) uint64 digest of the pixels (data_prep.schema.content_digest)
+    targets    (N, T) float64, NaN where unknown. binary, anomaly: (N, 1) 0 or 1. multiclass, retrieval: (N, 1) number
+               of the class. multilabel: (N, T) 0 or 1. regression: (N, T). survival: (N, 2) time, event (1 happened,
+               0 censored). segmentation: (N, O) whether the slice holds the structure.
+    annotated  (N, O) bool, segmentation only: the structure is labelled somewhere in this volume (a structure that is
+               not is unlabelled, not absent); else (N, 0)
+    reader     number → Picture
+    version    hash of the data and their labels: another one, other label maps
+    """
+
+    names: tuple[str, ...]
+    keys: np.ndarray
+    subjects: np.ndarray
+    studies: np.ndarray
+    sites: np.ndarray
+    splits: np.ndarray
+    orders: np.ndarray
+    positions: np.ndarray
+    digests: np.ndarray
+    targets: np.ndarray
+    annotated: np.ndarray
+    reader: Callable[[int], Picture]
+    version: str
+    values: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, number: int) -> Picture:
+        """The pixels of example `number`."""
+        return self.reader(int(number))
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """The examples `rows` (numbers or a mask), in that order."""
+        rows = np.arange(len(self))[rows]
+        columns = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), np.ndarray)
+        }
+        reader = self.reader
+        return replace(self, **columns, reader=lambda number: reader(int(rows[number])))
+
+
+def version_of(digests: np.ndarray, targets: np.ndarray, *more: object) -> str:
+    """A hash for `Examples.version` where a data set has none of its own."""
+    digest = hashlib.sha256(np.ascontiguousarray(digests).tobytes() + np.ascontiguousarray(targets).tobytes())
+    digest.update(repr(more).encode())
+    return digest.hexdigest()
+
+
+def states(targets: np.ndarray, kind: str, classes: int) -> np.ndarray:
+    """(N, O) int8 in {1, 0, −1 unknown} of targets: a column per class (multiclass, retrieval) or per label."""
+    unknown = np.isnan(targets)
+    if kind in ("multiclass", "retrieval"):
+        one_hot = (targets == np.arange(classes)).astype(np.int8)
+        return np.where(unknown, -1, one_hot).astype(np.int8)
+    return np.where(unknown, -1, np.nan_to_num(targets) > 0).astype(np.int8)

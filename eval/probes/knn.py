@@ -1,0 +1,95 @@
+"""k nearest neighbours on frozen features, for several labels of which some are unknown, or for values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.probes import Context, Outcome, chooser, merit, scored
+
+KINDS = ("binary", "multiclass", "multilabel", "segmentation", "regression")
+NEEDS = "pooled"
+_QUERIES = 1024  # at a time
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The training units that vote, and the k that validation patients chose."""
+
+    train: Part
+    task: TaskConfig
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        found = predict(self.train, test, [self.choices["k"]], self.task)
+        return [Outcome(scored(found[self.choices["k"]], test, self.task))]
+
+
+def fit(train: Part, val: Part, context: Context) -> Neighbours:
+    """The k that serves the validation patients best."""
+    task = context.task
+    found = predict(train, val, task.knn.k, task)
+    merits = {k: merit(scored(each, val, task), chooser(task)) for k, each in found.items()}
+    best = max(merits, key=merits.get)
+    return Neighbours(train.plus(val) if task.refit else train, task, {"k": best}, task.refit)
+
+
+def predict(train: Part, part: Part, ks: Sequence[int], task: TaskConfig) -> dict[int, np.ndarray]:
+    """For each k: (U, O) share of votes, or (U, T) mean values where the task is a regression."""
+    regression = task.kind == "regression"
+    wanted = train.targets if regression else np.where(train.states >= 0, train.states, np.nan)
+    found = votes(train.pooled(), wanted, part.pooled(), ks, task.knn.temperature)
+    if task.kind in ("multiclass", "retrieval"):
+        found = {k: each / np.maximum(each.sum(axis=1, keepdims=True), 1e-12) for k, each in found.items()}
+    return found
+
+
+def scores(train: np.ndarray, present: np.ndarray, queries: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    """(M, O) share of votes for presence among the k nearest training units by cosine; present (N, O) in {1, 0, −1}."""
+    return votes(train, np.where(present >= 0, present, np.nan), queries, [k], temperature)[k]
+
+
+def votes(
+    train: np.ndarray, wanted: np.ndarray, queries: np.ndarray, ks: Sequence[int], temperature: float
+) -> dict[int, np.ndarray]:
+    """For each k: (M, O) weighted mean of `wanted` over the k nearest training units by cosine.
+
+    train (N, D), wanted (N, O) with NaN where unknown, queries (M, D). A neighbour weighs exp(cosine / temperature); a
+    unit whose label is unknown is no neighbour for that label. Where a label is known in no training unit: 0.5.
+    """
+    found = {k: np.full((len(queries), wanted.shape[1]), 0.5) for k in ks}
+    known = ~np.isnan(wanted)
+    patterns, which = np.unique(known, axis=1, return_inverse=True)  # labels with the same neighbours
+    unit = _unit(train)
+    for start in range(0, len(queries), _QUERIES):
+        rows = np.arange(start, min(start + _QUERIES, len(queries)))[:, None]
+        similarity = _unit(queries[rows[:, 0]]) @ unit.T
+        for pattern in range(patterns.shape[1]):
+            columns, there = np.flatnonzero(which.ravel() == pattern), np.flatnonzero(patterns[:, pattern])
+            if len(there):
+                mine = similarity if len(there) == len(train) else similarity[:, there]
+                nearest, weights = _nearest(mine, min(max(ks), len(there)), temperature)
+                held = wanted[np.ix_(there, columns)][nearest]  # (m, k, labels)
+                total, weight = np.cumsum(held * weights[:, :, None], axis=1), np.cumsum(weights, axis=1)
+                for k in ks:
+                    last = min(k, len(there)) - 1
+                    found[k][rows, columns] = total[:, last] / weight[:, last, None]
+    return found
+
+
+def _nearest(similarity: np.ndarray, count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the `count` most similar, the nearest first, and their weights (largest 1)."""
+    some = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+    close = np.take_along_axis(similarity, some, axis=1)
+    order = np.argsort(-close, axis=1, kind="stable")
+    close = np.take_along_axis(close, order, axis=1).astype(np.float64)
+    return np.take_along_axis(some, order, axis=1), np.exp((close - close[:, :1]) / temperature)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,142 @@
+"""Logistic regression on frozen features over many strengths of its penalty: all labels at once, unknown ones left out.
+
+The strengths are scikit-learn's C, from the strongest penalty to the weakest; each starts from the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.probes import Context, Outcome, chooser, merit, scored
+
+KINDS = ("binary", "multiclass", "multilabel", "segmentation")
+NEEDS = "pooled"
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of the training features, (D,) each; a constant channel is left as it is."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Standard:
+        std = features.std(axis=0, dtype=np.float64)
+        return cls(features.mean(axis=0, dtype=np.float64), np.where(std > 1e-8, std, 1.0))
+
+    def apply(self, features: np.ndarray) -> np.ndarray:
+        return ((features - self.mean) / self.std).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Weights (D, O) and biases (O,) on standardised features; logits."""
+
+    standard: Standard
+    weights: np.ndarray
+    biases: np.ndarray
+
+    def probabilities(self, features: np.ndarray, exclusive: bool) -> np.ndarray:
+        """(U, O) of each label, or of classes of which one is true."""
+        logits = torch.from_numpy(self.standard.apply(features) @ self.weights + self.biases).double()
+        return (logits.softmax(dim=1) if exclusive else logits.sigmoid()).numpy()
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The line that validation patients chose."""
+
+    line: Line
+    task: TaskConfig
+    choices: dict
+    refitted: bool
+
+    def predict(self, test: Part) -> list[Outcome]:
+        exclusive = self.task.kind == "multiclass"
+        return [Outcome(scored(self.line.probabilities(test.pooled(), exclusive), test, self.task))]
+
+
+def fit(train: Part, val: Part, context: Context) -> Regression:
+    """The strength that serves the validation patients best."""
+    task, exclusive = context.task, context.task.kind == "multiclass"
+    best, chosen, inputs = -np.inf, None, val.pooled()
+    for strength, line in path(train, task):
+        worth = merit(scored(line.probabilities(inputs, exclusive), val, task), chooser(task))
+        if chosen is None or worth > best:
+            best, chosen = worth, (strength, line)
+    strength, line = chosen
+    if task.refit:
+        line = dict(path(train.plus(val), task, until=strength))[strength]
+    return Regression(line, task, {"C": strength}, task.refit)
+
+
+def strengths(task: TaskConfig) -> list[float]:
+    """C, ascending."""
+    config = task.logistic
+    return np.geomspace(config.low, config.high, config.strengths).tolist()
+
+
+def path(train: Part, task: TaskConfig, until: float = np.inf):
+    """Yields (C, Line) for every strength, each started from the one before."""
+    features = train.pooled()
+    standard = Standard.of(features) if task.logistic.standardise else Standard(np.zeros(1), np.ones(1))
+    inputs, start = standard.apply(features), None
+    for strength in strengths(task):
+        if strength > until:
+            return
+        start = solve(inputs, train.states, strength, task.logistic.steps, task.kind == "multiclass", start)
+        yield strength, Line(standard, *start)
+
+
+def solve(
+    features: np.ndarray,
+    states: np.ndarray,
+    strength: float,
+    steps: int = 100,
+    exclusive: bool = False,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (D, O) and biases (O,) by L-BFGS: scikit-learn's LogisticRegression(C=strength).
+
+    Minimises, for every label, the sum of cross-entropies over the units where it is known plus |w|² / (2 C), divided
+    by their number; the bias is not penalised. exclusive: one softmax over classes instead of a sigmoid for each label.
+    features (N, D) float32, states (N, O) in {1, 0, −1}; start: weights and biases to begin from.
+    """
+    inputs, given = torch.from_numpy(features), torch.from_numpy(states)
+    known, targets = (given >= 0).float(), (given == 1).float()
+    if exclusive:
+        known = known.amin(dim=1)
+    count = known.sum(dim=0).clamp(min=1)
+    begin = start or (np.zeros((features.shape[1], states.shape[1]), np.float32), np.zeros(states.shape[1], np.float32))
+    weights, biases = (torch.tensor(each, requires_grad=True) for each in begin)
+    optimizer = torch.optim.LBFGS(
+        [weights, biases],
+        max_iter=steps,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = inputs @ weights + biases
+        if exclusive:
+            entropy = -(logits.log_softmax(dim=1) * targets).sum(dim=1)
+            loss = (entropy * known).sum() / count + weights.square().sum() / (2 * strength * count)
+        else:
+            entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            penalty = weights.square().sum(dim=0) / (2 * strength)
+            loss = (((entropy * known).sum(dim=0) + penalty) / count).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach().numpy(), biases.detach().numpy()
