@@ -19,7 +19,7 @@ import torch
 from data_prep.settings import SettingsError
 from eval import models
 from eval.config import TaskConfig
-from pretrain import encoder
+from pretrain import adopt, encoder
 from pretrain.encoder import Encoder
 from pretrain.intensity import Intensity
 from pretrain.machine import autocast, pick_device
@@ -90,8 +90,8 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     file, colon, function = checkpoint.rpartition(":")
     if colon and file.endswith(".py"):
         return _own(Path(file), function)
-    if models.is_published(Path(checkpoint)):
-        return CheckpointEncoder(models.published_encoder(Path(checkpoint)), task.bf16)
+    if adopt.is_published(Path(checkpoint)):
+        return CheckpointEncoder(adopt.published_encoder(Path(checkpoint)), task.bf16)
     return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
 
 

@@ -14,8 +14,14 @@ ALLOWED = {
     "data_prep": {},
     "pretrain": {"data_prep": {"disk", "schema", "settings"}},
     "eval": {
-        "data_prep": {"disk", "figures", "page", "schema", "settings"},
-        "pretrain": {"encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"},
+        "data_prep": {
+            *("disk", "figures", "page", "schema", "settings", "identity"),
+            *("config", "images", "labelmaps", "scaling", "slicing", "volume"),  # the readers of NIfTI
+        },
+        "pretrain": {
+            *("encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"),
+            *("adopt", "published"),  # published weights as encoders
+        },
     },
     "slurm": {},
 }
