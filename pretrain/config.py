@@ -177,6 +177,17 @@ class SaveConfig:
 
 
 @dataclass
+class KnnConfig:
+    """Nearest neighbours on validation patients while training: `knn/auroc` in the metrics. Changes no weight."""
+
+    every: int = 0  # steps; 0: never
+    train_slices: int = 1000  # that neighbours are sought among
+    val_slices: int = 500  # that ask
+    k: int = 20
+    temperature: float = 0.07
+
+
+@dataclass
 class MachineConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: str = "auto"  # auto | bf16 | float32; auto is bf16 where the device multiplies it in hardware
@@ -203,6 +214,7 @@ class Config:
     stage_defaults: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = MISSING
     save: SaveConfig = field(default_factory=SaveConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 

@@ -1,10 +1,11 @@
 """Hand out a trained backbone in layouts that others load.
 
-    python -m pretrain.export --checkpoint RUN --format huggingface|dinov3 --output PATH [--which teacher|student]
+    python -m pretrain.export --checkpoint RUN --format huggingface|dinov3|onnx --output PATH [--which teacher]
 
 `huggingface` writes a folder for `transformers.AutoModel.from_pretrained`: weights, configuration, normalisation and a
-model card. `dinov3` writes one `.pth` in the layout of Meta's releases. Either is read again and its features are
-compared with ours before the command says that it is done.
+model card. `dinov3` writes one `.pth` in the layout of Meta's releases, `onnx` one file for images of any size. Each is
+read again and its features are compared with ours before the command says that it is done. `--which both` writes
+teacher and student below PATH.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from safetensors.torch import save_file
 
 from data_prep.disk import write_atomic
 from data_prep.settings import SettingsError
-from pretrain import build, card, encoder, initialise, published
+from pretrain import build, card, encoder, export_onnx, initialise, published
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import ModelConfig
 from pretrain.encoder import Encoder
 from pretrain.published import Tensors, WeightsError
 from pretrain.vit import Features, VisionTransformer
 
+_SUFFIX = {"huggingface": "", "dinov3": ".pth", "onnx": ".onnx"}
 _CLOSE = 1e-4  # largest difference of features between ours and what was handed out
 _NAMES = {
     "dinov3": (
@@ -97,8 +99,11 @@ def dinov3(loaded: Encoder, output: Path) -> None:
 def check(loaded: Encoder, output: Path) -> float:
     """Read what was written and compare features on random images; the largest difference.
 
-    By transformers where it is installed and a folder was written, by our own reader in any case. Raises ExportError.
+    By transformers where it is installed and a folder was written, by onnxruntime for ONNX, by our own reader for the
+    other two. Raises ExportError.
     """
+    if output.suffix == ".onnx":
+        return _close(output, export_onnx.difference(loaded, output))
     patch = loaded.model.patch_size
     side = (loaded.config.grid or 4) * patch
     images = torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(0))
@@ -110,7 +115,11 @@ def check(loaded: Encoder, output: Path) -> float:
     difference = max(
         float((expected - (_joined(each) if isinstance(each, Features) else each)).abs().max()) for each in found
     )
-    if difference > _CLOSE:
+    return _close(output, difference)
+
+
+def _close(output: Path, difference: float) -> float:
+    if not difference <= _CLOSE:
         raise ExportError(f"{output}: features differ by {difference:.1e} from the checkpoint's; do not use it")
     return difference
 
@@ -240,30 +249,45 @@ def _write(path: Path, content: dict) -> None:
     write_atomic(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
+def hand_out(checkpoint: Path, which: str, kind: str, output: Path) -> None:
+    """Write one network of a checkpoint, read it again and say so. Raises ExportError."""
+    if output.exists():
+        raise ExportError(f"{output}: is there already; name another --output")
+    loaded = encoder.load_encoder(checkpoint, which)
+    if kind == "huggingface":
+        huggingface(loaded, output, card.card(encoder.find(checkpoint), loaded))
+    elif kind == "dinov3":
+        dinov3(loaded, output)
+    else:
+        export_onnx.write(loaded, output, _preprocessing(loaded))
+    difference = check(loaded, output)
+    print(f"{output}: {loaded.source}; read again, features equal to {difference:.0e}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.export", description="Hand out a trained backbone.")
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run, stage or step folder")
-    parser.add_argument("--format", required=True, choices=("huggingface", "dinov3"))
-    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new folder, or a .pth file")
-    parser.add_argument("--which", default="teacher", choices=("teacher", "student"))
+    parser.add_argument("--format", required=True, choices=tuple(_SUFFIX))
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new folder, .pth or .onnx file")
+    parser.add_argument("--which", default="teacher", choices=("teacher", "student", "both"))
     options = parser.parse_args(arguments)
+    suffix, output = _SUFFIX[options.format], options.output
+    both = options.which == "both"
     try:
-        if options.output.exists():
-            raise ExportError(f"{options.output}: is there already; name another --output")
-        loaded = encoder.load_encoder(options.checkpoint, options.which)
-        if options.format == "huggingface":
-            huggingface(loaded, options.output, card.card(encoder.find(options.checkpoint), loaded))
-        else:
-            dinov3(loaded, options.output)
-        difference = check(loaded, options.output)
+        if suffix and not both and output.suffix != suffix:
+            raise ExportError(f"{output}: --format {options.format} writes one file; name it {output.name}{suffix}")
+        for which in ("teacher", "student") if both else (options.which,):
+            hand_out(options.checkpoint, which, options.format, output / f"{which}{suffix}" if both else output)
     except (ExportError, CheckpointError, WeightsError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
+    except ImportError as error:
+        print(f"error: --format onnx needs {error.name}; pip install 'meddap[onnx]'", file=sys.stderr)
         return 1
-    print(f"{options.output}: {loaded.source}; read again, features equal to {difference:.0e}")
+    except OSError as error:
+        print(f"error: {error.filename or output}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -44,16 +44,17 @@ class Metrics:
     def _show(self, row: dict) -> None:
         done, last = row["step"] + 1, row["step"] + 1 == self.steps
         terminal = sys.stderr.isatty()
-        if not (terminal or last or done == self._first + 1 or done % self.log_every == 0):
+        if not (terminal or last or done == self._first + 1 or done % self.log_every == 0 or "knn/auroc" in row):
             return
         elapsed = time.monotonic() - self._began
         left = elapsed / (done - self._first) * (self.steps - done)
         terms = " ".join(
             f"{name[5:]} {row[name]:.3f}" for name in row if name.startswith("loss/") and name != "loss/total"
         )
+        known = f"  kNN {row['knn/auroc']:.3f}" if "knn/auroc" in row else ""
         line = (
             f"{self.stage} {done}/{self.steps}  loss {row['loss/total']:.4f} ({terms})  lr {row['lr']:.1e}  "
-            f"{row['images_per_s']:.1f} img/s  waiting {row['wait_share']:.0%}  left {_clock(left)}"
+            f"{row['images_per_s']:.1f} img/s  waiting {row['wait_share']:.0%}  left {_clock(left)}{known}"
         )
         # a terminal keeps one moving line, a log gets a line every so often
         print(

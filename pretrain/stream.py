@@ -98,6 +98,12 @@ def batches(
         decoders.shutdown(cancel_futures=True)
 
 
+def gather(split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = ("ct",), threads: int = 2) -> Batch:
+    """Samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
+    with ThreadPoolExecutor(threads, _READER_THREADS) as decoders:
+        return _assemble(split, numbers, np.zeros_like(numbers), sequences, decoders)
+
+
 def _assemble(
     split: schema.Split, sample: np.ndarray, epoch: np.ndarray, sequences: tuple[str, ...], decoders: ThreadPoolExecutor
 ) -> Batch:

@@ -33,6 +33,7 @@ from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config, StageConfig
 from pretrain.machine import autocast, pick_device, uses_bf16
 from pretrain.metrics import Metrics
+from pretrain.online_knn import OnlineKnn
 from pretrain.published import WeightsError
 from pretrain.vit import VisionTransformer
 from pretrain.watch import Watch
@@ -138,6 +139,11 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         tensorboard=config.machine.tensorboard,
     )
 
+    neighbours = None
+    if config.knn.every:
+        sequences, size = tuple(config.data.sequences), stage.crops.global_size
+        neighbours = OnlineKnn(config.data.root, sequences, config.knn, size, build.intensity(config.intensity))
+
     # ---------------------------------------------------------------- loop
     watch = Watch()
     try:
@@ -180,6 +186,8 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             size = int(plan.sizes[number])
             speed = {"images_per_s": size / seconds, "wait_share": waited / seconds}
             row = {"step": number, "stage": name, "batch": size, "crop": seen.global_size, **now, **values, **speed}
+            if neighbours is not None and ((number + 1) % config.knn.every == 0 or number + 1 == stage.steps):
+                row |= neighbours.score(teacher.backbone, precision)
             metrics.write(row)
             for warning in watch.look(row):
                 log.warning("warning: stage %s, %s", name, warning)

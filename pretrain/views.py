@@ -110,6 +110,15 @@ def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
     return Views(crops(whole, settings.global_size), crops(small, settings.local_size), gram, batch.present)
 
 
+def whole(batch: Batch, size: int, intensity: Intensity) -> torch.Tensor:
+    """(B, S, size, size) normalised: the foreground's box of every sample, as it is."""
+    row0, row1, column0, column1 = batch.box.to(batch.pixels.device).unbind(dim=1)
+    straight = torch.zeros_like(row0, dtype=torch.bool)
+    rows = resize.weights(row0, row1 - row0, batch.pixels.shape[2], size, straight)
+    columns = resize.weights(column0, column1 - column0, batch.pixels.shape[3], size, straight)
+    return intensity.normalise(resize.apply(batch.pixels.float(), rows, columns))
+
+
 def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
     low, high = settings.intensity.window
     same = torch.ones_like(parameters.low)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.attention import Kernel, bias_of
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
 from pretrain.packing import Packing, pack, unpack
+from pretrain.positions import resampled
 from pretrain.rope import RotaryEmbedding, Rotation
 
 
@@ -201,31 +201,18 @@ class VisionTransformer(nn.Module):
             patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         # with no mask the token takes part all the same, so that every parameter has a gradient
         cls = self.cls_token if mask is not None else self.cls_token + 0 * self.mask_token
-        prefix = [cls.expand(len(images), -1, -1)]
+        count = images.shape[0]  # not its len: an exported graph keeps it open
+        prefix = [cls.expand(count, -1, -1)]
         if self.rope_embed is None:
-            places = self._positions(rows, columns)
+            places = resampled(self.pos_embed, rows, columns)
             prefix[0] = prefix[0] + places[:, :1]
             patches = patches + places[:, 1:]
         if self.register_count:
-            prefix.append(self.storage_tokens.expand(len(images), -1, -1))
+            prefix.append(self.storage_tokens.expand(count, -1, -1))
         prefixed, rotation = 1 + self.register_count, None
         if self.rope_embed is not None:
             rotation = self.rope_embed(rows, columns, prefixed, stretch)
         return torch.cat([*(part.to(patches.dtype) for part in prefix), patches], dim=1), rotation
-
-    def _positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Learned positions for a grid of patches, (1, 1 + rows · columns, D).
-
-        DINOv2 computes the resampling scale from the size plus 0.1, which shifts the sampling
-        points slightly; its weights are used so, and so are they here.
-        """
-        side = math.isqrt(self.pos_embed.shape[1] - 1)
-        if (rows, columns) == (side, side):
-            return self.pos_embed
-        square = self.pos_embed[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
-        resampled = F.interpolate(square, scale_factor=scale, mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
-        return torch.cat([self.pos_embed[:, :1], resampled.to(self.pos_embed.dtype)], dim=1)
 
     def _finish(self, tokens: torch.Tensor, local: bool) -> Features:
         split = 1 + self.register_count

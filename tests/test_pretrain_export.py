@@ -63,6 +63,28 @@ def test_a_file_in_the_references_layout(kind: str, tmp_path: Path) -> None:
     assert set(tensors) == set(loaded.model.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["rope, gated, no LayerScale", "rope, no registers, no bias", "learned, registers"])
+def test_an_onnx_file_of_open_size(kind: str, tmp_path: Path) -> None:
+    """Read by onnxruntime: cls, registers and patches of several counts and sizes, and of the grid's own, to 1e-4."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    loaded = encoder_of(MODELS[kind])
+    export.export_onnx.write(loaded, tmp_path / "model.onnx", {"clip_hu": [-250, 450]})
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert export.check(loaded, tmp_path / "model.onnx") <= 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    images = torch.randn(5, 1, 56, 16, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = loaded.model(images)
+    cls, _, patches = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(cls), expected.cls, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(patches), expected.patches, atol=1e-4, rtol=1e-4)
+    assert session.get_modelmeta().custom_metadata_map["clip_hu"] == "[-250, 450]"
+    with torch.no_grad():
+        loaded.model.norm.bias[0] += 1
+    with pytest.raises(export.ExportError, match="do not use it"):
+        export.check(loaded, tmp_path / "model.onnx")
+
+
 def test_a_damaged_export_is_found(tmp_path: Path) -> None:
     """Features that differ are an error, not a number in a log."""
     loaded = encoder_of(MODELS["rope"])
@@ -101,10 +123,13 @@ def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytes
     expected = ((hu - loaded.window[0]) / 2000 - loaded.mean) / loaded.std
     assert np.allclose((hu - processor["image_mean"][0]) / processor["image_std"][0], expected)
     assert export.main(command) == 1 and "is there already" in capsys.readouterr().err
-    student = [*command[:-1], str(tmp_path / "s.pth"), "--which", "student"]
-    student[3] = "dinov3"
-    assert export.main(student) == 0
-    given = load_file(run / "second" / "00000003" / "student.safetensors")
-    assert torch.equal(torch.load(tmp_path / "s.pth", weights_only=True)["cls_token"], given["backbone.cls_token"])
+    both = ["--checkpoint", str(run), "--format", "dinov3", "--output", str(tmp_path / "both"), "--which", "both"]
+    assert export.main(both) == 0
+    for which in ("teacher", "student"):
+        given = load_file(run / "second" / "00000003" / f"{which}.safetensors")
+        handed = torch.load(tmp_path / "both" / f"{which}.pth", weights_only=True)
+        assert torch.equal(handed["cls_token"], given["backbone.cls_token"])
+    assert export.main(["--checkpoint", str(run), "--format", "onnx", "--output", str(tmp_path / "model")]) == 1
+    assert "name it model.onnx" in capsys.readouterr().err
     assert export.main(["--checkpoint", str(tmp_path), "--format", "dinov3", "--output", str(tmp_path / "x.pth")]) == 1
     assert "no checkpoint there" in capsys.readouterr().err

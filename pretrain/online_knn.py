@@ -1,0 +1,115 @@
+"""During training: what the teacher's neighbours know of patients that no gradient saw.
+
+Slices of validation patients ask their nearest neighbours among training slices which organs (or class labels) they
+hold; the AUROC, averaged over labels, goes into the metrics. It steers nothing: a sign that features get better or
+worse, long before a probe on test patients. A function of weights, data and settings alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata
+
+from data_prep.schema import Slice, Split
+from data_prep.settings import SettingsError
+from pretrain import stream, views
+from pretrain.config import KnnConfig
+from pretrain.intensity import Intensity
+from pretrain.vit import VisionTransformer
+
+_BATCH = 32  # slices of a forward pass
+
+
+@dataclass(frozen=True)
+class Side:
+    """Slices of one split: their numbers in it, and labels (N, L) of 1 present, 0 absent, −1 unknown."""
+
+    split: Split
+    numbers: np.ndarray
+    labels: np.ndarray
+
+
+class OnlineKnn:
+    """Scores a teacher's cls tokens. Raises SettingsError where the data set has no validation patients or labels."""
+
+    def __init__(self, root: str, sequences: tuple[str, ...], config: KnnConfig, size: int, intensity: Intensity):
+        self.config, self.size, self.intensity, self.sequences = config, size, intensity, sequences
+        chosen = {
+            name: _chosen(Split(root, name), count)
+            for name, count in (("train", config.train_slices), ("val", config.val_slices))
+        }
+        columns = sorted({column for *_, slices in chosen.values() for found in slices for column in found})
+        if not columns:
+            raise SettingsError(f"knn.every={config.every}: {root} has no labels; set knn.every=0")
+        self.train, self.val = (
+            Side(split, numbers, _table(slices, columns)) for split, numbers, slices in chosen.values()
+        )
+
+    @torch.no_grad()
+    def score(self, model: VisionTransformer, precision: AbstractContextManager) -> dict[str, float]:
+        """`knn/auroc`: mean over the labels that some validation slices have and others lack; nothing where none is."""
+        memory, queries = (self._features(model, side, precision) for side in (self.train, self.val))
+        found = []
+        for column in range(self.train.labels.shape[1]):
+            known, asked = (side.labels[:, column] >= 0 for side in (self.train, self.val))
+            truth = self.val.labels[asked, column] == 1
+            if known.any() and truth.any() and not truth.all():
+                present = torch.from_numpy(self.train.labels[known, column] == 1)
+                share = votes(memory[known], present, queries[asked], self.config.k, self.config.temperature)
+                found.append(auroc(share.numpy(), truth))
+        return {"knn/auroc": float(np.mean(found))} if found else {}
+
+    def _features(self, model: VisionTransformer, side: Side, precision: AbstractContextManager) -> torch.Tensor:
+        device, found = model.cls_token.device, []
+        for start in range(0, len(side.numbers), _BATCH):
+            batch = stream.gather(side.split, side.numbers[start : start + _BATCH], self.sequences).to(device)
+            with precision:
+                found.append(model(views.whole(batch, self.size, self.intensity)).cls.float().cpu())
+        return F.normalize(torch.cat(found), dim=-1)
+
+
+def votes(memory: torch.Tensor, present: torch.Tensor, queries: torch.Tensor, k: int, temperature: float):
+    """(M,) share of the votes for presence among the k nearest of (N, D) unit vectors, each e^(cosine / temperature).
+
+    present (N,) bool; queries (M, D) unit vectors.
+    """
+    close, nearest = (queries @ memory.T).topk(min(k, len(memory)), dim=1)
+    weights = torch.softmax(close / temperature, dim=1)
+    return (weights * present[nearest]).sum(dim=1)
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve by ranks, ties counting half; both classes must be there."""
+    ranks, count = rankdata(scores), int(positive.sum())
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+def _chosen(split: Split, count: int) -> tuple[Split, np.ndarray, list[dict[str, int]]]:
+    """At most `count` slices of a split, evenly spaced (a shard is a random sample already), and their labels."""
+    if not len(split):
+        raise SettingsError(f"{split.root}: split {split.name!r} holds no slices, which knn.every needs")
+    numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(np.int64))
+    names = {int(value): name for value, name in split.dataset["labels"].items()}
+    return split, numbers, [_labels(split[int(number)], names) for number in numbers]
+
+
+def _labels(sample: Slice, names: dict[int, str]) -> dict[str, int]:
+    """Organs that are annotated in the sample's series, present or not, and its class labels one against the rest."""
+    drawn = set() if sample.labelmap is None else set(np.unique(sample.labelmap).tolist())
+    organs = {names.get(value, str(value)): int(value in drawn) for value in sample.annotated}
+    return organs | {f"{name}={value:g}": 1 for name, value in sample.labels.items()}
+
+
+def _table(slices: list[dict[str, int]], columns: list[str]) -> np.ndarray:
+    """(N, L) labels; a class label that a slice has excludes the other values of its name."""
+    table = np.full((len(slices), len(columns)), -1, np.int8)
+    for row, found in zip(table, slices):
+        classes = {name.partition("=")[0] for name in found if "=" in name}
+        for place, column in enumerate(columns):
+            row[place] = found.get(column, 0 if column.partition("=")[0] in classes and "=" in column else -1)
+    return table
