@@ -1,6 +1,7 @@
 """One way to read a configuration: dataclass defaults, then a YAML file, then `key=value` words.
 
-The dataclass is the schema. A key that it does not have is an error that names the nearest one.
+The dataclass is the schema. A key that it does not have is an error that names the nearest one. A file may say
+`base: OTHER.yaml` (beside it) and then holds only what differs from that one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
+_BASE = "base"
 
 
 class SettingsError(ValueError):
@@ -28,7 +30,7 @@ def load(schema: type[T], file: str | Path | None, overrides: Sequence[str] = ()
     Raises SettingsError for a file that cannot be read, a word without `=`, an unknown key, a value
     of the wrong type or a required key that nobody gave.
     """
-    layers = [] if file is None else [(str(file), _read(Path(file)))]
+    layers = [] if file is None else _files(Path(file), ())
     layers += [(word, _word(word)) for word in overrides]
     return merge(schema, *layers)
 
@@ -49,6 +51,16 @@ def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
             f"{layers[0][0] if layers else schema.__name__}: {missing[0]} is required; give {missing[0]}=VALUE"
         )
     return OmegaConf.to_object(merged)
+
+
+def _files(file: Path, above: tuple[Path, ...]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The layers of a file: those of its base first. `above` are the files that named it."""
+    if file.resolve() in above:
+        raise SettingsError(f"{above[-1]}: base: {file.name} leads back to itself; leave it out")
+    layer = _read(file)
+    base = layer.pop(_BASE, None)
+    below = [] if base is None else _files(file.parent / str(base), (*above, file.resolve()))
+    return [*below, (str(file), layer)]
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from data_prep.settings import SettingsError
 from pretrain import attention, compiling, optim, stochastic
 from pretrain.config import (
     Config,
+    GramConfig,
     HeadConfig,
     IntensityConfig,
     MachineConfig,
@@ -162,6 +163,13 @@ def draws(config: Config, stage: StageConfig, batch: Batch, step: int) -> Draws:
     )
 
 
+def refreshes(gram: GramConfig, done: int) -> bool:
+    """Whether the Gram teacher becomes the present teacher after `done` steps of its stage."""
+    if not gram.refresh_every or done % gram.refresh_every:
+        return False
+    return gram.refresh_most is None or done // gram.refresh_every <= gram.refresh_most
+
+
 def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
     """(steps,) values of what changes over a stage, by name."""
     found = {name: _schedule(getattr(stage.optim, name), stage.steps) for name in SCHEDULES}
@@ -174,7 +182,12 @@ def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
 def _schedule(config: ScheduleConfig, steps: int) -> np.ndarray:
     end = config.peak if config.end is None else config.end
     return warmup_cosine(
-        start=config.start, peak=config.peak, end=end, warmup_steps=config.warmup_steps, total_steps=steps
+        start=config.start,
+        peak=config.peak,
+        end=end,
+        warmup_steps=config.warmup_steps,
+        total_steps=steps,
+        cosine_steps=config.cosine_steps,
     )
 
 

@@ -112,6 +112,7 @@ class ScheduleConfig:
     peak: float = MISSING
     end: float | None = None
     warmup_steps: int = 0
+    cosine_steps: int | None = None  # of the half cosine, `end` from there on; null: all that are left
 
 
 @dataclass
@@ -152,6 +153,7 @@ class GramConfig:
     size: int = 512  # pixels of the anchor's crops: the global crops again, finer and without distortion
     weight: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=2.0, peak=2.0))
     refresh_every: int = 0  # steps after which the present teacher becomes the anchor; 0: never
+    refresh_most: int | None = None  # how often at most; null: to the end
 
 
 @dataclass
@@ -235,6 +237,10 @@ def stage(config: Config, name: str) -> StageConfig:
             raise settings.SettingsError(f"stages.{name}.crops.mixture[{number}].ratio={pair.ratio}: must be above 0")
         found = {key: getattr(pair, key) for key in ("global_size", "local_size", "gram_size")}
         sizes |= {f"crops.mixture[{number}].{key}": size for key, size in found.items() if size}
+    if merged.loss.koleo_group is not None and merged.loss.koleo_group < 2:
+        raise settings.SettingsError(
+            f"stages.{name}.loss.koleo_group={merged.loss.koleo_group}: one image has no neighbour; 2 or more, or null"
+        )
     for key, size in sizes.items():
         if size % config.model.patch_size:
             raise settings.SettingsError(

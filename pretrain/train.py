@@ -180,7 +180,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(teacher, student, now["teacher_momentum"])
-            if anchor is not None and stage.gram.refresh_every and (number + 1) % stage.gram.refresh_every == 0:
+            if anchor is not None and build.refreshes(stage.gram, number + 1):
                 anchor.load_state_dict(teacher.backbone.state_dict())
             seconds = time.perf_counter() - began
             size = int(plan.sizes[number])

@@ -12,7 +12,7 @@ from tiny_run import CONFIG, rows, stop_after_every_step, weights
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
 from pretrain import config as configuration
-from pretrain import build, mixture, stochastic, stream, train
+from pretrain import accumulate, build, mixture, stochastic, stream, train
 from pretrain.config import CropsConfig, PairConfig, StageConfig
 from pretrain.order import Chain
 from pretrain.vit import Crops, VisionTransformer
@@ -136,6 +136,7 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
         assert len(plan.sizes) == each.steps and plan.sizes.max() <= each.batch_size and plan.sizes.min() >= 1
         assert all(len(values) == each.steps for values in build.schedules(each).values())
         assert all(build.view_settings(variant, config.intensity) for variant in plan.variants)
+        assert accumulate.plan(set(plan.sizes.tolist()), config.machine.accumulate, each.loss, name)
 
 
 def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> None:

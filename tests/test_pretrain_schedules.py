@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain import ema, optim
+from pretrain import build, ema, optim
+from pretrain.config import GramConfig
 from pretrain.schedules import warmup_cosine
 from pretrain.vit import VisionTransformer
 
@@ -61,3 +62,11 @@ def test_the_teacher_follows_the_student() -> None:
     expected = 0.9 * teacher.weight.detach() + 0.1 * student.weight.detach()
     ema.update(teacher, student, 0.9)
     torch.testing.assert_close(teacher.weight.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_gram_teacher_is_refreshed_as_often_as_it_may() -> None:
+    """Every n steps, at most so many times; never where n is 0."""
+    times = [done for done in range(1, 21) if build.refreshes(GramConfig(refresh_every=4, refresh_most=3), done)]
+    assert times == [4, 8, 12]
+    assert [done for done in range(1, 9) if build.refreshes(GramConfig(refresh_every=4), done)] == [4, 8]
+    assert not any(build.refreshes(GramConfig(), done) for done in range(20))
