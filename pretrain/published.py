@@ -45,6 +45,7 @@ _RENAMED = {
     "meta": (
         (r"^register_tokens$", "storage_tokens"),
         (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # blocks in chunks
+        (r"^(patch_embed|rope_embed)_2D\.", r"\1."),  # FlexiCT
     ),
     "timm": (
         (r"^reg_token$", "storage_tokens"),
@@ -55,8 +56,10 @@ _RENAMED = {
 # Hugging Face's gated and plain DINOv3 blocks share these two names
 _GATED = {".mlp.up_proj.": ".mlp.w2.", ".mlp.down_proj.": ".mlp.w3."}
 _PLAIN = {".mlp.up_proj.": ".mlp.fc1.", ".mlp.down_proj.": ".mlp.fc2."}
-# buffers that follow from the architecture
-_DERIVED = re.compile(r"(bias_mask|rope_embed\.(periods|inv_freq)|rope_embeddings\.inv_freq|inv_freq)$")
+# buffers that follow from the architecture, and FlexiCT's way into the same blocks for volumes
+_DERIVED = re.compile(
+    r"(^(patch_embed|rope_embed)_3D\..*|bias_mask|rope_embed\.(periods|inv_freq)|rope_embeddings\.inv_freq|inv_freq)$"
+)
 
 
 class WeightsError(ValueError):

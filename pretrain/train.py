@@ -60,7 +60,7 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
     student, teacher = build.student_and_teacher(config, device)
     optimizer = build.optimizer(stage, student, config.model.depth)
     plan = mixture.plan(stage, config.seed)
-    parts = accumulate.plan(set(plan.sizes.tolist()), config.machine.accumulate, stage.loss, name)
+    parts = parts_of(config, name, stage, plan)
     anchor = gram_teacher(config, stage, device)
     for network in (student.backbone, teacher.backbone, *([anchor] if anchor is not None else [])):
         build.prepare(network, config.machine, device)
@@ -198,6 +198,11 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         metrics.close()
 
 
+def parts_of(config: Config, name: str, stage: StageConfig, plan: mixture.Plan) -> dict[int, list[int]]:
+    """How each size of batch of a stage is divided. Raises SettingsError."""
+    return accumulate.plan(sorted(set(plan.sizes.tolist())), config.machine.accumulate, stage.loss, name)
+
+
 def finite(
     stage: str, number: int, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]
 ) -> dict[str, float]:
@@ -278,8 +283,9 @@ def run(config: Config, only: str | None) -> None:
     stages = list(config.stages)
     if only is not None and only not in stages:
         raise SettingsError(f"--stage {only}: no such stage, the configuration has {', '.join(stages)}")
-    for name in stages:  # a misspelt key of the last stage is found before the first begins
-        configuration.stage(config, name)
+    for name in stages:  # a misspelt key of the last stage, or parts that cannot be, is found before the first begins
+        stage = configuration.stage(config, name)
+        parts_of(config, name, stage, mixture.plan(stage, config.seed))
     with sole_writer(run_folder(config)):
         write_atomic(run_folder(config) / "config.yaml", configuration.as_text(config).encode())
         for before, name in zip([None, *stages], stages):

@@ -120,6 +120,21 @@ def test_metas_files_with_prefixes_and_chunks(tmp_path: Path) -> None:
     loaded(whole, mask_k_bias=True)
 
 
+def test_flexicts_names(tmp_path: Path) -> None:
+    """A teacher with ways in for slices and for volumes: the slices' is taken; no bias of query, key and value."""
+    backbone, _ = meta_file(tmp_path)
+    theirs = {name: value for name, value in backbone.items() if not name.endswith("qkv.bias")}
+    theirs = {name.replace("patch_embed.", "patch_embed_2D."): value for name, value in theirs.items()}
+    theirs["patch_embed_2D.proj.weight"] = torch.randn(64, 1, 16, 16)
+    theirs = {name.replace("rope_embed.", "rope_embed_2D."): value for name, value in theirs.items()}
+    theirs |= {"patch_embed_3D.proj.weight": torch.zeros(64, 1, 8, 8, 8), "rope_embed_3D.periods": torch.zeros(4)}
+    torch.save({"teacher": {f"backbone.{name}": value for name, value in theirs.items()}}, tmp_path / "flexict.pth")
+    found = published.read(tmp_path / "flexict.pth")
+    assert found.settings["qkv_bias"] is False and not any("3D" in name or "2D" in name for name in found.weights)
+    model = loaded(found, qkv_bias=False, mask_k_bias=True)
+    assert torch.equal(model.patch_embed.proj.weight, theirs["patch_embed_2D.proj.weight"])
+
+
 def test_timms_names(tmp_path: Path) -> None:
     """Registers, LayerScale under timm's names, positions without the cls token, no mask token."""
     torch.manual_seed(0)
