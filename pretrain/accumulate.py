@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from data_prep.settings import SettingsError
 from pretrain.config import LossConfig
+from pretrain.order import shares
 
 
 def part_sizes(batch: int, count: int, group: int = 1) -> list[int]:
@@ -16,8 +17,13 @@ def part_sizes(batch: int, count: int, group: int = 1) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends)]
 
 
-def plan(batches: Iterable[int], count: int, loss: LossConfig, stage: str) -> dict[int, list[int]]:
-    """Parts of every size of batch that a stage has. Raises SettingsError where they would change the results."""
+def plan(
+    batches: Iterable[int], count: int, loss: LossConfig, stage: str, processes: int = 1
+) -> dict[int, list[tuple[int, ...]]]:
+    """Of every size of batch that a stage has its parts, each as the images that every process has of it.
+
+    Raises SettingsError where they would change the results.
+    """
     if count < 1:
         raise SettingsError(f"machine.accumulate={count}: must be 1 or more")
     group = loss.koleo_group if loss.koleo else 1
@@ -26,11 +32,16 @@ def plan(batches: Iterable[int], count: int, loss: LossConfig, stage: str) -> di
             f"machine.accumulate={count}: KoLeo compares all images of a batch; set stages.{stage}.loss.koleo_group to "
             f"the images of one part or fewer, or loss.koleo=0"
         )
-    found = {size: part_sizes(size, count, group or size) for size in batches}
-    for size, parts in found.items():
-        if len(parts) < min(count, size):
+    found, where = {}, f" on {processes} processes" if processes > 1 else ""
+    for size in batches:
+        if size < processes:
+            raise SettingsError(f"stages.{stage}: a batch of {size} cannot be divided among {processes} processes")
+        own = [part_sizes(share, count, group or share) for share in shares(size, processes)]
+        found[size] = list(zip(*own))
+        cut = count > 1 and processes > 1 and any(share % group for share in shares(size, processes))
+        if cut or len(found[size]) < min(count, size // processes) or len({len(each) for each in own}) > 1:
             raise SettingsError(
-                f"machine.accumulate={count}: stage {stage} has batches of {size}, in which KoLeo's groups of "
-                f"{group} images allow {len(parts)} parts; a smaller loss.koleo_group or accumulate"
+                f"machine.accumulate={count}: stage {stage} has batches of {size}{where}, in which KoLeo's groups of "
+                f"{group} images allow {len(found[size])} parts; a smaller loss.koleo_group or accumulate"
             )
     return found

@@ -4,14 +4,20 @@
     RUN/<stage>/metrics.jsonl     a row per step
     RUN/<stage>/crops.npz         the crops of the first step
     RUN/<stage>/00000200/         one checkpoint
-        student.safetensors       backbone.…, dino_head.…, ibot_head.…
-        teacher.safetensors       the same names
+        teacher.safetensors       backbone.…, dino_head.…, ibot_head.…
+        student.safetensors       the same names
         optimizer.safetensors     <moment>.<parameter name>
         gram.safetensors          the Gram teacher's backbone, in stages that have one
         config.yaml               the configuration that made it
         state.json                step, stage, seed, data digest, git commit, SHA-256 of each file
 
-Written under a temporary name, flushed to the disk, then renamed: a folder with eight digits is whole.
+A run that keeps its parameters in shards (machine.parallel=fsdp) writes student and optimizer in shards too, each rank
+its own, and the rest as above; either kind goes on as the other, on any number of processes:
+
+        shards/shard-00001-….safetensors     student.<name>, optimizer.<moment>.<name>, and where each part lies
+
+Written under a temporary name, flushed to the disk, then renamed: a folder with eight digits is whole. All of it is
+safetensors and JSON: nothing in a checkpoint is executed. `pretrain/saving.py` writes.
 """
 
 from __future__ import annotations
@@ -21,20 +27,24 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Container
+import warnings
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from data_prep.disk import flush
 from data_prep.schema import file_sha256
+from pretrain.sharded import divided
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # 1 had no shards
+SHARDS = "shards"
 _TEMPORARY = ".writing-"
 Tensors = dict[str, torch.Tensor]
 
@@ -58,44 +68,128 @@ class Checkpoint:
     def stage(self) -> str:
         return self.state["stage"]
 
+    @property
+    def in_shards(self) -> bool:
+        """Whether student and optimizer are in `shards/`."""
+        return (self.path / SHARDS).is_dir()
+
     def tensors(self, name: str) -> Tensors:
-        """`student`, `teacher` or `optimizer`; CheckpointError where the file does not have its recorded sum."""
+        """All of `student`, `teacher`, `optimizer` or `gram`, whole; CheckpointError where a file is damaged."""
         path = self.path / f"{name}.safetensors"
-        _verify(path, self.state["files"].get(path.name))
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: {error}; take another checkpoint") from error
+        if path.is_file() or not self.in_shards:
+            _verify(path, self.state["files"].get(path.name))
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: {error}; take another checkpoint") from error
+        known = self._reader().read_metadata().state_dict_metadata
+        found = {
+            key: torch.empty(known[key].size, dtype=known[key].properties.dtype)
+            for key in known
+            if key.startswith(f"{name}.")
+        }
+        self._read_shards(found)
+        return {key.removeprefix(f"{name}."): value for key, value in found.items()}
+
+    def names(self, name: str) -> set[str]:
+        """Names of the tensors of a group."""
+        return set(self._shapes(name))
+
+    def fill(self, name: str, targets: Tensors) -> None:
+        """Copy group `name` into `targets`, which may be sharded: of shards, each rank reads what it needs.
+
+        Raises CheckpointError where a tensor is missing on either side or has another shape.
+        """
+        path = self.path / f"{name}.safetensors"
+        if path.is_file() or not self.in_shards:
+            self._check(name, targets)
+            found = self.tensors(name)
+            with torch.no_grad():
+                for key, target in targets.items():
+                    target.copy_(divided(found[key], target))
+            return
+        self._check(name, targets)
+        self._read_shards({f"{name}.{key}": target for key, target in targets.items()})
+
+    def _shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        path = self.path / f"{name}.safetensors"
+        if path.is_file() or not self.in_shards:
+            with safe_open(path, "pt") as file:
+                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        known = self._reader().read_metadata().state_dict_metadata
+        return {key.partition(".")[2]: tuple(each.size) for key, each in known.items() if key.startswith(f"{name}.")}
+
+    def _check(self, name: str, targets: Tensors) -> None:
+        shapes = self._shapes(name)
+        wrong = sorted(set(shapes) ^ set(targets)) or [
+            key for key, target in targets.items() if tuple(shapes[key]) != tuple(target.shape)
+        ]
+        if wrong:
+            raise CheckpointError(f"{self.path}: {name}: {wrong[0]} is not this model's; give the run another name=")
+
+    def _reader(self):
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+        return HuggingFaceStorageReader(str(self.path / SHARDS))
+
+    def _read_shards(self, targets: Tensors) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that every rank reads for itself is what is wanted
+            dcp.load(targets, storage_reader=self._reader(), no_dist=True)
 
     @property
     def config_text(self) -> str:
         return (self.path / "config.yaml").read_text()
 
 
-def save(folder: Path, tensors: dict[str, Tensors], state: dict, config_text: str) -> Checkpoint:
-    """Write `tensors` (file name → tensors) and `state` as FOLDER/<step>, whole or not at all."""
-    target = folder / f"{state['step']:08d}"
-    temporary = folder / f"{_TEMPORARY}{target.name}"
+def begin(folder: Path, step: int) -> Path:
+    """An empty temporary folder for the checkpoint of `step`."""
+    temporary = folder / f"{_TEMPORARY}{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    return temporary
+
+
+def write(temporary: Path, tensors: dict[str, Tensors], config_text: str) -> dict[str, str]:
+    """Write whole groups (file name → tensors on the host) and the configuration; the SHA-256 of each file."""
     try:
         for name, group in tensors.items():
-            on_host = {key: value.detach().cpu().contiguous() for key, value in group.items()}
-            save_file(on_host, temporary / f"{name}.safetensors")
+            save_file(group, temporary / f"{name}.safetensors")
     except SafetensorError as error:  # what it makes of a full disk
+        target = temporary.with_name(temporary.name.removeprefix(_TEMPORARY))
         raise CheckpointError(f"{target}: cannot be written ({error}); make room and start again to go on") from error
     (temporary / "config.yaml").write_text(config_text)
-    files = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
-    state = {"version": VERSION, **state, "files": files}
+    return sums(temporary, [*(f"{name}.safetensors" for name in tensors), "config.yaml"])
+
+
+def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files below `folder`, flushed to the disk."""
+    found = {}
+    for name in names:
+        flush(folder / name)
+        found[name] = file_sha256(folder / name)
+    return found
+
+
+def finish(temporary: Path, state: dict) -> Checkpoint:
+    """Write state.json and give the folder its name: from here on the checkpoint is there, and whole."""
+    target = temporary.with_name(f"{state['step']:08d}")
+    state = {"version": VERSION, **state}
     (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
-    for path in temporary.iterdir():
-        flush(path)
+    flush(temporary / "state.json")
     flush(temporary)
     if target.exists():  # a damaged one that was skipped on resumption
         shutil.rmtree(target)
     os.rename(temporary, target)
-    flush(folder)
+    flush(temporary.parent)
     return Checkpoint(target, state)
+
+
+def abandon(temporary: Path) -> None:
+    """Make room again after a checkpoint that could not be written."""
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read(path: Path) -> Checkpoint:
@@ -104,7 +198,7 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: no checkpoint there (state.json: {type(error).__name__})") from error
-    if state.get("version") != VERSION:
+    if state.get("version") not in READABLE:
         raise CheckpointError(f"{path}: checkpoint version {state.get('version')}, this program reads {VERSION}")
     return Checkpoint(path, state)
 
@@ -154,15 +248,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Par
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, names: dict[torch.nn.Parameter, str]) -> None:
-    """Put moments back that `optimizer_tensors` took. Raises CheckpointError for a moment of no parameter."""
-    parameters = {name: parameter for parameter, name in names.items()}
-    for key, value in tensors.items():
-        moment, _, name = key.partition(".")
-        if name not in parameters:
-            raise CheckpointError(f"optimizer.safetensors: {key} belongs to no parameter of this model")
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, found: Checkpoint, names: dict[torch.nn.Parameter, str]
+) -> None:
+    """Put moments back that `optimizer_tensors` took. Raises CheckpointError where they are not this model's."""
+    kept, targets = found.names("optimizer"), {}
+    for parameter, name in names.items():
+        if f"step.{name}" not in kept:
+            continue  # it has not been moved yet
         # the step count lives where the optimizer keeps it: beside the parameter for fused AdamW
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+        targets |= {f"{moment}.{name}": value for moment, value in optimizer.state[parameter].items()}
+    found.fill("optimizer", targets)
 
 
 def _verify(path: Path, digest: str | None) -> None:

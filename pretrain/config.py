@@ -197,6 +197,9 @@ class MachineConfig:
     accumulate: int = 1  # parts of a batch that go through the student one after the other: less memory, same results
     compile: bool = False  # blocks by torch.compile: faster after some minutes
     attention: str = "auto"  # auto | sdpa | xformers; auto is xFormers' where it and a GPU are there
+    parallel: str = "ddp"  # none | ddp | fsdp: how several processes share the networks; one process has all of them
+    reshard: bool = False  # fsdp: a block's parameters go again after the forward pass; for models that do not fit
+    hang_timeout: float = 1800.0  # seconds for any part of a step before the run ends and names who hangs; 0: never
     decode_threads: int = 2
     prefetch: int = 2  # batches
     log_every: int = 20  # steps between console lines where there is no terminal

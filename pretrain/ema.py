@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pretrain.sharded import local
+
 
 @torch.no_grad()
 def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher ← momentum · teacher + (1 − momentum) · student, in one multi-tensor call; buffers are copied."""
-    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
+    """teacher ← momentum · teacher + (1 − momentum) · student, in one multi-tensor call; buffers are copied.
+
+    Of sharded networks each rank moves its own shard.
+    """
+    kept, fresh = ([local(p.detach()) for p in model.parameters()] for model in (teacher, student))
+    torch._foreach_lerp_(kept, fresh, 1 - momentum)
     for kept, fresh in zip(teacher.buffers(), student.buffers()):
         kept.copy_(fresh)

@@ -6,8 +6,12 @@ Sinkhorn-Knopp (SwAV, arXiv 2006.09882), Gram anchoring (DINOv3, arXiv 2508.1010
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from pretrain.distributed import ALONE, World
 
 _SAME = 1e-6  # distance of unit vectors below which they are one and the same
 
@@ -16,20 +20,41 @@ _SAME = 1e-6  # distance of unit vectors below which they are one and the same
 def sinkhorn_targets(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
     """Soft assignments of M samples to K prototypes, each prototype used equally.
 
-    logits (M, K) of the teacher → (M, K) float32 rows that sum to 1. Works by scaling vectors in the
-    logarithm, so that no exponential overflows at low temperature; a prototype far from every sample
-    stays finite. M may be 0.
+    logits (M, K) of the teacher → (M, K) float32 rows that sum to 1. M may be 0.
     """
-    scores = logits.float() / temperature
-    if not len(scores):
-        return scores
-    samples, prototypes = scores.shape
-    columns = torch.zeros(prototypes, device=scores.device)
-    rows = torch.zeros(samples, 1, device=scores.device)
+    return balanced_targets([logits], temperature, iterations)[0]
+
+
+@torch.no_grad()
+def balanced_targets(
+    heads: Sequence[torch.Tensor], temperature: float, iterations: int = 3, world: World = ALONE
+) -> list[torch.Tensor]:
+    """`sinkhorn_targets` of several heads, over the samples of all ranks; each rank gets its own rows.
+
+    Scaling vectors are kept as logarithms. A prototype's scaling starts at minus its highest score anywhere; after a
+    round of both scalings every entry is a probability and a prototype's sum over M samples lies between 1 / (M · K)
+    and M, so that no exponential overflows and no sum vanishes, however low the temperature and however far a prototype
+    is from every sample. The sums of all heads travel in one message an iteration.
+    """
+    scores = [head.float() / temperature for head in heads]
+    widths = [each.shape[1] for each in scores]
+    rows = [each.new_zeros(len(each), 1) for each in scores]
+    columns = -world.max_(torch.cat([_highest(each) for each in scores]))
     for _ in range(iterations):
-        columns = -torch.logsumexp(scores + rows, dim=0)
-        rows = -torch.logsumexp(scores + columns, dim=1, keepdim=True)
-    return torch.softmax(scores + columns, dim=1)  # rows that sum to 1 to the last digit
+        scaled = zip(scores, rows, columns.split(widths))
+        sums = world.sum_(torch.cat([(score + row + column).exp().sum(dim=0) for score, row, column in scaled]))
+        columns = columns - sums.log()
+        rows = [
+            -torch.logsumexp(score + column, dim=1, keepdim=True)
+            for score, column in zip(scores, columns.split(widths))
+        ]
+    # rows that sum to 1 to the last digit
+    return [torch.softmax(score + column, dim=1) for score, column in zip(scores, columns.split(widths))]
+
+
+def _highest(scores: torch.Tensor) -> torch.Tensor:
+    """(K,) highest of each column; minus infinity where there are no rows."""
+    return scores.amax(dim=0) if len(scores) else scores.new_full(scores.shape[1:], -torch.inf)
 
 
 def dino_loss(
@@ -120,8 +145,10 @@ class Centring:
         self.momentum = momentum
 
     @torch.no_grad()
-    def targets(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        """(M, K) probabilities by the centre so far; the batch then moves the centre."""
+    def targets(self, logits: torch.Tensor, temperature: float, world: World = ALONE) -> torch.Tensor:
+        """(M, K) probabilities by the centre so far; the batch of all ranks then moves the centre."""
         probabilities = torch.softmax((logits.float() - self.center) / temperature, dim=-1)
-        self.center = torch.lerp(logits.float().mean(dim=0, keepdim=True), self.center, self.momentum)
+        count = logits.new_full((1,), len(logits), dtype=torch.float32)
+        sums = world.sum_(torch.cat([logits.float().sum(dim=0), count]))
+        self.center = torch.lerp((sums[:-1] / sums[-1:]).unsqueeze(0), self.center, self.momentum)
         return probabilities

@@ -7,11 +7,18 @@ import torch
 from data_prep.settings import SettingsError
 
 
-def pick_device(wish: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises SettingsError for a device that is not there."""
+def pick_device(wish: str, local_rank: int = 0) -> torch.device:
+    """`auto` is the GPU where there is one; of several on a host, each process has its own.
+
+    Raises SettingsError for a device that is not there.
+    """
     available = torch.cuda.is_available()
+    if wish in ("auto", "cuda") and available:
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
     if wish == "auto":
-        return torch.device("cuda" if available else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(wish)
     except RuntimeError as error:
@@ -41,3 +48,8 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+
+
+def gigabytes(device: torch.device) -> float:
+    """The most memory of a GPU that this process has had in use; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

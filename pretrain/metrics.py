@@ -1,7 +1,8 @@
 """What a run says about itself: `metrics.jsonl`, TensorBoard and a line on the console.
 
-A row of `metrics.jsonl` is one step. Everything but `images_per_s` and `wait_share` is a function
-of configuration, data and seed, so that the rows of a resumed run equal those of an undisturbed one.
+A row of `metrics.jsonl` is one step. Everything but what the clock says (`TIMING`) is a function of configuration, data
+and seed, so that the rows of a resumed run equal those of an undisturbed one; on another number of processes to the
+rounding of sums.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ import sys
 import time
 from pathlib import Path
 
-TIMING = ("images_per_s", "wait_share")
+TIMING = ("images_per_s", "wait_share", "memory_gb", "ranks")
 
 
 class Metrics:
-    """Writes the rows of one stage from step `start` on; rows at or after `start` are dropped first."""
+    """Writes the rows of one stage from step `start` on; rows at or after `start` are dropped first.
 
-    def __init__(self, folder: Path, *, stage: str, start: int, steps: int, log_every: int, tensorboard: bool) -> None:
-        self.stage, self.steps, self.log_every = stage, steps, log_every
+    folder  None: this rank writes nothing
+    """
+
+    def __init__(
+        self, folder: Path | None, *, stage: str, start: int, steps: int, log_every: int, tensorboard: bool
+    ) -> None:
+        self.stage, self.steps, self.log_every, self.silent = stage, steps, log_every, folder is None
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         _truncate(self.path, start)
         self._file = open(self.path, "a")
@@ -28,6 +37,8 @@ class Metrics:
 
     def write(self, row: dict) -> None:
         """Append a row (`step` counts from 0) and show it."""
+        if self.silent:
+            return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -37,6 +48,8 @@ class Metrics:
         self._show(row)
 
     def close(self) -> None:
+        if self.silent:
+            return
         self._file.close()
         if self._board is not None:
             self._board.close()

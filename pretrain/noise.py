@@ -20,12 +20,12 @@ def uniforms(seed: int, epoch: np.ndarray, sample: np.ndarray, purpose: int, cou
     key = [np.full_like(sample, seed), epoch, sample, np.full_like(sample, purpose)]
     state = np.zeros(len(sample), np.uint64)
     for part in key:
-        state = _mix64(state ^ part.astype(np.uint64))
+        state = mix64(state ^ part.astype(np.uint64))
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (_mix64(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    return (mix64(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
 
 
-def _mix64(value: np.ndarray) -> np.ndarray:
+def mix64(value: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser, on arrays (their overflow wraps as it must)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

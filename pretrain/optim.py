@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from pretrain.sharded import whole
+
 
 def layer_of(name: str, depth: int) -> int:
     """Layer of a parameter: 0 for embeddings and tokens, 1 … depth for the blocks, depth + 1 behind them."""
@@ -62,5 +64,6 @@ def set_step(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float
 def clip(model: nn.Module, limit: float) -> dict[str, torch.Tensor]:
     """Clip the gradient norm of each part (backbone, heads) on its own; returns the norms before clipping."""
     return {
-        name: nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True) for name, part in model.named_children()
+        name: whole(nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True))
+        for name, part in model.named_children()
     }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pretrain.noise import mix64
+
 
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
     """(samples,) int64 permutation of one epoch."""
@@ -41,9 +43,24 @@ class Chain:
         return sample, epoch
 
 
+def shares(size: int, world: int) -> list[int]:
+    """Samples of a global batch for each of `world` ranks, as equal as can be; the first ones have one more.
+
+    Raises ValueError where there are more ranks than samples.
+    """
+    if size < world:
+        raise ValueError(f"a batch of {size} cannot be divided among {world} processes")
+    return [size // world + (rank < size % world) for rank in range(world)]
+
+
 def part(size: int, rank: int, world: int) -> slice:
-    """A rank's stretch of a global batch. Raises ValueError where the batch does not divide."""
-    if size % world:
-        raise ValueError(f"batch_size {size} is no multiple of {world} processes")
-    share = size // world
-    return slice(rank * share, (rank + 1) * share)
+    """A rank's stretch of a global batch. Raises ValueError where there are more ranks than samples."""
+    counts = shares(size, world)
+    start = sum(counts[:rank])
+    return slice(start, start + counts[rank])
+
+
+def fingerprint(sample: np.ndarray, epoch: np.ndarray) -> int:
+    """A number below 2⁴⁸ that tells one set of (sample, epoch) from another; of parts of a set the sum, modulo 2⁴⁸."""
+    mixed = mix64(sample.astype(np.uint64) ^ mix64(epoch.astype(np.uint64) + np.uint64(1)))
+    return int((mixed >> np.uint64(16)).sum(dtype=np.uint64)) % 2**48

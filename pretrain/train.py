@@ -1,6 +1,7 @@
 """Pretraining: walks the stages of a configuration, each from the newest checkpoint that it has.
 
     python -m pretrain.train --config pretrain/configs/quickstart.yaml data.root=SHARDS
+    torchrun --nproc-per-node=8 -m pretrain.train --config …          one process per GPU; srun starts it too
 
 A stage starts from, in this order:
     1. its own newest whole checkpoint (the run goes on as if it had never stopped);
@@ -16,8 +17,11 @@ import argparse
 import io
 import logging
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +30,19 @@ import torch
 from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, build, checkpoint, ema, initialise, masking, mixture, optim, step, stream
-from pretrain import views
+from pretrain import accumulate, build, checkpoint, distributed, ema, initialise, masking, mixture, optim, order
+from pretrain import parallel, ranks, snapshot, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config, StageConfig
-from pretrain.machine import autocast, pick_device, uses_bf16
+from pretrain.distributed import ALONE, StoppedElsewhere, World
+from pretrain.heartbeat import Heartbeat
+from pretrain.machine import autocast, gigabytes, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 from pretrain.online_knn import OnlineKnn
 from pretrain.published import WeightsError
+from pretrain.saving import Saver
+from pretrain.stopping import Stop, Stopped
 from pretrain.vit import VisionTransformer
 from pretrain.watch import Watch
 
@@ -45,8 +53,11 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the message says at which step, why and what to do."""
 
 
-def train_stage(config: Config, name: str, before: str | None) -> None:
-    """Run stage `name` to its last step. `before` is the stage whose weights it starts from, if any."""
+def train_stage(config: Config, name: str, before: str | None, code: str, world: World, stop: Stop) -> None:
+    """Run stage `name` to its last step. `before` is the stage whose weights it starts from, if any.
+
+    code  digest of the snapshot of the program that runs
+    """
     stage = configuration.stage(config, name)
     folder = run_folder(config) / name
     split = Split(config.data.root, config.data.split)
@@ -54,23 +65,53 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         raise TrainingError(
             f"{config.data.root}: split {split.name!r} holds no slices; shard with another `split` or salt"
         )
-
-    # ---------------------------------------------------------------- model and optimizer
-    device = pick_device(config.machine.device)
-    student, teacher = build.student_and_teacher(config, device)
-    optimizer = build.optimizer(stage, student, config.model.depth)
     plan = mixture.plan(stage, config.seed)
-    parts = parts_of(config, name, stage, plan)
-    anchor = gram_teacher(config, stage, device)
-    for network in (student.backbone, teacher.backbone, *([anchor] if anchor is not None else [])):
-        build.prepare(network, config.machine, device)
-    wanted = configuration.anchored_steps(config, name)
-    names = {parameter: key for key, parameter in student.named_parameters()}
-    schedules = build.schedules(stage)
-    precision = autocast(config.machine.precision, device)
+    parts = parts_of(config, name, stage, plan, world)
 
     # ---------------------------------------------------------------- where it starts
     identity = {"stage": name, "data_digest": split.dataset["digest"], "recipe": configuration.recipe(config, name)}
+    own = world.first_does(lambda: checkpoint.newest(folder))
+    if own is not None:
+        check_identity(own, identity)
+    origin = own or (finished(config, before) if before and not stage.init_from else None)
+    start = own.step if own else 0
+    if start == stage.steps:
+        log.info("stage %s: all %d steps were done before", name, stage.steps)
+        return
+
+    # ---------------------------------------------------------------- model and optimizer
+    device = pick_device(config.machine.device, world.local_rank)
+    precision = autocast(config.machine.precision, device)
+    bf16 = uses_bf16(config.machine.precision, device)
+    student, teacher = build.student_and_teacher(config, device)
+    anchor = gram_teacher(config, stage, device)
+    for network in (student.backbone, teacher.backbone, *([anchor] if anchor is not None else [])):
+        build.prepare(network, config.machine, device)
+    if origin is None and stage.init_from:
+        found = initialise.weights_of(stage.init_from)
+        initialise.load(student.backbone, found, config.model, config.intensity)
+        teacher.load_state_dict(student.state_dict())
+        log.info("stage %s: starts from %s (%s)", name, found.source, found.kind)
+    spread = parallel.Spread(
+        parallel.kind(config.machine.parallel, world), world, device, bf16=bf16, reshard=config.machine.reshard
+    )
+    learner = spread.student(student)
+    for frozen in (teacher, *([anchor] if anchor is not None else [])):
+        spread.frozen(frozen)
+    optimizer = build.optimizer(stage, student, config.model.depth)
+    names = {parameter: key for key, parameter in student.named_parameters()}
+    schedules = build.schedules(stage)
+    if origin is not None:
+        origin.fill("student", student.state_dict())
+        origin.fill("teacher", teacher.state_dict())
+    if own is not None:
+        checkpoint.load_optimizer(optimizer, own, names)
+        if anchor is not None:
+            own.fill("gram", anchor.state_dict())
+
+    # ---------------------------------------------------------------- what is kept
+    wanted = configuration.anchored_steps(config, name)
+    saver = Saver(folder, world, spread.sharded)
 
     def save(done: int) -> None:
         tensors = {
@@ -82,40 +123,21 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
             tensors["gram"] = anchor.state_dict()
         seen = int(plan.starts[done])
         position = {"samples": seen, "epochs": seen / len(split)}
-        state = {**identity, "step": done, "stream": position, "git_commit": checkpoint.git_commit()}
-        checkpoint.save(folder, tensors, state, configuration.as_text(config))
-        checkpoint.prune(folder, config.save.keep_last, config.save.keep_every, wanted)
+        made_by = {"git_commit": checkpoint.git_commit(), "code": code, "processes": world.size, "spread": spread.how}
+        state = {**identity, "step": done, "stream": position, **made_by}
+        keep = (config.save.keep_last, config.save.keep_every, wanted)
+        saver.save(tensors, state, configuration.as_text(config), lambda: checkpoint.prune(folder, *keep))
 
-    own = checkpoint.newest(folder)
-    origin = own or (finished(config, before) if before and not stage.init_from else None)
-    if origin is not None:
-        student.load_state_dict(origin.tensors("student"))
-        teacher.load_state_dict(origin.tensors("teacher"))
-    elif stage.init_from:
-        found = initialise.weights_of(stage.init_from)
-        initialise.load(student.backbone, found, config.model, config.intensity)
-        teacher.load_state_dict(student.state_dict())
-        log.info("stage %s: starts from %s (%s)", name, found.source, found.kind)
-    if own is not None:
-        check_identity(own, identity)
-        checkpoint.load_optimizer(optimizer, own.tensors("optimizer"), names)
-        if anchor is not None:
-            anchor.load_state_dict(own.tensors("gram"))
-    else:
-        save(0)
-    start = own.step if own else 0
-    if start == stage.steps:
-        log.info("stage %s: all %d steps were done before", name, stage.steps)
-        return
     log.info(
-        "stage %s: steps %d to %d, batch %d of %d slices, %s %s",
+        "stage %s: steps %d to %d, batch %d of %d slices, %s %s%s",
         name,
         start,
         stage.steps,
         stage.batch_size,
         len(split),
-        device,
-        "bf16" if uses_bf16(config.machine.precision, device) else "float32",
+        device.type,
+        "bf16" if bf16 else "float32",
+        f", {world.size} processes ({spread.how})" if world.size > 1 else "",
     )
 
     # ---------------------------------------------------------------- data
@@ -125,13 +147,15 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         batch_size=plan.sizes,
         seed=config.seed,
         start=start,
+        rank=world.rank,
+        world=world.size,
         sequences=tuple(config.data.sequences),
         threads=config.machine.decode_threads,
         prefetch=config.machine.prefetch,
         pin=device.type == "cuda",
     )
     metrics = Metrics(
-        folder,
+        folder if world.first else None,
         stage=name,
         start=start,
         steps=stage.steps,
@@ -145,13 +169,18 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
         neighbours = OnlineKnn(config.data.root, sequences, config.knn, size, build.intensity(config.intensity))
 
     # ---------------------------------------------------------------- loop
-    watch = Watch()
+    watch, loaders = Watch(), ranks.Loaders(world)
+    pulse = Heartbeat(folder, config.machine.hang_timeout, world)
     try:
+        if own is None:
+            save(0)
         for number in range(start, stage.steps):
+            pulse.beat(number, "loading")
             began = time.perf_counter()
             now = {key: float(values[number]) for key, values in schedules.items()}
             batch = next(batches)
             waited = time.perf_counter() - began
+            pulse.beat(number, "forward and backward")
             batch = batch.to(device)
             seen = settings[plan.choice[number]]
             crops = views.make(batch, seen, seed=config.seed)
@@ -164,63 +193,86 @@ def train_stage(config: Config, name: str, before: str | None) -> None:
                 ratio=tuple(stage.masks.ratio),
                 min_aspect=stage.masks.min_aspect,
             ).to(device)
-            if number == 0:
+            if number == 0 and world.first:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number).to(device)
             weights = build.step_weights(stage, now)
-            batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])])
+            batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])], world.rank)
             losses = step.gradients(
-                student, teacher, batch_parts, weights, gram_teacher=anchor, precision=precision
+                learner, teacher, batch_parts, weights, gram_teacher=anchor, precision=precision, world=world
             )
             if number < stage.optim.freeze_backbone_steps:
                 student.backbone.zero_grad(set_to_none=True)  # without a gradient AdamW leaves it as it is
-            values = finite(name, number, losses, optim.clip(student, stage.optim.clip))
+            scalars = scalars_of(losses, optim.clip(student, stage.optim.clip))
+            pulse.beat(number, "comparing ranks")
+            meeting = ranks.meet(
+                world,
+                scalars,
+                ranks.Own(
+                    seconds=time.perf_counter() - began,
+                    waited=waited,
+                    images=len(batch.sample),
+                    memory=gigabytes(device),
+                    samples=order.fingerprint(batch.sample.numpy(), batch.epoch.numpy()),
+                    stop=stop.asked,
+                    failed=saver.failed,
+                ),
+            )
+            check_finite(name, number, meeting.values)
+            if meeting.failed:
+                saver.wait()  # raises where it was this rank
+                raise StoppedElsewhere(f"rank {meeting.failed[0]} could not save")
+            pulse.beat(number, "updating")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(teacher, student, now["teacher_momentum"])
             if anchor is not None and build.refreshes(stage.gram, number + 1):
                 anchor.load_state_dict(teacher.backbone.state_dict())
-            seconds = time.perf_counter() - began
-            size = int(plan.sizes[number])
-            speed = {"images_per_s": size / seconds, "wait_share": waited / seconds}
-            row = {"step": number, "stage": name, "batch": size, "crop": seen.global_size, **now, **values, **speed}
+            row = {"step": number, "stage": name, "batch": int(plan.sizes[number]), "crop": seen.global_size}
+            row |= {"samples": meeting.samples, **now, **meeting.values}
             if neighbours is not None and ((number + 1) % config.knn.every == 0 or number + 1 == stage.steps):
-                row |= neighbours.score(teacher.backbone, precision)
-            metrics.write(row)
-            for warning in watch.look(row):
+                row |= neighbours.score(teacher.backbone, precision)  # on every rank: a sharded teacher needs them all
+            metrics.write({**row, **meeting.timing(each=number % config.machine.log_every == 0)})
+            for warning in watch.look(row) + loaders.look(meeting):
                 log.warning("warning: stage %s, %s", name, warning)
-            if number + 1 == stage.steps or (number + 1) % config.save.every == 0 or number + 1 in wanted:
+            last = number + 1 == stage.steps or meeting.stop
+            if last or (number + 1) % config.save.every == 0 or number + 1 in wanted:
+                pulse.beat(number, "saving")
                 save(number + 1)
+            if meeting.stop:
+                saver.wait()
+                raise Stopped(meeting.stop, f"stage {name}, step {number + 1} of {stage.steps}")
+        saver.wait()
     finally:
+        pulse.close()
         batches.close()
         metrics.close()
+        saver.close()
 
 
-def parts_of(config: Config, name: str, stage: StageConfig, plan: mixture.Plan) -> dict[int, list[int]]:
-    """How each size of batch of a stage is divided. Raises SettingsError."""
-    return accumulate.plan(sorted(set(plan.sizes.tolist())), config.machine.accumulate, stage.loss, name)
+def parts_of(
+    config: Config, name: str, stage: StageConfig, plan: mixture.Plan, world: World
+) -> dict[int, list[tuple[int, ...]]]:
+    """How each size of batch of a stage is divided, among processes and then in time. Raises SettingsError."""
+    return accumulate.plan(sorted(set(plan.sizes.tolist())), config.machine.accumulate, stage.loss, name, world.size)
 
 
-def finite(
-    stage: str, number: int, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]
-) -> dict[str, float]:
-    """The scalars of a step as numbers, brought to the host at once.
-
-    Raises TrainingError where a loss or a gradient norm is not finite: before the weights change.
-    """
+def scalars_of(losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Losses and gradient norms of a step by the names that they have in the metrics."""
     named = {(key if "/" in key else f"loss/{key}"): value for key, value in losses.items()}
-    named |= {f"gradient/{part}": norm for part, norm in norms.items()}
-    numbers = torch.stack([value.detach().float() for value in named.values()]).tolist()
-    values = dict(zip(named, numbers))
+    return named | {f"gradient/{part}": norm for part, norm in norms.items()}
+
+
+def check_finite(stage: str, number: int, values: dict[str, float]) -> None:
+    """Raises TrainingError where a loss or a gradient norm is not finite: before the weights change."""
     for key, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
                 f"stage {stage}, step {number}: {key} is {value}; the last checkpoint is kept, "
                 "start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
             )
-    return values
 
 
 def gram_teacher(config: Config, stage: StageConfig, device: torch.device) -> VisionTransformer | None:
@@ -278,19 +330,39 @@ def run_folder(config: Config) -> Path:
     return Path(config.output) / config.name
 
 
-def run(config: Config, only: str | None) -> None:
+@contextmanager
+def held(folder: Path, patience: float) -> Iterator[None]:
+    """Hold the run's folder. What was killed a moment ago may hold it still: wait `patience` seconds for it."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            with sole_writer(folder):
+                yield
+            return
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
+
+
+def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | None = None) -> None:
     """Walk the stages in the order of the configuration, or run stage `only`."""
     stages = list(config.stages)
     if only is not None and only not in stages:
         raise SettingsError(f"--stage {only}: no such stage, the configuration has {', '.join(stages)}")
     for name in stages:  # a misspelt key of the last stage, or parts that cannot be, is found before the first begins
         stage = configuration.stage(config, name)
-        parts_of(config, name, stage, mixture.plan(stage, config.seed))
-    with sole_writer(run_folder(config)):
-        write_atomic(run_folder(config) / "config.yaml", configuration.as_text(config).encode())
+        parts_of(config, name, stage, mixture.plan(stage, config.seed), world)
+    folder = run_folder(config)
+    with ExitStack() as open_:
+        # a job that SLURM requeued, or torchrun started again, may meet the end of its former self
+        patience = 120.0 if distributed.launched() or "SLURM_RESTART_COUNT" in os.environ else 0.0
+        world.first_does(lambda: open_.enter_context(held(folder, patience)))
+        code = world.first_does(lambda: snapshot.keep(folder))
+        world.first_does(lambda: write_atomic(folder / "config.yaml", configuration.as_text(config).encode()))
         for before, name in zip([None, *stages], stages):
             if only in (None, name):
-                train_stage(config, name, before)
+                train_stage(config, name, before, code, world, stop or Stop())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -305,17 +377,67 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="e.g. stages.adapt.steps=100 machine.device=cpu"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    who = distributed.launched()
+    first = who is None or who["rank"] == 0
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    status = _run(options, who, first)
+    if status and who is not None:
+        # other ranks may be gone: nothing that waits for them may run
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -> int:
+    """Load, meet the other processes, run; errors become one line and an exit status."""
+    say = "error: " if who is None else f"error: rank {who['rank']}: "
     try:
-        run(configuration.load(options.config, options.overrides), options.stage)
-    except (SettingsError, SchemaError, CheckpointError, WeightsError, BusyError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        config = configuration.load(options.config, options.overrides)
+        device = pick_device(config.machine.device, who["local_rank"] if who else 0)
+        with Stop() as stop:
+            world = distributed.start(device, config.machine.hang_timeout)
+            parallel.kind(config.machine.parallel, world)
+            run(config, options.stage, world, stop)
+            distributed.end(world)
+    except Stopped as stopped:
+        return _stop(stopped, who, first)
+    except StoppedElsewhere as error:
+        log.debug("%s", error)
+        return 1
+    except (SettingsError, CheckpointError, WeightsError, BusyError, TrainingError) as error:
+        if first or isinstance(error, CheckpointError):  # the same on every rank
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except SchemaError as error:
+        print(f"{say}{error}", file=sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or options.config
-        print(f"error: {where}: {error.strerror}; the last checkpoint is whole, start again to go on", file=sys.stderr)
+        print(f"{say}{where}: {error.strerror}; the last checkpoint is whole, start again to go on", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if who is None or not distributed.lost(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(f"{say}another process is gone ({reason}); start again to go on", file=sys.stderr)
         return 1
     return 0
+
+
+def _stop(stopped: Stopped, who: dict[str, int] | None, first: bool) -> int:
+    """The exit status of a run that was asked to stop: the first process alone says it, when the others are gone.
+
+    A launcher that ends all processes with the first bad one would otherwise report that it killed some.
+    """
+    if not first:
+        logging.shutdown()
+        os._exit(0)
+    log.warning("%s", stopped)
+    if who is not None:
+        time.sleep(1)
+    return stopped.status
 
 
 if __name__ == "__main__":
