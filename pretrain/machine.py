@@ -37,7 +37,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether a run of this `precision` multiplies in bfloat16.
 
     `auto` is bf16 where the device has matrix instructions for it (a GPU from Ampere on, a CPU with
-    AMX); elsewhere emulation would be slower than float32. Raises SettingsError for another word.
+    AMX or AVX-512's bfloat16); elsewhere emulation would be slower than float32. Raises SettingsError for another word.
     """
     if precision not in ("auto", "bf16", "float32"):
         raise SettingsError(f"machine.precision: {precision!r}; use auto, bf16 or float32")
@@ -47,7 +47,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def gigabytes(device: torch.device) -> float:
