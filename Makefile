@@ -10,11 +10,12 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test stress bench-prep lint
+.PHONY: help setup quickstart test test-nnunet stress bench-prep lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
 	@echo "make bench-prep [INPUT=FOLDER]   how fast images become shards, as ratios"
+	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
 	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
 
 setup: $(VENV)/.installed
@@ -43,6 +44,13 @@ test: setup
 
 stress: setup
 	$(PY) -m pytest -q -m stress
+
+# nnU-Net brings much with it: a venv of its own on top of ours
+test-nnunet: setup
+	$(PYTHON) -m venv .venv-nnunet
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' > $$(ls -d .venv-nnunet/lib/python3*/site-packages)/meddap.pth
+	.venv-nnunet/bin/python -m pip install --quiet --constraint constraints.txt nnunetv2
+	.venv-nnunet/bin/python -m pytest -q tests/test_eval_nnunet.py
 
 bench-prep: setup
 	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))

@@ -1,0 +1,150 @@
+"""nnU-Net v2 with an adapted backbone: its planning, augmentation and inference, our transformer and decoder.
+
+    export nnUNet_extTrainer=$(python -c 'import eval.nnunet as m; print(m.__path__[0])')
+    export MEDDAP_CHECKPOINT=RUN
+    nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerMedDAP
+
+What the network is lies in the plans under "meddap", which nnU-Net copies beside the weights: prediction
+needs neither MEDDAP_CHECKPOINT nor the backbone's own file.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from omegaconf import OmegaConf
+from torch import nn
+
+from eval import adapters, decoders
+from eval.segmenter import Padded, Segmenter, groups
+from pretrain import build, encoder
+from pretrain.config import ModelConfig
+from pretrain.intensity import Intensity
+
+CHECKPOINT, ADAPT, EPOCHS = "MEDDAP_CHECKPOINT", "MEDDAP_ADAPT", "MEDDAP_EPOCHS"
+
+
+class nnUNetTrainerMedDAP(nnUNetTrainer):
+    """2d configurations. Settings come from the environment:
+
+    MEDDAP_CHECKPOINT  run, stage or step folder whose teacher is trained further
+    MEDDAP_ADAPT       full (default), lora, bitfit or frozen
+    MEDDAP_EPOCHS      instead of nnU-Net's 1000; more is seldom better for a pretrained backbone
+    """
+
+    layer_decay = 0.75
+    warmup_epochs = 10
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        if "meddap" not in plans:
+            plans["meddap"] = _described()
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if len(self.configuration_manager.patch_size) != 2:
+            raise RuntimeError(f"configuration {configuration}: the backbone sees slices; train 2d")
+        self.enable_deep_supervision = False
+        self.initial_lr, self.weight_decay = 3e-4, 5e-2
+        self.num_epochs = int(os.environ.get(EPOCHS, 100))
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels: int, num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        told = plans_manager.plans["meddap"]
+        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), told["model"]))
+        backbone = build.backbone(model)
+        blocks = decoders.spread(model.depth)
+        channels = num_input_channels // backbone.patch_embed.proj.in_channels
+        width = channels * len(blocks) * model.embed_dim
+        decoder = decoders.PrimusDecoder(width, num_output_channels, model.patch_size, prior=0.0)
+        adapters.prepare(backbone, told["adapt"], torch.Generator().manual_seed(0))
+        # the final norm has left the features near unit scale; the decoder learns the rest
+        unit = decoders.Standardise(torch.zeros(width), torch.ones(width))
+        segmenter = Segmenter(backbone, blocks, decoder, unit)
+        return Padded(nn.Sequential(_Input(plans_manager, configuration_manager, told), segmenter), model.patch_size)
+
+    def initialize(self) -> None:
+        super().initialize()
+        if path := os.environ.get(CHECKPOINT):
+            backbone = next(each for each in self.network.modules() if isinstance(each, Segmenter)).backbone
+            weights = encoder.load_encoder(path).model.state_dict()
+            own = {name.replace(".parametrizations.weight.original", ".weight"): name for name in backbone.state_dict()}
+            # LoRA's own parameters stay as they began
+            backbone.load_state_dict({own[name]: value for name, value in weights.items()}, strict=False)
+            share = adapters.share(backbone)
+            self.print_to_log_file(f"MedDAP: {len(weights)} tensors from {path}, {share:.1%} trained")
+
+    def configure_optimizers(self):
+        depth = self.plans_manager.plans["meddap"]["model"]["depth"]
+        parts = groups(self.network, depth, self.layer_decay)
+        for part in parts:
+            part["weight_decay"] = self.weight_decay * part["wd_multiplier"]
+            part["names"] = list(part["names"])
+        optimizer = torch.optim.AdamW(parts, self.initial_lr, betas=(0.9, 0.98))
+        return optimizer, _WarmPoly(optimizer, self.initial_lr, min(self.warmup_epochs, self.num_epochs // 10), self)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """The decoder has one output."""
+
+
+class _Input(nn.Module):
+    """nnU-Net's normalised values → the backbone's: CT goes back to HU and through the backbone's window; anything
+    else is left as it is, with zero mean and unit spread, which is about what the backbone saw."""
+
+    def __init__(self, plans_manager, configuration_manager, told: dict) -> None:
+        super().__init__()
+        properties = plans_manager.foreground_intensity_properties_per_channel
+        self.intensity = Intensity(tuple(told["window"]), told["mean"], told["std"])
+        self.ct = [
+            (float(properties[str(number)]["mean"]), max(float(properties[str(number)]["std"]), 1e-8))
+            if scheme == "CTNormalization"
+            else None
+            for number, scheme in enumerate(configuration_manager.normalization_schemes)
+        ]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        planes = [
+            plane if ct is None else self.intensity.normalise(plane.float() * ct[1] + ct[0]).to(plane.dtype)
+            for plane, ct in zip(images.unbind(1), self.ct)
+        ]
+        return torch.stack(planes, dim=1)
+
+
+class _WarmPoly:
+    """Linear warm-up, then nnU-Net's polynomial, times each group's multiplier (nnU-Net's own overwrites those)."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, warmup: int, trainer: nnUNetTrainer) -> None:
+        self.optimizer, self.lr, self.warmup, self.trainer = optimizer, lr, warmup, trainer
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rates of `epoch`."""
+        rest = (epoch - self.warmup) / max(1, self.trainer.num_epochs - self.warmup)
+        factor = (epoch + 1) / (self.warmup + 1) if epoch < self.warmup else (1 - rest) ** 0.9
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor * group["lr_multiplier"]
+
+
+def _described() -> dict:
+    """What the plans keep of the backbone. Raises RuntimeError where the environment names none."""
+    path = os.environ.get(CHECKPOINT)
+    if not path:
+        raise RuntimeError(f"set {CHECKPOINT} to the run whose backbone is to be trained further")
+    found = encoder.load_encoder(path)
+    intensity = found.intensity
+    return {
+        "model": OmegaConf.to_container(OmegaConf.structured(found.config)),
+        "window": list(intensity.window),
+        "mean": intensity.mean,
+        "std": intensity.std,
+        "adapt": os.environ.get(ADAPT, "full"),
+        "source": found.source,
+    }
