@@ -1,0 +1,164 @@
+"""The scaling question: one task over encoders and input sizes, as a table and a picture.
+
+    python -m eval.sweep --checkpoints SMALL BASE --sizes 96 160 224 --task FILE --output DIR data=SHARDS
+
+Every point is a run of eval.probe in DIR/<encoder>-<size>, and is skipped where it is there already.
+Writes DIR/sweep.jsonl (the headline figures of every point) and DIR/sweep.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from data_prep.disk import write_atomic
+from data_prep.figures import COLOURS, STYLE, png
+from data_prep.schema import SchemaError
+from data_prep.settings import SettingsError, load
+from eval import bootstrap, encoder, probe, results
+from eval.config import TaskConfig
+from pretrain.checkpoint import CheckpointError
+from pretrain.published import WeightsError
+
+
+@dataclass(frozen=True)
+class Point:
+    """One encoder at one input size: what it is called, its parameters (0 for no network), where its probes lie."""
+
+    checkpoint: str
+    name: str
+    parameters: int
+    size: int
+    folder: Path
+
+
+def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Path) -> list[Point]:
+    """All points. Raises SettingsError where a size does not fit an encoder: before any of them is computed."""
+    points, known = [], {}
+    for checkpoint in checkpoints:
+        found = encoder.load(checkpoint, task)
+        name = _name(checkpoint)
+        if name in known:
+            raise SettingsError(f"{checkpoint}: is called {name}, as {known[name]} is; give one of them another folder")
+        known[name] = checkpoint
+        for size in sizes:
+            if size % found.patch_size:
+                raise SettingsError(f"--sizes {size}: no multiple of {checkpoint}'s patch size {found.patch_size}")
+            points.append(Point(checkpoint, name, parameters(found), size, output / f"{name}-{size}"))
+    return points
+
+
+def parameters(found: encoder.FrozenEncoder) -> int:
+    """How many an encoder has; 0 where it is no network."""
+    model = getattr(found, "model", None)
+    return sum(each.numel() for each in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+
+
+def run(points: list[Point], task_file: str, overrides: list[str]) -> list[dict]:
+    """The headline figures of every point, computed where they are missing."""
+    rows = []
+    for point in points:
+        path = point.folder / "results.jsonl"
+        if not path.is_file():
+            task = load(TaskConfig, task_file, [*overrides, f"size={point.size}"])
+            probe.run(point.checkpoint, task, point.folder)
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row["label"] in results.HEADLINE:
+                rows.append({"name": point.name, "parameters": point.parameters, "size": point.size, **row})
+    return rows
+
+
+def main_figures(rows: list[dict]) -> list[dict]:
+    """Of every probe and variant the first metric only."""
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row["probe"] + results.words(row["variant"]), row["metric"])
+    return [row for row in rows if first[row["probe"] + results.words(row["variant"])] == row["metric"]]
+
+
+def picture(rows: list[dict]) -> bytes:
+    """For every probe two panels: over the input size with a line per encoder, over parameters with a line per size."""
+    shown = [row for row in main_figures(rows) if row["value"] is not None]
+    probes = list(dict.fromkeys((row["probe"] + results.words(row["variant"]), row["metric"]) for row in shown))
+    views = (("size", "name", "input, pixels"), ("parameters", "size", "parameters"))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(probes), 2, figsize=(7.6, 2.7 * len(probes)), squeeze=False, sharey="row", layout="constrained"
+        )
+        for line, (name, metric) in zip(axes, probes):
+            mine = [row for row in shown if row["probe"] + results.words(row["variant"]) == name]
+            for axis, (place, label, title) in zip(line, views):
+                for number, one in enumerate(dict.fromkeys(row[label] for row in mine)):
+                    points = sorted((row for row in mine if row[label] == one), key=lambda row: row[place])
+                    values = [row["value"] for row in points]
+                    spread = [[abs(row["value"] - row[end]) for row in points] for end in ("low", "high")]
+                    axis.errorbar(
+                        [row[place] for row in points], values, spread,
+                        marker="o", ms=4, lw=1.4, capsize=2, color=COLOURS[number % 10],
+                        label=one if label == "name" else f"{one} pixels",
+                    )  # fmt: skip
+                axis.set(xlabel=title, title=f"{name} ({metric})")
+                axis.grid(alpha=0.2)
+                axis.legend(frameon=False, fontsize=8)
+            line[0].set_xticks(sorted({row["size"] for row in mine}))
+            if len({row["parameters"] for row in mine} - {0}) > 1:
+                line[1].set_xscale("symlog" if any(row["parameters"] == 0 for row in mine) else "log")
+    return png(figure)
+
+
+def table(rows: list[dict]) -> str:
+    """The main figure of each probe as a Markdown table."""
+    head = "| encoder | parameters | pixels | probe | metric | test | 95 % interval |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for row in main_figures(rows):
+        shown = " | ".join(bootstrap.shown(row))
+        who = f"| {row['name']} | {row['parameters'] / 1e6:.1f} M | {row['size']} "
+        lines.append(f"{who}| {row['probe']}{results.words(row['variant'])} | {row['metric']} | {shown} |")
+    return "\n".join(lines)
+
+
+def _name(checkpoint: str) -> str:
+    """A run's name, a step's with its run and stage, a file's without its ending: fit for a folder."""
+    path = Path(checkpoint.rpartition(":")[0] or checkpoint)
+    parts = path.parts[-3:] if (path / "state.json").is_file() else (path.stem if path.suffix else path.name,)
+    return "-".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.sweep",
+        description="One task over several encoders and input sizes: does a larger one, or a finer image, help?",
+        epilog="Points that are there already are not computed again.",
+    )
+    parser.add_argument("--checkpoints", required=True, nargs="+", metavar="WHAT", help="as eval.probe --checkpoint")
+    parser.add_argument("--sizes", required=True, nargs="+", type=int, metavar="PIXELS", help="multiples of the patch")
+    parser.add_argument("--task", required=True, metavar="FILE", help="YAML, see eval/configs/")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data=SHARDS probes=[logistic]")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        task = load(TaskConfig, options.task, options.overrides)
+        points = plan(options.checkpoints, options.sizes, task, options.output)
+        rows = run(points, options.task, options.overrides)
+        write_atomic(options.output / "sweep.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_atomic(options.output / "sweep.png", picture(rows))
+    except (SettingsError, SchemaError, CheckpointError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(table(rows))
+    print(options.output / "sweep.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
