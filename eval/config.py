@@ -72,13 +72,66 @@ class LogisticConfig:
 
 
 @dataclass
-class SegmentationConfig:
-    cells: int = 4  # output pixels per patch and axis: the head draws finer than a patch
-    lr: list[float] = field(default_factory=lambda: [1e-3, 4e-3])
+class DrawingConfig:
+    """What every probe that draws structures shares."""
+
+    thresholds: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])  # validation takes one each
+    surfaces: bool = True  # HD95 and normalised surface distance too
+    tolerance_mm: float = 2.0  # of the normalised surface distance
+
+
+@dataclass
+class DecoderConfig:
+    """A decoder on frozen patch features."""
+
+    blocks: list[int] = field(default_factory=list)  # from 0, negative from the end; empty: the ends of the quarters
+    cells: int = 4  # output pixels per patch and axis: drawn finer than a patch
+    channels: int = 16  # of the finest level (unet_decoder, stack3d: of its convolutions)
+    lr: list[float] = field(default_factory=lambda: [2e-3])
     epochs: int = 8
     batch_size: int = 32  # slices
     weight_decay: float = 1e-3
-    thresholds: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+
+
+@dataclass
+class PatchKnnConfig:
+    k: list[int] = field(default_factory=lambda: [5, 15, 40])
+    temperature: float = 0.07
+    bank: int = 20000  # training patches that are kept
+    cells: int = 4
+
+
+@dataclass
+class StackConfig(DecoderConfig):
+    """A light head in three dimensions over neighbouring slices."""
+
+    depth: int = 8  # slices of a stack
+    layers: int = 2
+    channels: int = 32
+    batch_size: int = 4  # stacks
+
+
+@dataclass
+class NetworkConfig:
+    """A network that is trained on images: from scratch, or from the encoder's weights."""
+
+    lr: list[float] = field(default_factory=lambda: [1e-3])
+    epochs: int = 8
+    batch_size: int = 32
+    weight_decay: float = 1e-2
+    warmup: float = 0.1  # of the steps
+    augment: bool = True  # small turns, shifts, zooms, changes of contrast; no flips: organs have sides
+    channels: int = 16  # of the first level of a network from scratch
+
+
+@dataclass
+class TuneConfig(NetworkConfig):
+    """The encoder trained further under a head that begins as the frozen probe's (arXiv 2202.10054)."""
+
+    decoder: str = "linear"  # linear | primus | unet, where structures are drawn
+    layer_decay: float = 0.75  # of the learning rate, per block from the top
+    rank: int = 4  # of LoRA
+    alpha: float = 8.0
 
 
 @dataclass
@@ -107,7 +160,18 @@ class TaskConfig:
     pretraining: list[str] = field(default_factory=list)  # data sets that the encoder saw, besides what it says itself
     knn: KnnConfig = field(default_factory=KnnConfig)
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
-    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    segmentation: DecoderConfig = field(default_factory=lambda: DecoderConfig(lr=[1e-3, 4e-3]))
+    primus: DecoderConfig = field(default_factory=DecoderConfig)
+    unet_decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    patch_knn: PatchKnnConfig = field(default_factory=PatchKnnConfig)
+    stack3d: StackConfig = field(default_factory=StackConfig)
+    lora: TuneConfig = field(default_factory=TuneConfig)
+    bitfit: TuneConfig = field(default_factory=TuneConfig)
+    finetune: TuneConfig = field(default_factory=lambda: TuneConfig(lr=[3e-4]))
+    unet: NetworkConfig = field(default_factory=lambda: NetworkConfig(lr=[2e-3]))
+    transunet: NetworkConfig = field(default_factory=NetworkConfig)
+    cnn: NetworkConfig = field(default_factory=NetworkConfig)
     draws: int = 2000  # of the bootstrap
     seed: int = 0
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes

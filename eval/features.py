@@ -1,10 +1,11 @@
 """Frozen features of a task's examples: extracted once, resumable, memory-mapped.
 
-CACHE/features-<hash>/cls.npy      (N, K, D) float32: cls token of each of the last K blocks, the last one last
-CACHE/features-<hash>/mean.npy     (N, K, D) float32: mean patch of the same blocks
-CACHE/features-<hash>/patches.npy  (N, P, blocks · D) float16, only where a probe needs patches
-CACHE/features-<hash>/done.json    examples that are written so far; all of them where it is finished
-CACHE/maps-<hash>.npy              (N, R, R) uint8 label maps of the squares that the encoder sees
+CACHE/features-<hash>-<blocks>/cls.npy      (N, K, D) float32: cls token of each of the last K blocks, the last one last
+CACHE/features-<hash>-<blocks>/mean.npy     (N, K, D) float32: mean patch of the same blocks
+CACHE/features-<hash>-<blocks>/patches.npy  (N, P, blocks · D) float16, where a probe needs patches of some blocks
+CACHE/features-<hash>-<blocks>/done.json    examples that are written so far; all of them where it is finished
+CACHE/maps-<hash>.npy                       (N, R, R) uint8 label maps of the squares that the encoder sees
+CACHE/images-<hash>.npy                     (N, S, size, size) float16 those squares, where a probe trains on images
 
 The hash is over the encoder, the pixels' digests and the preparation. A start that was killed goes on where the last
 whole stretch was written.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,16 +39,20 @@ _STRETCH = 16  # batches between two records of what is done
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N examples; arrays as the module says, not yet in memory. `patches` is None where nobody needs it."""
+    """Features of N examples; arrays as the module says, not yet in memory.
+
+    blocks  counted from 0, whose patch features lie side by side in `patches`; where nobody needs them () and None
+    """
 
     cls: np.ndarray
     mean: np.ndarray
     patches: np.ndarray | None
+    blocks: tuple[int, ...] = ()
 
     def take(self, rows: np.ndarray) -> Features:
         """Features of some examples. cls and mean come into memory; patches stay on the disk until they are read."""
         patches = None if self.patches is None else Rows(self.patches, rows)
-        return Features(np.asarray(self.cls[rows]), np.asarray(self.mean[rows]), patches)
+        return Features(np.asarray(self.cls[rows]), np.asarray(self.mean[rows]), patches, self.blocks)
 
 
 class Rows:
@@ -94,25 +99,36 @@ def encode(
     return [(averaged(cls), averaged(patches)) for cls, patches in found], torch.stack([each[:1] for each in units])
 
 
-def extract(encoder: FrozenEncoder, examples: Examples, task: TaskConfig, cache: Path, patches: bool) -> Features:
-    """Features of all examples, from the cache where they are there."""
+def extract(
+    encoder: FrozenEncoder, examples: Examples, task: TaskConfig, cache: Path, blocks: Sequence[int] = ()
+) -> Features:
+    """Features of all examples, from the cache where they are there.
+
+    blocks  counted from 0, whose patch features are wanted too
+    """
     if task.size % encoder.patch_size:
         raise SettingsError(f"size={task.size}: no multiple of the encoder's patch size {encoder.patch_size}")
-    folder = cache / f"features-{_key(encoder, examples, task, patches)}"
-    if not patches and not folder.exists():  # one with patches serves as well
-        richer = cache / f"features-{_key(encoder, examples, task, True)}"
-        folder = richer if _done(richer) == len(examples) else folder
+    folder, there = _folder(cache, _key(encoder, examples, task), tuple(blocks), len(examples))
     folder.mkdir(parents=True, exist_ok=True)
     if _done(folder) < len(examples):
-        _write(folder, encoder, examples, task, patches)
+        _write(folder, encoder, examples, task, blocks)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
-    return Features(arrays["cls"], arrays["mean"], arrays.get("patches") if patches else None)
+    return Features(arrays["cls"], arrays["mean"], arrays["patches"] if blocks else None, there if blocks else ())
 
 
-def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig, patches: bool) -> str:
+def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple[Path, tuple[int, ...]]:
+    """Where the features lie or will, and the blocks there: a finished folder with more blocks serves as well."""
+    for found in sorted(cache.glob(f"features-{key}*")):
+        there = tuple(int(number) for number in found.name.split("-")[2:])
+        if set(blocks) <= set(there) and _done(found) == count:
+            return found, there
+    return cache / "-".join(["features", key, *map(str, blocks)]), blocks
+
+
+def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig) -> str:
     """Hash over all that the features depend on."""
     content = hashlib.sha256(np.ascontiguousarray(examples.digests).tobytes()).hexdigest()
-    parts = (encoder.digest, content, task.size, list(task.blocks) if patches else None, task.bf16, LAST)
+    parts = (encoder.digest, content, task.size, task.bf16, LAST)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -123,13 +139,12 @@ def _done(folder: Path) -> int:
         return 0
 
 
-def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskConfig, patches: bool) -> None:
+def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskConfig, blocks: Sequence[int]) -> None:
     """Extract what is missing. Arrays are flushed before `done.json` says that a stretch is written."""
     count, width, last = len(examples), encoder.embed_dim, min(LAST, encoder.depth)
     tail = list(range(-last, 0))
-    blocks = [number % encoder.depth - encoder.depth for number in task.blocks] if patches else []
     shapes = {"cls": ((count, last, width), np.float32), "mean": ((count, last, width), np.float32)}
-    if patches:
+    if blocks:
         grid = task.size // encoder.patch_size
         shapes["patches"] = ((count, grid * grid, len(blocks) * width), np.float16)
     first = _done(folder)
@@ -151,7 +166,7 @@ def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskC
                     f"{encoder.source}: its features hold NaN or infinite values; take another checkpoint"
                 )
             arrays["cls"][rows], arrays["mean"][rows] = cls.numpy(), mean.numpy()
-            if patches:
+            if blocks:
                 arrays["patches"][rows] = torch.cat([each for _, each in found[last:]], dim=2).half().numpy()
             if number % _STRETCH == _STRETCH - 1 or rows.stop == count:
                 for array in arrays.values():
@@ -167,12 +182,37 @@ def label_maps(examples: Examples, side: int, cache: Path) -> np.ndarray:
     """(N, side, side) uint8 label maps of the squares that the encoder sees, nearest neighbour; memory-mapped."""
     content = hashlib.sha256(f"{examples.version} {list(examples.keys)}".encode()).hexdigest()
     path = cache / f"maps-{content[:16]}-{side}.npy"
+    shape = (len(examples), side, side)
+    return _stored(path, "label maps", np.uint8, shape, lambda number: images.labels(examples.read(number), side))
+
+
+def image_stack(examples: Examples, size: int, window: tuple[float, float], cache: Path) -> np.ndarray:
+    """(N, S, size, size) float16 images in 0…1 as networks see them, memory-mapped; a sequence that an example lacks
+    is 0. S are the sequences of all examples, in the order in which they are met."""
+    content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}".encode()).hexdigest()
+    path = cache / f"images-{content[:16]}-{size}.npy"
+    if path.is_file():
+        return np.load(path, mmap_mode="r")
+    sequences = list(dict.fromkeys(name for row in range(len(examples)) for name in examples.read(row).sequences))
+
+    def make(number: int) -> np.ndarray:
+        picture = examples.read(number)
+        planes = np.zeros((len(sequences), size, size), np.float16)
+        places = [sequences.index(name) for name in picture.sequences]
+        planes[places] = images.unit(images.image(picture, size), picture, window).numpy()
+        return planes
+
+    return _stored(path, "images", np.float16, (len(examples), len(sequences), size, size), make)
+
+
+def _stored(path: Path, what: str, kind: type, shape: tuple, make: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The array at `path`, whose rows `make` gives where it is not there yet; memory-mapped."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-        maps = open_memmap(temporary, "w+", np.uint8, (len(examples), side, side))
-        for number in tqdm(range(len(examples)), "label maps", disable=None, leave=False):
-            maps[number] = images.labels(examples.read(number), side)
-        maps.flush()
+        array = open_memmap(temporary, "w+", kind, shape)
+        for number in tqdm(range(len(array)), what, disable=None, leave=False):
+            array[number] = make(number)
+        array.flush()
         os.replace(temporary, path)
     return np.load(path, mmap_mode="r")

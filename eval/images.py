@@ -56,6 +56,17 @@ def native_labels(picture: Picture) -> np.ndarray:
     return cut(plane, square(picture), 0)
 
 
+def to_picture(maps: torch.Tensor, picture: Picture) -> torch.Tensor:
+    """(O, size, size) values on the resized square → (O, H, W) in the picture's pixels, 0 beyond the square."""
+    row, column, side = square(picture)
+    native, (height, width) = to_native(maps, side), picture.pixels.shape[1:]
+    out = torch.zeros(len(maps), height, width)
+    top, left = max(row, 0), max(column, 0)
+    part = native[:, top - row : height - row, left - column : width - column]
+    out[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+    return out
+
+
 def to_native(maps: torch.Tensor, side: int) -> torch.Tensor:
     """(O, size, size) values on the resized square → (O, side, side), bilinear."""
     return F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]

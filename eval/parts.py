@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from eval import features
 from eval.config import TaskConfig
@@ -16,12 +18,16 @@ from eval.features import Features
 
 @dataclass(frozen=True)
 class Base:
-    """All examples of a run and their features (None where every probe works on pixels)."""
+    """All examples of a run and their features (None where every probe works on pixels).
+
+    window  HU that become 0 and 1 in images
+    """
 
     examples: Examples
     features: Features | None
     task: TaskConfig
     cache: Path
+    window: tuple[float, float] = (-1000.0, 1000.0)
 
 
 class Part:
@@ -32,6 +38,7 @@ class Part:
 
     def __init__(self, name: str, base: Base, rows: np.ndarray) -> None:
         self.name, self.base, self.rows = name, base, np.asarray(rows)
+        self._maps: dict[int, features.Rows] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -56,7 +63,27 @@ class Part:
 
     def maps(self, side: int) -> features.Rows:
         """(N, side, side) uint8 label maps of the squares that the encoder sees, read when asked for."""
-        return features.Rows(features.label_maps(self.base.examples, side, self.base.cache), self.rows)
+        if side not in self._maps:
+            stored = features.label_maps(self.base.examples, side, self.base.cache)
+            self._maps[side] = features.Rows(stored, self.rows)
+        return self._maps[side]
+
+    @cached_property
+    def images(self) -> features.Rows:
+        """(N, S, size, size) float16 images in 0…1, read when asked for (see features.image_stack)."""
+        base = self.base
+        return features.Rows(features.image_stack(base.examples, base.task.size, base.window, base.cache), self.rows)
+
+    def patches(self, rows: np.ndarray, blocks: Sequence[int]) -> torch.Tensor:
+        """(n, P, len(blocks) · D) float32 patch features of some slices; blocks from 0, negative from the last that
+        was extracted, which is the encoder's last."""
+        stored, there = self.features.patches, self.features.blocks
+        places = [there.index(number) if number >= 0 else len(there) + number for number in blocks]
+        found = np.asarray(stored[rows])
+        if places == list(range(len(there))):
+            return torch.from_numpy(found.astype(np.float32))
+        parts = found.reshape(*found.shape[:2], len(there), -1)[:, :, places]
+        return torch.from_numpy(parts.reshape(*found.shape[:2], -1).astype(np.float32))
 
     @property
     def names(self) -> tuple[str, ...]:

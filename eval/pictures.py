@@ -12,10 +12,11 @@ import torch
 from data_prep.disk import write_atomic
 from eval import images
 from eval.config import TaskConfig
+from eval.examples import Picture
 from eval.parts import Part
 from eval.probes import Fitted
 
-_WINDOW = (-250.0, 450.0)  # HU that are black and white
+WINDOW = (-250.0, 450.0)  # HU that are black and white
 _AIR = 0.02  # of 0…1: darker is background
 _SIDE = 32  # pixels of the maps by which slices are chosen
 
@@ -25,15 +26,15 @@ def save(path: Path, test: Part, drawings: dict[str, Fitted], task: TaskConfig) 
     for none), `drawn.<probe>` the same of every probe that draws, components (n, g, g, 3) in 0…1, names, subjects."""
     rows = choose(test, task.pictures)
     pictures = [test.examples.read(row) for row in rows]
-    shown = torch.stack([images.unit(images.image(each, task.size), each, _WINDOW)[0] for each in pictures])
+    shown = torch.stack([images.unit(images.image(each, task.size), each, WINDOW)[0] for each in pictures])
     drawn = {f"drawn.{name}": each.draw(test, rows) for name, each in drawings.items()}
-    truth = np.stack([_renumbered(images.labels(each, task.size), test.examples.values) for each in pictures])
+    values = test.examples.values
     memory = io.BytesIO()
     np.savez_compressed(
         memory,
         images=shown.numpy().astype(np.float16),
-        truth=truth,
-        components=components(test.features.patches[rows], shown),
+        truth=np.stack([truth(each, task.size, values) for each in pictures]),
+        components=components(test.patches(rows, (-1,)).numpy(), shown),
         names=np.array(test.names),
         subjects=test.examples.subjects[rows],
         **drawn,
@@ -73,7 +74,8 @@ def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
     return coloured.reshape(count, grid, grid, 3).astype(np.float32)
 
 
-def _renumbered(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+def truth(picture: Picture, size: int, values: Sequence[int]) -> np.ndarray:
+    """(size, size) uint8: the place of the structure in `values` plus 1, 0 for none, on the encoder's square."""
     table = np.zeros(256, np.uint8)
     table[list(values)] = np.arange(1, len(values) + 1)
-    return table[labels]
+    return table[images.labels(picture, size)]

@@ -21,7 +21,7 @@ import numpy as np
 from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError
 from data_prep.settings import SettingsError, load
-from eval import bootstrap, encoder, features, pictures, probes, results, sources, splits
+from eval import bootstrap, encoder, features, overlays, pictures, probes, results, sources, splits
 from eval.config import TaskConfig
 from eval.parts import Base, Part
 from eval.probes import Context, Fitted, Outcome
@@ -42,12 +42,13 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     else:
         folds = splits.folds(examples, task)
     say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
-    needs = {module.NEEDS for module in modules.values()}
+    needs = {probes.needs(module, task) for module in modules.values()}
     patches = not modules or "patches" in needs
     found = None
     if needs != {"images"}:
-        found = features.extract(frozen, examples, task, cache, patches)
-    base, context = Base(examples, found, task, cache), Context(task, frozen, cache)
+        blocks = probes.blocks(modules.values(), task, frozen.depth) if patches else ()
+        found = features.extract(frozen, examples, task, cache, blocks)
+    base, context = Base(examples, found, task, cache, frozen.window), Context(task, frozen, cache)
     fitted = [(fold, _fit(modules, fold, base, context)) for fold in folds]
     # from here on the test patients are seen, once, and nothing is chosen any more
     opened = results.record_opening(output, frozen, task, examples.version)
@@ -65,6 +66,10 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     if patches:
         drawings = {name: each for name, each in fitted[-1][1].items() if hasattr(each, "draw")}
         pictures.save(output / "pictures.npz", Part("test", base, folds[-1].rows["test"]), drawings, task)
+    drawn = {name: each[0].prediction for name, each in pooled.items() if hasattr(fitted[-1][1][name], "draw")}
+    if drawn:
+        fold, probes_of_fold = fitted[-1]
+        overlays.save(output / "overlays.npz", Part("test", base, fold.rows["test"]), probes_of_fold, drawn)
     write_atomic(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return rows
 

@@ -20,7 +20,7 @@ from data_prep.disk import write_atomic
 from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
-from eval import compare, plots
+from eval import compare, overlays, plots
 from eval.bootstrap import shown
 from eval.results import HEADLINE, words
 from pretrain import metrics
@@ -149,6 +149,9 @@ def _probes(run: Path) -> Iterator[str]:
         if any(key.startswith("drawn.") for each in pictures for key in each):
             yield "<h3>Segmentation</h3>"
             yield figure(plots.segmentations(names, pictures), "What is drawn on test patients.")
+    for folder in folders:
+        for picture, caption in overlays.figures(folder):
+            yield figure(picture, caption)
 
 
 def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:

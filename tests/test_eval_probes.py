@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval import bootstrap, features, images, metrics, probe, results, sources, splits
-from eval.config import LogisticConfig, SegmentationConfig, StrideConfig, TaskConfig
+from eval import bootstrap, drawing, features, images, metrics, probe, results, sources, splits
+from eval.config import DecoderConfig, LogisticConfig, StrideConfig, TaskConfig
 from eval.parts import Base, Part
 from eval.predictions import Scored, Tabled
-from eval.probes import Context, knn, logistic, segmentation
+from eval.probes import Context, knn, logistic
+
+
+BLOCKS = (0,)  # whose patch features are extracted
 
 
 class Pixels:
@@ -34,7 +37,7 @@ def task(data: Path, **changes) -> TaskConfig:
     small = {"size": 64, "stride": StrideConfig(1, 1, 1), "draws": 200, "pictures": 2}
     small["logistic"] = LogisticConfig(strengths=4, low=1e-3, high=10, steps=20)
     return TaskConfig(
-        data=str(data), segmentation=SegmentationConfig(lr=[5e-3], epochs=40, batch_size=16), **(small | changes)
+        data=str(data), segmentation=DecoderConfig(lr=[5e-3], epochs=40, batch_size=16), **(small | changes)
     )
 
 
@@ -110,13 +113,12 @@ def test_logistic_regression_of_classes_is_scikit_learns() -> None:
 
 def test_dice_by_hand() -> None:
     """Counts over a patient's slices are added before the ratio; unlabelled is NaN, absent in both too."""
-    tally = segmentation.Tally(np.array(["a", "b"]), 2)
-    square = np.zeros((2, 4, 4), bool)
-    square[0, :2, :2] = True
-    moved = np.roll(square, 1, axis=2)
-    tally.add("a", square, moved, np.array([True, True]))
-    tally.add("a", square, square, np.array([True, True]))
-    tally.add("b", square, square, np.array([False, False]))
+    tally = drawing.Tally(np.array(["a", "b"]), 2)
+    square = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    square[0, 0, :2, :2] = True
+    moved = square.roll(1, 3)
+    drawn, true = torch.cat([square] * 3), torch.cat([moved, square, square])
+    tally.add(np.array(["a", "a", "b"]), drawn, true, np.array([[True, True], [True, True], [False, False]]))
     found = tally.dice()
     assert found[0, 0] == pytest.approx(2 * 6 / 16) and np.isnan(found[0, 1]) and np.isnan(found[1]).all()
 
@@ -127,11 +129,11 @@ def test_an_unlabelled_organ_is_in_neither_loss_nor_score() -> None:
     logits = torch.randn(3, 2, 8, 8, generator=generator, requires_grad=True)
     targets = (torch.rand(3, 2, 8, 8, generator=generator) > 0.5).float()
     annotated = torch.tensor([[True, False], [True, True], [False, False]])
-    loss = segmentation.masked_loss(logits, targets, annotated)
+    loss = drawing.masked_loss(logits, targets, annotated)
     loss.backward()
     assert (logits.grad[~annotated] == 0).all() and (logits.grad[annotated] != 0).any()
     changed = torch.where(annotated[:, :, None, None], targets, 1 - targets)
-    assert segmentation.masked_loss(logits, changed, annotated) == loss
+    assert drawing.masked_loss(logits, changed, annotated) == loss
 
 
 def test_a_square_around_the_body_and_back(data: Path, tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_a_square_around_the_body_and_back(data: Path, tmp_path: Path) -> None:
 def base_of(task: TaskConfig, cache: Path) -> tuple[Base, dict[str, Part]]:
     """The examples of a task with the pixel encoder's features, and its three parts."""
     examples = sources.load(task, cache)
-    base = Base(examples, features.extract(Pixels(), examples, task, cache, True), task, cache)
+    base = Base(examples, features.extract(Pixels(), examples, task, cache, BLOCKS), task, cache)
     rows = splits.folds(examples, task)[0].rows
     return base, {name: Part(name, base, rows[name]) for name in rows}
 
@@ -157,7 +159,7 @@ def test_every_probe_finds_what_is_there(data: Path, encoder: Pixels, tmp_path: 
     """On organs that a pixel tells apart, all three probes are far above chance; every figure has its interval."""
     rows = probe.run("any", task(data), tmp_path)
     figures = {(row["probe"], row["metric"], row["label"]): row for row in rows}
-    assert len(rows) == (2 * 7 + 2) * 3
+    assert len(rows) == (2 * 7 + 4) * 3
     assert figures["logistic", "auroc", "macro"]["value"] > 0.85 and figures["knn", "auroc", "macro"]["value"] > 0.75
     assert figures["segmentation", "dice", "macro"]["value"] > 0.6
     for row in rows:
@@ -204,21 +206,21 @@ def test_test_patients_choose_nothing(data: Path, encoder: Pixels, tmp_path: Pat
 def test_features_are_extracted_once(data: Path, encoder: Pixels, tmp_path: Path, monkeypatch) -> None:
     """A second run reads the cache; another size or encoder does not."""
     examples = sources.load(task(data), tmp_path)
-    first = features.extract(encoder, examples, task(data), tmp_path, True)
+    first = features.extract(encoder, examples, task(data), tmp_path, BLOCKS)
     monkeypatch.setattr(features, "_write", lambda *_: pytest.fail("extracted again"))
-    again = features.extract(encoder, examples, task(data), tmp_path, True)
+    again = features.extract(encoder, examples, task(data), tmp_path, BLOCKS)
     assert np.array_equal(first.cls, again.cls) and np.array_equal(first.patches, again.patches)
-    assert features.extract(encoder, examples, task(data), tmp_path, False).patches is None
-    for changed in (task(data, size=32), task(data, blocks=[-1])):
+    assert features.extract(encoder, examples, task(data), tmp_path).patches is None
+    for changed, blocks in ((task(data, size=32), BLOCKS), (task(data), (0, 1))):
         with pytest.raises(pytest.fail.Exception):
-            features.extract(encoder, examples, changed, tmp_path, True)
+            features.extract(encoder, examples, changed, tmp_path, blocks)
 
 
 def test_an_extraction_that_was_killed_goes_on(data: Path, tmp_path: Path, monkeypatch) -> None:
     """Killed in the middle and started again: what was written is not computed again, and all is as if never killed."""
     small = task(data, batch_size=2)
     examples = sources.load(small, tmp_path)
-    whole = features.extract(Pixels(), examples, small, tmp_path / "whole", True)
+    whole = features.extract(Pixels(), examples, small, tmp_path / "whole", BLOCKS)
     seen = []
 
     class Counting(Pixels):
@@ -229,8 +231,8 @@ def test_an_extraction_that_was_killed_goes_on(data: Path, tmp_path: Path, monke
             return super().features(images, blocks)
 
     with pytest.raises(KeyboardInterrupt):
-        features.extract(Counting(), examples, small, tmp_path / "killed", True)
-    again = features.extract(Counting(), examples, small, tmp_path / "killed", True)
+        features.extract(Counting(), examples, small, tmp_path / "killed", BLOCKS)
+    again = features.extract(Counting(), examples, small, tmp_path / "killed", BLOCKS)
     assert len(seen) == 40 + len(examples) // 2 - 32  # 39 batches were computed, 32 of them were written down
     assert np.array_equal(whole.cls, again.cls) and np.array_equal(whole.patches, again.patches)
 

@@ -56,12 +56,12 @@ def test_from_a_run_to_its_page(run: Path, capsys: pytest.CaptureFixture) -> Non
         )
         == 0
     )
-    assert capsys.readouterr().out.count("| macro |") == 7 + 7 + 2
+    assert capsys.readouterr().out.count("| macro |") == 7 + 7 + 4
     rows = [json.loads(line) for line in (run / "c.jsonl").read_text().splitlines()]
     assert all(row["low"] <= row["high"] for row in rows)
     assert report.main(["--runs", str(run), "--output", str(run / "report.html")]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 and "Missing" not in page
+    assert page.count("data:image/png;base64,") == 6 + 3 and "Missing" not in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.replace("http-equiv", "")
     assert "gantry tilt of 9.0 degrees" in page and "after minus before" in page
 

@@ -3,7 +3,9 @@
 A probe is a module with
 
     KINDS        kinds of task that it serves (eval.config.TaskConfig.kind)
-    NEEDS        "pooled" (cls and mean patch), "patches" (patch features too) or "images" (pixels; no features)
+    NEEDS        "pooled" (cls and mean patch), "patches" (patch features too) or "images" (pixels; no features), or a
+                 function of the task that says so
+    blocks       (task, depth) → the blocks whose patch features it reads; without it those of the task
     fit(train, val, context) -> Fitted
 
 and, where it has settings, a dataclass in eval/config.py and a field of TaskConfig with the probe's name. `fit` sees
@@ -13,7 +15,7 @@ test patients. So nothing can be chosen on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +35,16 @@ PROBES = {
     "knn": "eval.probes.knn",
     "logistic": "eval.probes.logistic",
     "segmentation": "eval.probes.segmentation",
+    "primus": "eval.probes.primus",
+    "unet_decoder": "eval.probes.unet_decoder",
+    "patch_knn": "eval.probes.patch_knn",
+    "stack3d": "eval.probes.stack3d",
+    "lora": "eval.probes.lora",
+    "bitfit": "eval.probes.bitfit",
+    "finetune": "eval.probes.finetune",
+    "unet": "eval.probes.unet",
+    "transunet": "eval.probes.transunet",
+    "cnn": "eval.probes.cnn",
 }
 
 
@@ -82,6 +94,20 @@ def find(names: Sequence[str], kind: str) -> dict[str, ModuleType]:
         if kind not in module.KINDS:
             raise SettingsError(f"probes: {name} serves tasks of kind {', '.join(module.KINDS)}; this one is {kind}")
     return modules
+
+
+def needs(module: ModuleType, task: TaskConfig) -> str:
+    """What a probe reads for this task: its NEEDS, which may be a function of the task."""
+    return module.NEEDS(task) if callable(module.NEEDS) else module.NEEDS
+
+
+def blocks(modules: Iterable[ModuleType], task: TaskConfig, depth: int) -> tuple[int, ...]:
+    """Blocks, counted from 0, whose patch features some of the probes read."""
+    wanted = {depth - 1, *(number % depth for number in task.blocks)}
+    for module in modules:
+        if needs(module, task) == "patches" and hasattr(module, "blocks"):
+            wanted |= {number % depth for number in module.blocks(task, depth)}
+    return tuple(sorted(wanted))
 
 
 def scored(scores: np.ndarray, part: Part, task: TaskConfig) -> Scored:

@@ -1,0 +1,22 @@
+"""The whole encoder trained further, slower towards its input, with a head."""
+
+from __future__ import annotations
+
+from eval import tuning
+from eval.config import TaskConfig
+from eval.outputs import KINDS
+from eval.parts import Part
+from eval.probes import Context
+
+__all__ = ["KINDS", "NEEDS", "blocks", "fit"]
+NEEDS = tuning.needs
+
+
+def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
+    """Those of the frozen probe that it goes on from."""
+    return tuning.blocks(task, task.finetune.decoder, depth)
+
+
+def fit(train: Part, val: Part, context: Context):
+    """See tuning.fit."""
+    return tuning.fit(train, val, context, "full", context.task.finetune)

@@ -1,0 +1,86 @@
+"""Segmentation by nearest neighbours among training patches (eval.patch_bank): nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eval import drawing, patch_bank
+from eval.config import PatchKnnConfig
+from eval.drawing import Drawing
+from eval.frozen_decoder import standardised
+from eval.decoders import Standardise
+from eval.parts import Part
+from eval.patch_bank import PatchBank
+from eval.probes import Context
+
+KINDS = ("segmentation",)
+NEEDS = "patches"
+_BATCH = 64  # slices
+_CHOOSERS = 300  # validation slices by which k is chosen: a choice among three needs no more
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A bank and the k that draws; calling it draws (see volumes.Draw)."""
+
+    bank: PatchBank
+    standardise: Standardise
+    k: int
+    config: PatchKnnConfig
+
+    def __call__(self, part: Part, rows: np.ndarray) -> torch.Tensor:
+        patches = self.standardise(part.patches(rows, _LAST))
+        side = round(patches.shape[1] ** 0.5)
+        return self.bank.draw(patches, (side, side), [self.k], self.config.temperature)[0]
+
+
+_LAST = (-1,)
+
+
+def blocks(task, depth: int) -> tuple[int, ...]:
+    """The last one."""
+    return _LAST
+
+
+def fit(train: Part, val: Part, context: Context) -> Drawing:
+    """The k that serves the validation patients best. With `refit` the bank is drawn from both."""
+    task, config = context.task, context.task.patch_knn
+    unit = standardised(train, _LAST, task.seed)
+    bank = collect(train, unit, config, task.seed)
+    best = None
+    for k in config.k:
+        neighbours = Neighbours(bank, unit, k, config)
+        thresholds, dice = drawing.choose(neighbours, _thinned(val), task.drawing)
+        if best is None or dice > best[0]:
+            best = dice, neighbours, thresholds
+    _, neighbours, thresholds = best
+    if task.refit:
+        bank = collect(train.plus(val), unit, config, task.seed)
+        neighbours = Neighbours(bank, unit, neighbours.k, config)
+    choices = {"k": neighbours.k, "thresholds": dict(zip(train.names, thresholds.tolist()))}
+    return Drawing(neighbours, thresholds, task.drawing, choices, task.refit)
+
+
+def collect(train: Part, unit: Standardise, config: PatchKnnConfig, seed: int) -> PatchBank:
+    """A bank of the training patches."""
+    count, examples = len(train.rows), train.examples
+    side = round(train.patches(np.arange(1), _LAST).shape[1] ** 0.5)
+    maps = train.maps(side * config.cells)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for start in range(0, count, _BATCH):
+            rows = np.arange(start, min(start + _BATCH, count))
+            structures = drawing.targets(maps[rows], examples)
+            yield unit(train.patches(rows, _LAST)), structures, torch.from_numpy(examples.annotated[rows])
+
+    return patch_bank.collect(batches(), count * side * side, config.bank, config.cells, seed)
+
+
+def _thinned(val: Part) -> Part:
+    """Every n-th slice, of all patients."""
+    step = max(1, len(val.rows) // _CHOOSERS)
+    return Part(val.name, val.base, val.rows[::step])

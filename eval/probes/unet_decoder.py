@@ -1,0 +1,23 @@
+"""A U-Net-like decoder on frozen patch features of several blocks and the image (decoders.UnetDecoder)."""
+
+from __future__ import annotations
+
+from eval import frozen_decoder
+from eval.config import TaskConfig
+from eval.drawing import Drawing
+from eval.parts import Part
+from eval.probes import Context
+
+KINDS = ("segmentation",)
+NEEDS = "patches"
+
+
+def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
+    """The ends of the quarters, where the probe names none."""
+    return frozen_decoder.blocks_of(task.unet_decoder, depth)
+
+
+def fit(train: Part, val: Part, context: Context) -> Drawing:
+    """See frozen_decoder.fit."""
+    task = context.task
+    return frozen_decoder.fit(train, val, context, "unet", task.unet_decoder, blocks(task, context.encoder.depth))

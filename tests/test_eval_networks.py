@@ -1,0 +1,187 @@
+"""Probes that draw structures or train networks: each finds what is there, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval import probe, sources, splits
+from eval.config import (
+    DecoderConfig, DrawingConfig, NetworkConfig, PatchKnnConfig, StackConfig, StrideConfig, TaskConfig, TuneConfig,
+)  # fmt: skip
+from eval.encoder import CheckpointEncoder
+from eval.examples import Examples, Picture
+from eval.models import Pixels
+from eval.parts import Base, Part
+from eval.probes import Context, stack3d
+from pretrain import build
+from pretrain.config import IntensityConfig, ModelConfig
+from pretrain.encoder import frozen
+
+FROZEN = ("segmentation", "primus", "unet_decoder", "patch_knn", "stack3d")
+TUNED = ("lora", "bitfit", "finetune")
+DRAWING = (*FROZEN, *TUNED, "unet", "transunet")
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch: pytest.MonkeyPatch) -> CheckpointEncoder:
+    """A random transformer in place of whatever --checkpoint names."""
+    config = ModelConfig(patch_size=8, embed_dim=64, depth=4, num_heads=2, registers=1, layer_scale=None)
+    model = build.backbone(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    made = CheckpointEncoder(frozen(model, build.intensity(IntensityConfig()), config, "random"))
+    monkeypatch.setattr(probe.encoder, "load", lambda checkpoint, task: made)
+    return made
+
+
+@pytest.fixture
+def data(tiny_dataset) -> Path:
+    """Sixteen patients."""
+    return tiny_dataset(patients={"train": 8, "val": 4, "test": 4}, slices=6)
+
+
+def task(data: Path, *names: str, **changes) -> TaskConfig:
+    """Settings of seconds on the tiny data set."""
+    decoder = {"lr": [5e-3], "epochs": 10, "batch_size": 16}
+    tuned = {"epochs": 4, "batch_size": 16, "augment": False}
+    scratch = {"lr": [5e-3], "epochs": 8, "batch_size": 16, "channels": 8}
+    small = {
+        "size": 48, "stride": StrideConfig(1, 1, 1), "draws": 200, "pictures": 2, "probes": list(names),
+        "segmentation": DecoderConfig(**decoder), "primus": DecoderConfig(**decoder),
+        "unet_decoder": DecoderConfig(**decoder | {"epochs": 20, "channels": 8}),
+        "patch_knn": PatchKnnConfig(k=[5, 15], bank=1500), "stack3d": StackConfig(lr=[5e-3], epochs=10, depth=4),
+        "lora": TuneConfig(lr=[3e-3], rank=2, **tuned), "bitfit": TuneConfig(lr=[3e-3], **tuned),
+        "finetune": TuneConfig(lr=[3e-4], **tuned), "unet": NetworkConfig(**scratch),
+        "transunet": NetworkConfig(**scratch), "cnn": NetworkConfig(**scratch),
+    }  # fmt: skip
+    return TaskConfig(data=str(data), **(small | changes))
+
+
+def run(task: TaskConfig, output: Path) -> dict[tuple[str, str, str], dict]:
+    """Rows of results by probe, metric and label."""
+    return {(row["probe"], row["metric"], row["label"]): row for row in probe.run("any", task, output)}
+
+
+def parts(task: TaskConfig, cache: Path, window: tuple[float, float] = (-1000.0, 1000.0)) -> dict[str, Part]:
+    """Training, validation and test patients, without features."""
+    examples = sources.load(task, cache)
+    base = Base(examples, None, task, cache, window)
+    return {name: Part(name, base, rows) for name, rows in splits.folds(examples, task)[0].rows.items()}
+
+
+def test_every_probe_that_draws_finds_the_organs(data: Path, tmp_path: Path) -> None:
+    """Frozen decoders, adapted encoders and networks from scratch, in one command, each with intervals in mm too; LoRA
+    and BitFit train under two per cent."""
+    found = run(task(data, *DRAWING, "cnn"), tmp_path / "out")
+    for name in DRAWING:
+        dice, hd95, nsd = (found[name, metric, "macro"] for metric in ("dice", "hd95", "nsd"))
+        assert dice["value"] > 0.4 and dice["low"] <= dice["value"] <= dice["high"], name
+        assert 0 < hd95["value"] < 30 and nsd["value"] > 0.5, name
+    assert found["cnn", "auroc", "macro"]["value"] > 0.65
+    for name in ("lora", "bitfit"):
+        assert 0 < found[name, "dice", "macro"]["chosen_on_val"]["share"] < 0.02
+    with np.load(tmp_path / "out" / "overlays.npz") as arrays:
+        dice = arrays["unet.dice"]
+        assert dice[0] >= dice[1] >= dice[2] and arrays["unet.drawn"].shape == arrays["unet.truth"].shape
+
+
+def scattered(load: Callable, seed: int = 0) -> Callable:
+    """`sources.load` with every label map given to another slice and moved to another place."""
+
+    def loaded(task: TaskConfig, cache: Path) -> Examples:
+        examples = load(task, cache)
+        rng = np.random.default_rng(seed)
+        other = rng.permutation(len(examples))
+        moves = rng.integers(0, 64, (len(examples), 2))
+        known = {key: number for number, key in enumerate(examples.keys)}
+        keys = examples.keys
+
+        def reader(number: int) -> Picture:
+            place = known[keys[number]]
+            labelmap = np.roll(examples.read(other[place]).labelmap, moves[place], (0, 1))
+            return replace(examples.read(number), labelmap=labelmap)
+
+        targets = examples.targets[other]
+        return replace(examples, reader=reader, targets=targets, version=f"scattered {seed}")
+
+    return loaded
+
+
+def test_labels_moved_at_random_score_at_chance(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing leaks: no probe draws better than one that fills the whole image."""
+    monkeypatch.setattr(probe.sources, "load", scattered(sources.load))
+    found = run(task(data, *DRAWING, drawing=DrawingConfig(surfaces=False)), tmp_path / "out")
+    covered = np.pi * 6.4**2 / 64**2
+    for name in DRAWING:
+        assert found[name, "dice", "macro"]["low"] < 2 * covered / (1 + covered), name
+
+
+def test_networks_for_labels_at_chance_and_not(tiny_dataset, tmp_path: Path, monkeypatch) -> None:
+    """Presence of organs by adapted encoders and a CNN: found as it is, a coin's when shuffled over the slices."""
+    data = tiny_dataset(patients={"train": 8, "val": 4, "test": 10}, slices=6)
+    names, settings = (*TUNED, "cnn"), {"kind": "multilabel", "metrics": ["auroc"]}
+    found = run(task(data, *names, **settings), tmp_path / "true")
+    assert all(found[name, "auroc", "macro"]["low"] > 0.6 for name in names)
+    shuffled = []
+    for seed in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr(probe.sources, "load", scattered(sources.load, seed))
+            shuffled.append(run(task(data, *names, **settings), tmp_path / str(seed)))
+    for name in names:
+        assert abs(np.mean([each[name, "auroc", "macro"]["value"] for each in shuffled]) - 0.5) < 0.08, name
+
+
+def test_a_stack_gives_labels_of_volumes(data: Path, tmp_path: Path) -> None:
+    """The light head in three dimensions at level volume; at level slice it says what to set."""
+    found = run(task(data, "stack3d", kind="multilabel", level="volume", metrics=["auroc"]), tmp_path / "out")
+    assert found["stack3d", "auroc", "macro"]["patients"] == 4
+    with pytest.raises(Exception, match="set level=volume"):
+        run(task(data, "stack3d", kind="multilabel"), tmp_path / "out2")
+
+
+def test_a_slice_is_drawn_the_same_alone_and_in_company(data: Path, tmp_path: Path, encoder) -> None:
+    """The head in three dimensions sees a slice's neighbours, whichever slices were asked for together."""
+    settings = task(data, "stack3d")
+    from eval import features, probes
+
+    examples = sources.load(settings, tmp_path)
+    blocks = probes.blocks([stack3d], settings, encoder.depth)
+    base = Base(examples, features.extract(encoder, examples, settings, tmp_path, blocks), settings, tmp_path)
+    rows = splits.folds(examples, settings)[0].rows
+    train, val = (Part(name, base, rows[name]) for name in ("train", "val"))
+    drawer = stack3d.fit(train, val, Context(settings, encoder, tmp_path)).maps
+    together = drawer(val, np.arange(len(val)))
+    for row in (0, 7, 20):
+        torch.testing.assert_close(drawer(val, np.array([row]))[0], together[row], atol=2e-2, rtol=0)
+    mixed = np.array([20, 3, 7])
+    torch.testing.assert_close(drawer(val, mixed), together[mixed], atol=2e-2, rtol=0)
+
+
+def test_the_same_seed_is_the_same_network(data: Path, tmp_path: Path) -> None:
+    """Two runs of an adapted encoder and of a U-Net agree in every figure."""
+    settings = task(data, "lora", "unet", drawing=DrawingConfig(surfaces=False))
+    one, other = (run(settings, tmp_path / name) for name in "ab")
+    assert {key: row["value"] for key, row in one.items()} == {key: row["value"] for key, row in other.items()}
+
+
+def test_errors_say_what_to_do(data: Path, tmp_path: Path, monkeypatch, encoder) -> None:
+    """No weights to train, an unknown decoder, a size that a U-Net cannot halve, a loss that is not finite."""
+    for settings, expected in (
+        (task(data, "lora", lora=TuneConfig(decoder="linar")), "decoder=linar: no such decoder"),
+        (task(data, "unet", size=56), "size=56: unet needs a multiple of 16"),
+        (task(data, "unet", unet=NetworkConfig(lr=[1e30], epochs=4, channels=8)), "the loss is"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            run(settings, tmp_path / "out")
+    with torch.no_grad():
+        encoder.model.blocks[1].mlp.fc1.weight[0] = np.nan
+    with pytest.raises(ValueError, match="its features hold NaN or infinite values"):
+        run(task(data, "primus"), tmp_path / "nan")
+    monkeypatch.setattr(probe.encoder, "load", lambda checkpoint, task: Pixels())
+    with pytest.raises(ValueError, match="pixels: has no weights that bitfit could train"):
+        run(task(data, "bitfit"), tmp_path / "out")
