@@ -21,6 +21,7 @@ ALLOWED = {
         "pretrain": {
             *("encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"),
             *("adopt", "published"),  # published weights as encoders
+            *("build", "optim", "schedules"),  # encoders trained further
         },
     },
     "slurm": {},
