@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pretrain import metrics
 from pretrain.checkpoint import Checkpoint
-from pretrain.config import load, stage
+from pretrain.config import StageConfig, load, stage
 from pretrain.encoder import Encoder
 
 
@@ -43,6 +45,10 @@ Height and width are multiples of {model.patch_size}. Rows run front to back, co
 ## Recipe
 
 {_stages(found)}
+Loss (mean of a tenth of the stage's steps before each point), and the AUROC of nearest neighbours on validation patients
+where it was asked for:
+
+{_curves(found)}
 Seed {config.seed}. Commit {found.state.get("git_commit") or "unknown"}.
 
 ## Limits
@@ -52,16 +58,38 @@ not in the training data may be served badly. Measure on your own patients befor
 """
 
 
-def _stages(found: Checkpoint) -> str:
+def _walked(found: Checkpoint) -> Iterator[tuple[str, StageConfig, list[dict]]]:
+    """The stages up to the checkpoint's: name, settings and the rows of its metrics."""
     config, run = load(found.path / "config.yaml"), found.path.parent.parent
-    lines = ["| stage | steps | batch | peak lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
     for name in config.stages:
-        each, rows = stage(config, name), metrics.read(run / name / "metrics.jsonl")
+        yield name, stage(config, name), metrics.read(run / name / "metrics.jsonl")
+        if name == found.stage:
+            return
+
+
+def _stages(found: Checkpoint) -> str:
+    lines = ["| stage | steps | batch | peak lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
+    for name, each, rows in _walked(found):
         end = f"{rows[-1]['loss/total']:.3f}" if rows else "not run"
         crops = f"2 × {each.crops.global_size}, {each.crops.local_number} × {each.crops.local_size}"
         lines.append(
             f"| {name} | {len(rows)} of {each.steps} | {each.batch_size} | {each.optim.lr.peak:g} | {crops} | {end} |"
         )
-        if name == found.stage:
-            break
     return "\n".join(lines) + "\n"
+
+
+def _curves(found: Checkpoint) -> str:
+    shares = (0.1, 0.25, 0.5, 0.75, 1.0)
+    lines = ["| stage | " + " | ".join(f"{share:.0%}" for share in shares) + " |", "|---" * (len(shares) + 1) + "|"]
+    for name, _, rows in _walked(found):
+        ends = [max(1, round(share * len(rows))) for share in shares]
+        means = [_mean("loss/total", rows[max(0, end - max(1, len(rows) // 10)) : end]) for end in ends]
+        lines.append(f"| {name}, loss | " + " | ".join(means) + " |")
+        asked = [[row for row in rows[:end] if "knn/auroc" in row][-1:] for end in ends]
+        if any(asked):
+            lines.append(f"| {name}, kNN | " + " | ".join(_mean("knn/auroc", each) for each in asked) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(key: str, rows: list[dict]) -> str:
+    return f"{sum(row[key] for row in rows) / len(rows):.3f}" if rows else "–"

@@ -51,11 +51,17 @@ _RENAMED = {
         (r"^reg_token$", "storage_tokens"),
         (r"\.gamma_([12])$", r".ls\1.gamma"),
         (r"^rope\.", "rope_embed."),
+        (r"\.attn\.([qkv])_bias$", r".attn.\1.bias"),
+        (r"\.mlp\.fc1_g\.", ".mlp.w1."),
+        (r"\.mlp\.fc1_x\.", ".mlp.w2."),
     ),
 }
-# Hugging Face's gated and plain DINOv3 blocks share these two names
-_GATED = {".mlp.up_proj.": ".mlp.w2.", ".mlp.down_proj.": ".mlp.w3."}
-_PLAIN = {".mlp.up_proj.": ".mlp.fc1.", ".mlp.down_proj.": ".mlp.fc2."}
+# names that gated and plain blocks of one kind share
+_GATED = {
+    "huggingface": {".mlp.up_proj.": ".mlp.w2.", ".mlp.down_proj.": ".mlp.w3."},
+    "timm": {".mlp.fc2.": ".mlp.w3."},
+}
+_PLAIN = {"huggingface": {".mlp.up_proj.": ".mlp.fc1.", ".mlp.down_proj.": ".mlp.fc2."}}
 # buffers that follow from the architecture, and FlexiCT's way into the same blocks for volumes
 _DERIVED = re.compile(
     r"(^(patch_embed|rope_embed)_3D\..*|bias_mask|rope_embed\.(periods|inv_freq)|rope_embeddings\.inv_freq|inv_freq)$"
@@ -160,12 +166,12 @@ def _kind(tensors: Tensors, embedded: bool) -> str:
 
 
 def _renamed(tensors: Tensors, kind: str) -> Tensors:
-    gated = _GATED if any(".mlp.gate_proj." in name for name in tensors) else _PLAIN
+    gated = any(".mlp.gate_proj." in name or ".mlp.fc1_g." in name for name in tensors)
     renamed = {}
     for name, value in tensors.items():
         for pattern, replacement in _RENAMED[kind]:
             name = re.sub(pattern, replacement, name)
-        for old, new in gated.items() if kind == "huggingface" else ():
+        for old, new in (_GATED if gated else _PLAIN).get(kind, {}).items():
             name = name.replace(old, new)
         renamed[name] = value
     return renamed

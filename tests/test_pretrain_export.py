@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import CONFIG
+from tiny_run import CONFIG, rows
 
 from pretrain import build, export, train
 from pretrain.config import IntensityConfig, ModelConfig
@@ -108,7 +108,7 @@ def test_what_transformers_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """From a run: a folder with card and normalisation, teacher or student; nothing overwritten; errors in one line."""
     (tmp_path / "c.yaml").write_text(CONFIG)
-    words = ["--config", str(tmp_path / "c.yaml"), f"output={tmp_path}", f"data.root={tiny_dataset()}"]
+    words = ["--config", str(tmp_path / "c.yaml"), f"output={tmp_path}", f"data.root={tiny_dataset()}", "knn.every=4"]
     assert train.main(words) == 0
     run, out = tmp_path / "tiny", tmp_path / "handed"
     command = ["--checkpoint", str(run), "--format", "huggingface", "--output", str(out)]
@@ -117,6 +117,9 @@ def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytes
     card = (out / "README.md").read_text()
     for text in ("second/00000003 (teacher)", "| adapt | 8 of 8 |", "| second | 3 of 3 |", "Not a medical device"):
         assert text in card
+    found = rows(run / "adapt")
+    assert f"| {found[3]['loss/total']:.3f} | {found[5]['loss/total']:.3f} | {found[7]['loss/total']:.3f} |" in card
+    assert f"| adapt, kNN | – | – | {found[3]['knn/auroc']:.3f} |" in card
     processor = json.loads((out / "preprocessor_config.json").read_text())
     hu = np.array([-1000.0, 0.0, 300.0])
     loaded = IntensityConfig()

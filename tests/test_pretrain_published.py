@@ -155,6 +155,32 @@ def test_timms_names(tmp_path: Path) -> None:
     loaded(found)
 
 
+TIMMS = ("vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3")
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_a_dinov3_of_timm_gives_its_features(name: str, tmp_path: Path) -> None:
+    """Without and with biases of query and value, gated: cls, registers and patches of the grey image, to 1e-5."""
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision and PyTorch that do not fit each other
+        pytest.skip(f"needs timm ({error})")
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, pretrained=False, num_classes=0, depth=2, embed_dim=96, num_heads=6).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.2)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    found = published.read(tmp_path / "model.safetensors")
+    assert found.kind == "timm"
+    ours = loaded(found, num_heads=6)
+    image, coloured = grey(IntensityConfig(), (64, 48))
+    with torch.inference_mode():
+        mine, expected = ours(image), theirs.forward_features(coloured)
+    together = torch.cat([mine.cls[:, None], mine.registers, mine.patches], dim=1)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_resampled_kernel_answers_a_resized_patch_as_before() -> None:
     """16 → 8 and 16 → 24: on patches that the smaller grid can hold, the product is the same; 16 → 16 is nothing."""
     kernel = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
