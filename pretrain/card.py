@@ -45,8 +45,8 @@ Height and width are multiples of {model.patch_size}. Rows run front to back, co
 ## Recipe
 
 {_stages(found)}
-Loss (mean of a tenth of the stage's steps before each point), and the AUROC of nearest neighbours on validation patients
-where it was asked for:
+Loss (mean of a tenth of the stage's steps before each point) and, where it was asked for, the AUROC of nearest
+neighbours on validation patients:
 
 {_curves(found)}
 Seed {config.seed}. Commit {found.state.get("git_commit") or "unknown"}.
