@@ -1,6 +1,7 @@
-"""Paired difference of two probed encoders on the same patients.
+"""Paired difference of two probed encoders, or of two probes, on the same patients.
 
-python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
+    python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
+    python -m eval.compare --runs RUN RUN --probes segmentation lora
 """
 
 from __future__ import annotations
@@ -15,23 +16,32 @@ from data_prep.settings import SettingsError
 from eval import bootstrap, results
 
 
-def compare(before: Path, after: Path) -> list[dict]:
-    """A row per probe, metric and label: difference after − before with its interval. Raises SettingsError."""
+def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) -> list[dict]:
+    """A row per probe, metric and label: difference after − before with its interval. Raises SettingsError.
+
+    probes  one of `before` and one of `after` that are to be compared; None compares each probe with itself
+    """
     task, ours = results.read_predictions(before)
     other_task, theirs = results.read_predictions(after)
     if task["name"] != other_task["name"]:
         raise SettingsError(f"{after}: probes {other_task['name']}, but {before} {task['name']}; run the same task")
     rows = []
-    for probe in (name for name in ours if name in theirs):
-        if ours[probe].names != theirs[probe].names:
-            names = [", ".join(each[probe].names) for each in (theirs, ours)]
+    pairs = [probes] if probes else [(name, name) for name in ours if name in theirs]
+    for folder, found, wanted in zip((before, after), (ours, theirs), zip(*pairs)):
+        if missing := [name for name in wanted if name not in found]:
+            raise SettingsError(f"{folder}: has no probe {missing[0]}; it has {', '.join(found)}")
+    for one, other in pairs:
+        mine, its = ours[one], theirs[other]
+        if mine.names != its.names:
+            names = [", ".join(each.names) for each in (its, mine)]
             raise SettingsError(f"{after}: probes {names[0]}, but {before} {names[1]}; run the same task")
-        for metric in (name for name in ours[probe].metrics() if name in theirs[probe].metrics()):
+        for metric in (name for name in mine.metrics() if name in its.metrics()):
             try:
-                figures = bootstrap.differences(ours[probe], theirs[probe], metric, task["draws"], task["seed"])
+                figures = bootstrap.differences(mine, its, metric, task["draws"], task["seed"])
             except ValueError as error:
                 raise SettingsError(f"{after}: {error}") from error
-            shared = {"probe": probe, "metric": metric, "before": before.name, "after": after.name}
+            name = one if one == other else f"{other} − {one}"
+            shared = {"probe": name, "metric": metric, "before": before.name, "after": after.name}
             rows += [{**shared, "label": label, **figure.row()} for label, figure in figures.items()]
     return rows
 
@@ -49,15 +59,18 @@ def table(rows: list[dict]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.compare", description="Paired difference of two probed encoders on the same patients."
+        prog="python -m eval.compare", description="Paired difference of two probed encoders, or two probes."
     )
     parser.add_argument(
         "--runs", nargs=2, required=True, type=Path, metavar=("BEFORE", "AFTER"), help="two folders of eval.probe"
     )
+    parser.add_argument(
+        "--probes", nargs=2, metavar=("BEFORE", "AFTER"), help="one probe of each; else each with itself"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, a row per probe, metric and label")
     options = parser.parse_args(arguments)
     try:
-        rows = compare(*options.runs)
+        rows = compare(*options.runs, tuple(options.probes) if options.probes else None)
         if options.output:
             write_atomic(options.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
     except (SettingsError, OSError) as error:

@@ -20,7 +20,7 @@ from data_prep.disk import write_atomic
 from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
-from eval import compare, overlays, plots
+from eval import compare, overlays, plots, sweep
 from eval.bootstrap import shown
 from eval.results import HEADLINE, words
 from pretrain import metrics
@@ -152,6 +152,10 @@ def _probes(run: Path) -> Iterator[str]:
     for folder in folders:
         for picture, caption in overlays.figures(folder):
             yield figure(picture, caption)
+    for path in sorted(run.glob("*/sweep.jsonl")):
+        yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        yield figure(sweep.picture(rows), "Over the size of the input and of the encoder, with 95 % intervals.")
 
 
 def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:

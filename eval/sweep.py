@@ -95,8 +95,9 @@ def picture(rows: list[dict]) -> bytes:
         for line, (name, metric) in zip(axes, probes):
             mine = [row for row in shown if row["probe"] + results.words(row["variant"]) == name]
             for axis, (place, label, title) in zip(line, views):
-                for number, one in enumerate(dict.fromkeys(row[label] for row in mine)):
-                    points = sorted((row for row in mine if row[label] == one), key=lambda row: row[place])
+                placed = [row for row in mine if row[place]]  # what is no network has no place among parameters
+                for number, one in enumerate(dict.fromkeys(row[label] for row in placed)):
+                    points = sorted((row for row in placed if row[label] == one), key=lambda row: row[place])
                     values = [row["value"] for row in points]
                     spread = [[abs(row["value"] - row[end]) for row in points] for end in ("low", "high")]
                     axis.errorbar(
@@ -106,10 +107,10 @@ def picture(rows: list[dict]) -> bytes:
                     )  # fmt: skip
                 axis.set(xlabel=title, title=f"{name} ({metric})")
                 axis.grid(alpha=0.2)
-                axis.legend(frameon=False, fontsize=8)
+                if placed:
+                    axis.legend(frameon=False, fontsize=8)
             line[0].set_xticks(sorted({row["size"] for row in mine}))
-            if len({row["parameters"] for row in mine} - {0}) > 1:
-                line[1].set_xscale("symlog" if any(row["parameters"] == 0 for row in mine) else "log")
+            line[1].set_xscale("log")
     return png(figure)
 
 
