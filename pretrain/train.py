@@ -30,8 +30,8 @@ import torch
 from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, build, checkpoint, distributed, ema, initialise, masking, mixture, optim, order
-from pretrain import parallel, ranks, snapshot, step, stream, views
+from pretrain import accumulate, build, checkpoint, compiling, distributed, ema, initialise, masking, mixture, optim
+from pretrain import order, parallel, ranks, snapshot, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config, StageConfig
@@ -418,10 +418,16 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
         print(f"{say}{where}: {error.strerror}; the last checkpoint is whole, start again to go on", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if who is None or not distributed.lost(error):
-            raise
         reason = str(error).strip().splitlines()[0]
-        print(f"{say}another process is gone ({reason}); start again to go on", file=sys.stderr)
+        if isinstance(error, torch.OutOfMemoryError):
+            line = f"{reason} Set machine.accumulate=2 or machine.recompute=true and start again to go on"
+        elif compiling.failed(error):
+            line = f"{reason}; {compiling.ADVICE}"
+        elif who is not None and distributed.lost(error):
+            line = f"another process is gone ({reason}); start again to go on"
+        else:
+            raise
+        print(f"{say}{line}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,8 +8,10 @@ import types
 import pytest
 import torch
 
+from tiny_run import CONFIG
+
 from data_prep.settings import SettingsError
-from pretrain import attention, compiling, packing
+from pretrain import attention, compiling, packing, step, train
 from pretrain.packing import Run
 from pretrain.vit import Crops, VisionTransformer
 
@@ -166,6 +168,27 @@ def test_compiled_blocks_give_the_same_and_stay_compiled() -> None:
         found[how] = [*(each.patches for each in features), *weights]
     for one, other in zip(*found.values()):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-    assert "blocks.0.attn.qkv.weight" in model.state_dict()
+    assert list(model.state_dict()) == list(model_of().state_dict())
     with torch.compiler.set_stance("fail_on_recompile"):
         model.packed(groups)
+
+
+def test_a_compiler_that_fails_and_a_full_gpu_are_one_line_each(tiny_dataset, tmp_path, monkeypatch, capsys) -> None:
+    """The reason and what to do; another RuntimeError is a defect and keeps its traceback."""
+    from torch._inductor.exc import InductorError
+
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    words = ["--config", str(tmp_path / "c.yaml"), f"output={tmp_path}", f"data.root={tiny_dataset()}"]
+    broken = InductorError(ImportError("x.so: invalid ELF header"), None)
+    cases = {
+        "remove the folder that TORCHINDUCTOR_CACHE_DIR names": broken,
+        "error: CUDA out of memory. Set machine.accumulate=2": torch.OutOfMemoryError("CUDA out of memory.\nmore"),
+    }
+    for number, (expected, error) in enumerate(cases.items()):
+        monkeypatch.setattr(step, "gradients", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert train.main([*words, f"name=run{number}"]) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and expected in lines[0]
+    monkeypatch.setattr(step, "gradients", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        train.main([*words, "name=other"])
