@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Where the 0.5th and 99.5th percentile of the foreground come to lie in uint16. One and a half of that span lie free
-# below and above, so that hardly anything is clipped; 16,384 steps between them keep 12-bit values exact.
-LOW, HIGH = 24576, 40960
+from data_prep.schema import MR_HIGH as HIGH
+from data_prep.schema import MR_LOW as LOW
+
 _MOST = 4_000_000  # voxels that the percentiles are taken from
 _CONSTANT = 0.1  # share of voxels of one value from which on that value is background (skull-stripped, masked)
 _NEAR, _RARE = 0.05, 0.25  # of the range above it, of its own number: values that close are that rare beside a mask

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from torch import nn
 
+from data_prep.schema import CT, Split
 from data_prep.settings import SettingsError
-from pretrain import attention, compiling, optim, stochastic
+from pretrain import attention, compiling, labels, masking, optim, stochastic
 from pretrain.config import (
     Config,
+    DataConfig,
     GramConfig,
     HeadConfig,
     IntensityConfig,
@@ -18,8 +23,9 @@ from pretrain.config import (
     ScheduleConfig,
     StageConfig,
 )
-from pretrain.heads import ProjectionHead
+from pretrain.heads import ClassHeads, ProjectionHead
 from pretrain.intensity import Intensity
+from pretrain.labels import Labelling
 from pretrain.schedules import warmup_cosine
 from pretrain.stochastic import Draws
 from pretrain.step import Model, StepWeights
@@ -61,6 +67,7 @@ def _backbone(config: ModelConfig, student: bool) -> VisionTransformer:
         rope_base=config.rope_base,
         drop_path=config.drop_path if student else 0.0,
         rope_rescale=config.rope_rescale if student else None,
+        sequences=config.sequences,
     )
 
 
@@ -75,21 +82,24 @@ def _head(config: HeadConfig, width: int) -> ProjectionHead:
     )
 
 
-def networks(config: Config) -> tuple[Model, Model]:
-    """Student and teacher, their weights not yet initialised."""
+def networks(config: Config, classes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> tuple[Model, Model]:
+    """Student and teacher, their weights not yet initialised; `classes` of each label column that they learn."""
     return tuple(
         Model(
             backbone(config.model, student=role == "student"),
             _head(config.dino_head, config.model.embed_dim),
             _head(config.ibot_head, config.model.embed_dim),
+            ClassHeads(config.model.embed_dim, {column: len(names) for column, names in classes.items()}),
         )
         for role in ("student", "teacher")
     )
 
 
-def student_and_teacher(config: Config, device: torch.device) -> tuple[Model, Model]:
+def student_and_teacher(
+    config: Config, device: torch.device, classes: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> tuple[Model, Model]:
     """Both networks with the weights that the seed gives; the teacher starts as the student's copy."""
-    student, teacher = networks(config)
+    student, teacher = networks(config, classes)
     student.init_weights(torch.Generator().manual_seed(config.seed))
     teacher.load_state_dict(student.state_dict())
     return student.to(device).train(), teacher.to(device).requires_grad_(False).eval()
@@ -108,7 +118,33 @@ def intensity(config: IntensityConfig) -> Intensity:
     return Intensity(window=tuple(config.window), mean=config.mean, std=config.std)
 
 
-def view_settings(stage: StageConfig, intensity_config: IntensityConfig) -> ViewSettings:
+def labelling(config: DataConfig, split: Split) -> Labelling:
+    """Whose class labels a training sees. Raises SettingsError for a column that the data set lacks."""
+    there = split.dataset["classes"]
+    if strange := [column for column in config.labels if column not in there]:
+        has = f"it has {', '.join(there)}" if there else "it has none; shard with --labels CSV"
+        raise SettingsError(f"data.labels: {strange[0]} is no label of {config.root}: {has}")
+    if config.only_labelled and not config.labels:
+        raise SettingsError("data.only_labelled: no label column is named; set data.labels")
+    known = labels.known(split, config.labelled_share) if config.labels else None
+    only = np.flatnonzero(known) if config.only_labelled else None
+    return Labelling(tuple(config.labels), known, only)
+
+
+def classes(config: DataConfig, split: Split) -> dict[str, list[str]]:
+    """The classes of each label column that a training learns."""
+    return {column: split.dataset["classes"][column]["names"] for column in config.labels}
+
+
+def class_weights(config: DataConfig, split: Split) -> dict[str, tuple[float, ...]]:
+    """Weights of the classes of each label column, by inverse frequency in the split."""
+    found = split.dataset["classes"]
+    return {column: labels.balanced(found[column]["samples"][split.name]) for column in config.labels}
+
+
+def view_settings(
+    stage: StageConfig, intensity_config: IntensityConfig, sequences: Sequence[str] = (CT,)
+) -> ViewSettings:
     """Crops and intensity augmentation of a stage."""
     crops, augment = stage.crops, stage.augment
     return ViewSettings(
@@ -122,7 +158,9 @@ def view_settings(stage: StageConfig, intensity_config: IntensityConfig) -> View
         body_threshold_hu=crops.body_threshold_hu,
         candidates=crops.candidates,
         flip=crops.flip,
+        sequences=tuple(sequences),
         window_shift=augment.window_shift,
+        mr_shift=augment.mr_shift,
         window_stretch=augment.window_stretch,
         noise_p=augment.noise_p,
         noise_std=augment.noise_std,
@@ -133,7 +171,32 @@ def view_settings(stage: StageConfig, intensity_config: IntensityConfig) -> View
     )
 
 
-def step_weights(stage: StageConfig, now: dict[str, float]) -> StepWeights:
+def masks(stage: StageConfig, config: Config, batch: Batch, size: int) -> torch.Tensor:
+    """(2·B, S·P) masks of a batch's global crops of `size` pixels."""
+    chosen = stage.masks
+    patches = masking.sample(
+        (size // config.model.patch_size,) * 2,
+        batch.sample,
+        batch.epoch,
+        config.seed,
+        probability=chosen.probability,
+        ratio=tuple(chosen.ratio),
+        min_aspect=chosen.min_aspect,
+    )
+    return masking.over_sequences(
+        patches,
+        batch.present,
+        batch.sample,
+        batch.epoch,
+        config.seed,
+        probability=chosen.sequence_probability,
+        count=chosen.sequence_count,
+    )
+
+
+def step_weights(
+    stage: StageConfig, now: dict[str, float], class_weights: Mapping[str, Sequence[float]] = MappingProxyType({})
+) -> StepWeights:
     """Weights and temperatures of the losses at one step, `now` being the schedules' values."""
     loss = stage.loss
     return StepWeights(
@@ -143,6 +206,9 @@ def step_weights(stage: StageConfig, now: dict[str, float]) -> StepWeights:
         ibot=loss.ibot,
         dino_local=now["dino_local"],
         koleo=loss.koleo,
+        classes=loss.classes,
+        label_smoothing=loss.label_smoothing,
+        class_weights=class_weights,
         koleo_group=loss.koleo_group,
         gram=now.get("gram_weight", 0.0),
         sinkhorn_iterations=loss.sinkhorn_iterations,

@@ -21,12 +21,16 @@ from data_prep import settings
 class DataConfig:
     root: str = MISSING  # folder with dataset.json
     split: str = "train"
-    sequences: list[str] = field(default_factory=lambda: ["ct"])
+    sequences: list[str] = field(default_factory=lambda: ["ct"])  # read from every slice that has them
+    labels: list[str] = field(default_factory=list)  # columns of class labels that a classifier head learns
+    labelled_share: float = 1.0  # of the patients, whose labels are seen; which ones follows from their hashed ids
+    only_labelled: bool = False  # leave out the slices whose labels are not seen: a supervised baseline
 
 
 @dataclass
 class IntensityConfig:
-    window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])  # HU mapped to 0 and 1
+    # HU mapped to 0 and 1; of MR sequences it is the foreground's 0.5th and 99.5th percentile
+    window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])
     mean: float = 0.449  # of the windowed value; ImageNet's grey mean and std are the defaults
     std: float = 0.226
 
@@ -41,6 +45,8 @@ class ModelConfig:
     ffn_ratio: float = 4.0
     qkv_bias: bool = True
     registers: int = 4
+    # names that the model tells apart, in any order; more may be added to trained weights; empty: one sequence, unnamed
+    sequences: list[str] = field(default_factory=list)
     mask_k_bias: bool = True
     position: str = "rope"  # rope | learned
     grid: int | None = None  # side of the learned position grid, in patches
@@ -90,6 +96,7 @@ class CropsConfig:
 @dataclass
 class AugmentConfig:
     window_shift: float = 0.0  # largest shift of the window's level, HU
+    mr_shift: float = 0.0  # the same of MR sequences, in widths of the window
     window_stretch: float = 0.0  # largest relative change of the window's width
     noise_p: float = 0.0  # probability of noise
     noise_std: float = 0.0  # largest standard deviation, in widths of the window
@@ -102,6 +109,8 @@ class MaskConfig:
     probability: float = 0.5  # of a global crop to be masked at all
     ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of its patches
     min_aspect: float = 0.3  # of a masked block
+    sequence_probability: float = 0.0  # of a global crop to lose sequences entirely
+    sequence_count: int = 1  # how many it loses; one always stays
 
 
 @dataclass
@@ -125,6 +134,8 @@ class LossConfig:
     koleo_group: int | None = None
     # further weight of the local crops' part of DINO (the references' high-resolution stage has 0.5)
     dino_local: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=1.0, peak=1.0))
+    classes: float = 0.5  # of the classifier's loss where data.labels names columns, times the share that is labelled
+    label_smoothing: float = 0.1
     student_temp: float = 0.1
     sinkhorn_iterations: int = 3
 
@@ -231,6 +242,7 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 def stage(config: Config, name: str) -> StageConfig:
     """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
     merged = settings.merge(StageConfig, *_layers(config, name))
+    _check_sequences(config)
     sizes = {f"crops.{key}": getattr(merged.crops, key) for key in ("global_size", "local_size")}
     if merged.gram.teacher_from:
         sizes["gram.size"] = merged.gram.size
@@ -250,6 +262,22 @@ def stage(config: Config, name: str) -> StageConfig:
                 f"stages.{name}.{key}={size}: no multiple of model.patch_size={config.model.patch_size}"
             )
     return merged
+
+
+def _check_sequences(config: Config) -> None:
+    """The sequences that are read are those that the model tells apart, or one."""
+    names, known = config.data.sequences, config.model.sequences
+    for key, each in (("data", names), ("model", known)):
+        if len(set(each)) < len(each):
+            raise settings.SettingsError(f"{key}.sequences={each}: a name stands there twice")
+    if not names:
+        raise settings.SettingsError("data.sequences=[]: name at least one, e.g. [ct]")
+    if not known and len(names) > 1:
+        raise settings.SettingsError(f"data.sequences={names}: the model tells none apart; set model.sequences={names}")
+    if known and (missing := [name for name in names if name not in known]):
+        raise settings.SettingsError(
+            f"data.sequences: {missing[0]} is not in model.sequences={known}; add it there (trained weights: a new row)"
+        )
 
 
 def anchor(teacher_from: str) -> tuple[str, int | None]:
@@ -288,6 +316,9 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
         "seed": config.seed,
         "data.split": config.data.split,
         "data.sequences": list(config.data.sequences),
+        "data.labels": list(config.data.labels),
+        "data.labelled_share": config.data.labelled_share,
+        "data.only_labelled": config.data.only_labelled,
         "intensity": config.intensity,
         "model": config.model,
         "dino_head": config.dino_head,

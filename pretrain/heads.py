@@ -1,6 +1,8 @@
-"""The projection head in front of the prototypes (DINO, arXiv 2104.14294, section 3)."""
+"""The projection head in front of the prototypes (DINO, arXiv 2104.14294, section 3), and classifiers of labels."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -50,3 +52,18 @@ class ProjectionHead(nn.Module):
             if self.unit_norm_rows:
                 rows = F.normalize(rows, dim=-1)
             return F.linear(F.normalize(bottleneck.float(), dim=-1, eps=1e-12), rows)
+
+
+class ClassHeads(nn.ModuleDict):
+    """A linear classifier of the cls token for each label column: (…, D) → column → (…, classes) logits, float32."""
+
+    def __init__(self, in_dim: int, classes: Mapping[str, int]) -> None:
+        super().__init__({column: nn.Linear(in_dim, count) for column, count in classes.items()})
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fresh weights; see `init_linear`."""
+        for head in self.values():
+            init_linear(head, generator)
+
+    def forward(self, cls: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {column: head(cls).float() for column, head in self.items()}

@@ -7,6 +7,7 @@ channel, and ImageNet's normalisation is a factor and a shift that the kernel an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from pretrain.published import Published, WeightsError
 from pretrain.vit import VisionTransformer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PROJ = "patch_embed.proj"
+_PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
 # settings that the names and shapes of our own weights do not tell
 _OURS = ("embed_dim", "depth", "num_heads", "ffn", "registers", "position", "norm_eps", "rope_base", "mask_k_bias")
 
@@ -32,7 +33,8 @@ def weights_of(path: str | Path) -> Published:
     if folder.is_dir() and not (folder / "config.json").is_file():
         loaded = encoder.load_encoder(folder)
         own = {name: value for name, value in loaded.model.state_dict().items() if name not in buffers(loaded.model)}
-        return Published(str(path), "ours", own, {name: getattr(loaded.config, name) for name in _OURS})
+        settings = {name: getattr(loaded.config, name) for name in _OURS}
+        return Published(str(path), "ours", own, settings, tuple(loaded.config.sequences))
     return published.read(path)
 
 
@@ -50,18 +52,33 @@ def load(model: VisionTransformer, found: Published, config: ModelConfig, intens
     weights = dict(found.weights)
     kernel, bias = weights[f"{_PROJ}.weight"], weights.get(f"{_PROJ}.bias")
     bias = torch.zeros(len(kernel)) if bias is None else bias
-    if kernel.shape[1] == 3:
+    if found.grey:
+        kernel = kernel.double().sum(dim=1, keepdim=True).float()
+    elif kernel.shape[1] == 3:
         kernel, bias = one_channel(kernel, bias, intensity.mean, intensity.std)
     weights[f"{_PROJ}.weight"], weights[f"{_PROJ}.bias"] = resample_kernel(kernel, config.patch_size), bias
     if "pos_embed" in weights and config.grid:
         weights["pos_embed"] = resample_positions(weights["pos_embed"], config.grid)
     own = model.state_dict()
+    if model.sequences:
+        weights[_NAMES] = sequence_rows(own[_NAMES], model.sequences, weights.get(_NAMES), found.sequences)
     derived = {name: own[name] for name in buffers(model) & set(own)}
     _check_names(found, set(weights) | set(derived), set(own))
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise WeightsError(f"{found.source}: {name} is {tuple(value.shape)}, the model's {tuple(own[name].shape)}")
     model.load_state_dict({**derived, **weights})
+
+
+def sequence_rows(
+    fresh: torch.Tensor, names: Sequence[str], given: torch.Tensor | None, given_names: Sequence[str]
+) -> torch.Tensor:
+    """(V, D) embeddings of `names`: those that were given by their names, others as they are in `fresh`.
+
+    The weights may name fewer sequences than the model, in another order, or none.
+    """
+    known = dict(zip(given_names, given)) if given is not None else {}
+    return torch.stack([known.get(name, row) for name, row in zip(names, fresh)])
 
 
 def one_channel(kernel: torch.Tensor, bias: torch.Tensor, mean: float, std: float) -> tuple[torch.Tensor, torch.Tensor]:

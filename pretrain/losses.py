@@ -111,6 +111,29 @@ def _spread(directions: torch.Tensor, eps: float) -> torch.Tensor:
     return -torch.log(distance + eps).sum()
 
 
+def marginal_entropy(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Loss of a student that knows no more than how often each prototype is the target in each group.
+
+    sums (G, K) of the targets of each group, counts (G,) of them; the mean over all targets.
+    """
+    entropy = torch.special.entr(sums / counts.clamp(min=1).unsqueeze(1)).sum(dim=1)
+    return (entropy * counts).sum() / counts.sum()
+
+
+def class_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Cross-entropy with smoothed labels where there are any, times the share of samples that have one.
+
+    logits (N, K), labels (N,) int64 or −1 where unlabelled, weights (K,) of the classes. A sum over the labelled by the
+    number of all, so that it is a mean over samples and parts of a batch add up.
+    """
+    known = labels >= 0
+    target = labels.clamp(min=0)
+    logarithms = F.log_softmax(logits.float(), dim=-1)
+    right = logarithms.gather(1, target.unsqueeze(1)).squeeze(1)
+    entropy = -(1 - smoothing) * right - smoothing * logarithms.mean(dim=-1)
+    return (entropy * weights[target] * known).sum() / max(len(labels), 1)
+
+
 def gram_loss(student: torch.Tensor, teacher: torch.Tensor, *, level: str = "image", remove_negatives: bool = False):
     """Mean squared difference of the patches' cosine similarities, student against Gram teacher.
 

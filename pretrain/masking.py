@@ -1,4 +1,4 @@
-"""Block masks over the patches of global crops (BEiT, arXiv 2106.08254, algorithm 1)."""
+"""Block masks over the patches of global crops (BEiT, arXiv 2106.08254, algorithm 1), and whole sequences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from pretrain.noise import uniforms
 
-_PURPOSE = 2  # of the randomness; views take 0 and 1
+_PURPOSE, _WHOLE = 4, 6  # of the randomness; views take 0 and 1
 _SMALLEST = 4  # patches of a block
 _TRIES = 64  # blocks drawn before the rest is filled patch by patch
 
@@ -31,9 +31,35 @@ def sample(
     """
     masks = []
     for crop in range(2):
-        draws = uniforms(seed, epoch.numpy(), sample.numpy(), 2 * _PURPOSE + crop, 2 + 4 * _TRIES + math.prod(grid))
+        draws = uniforms(seed, epoch.numpy(), sample.numpy(), _PURPOSE + crop, 2 + 4 * _TRIES + math.prod(grid))
         masks += [_mask(grid, row, probability, ratio, min_aspect) for row in draws]
     return torch.from_numpy(np.stack(masks))
+
+
+def over_sequences(
+    masks: torch.Tensor,
+    present: torch.Tensor,
+    sample: torch.Tensor,
+    epoch: torch.Tensor,
+    seed: int,
+    *,
+    probability: float,
+    count: int,
+) -> torch.Tensor:
+    """(2·B, S·P) masks of all sequences: the (2·B, P) `masks` in each of them, and some sequences entirely.
+
+    With `probability` a crop loses `count` of its sequences, always keeping one, drawn anew for each crop. An absent
+    sequence (present (B, S)) is masked nowhere.
+    """
+    whole = []
+    for crop in range(2):
+        draws = uniforms(seed, epoch.numpy(), sample.numpy(), _WHOLE + crop, 1 + present.shape[1])
+        chance, order = torch.from_numpy(draws[:, :1]), torch.from_numpy(draws[:, 1:]).masked_fill(~present, 2.0)
+        rank = order.argsort(dim=1, stable=True).argsort(dim=1)
+        most = (present.sum(dim=1, keepdim=True) - 1).clamp(max=count)
+        whole.append((chance < probability) & (rank < most))
+    each = masks.unsqueeze(1) | torch.cat(whole).unsqueeze(2)
+    return (each & present.repeat(2, 1).unsqueeze(2)).flatten(1)
 
 
 def _mask(

@@ -15,7 +15,7 @@ def layer_of(name: str, depth: int) -> int:
     name = name.removeprefix("backbone.")
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    embeddings = ("patch_embed.", "cls_token", "storage_tokens", "mask_token", "pos_embed")
+    embeddings = ("patch_embed.", "cls_token", "storage_tokens", "mask_token", "pos_embed", "sequence_embed.")
     return 0 if name.startswith(embeddings) else depth + 1
 
 

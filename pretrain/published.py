@@ -1,8 +1,8 @@
 """Weights that others published, under our names.
 
 Known are Meta's files of DINOv2 and DINOv3 (a backbone alone, or a teacher's with prefixes, as MedDINOv3 and FlexiCT
-hand them out), Hugging Face's folders of both, and timm's vision transformers. The kind is told by the keys. Files are
-read without executing anything that they hold.
+hand them out), MM-DINOv2's with its sequences, Hugging Face's folders of both, and timm's vision transformers. The kind
+is told by the keys. Files are read without executing anything that they hold.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 Tensors = dict[str, torch.Tensor]
 
+MM_DINOV2 = ("t1", "t1c", "t2", "flair")  # the order of its embedding's rows
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _SHARDED = "model.safetensors.index.json"
 _CLS = "cls_token"
@@ -43,6 +44,7 @@ _RENAMED = {
         (r"^layernorm\.", "norm."),
     ),
     "meta": (
+        (r"^mri_seq_embed\.", "sequence_embed."),
         (r"^register_tokens$", "storage_tokens"),
         (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # blocks in chunks
         (r"^(patch_embed|rope_embed)_2D\.", r"\1."),  # FlexiCT
@@ -76,14 +78,18 @@ class WeightsError(ValueError):
 class Published:
     """A backbone's weights as our VisionTransformer names them, the patch embedding with all its channels.
 
-    kind      huggingface, meta or timm
-    settings  what the weights, or the configuration beside them, say of the model: ModelConfig's names
+    kind       huggingface, meta or timm
+    settings   what the weights, or the configuration beside them, say of the model: ModelConfig's names
+    sequences  names of the rows of the sequence embedding; () where there is none
+    grey       three channels see the same grey image as it is, not ImageNet's normalisation of it
     """
 
     source: str
     kind: str
     weights: Tensors
     settings: dict[str, object] = field(default_factory=dict)
+    sequences: tuple[str, ...] = ()
+    grey: bool = False
 
 
 def read(path: str | Path) -> Published:
@@ -96,7 +102,8 @@ def read(path: str | Path) -> Published:
     weights = _one_matrix(_renamed(mine, kind))
     if not any(name.startswith("blocks.0.attn.qkv.") for name in weights):
         raise WeightsError(f"{path}: a cls token, but no attention blocks that are known; its keys begin {_some(mine)}")
-    return Published(str(path), kind, _tidied(weights), _settings(path, weights))
+    sequences = _sequences(path, weights)
+    return Published(str(path), kind, _tidied(weights), _settings(path, weights), sequences, grey=bool(sequences))
 
 
 def _tensors(path: Path) -> Tensors:
@@ -213,6 +220,16 @@ def _tidied(weights: Tensors) -> Tensors:
     if "storage_tokens" in tidy and tidy["storage_tokens"].shape[1] == 0:
         del tidy["storage_tokens"]
     return tidy
+
+
+def _sequences(path: Path, weights: Tensors) -> tuple[str, ...]:
+    """Names of the rows of MM-DINOv2's sequence embedding, which its files do not hold."""
+    rows = weights.get("sequence_embed.weight")
+    if rows is None:
+        return ()
+    if len(rows) != len(MM_DINOV2):
+        raise WeightsError(f"{path}: embeds {len(rows)} sequences; MM-DINOv2's are {', '.join(MM_DINOV2)}")
+    return MM_DINOV2
 
 
 def _settings(path: Path, weights: Tensors) -> dict[str, object]:

@@ -31,8 +31,8 @@ def weights(start: torch.Tensor, length: torch.Tensor, extent: int, size: int, f
 
 
 def apply(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(N, S, H, W) images by (N, h, H) and (N, w, W) weights → (N, S, h, w)."""
-    return rows.unsqueeze(1) @ (images @ columns.transpose(1, 2).unsqueeze(1))
+    """(N, S, H, W) images by (N, S or 1, h, H) and (N, S or 1, w, W) weights → (N, S, h, w)."""
+    return rows @ (images @ columns.transpose(2, 3))
 
 
 def _cubic(distance: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data_prep import schema
+from pretrain.labels import Labelling
 from pretrain.order import Chain, part
 
 _READER_THREADS = "meddap-decode"
@@ -25,11 +26,12 @@ _READER_THREADS = "meddap-decode"
 class Batch:
     """Decoded slices of one rank's part of a global batch.
 
-    pixels   (B, S, H, W) int16 HU, padded below and right with air to the batch's largest slice;
-             all air for a sequence that a sample does not have
+    pixels   (B, S, H, W) int16 as `schema.signed` gives them, padded below and right with air to the batch's largest
+             slice; all air for a sequence that a sample does not have
     box      (B, 4) int64 foreground (row0, row1, column0, column1)
-    present  (B, S) bool, which sequences the sample has
+    present  (B, S) bool, which sequences the sample has: at least one
     sample   (B,) int64 number in the split, and epoch (B,) int64: with the seed, all a view's randomness
+    labels   (B, C) int64 class of each label column, −1 where the sample is unlabelled
     """
 
     pixels: torch.Tensor
@@ -37,13 +39,11 @@ class Batch:
     present: torch.Tensor
     sample: torch.Tensor
     epoch: torch.Tensor
+    labels: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its images on `device`; what views and masks are drawn from stays on the host."""
-        if device.type == "cpu":
-            return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("pixels", "present")}
-        return replace(self, **moved)
+        """The batch with its images on `device`; what views, masks and layouts are made from stays on the host."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
         """The batch in page-locked memory, from which a GPU copies without waiting."""
@@ -58,7 +58,8 @@ def batches(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    sequences: tuple[str, ...] = ("ct",),
+    sequences: tuple[str, ...] = (schema.CT,),
+    labels: Labelling = Labelling(),
     threads: int = 2,
     prefetch: int = 2,
     pin: bool = False,
@@ -66,10 +67,11 @@ def batches(
     """This rank's parts of the global batches `start`, `start + 1`, … without end, or to the last that has a size.
 
     batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
+    labels      which class labels the batches carry, of whom
     Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
     """
     blosc2.set_releasegil(True)
-    chain = Chain(len(split), seed)
+    chain = Chain(labels.samples(split), seed)
     starts = None if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
     last = None if starts is None else len(starts) - 1
     decoders = ThreadPoolExecutor(threads, _READER_THREADS)
@@ -82,7 +84,7 @@ def batches(
             size = int(starts[number + 1] - starts[number])
             drawn = chain.stretch(int(starts[number]), size)
         sample, epoch = (array[part(size, rank, world)] for array in drawn)
-        batch = _assemble(split, sample, epoch, sequences, decoders)
+        batch = _assemble(split, labels.numbers(sample), epoch, sequences, labels, decoders)
         return batch.pin() if pin else batch
 
     waiting: deque[Future[Batch]] = deque()
@@ -105,7 +107,12 @@ def gather(split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] 
 
 
 def _assemble(
-    split: schema.Split, sample: np.ndarray, epoch: np.ndarray, sequences: tuple[str, ...], decoders: ThreadPoolExecutor
+    split: schema.Split,
+    sample: np.ndarray,
+    epoch: np.ndarray,
+    sequences: tuple[str, ...],
+    labels: Labelling,
+    decoders: ThreadPoolExecutor,
 ) -> Batch:
     raw = list(decoders.map(lambda number: _open(split, int(number)), sample))
     height, width = (max(record["shape"][axis] for _, record in raw) for axis in (0, 1))
@@ -120,7 +127,8 @@ def _assemble(
 
     list(decoders.map(fill, range(len(raw))))
     box = np.array([record["box"] for _, record in raw], np.int64)
-    arrays = (pixels, box, present, sample, epoch)
+    classes = labels.of(sample, [record["labels"] for _, record in raw])
+    arrays = (pixels, box, present, sample, epoch, classes)
     return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
@@ -136,18 +144,22 @@ def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.
     """Fill one sample's (S, H, W) part of the batch."""
     height, width = record["shape"]
     whole = (height, width) == pixels.shape[1:]
-    if not whole:
-        pixels[:, height:] = pixels[:, :, width:] = schema.AIR_HU
     for place, name in enumerate(sequences):
+        air = int(schema.span(name, (schema.AIR_HU, 0))[0])
         if name not in record["sequences"]:
-            pixels[place] = schema.AIR_HU
+            pixels[place] = air
             continue
         present[place] = True
         # a slice as large as the batch is decoded in place, a smaller one by way of its own array
-        plane = pixels[place] if whole else np.empty((height, width), np.int16)
+        plane = (pixels[place] if whole else np.empty((height, width), np.int16)).view(record["dtype"])
         schema.decompress_into(members[f"{name}.b2"], plane)
         if not whole:
-            pixels[place, :height, :width] = plane
+            pixels[place, height:] = pixels[place, :, width:] = air
+            pixels[place, :height, :width] = schema.signed(plane)
+        else:
+            schema.signed(plane)
+    if not present.any():
+        raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={list(sequences)}")
 
 
 def _named(split: schema.Split, number: int, error: Exception) -> schema.SchemaError:

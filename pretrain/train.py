@@ -30,8 +30,8 @@ import torch
 from data_prep.disk import BusyError, sole_writer, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, build, checkpoint, compiling, distributed, ema, initialise, masking, mixture, optim
-from pretrain import order, parallel, ranks, snapshot, step, stream, views
+from pretrain import accumulate, build, checkpoint, compiling, distributed, ema, initialise, mixture, optim, order
+from pretrain import parallel, ranks, snapshot, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import Checkpoint, CheckpointError
 from pretrain.config import Config, StageConfig
@@ -65,6 +65,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         raise TrainingError(
             f"{config.data.root}: split {split.name!r} holds no slices; shard with another `split` or salt"
         )
+    labels = build.labelling(config.data, split)
+    classes, class_weights = build.classes(config.data, split), build.class_weights(config.data, split)
     plan = mixture.plan(stage, config.seed)
     parts = parts_of(config, name, stage, plan, world)
 
@@ -83,7 +85,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     device = pick_device(config.machine.device, world.local_rank)
     precision = autocast(config.machine.precision, device)
     bf16 = uses_bf16(config.machine.precision, device)
-    student, teacher = build.student_and_teacher(config, device)
+    student, teacher = build.student_and_teacher(config, device, classes)
     anchor = gram_teacher(config, stage, device)
     for network in (student.backbone, teacher.backbone, *([anchor] if anchor is not None else [])):
         build.prepare(network, config.machine, device)
@@ -122,9 +124,10 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         if anchor is not None:
             tensors["gram"] = anchor.state_dict()
         seen = int(plan.starts[done])
-        position = {"samples": seen, "epochs": seen / len(split)}
+        position = {"samples": seen, "epochs": seen / labels.samples(split)}
         made_by = {"git_commit": checkpoint.git_commit(), "code": code, "processes": world.size, "spread": spread.how}
         state = {**identity, "step": done, "stream": position, **made_by}
+        state |= {"classes": classes} if classes else {}
         keep = (config.save.keep_last, config.save.keep_every, wanted)
         saver.save(tensors, state, configuration.as_text(config), lambda: checkpoint.prune(folder, *keep))
 
@@ -134,14 +137,15 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         start,
         stage.steps,
         stage.batch_size,
-        len(split),
+        labels.samples(split),
         device.type,
         "bf16" if bf16 else "float32",
         f", {world.size} processes ({spread.how})" if world.size > 1 else "",
     )
 
     # ---------------------------------------------------------------- data
-    settings = [build.view_settings(variant, config.intensity) for variant in plan.variants]
+    sequences = tuple(config.data.sequences)
+    settings = [build.view_settings(variant, config.intensity, sequences) for variant in plan.variants]
     batches = stream.batches(
         split,
         batch_size=plan.sizes,
@@ -149,7 +153,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         start=start,
         rank=world.rank,
         world=world.size,
-        sequences=tuple(config.data.sequences),
+        sequences=sequences,
+        labels=labels,
         threads=config.machine.decode_threads,
         prefetch=config.machine.prefetch,
         pin=device.type == "cuda",
@@ -165,7 +170,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
 
     neighbours = None
     if config.knn.every:
-        sequences, size = tuple(config.data.sequences), stage.crops.global_size
+        size = stage.crops.global_size
         neighbours = OnlineKnn(config.data.root, sequences, config.knn, size, build.intensity(config.intensity))
 
     # ---------------------------------------------------------------- loop
@@ -184,21 +189,13 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             batch = batch.to(device)
             seen = settings[plan.choice[number]]
             crops = views.make(batch, seen, seed=config.seed)
-            masks = masking.sample(
-                (seen.global_size // config.model.patch_size,) * 2,
-                batch.sample,
-                batch.epoch,
-                config.seed,
-                probability=stage.masks.probability,
-                ratio=tuple(stage.masks.ratio),
-                min_aspect=stage.masks.min_aspect,
-            ).to(device)
+            masks = build.masks(stage, config, batch, seen.global_size).to(device)
             if number == 0 and world.first:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number).to(device)
-            weights = build.step_weights(stage, now)
+            weights = build.step_weights(stage, now, class_weights)
             batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])], world.rank)
             losses = step.gradients(
                 learner, teacher, batch_parts, weights, gram_teacher=anchor, precision=precision, world=world

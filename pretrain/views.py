@@ -12,22 +12,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from data_prep.schema import CT, span
 from pretrain import resize
 from pretrain.intensity import Intensity
 from pretrain.noise import gaussian, uniforms
 from pretrain.stream import Batch
 
 _PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
+_NEXT_SEQUENCE = 4096  # added for every sequence after the first
 
 
 @dataclass(frozen=True)
 class ViewSettings:
     """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area.
 
-    min_body        a crop holds at least this share of pixels above `body_threshold_hu`: the first of
-                    `candidates` boxes that does is taken, else the one with most
+    sequences       names of the S sequences
+    min_body        a crop holds at least this share of pixels above `body_threshold_hu` (in MR: of foreground) in some
+                    sequence: the first of `candidates` boxes that does is taken, else the one with most
     flip            probability of a left-right flip
-    window_shift    largest shift of the window's level in HU; window_stretch, relative, of its width
+    window_shift    largest shift of the window's level in HU, mr_shift in widths of the window for MR; window_stretch,
+                    relative, of its width. Drawn for each sequence, as noise and blur are; boxes and flips are shared
     noise_p         probability of Gaussian noise, noise_std its largest deviation in window widths
     blur_p          probability of blurring: global crop 0, global crop 1, local crops
     blur_sigma      range of the blur's deviation in pixels of the crop
@@ -40,18 +44,25 @@ class ViewSettings:
     local_scale: tuple[float, float]
     local_number: int
     intensity: Intensity
+    sequences: tuple[str, ...] = (CT,)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     min_body: float = 0.0
     body_threshold_hu: float = -500.0
     candidates: int = 4
     flip: float = 0.0
     window_shift: float = 0.0
+    mr_shift: float = 0.0
     window_stretch: float = 0.0
     noise_p: float = 0.0
     noise_std: float = 0.0
     blur_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     gram_size: int | None = None
+
+    @property
+    def windows(self) -> np.ndarray:
+        """(S, 2) stored values of each sequence that become 0 and 1."""
+        return np.array([span(name, self.intensity.window) for name in self.sequences])
 
 
 @dataclass(frozen=True)
@@ -61,26 +72,31 @@ class Views:
     global_crops  (2, B, S, h, w)
     local_crops   (L, B, S, l, l)
     gram_crops    (2, B, S, g, g) for the Gram teacher, or None
-    present       (B, S) bool, or None where every sample has every sequence
+    present       (B, S) bool on the host, or None where every sample has every sequence
+    sequences     names of the S sequences, or () where there is one without a name
+    labels        (B, C) int64 classes, −1 where unlabelled, or None where there is no label column
     """
 
     global_crops: torch.Tensor
     local_crops: torch.Tensor
     gram_crops: torch.Tensor | None = None
     present: torch.Tensor | None = None
+    sequences: tuple[str, ...] = ()
+    labels: torch.Tensor | None = None
 
     def part(self, rows: slice) -> Views:
         """The views of some of the batch's images."""
         gram = None if self.gram_crops is None else self.gram_crops[:, rows]
-        present = None if self.present is None else self.present[rows]
-        return Views(self.global_crops[:, rows], self.local_crops[:, rows], gram, present)
+        present, labels = (None if each is None else each[rows] for each in (self.present, self.labels))
+        return Views(self.global_crops[:, rows], self.local_crops[:, rows], gram, present, self.sequences, labels)
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """One crop of every sample: candidate boxes (B, K, 4) as (row, column, height, width); the rest (B,).
+    """One crop of every sample: candidate boxes (B, K, 4) as (row, column, height, width), flip (B,).
 
-    low, width  of the window in HU; noise 0 and blur 0 where there is none; key seeds the noise
+    The rest are (B, S), for each sequence its own: low and width of the window in stored values; noise 0 and blur 0
+    where there is none; key seeds the noise.
     """
 
     boxes: torch.Tensor
@@ -94,7 +110,7 @@ class Parameters:
 
 def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
     """The views of a batch, on the device of its pixels."""
-    body = _body_sums(batch.pixels, settings.body_threshold_hu)
+    body = _body_sums(batch.pixels, settings)
 
     def crops(drawn: list[Parameters], size: int, how: ViewSettings = settings) -> torch.Tensor:
         if not drawn:
@@ -107,7 +123,9 @@ def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
     if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
         clean = replace(settings, blur_p=(0.0, 0.0, 0.0), noise_p=0.0)
         gram = crops([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean)
-    return Views(crops(whole, settings.global_size), crops(small, settings.local_size), gram, batch.present)
+    labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
+    globals_, locals_ = crops(whole, settings.global_size), crops(small, settings.local_size)
+    return Views(globals_, locals_, gram, batch.present, settings.sequences, labels)
 
 
 def whole(batch: Batch, size: int, intensity: Intensity) -> torch.Tensor:
@@ -120,26 +138,32 @@ def whole(batch: Batch, size: int, intensity: Intensity) -> torch.Tensor:
 
 
 def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
-    low, high = settings.intensity.window
+    low, high = torch.from_numpy(settings.windows).to(parameters.low).unbind(dim=1)
     same = torch.ones_like(parameters.low)
     return replace(parameters, low=same * low, width=same * (high - low))
 
 
 def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str, number: int) -> Parameters:
     """Draw crop `number` of `kind` ("global" or "local") for every sample."""
-    count = settings.candidates
-    draws = uniforms(seed, batch.epoch.numpy(), batch.sample.numpy(), _PURPOSES[kind] + number, 8 + 4 * count)
-    flip, shift, stretch, noisy, strength, blurred, sigma, key = draws[:, :8].T
+    count, purpose = settings.candidates, _PURPOSES[kind] + number
+    every = [
+        uniforms(seed, batch.epoch.numpy(), batch.sample.numpy(), purpose + _NEXT_SEQUENCE * place, 8 + 4 * count)
+        for place in range(len(settings.sequences))
+    ]
+    draws = every[0]  # of the geometry
     scale = settings.global_scale if kind == "global" else settings.local_scale
     boxes = _boxes(batch.box.numpy(), draws[:, 8:].reshape(-1, count, 4), scale, settings.aspect)
-    low, high = settings.intensity.window
+    _, shift, stretch, noisy, strength, blurred, sigma, key = np.stack(every, axis=-1)[:, :8].transpose(1, 0, 2)
+    low, high = settings.windows.T
     width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
-    level = (low + high) / 2 + settings.window_shift * (2 * shift - 1)
+    is_ct = np.array([name == CT for name in settings.sequences])
+    most = np.where(is_ct, settings.window_shift, settings.mr_shift * (high - low))
+    level = (low + high) / 2 + most * (2 * shift - 1)
     blur_p = settings.blur_p[number if kind == "global" else 2]
     small, large = settings.blur_sigma
     values = (
         boxes,
-        flip < settings.flip,
+        draws[:, 0] < settings.flip,
         np.float32(level - width / 2),
         np.float32(width),
         np.float32(np.where(noisy < settings.noise_p, settings.noise_std * strength, 0)),
@@ -154,17 +178,17 @@ def render(
 ) -> torch.Tensor:
     """(B, S, size, size) crops of (B, S, H, W) pixels; `body` as `_body_sums` gives it."""
     row, column, height, width = _choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
-    rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip))
-    columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip)
+    rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip)).unsqueeze(1)
+    columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip).unsqueeze(1)
     if settings.blur_sigma[1] and any(settings.blur_p):
         blur = _blur_weights(parameters.blur, size)
         rows, columns = blur @ rows, blur @ columns
     crops = resize.apply(pixels.float(), rows, columns)
-    each = (-1, 1, 1, 1)
-    crops = settings.intensity.normalise(crops, parameters.low.view(each), parameters.width.view(each))
+    low, broad, noise = (each[..., None, None] for each in (parameters.low, parameters.width, parameters.noise))
+    crops = settings.intensity.normalise(crops, low, broad)
     if settings.noise_p and settings.noise_std:
-        amount = parameters.noise.view(each) / settings.intensity.std
-        crops = crops + amount * gaussian(parameters.key, tuple(crops.shape[1:]))
+        drawn = gaussian(parameters.key.flatten(), tuple(crops.shape[2:]))
+        crops = crops + noise / settings.intensity.std * drawn.view(crops.shape)
     return crops
 
 
@@ -183,9 +207,10 @@ def _boxes(
     return np.stack([row, column, height, width], axis=-1).astype(np.int64)
 
 
-def _body_sums(pixels: torch.Tensor, threshold: float) -> torch.Tensor:
+def _body_sums(pixels: torch.Tensor, settings: ViewSettings) -> torch.Tensor:
     """(B, H + 1, W + 1) sums of body pixels above and to the left of each corner."""
-    body = (pixels > threshold).any(dim=1)
+    lowest = [span(name, (settings.body_threshold_hu, 0))[0] for name in settings.sequences]
+    body = (pixels > pixels.new_tensor(lowest).view(-1, 1, 1)).any(dim=1)
     sums = body.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
     return torch.nn.functional.pad(sums, (1, 0, 1, 0))
 
@@ -207,9 +232,9 @@ def _choose(sums: torch.Tensor, boxes: torch.Tensor, min_body: float) -> torch.T
 
 
 def _blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
+    """(…, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
     place = torch.arange(size, device=sigma.device, dtype=torch.float32)
     squared = (place.unsqueeze(0) - place.unsqueeze(1)).square()
-    width = 2 * sigma.clamp(min=1e-3).square().view(-1, 1, 1)
+    width = 2 * sigma.clamp(min=1e-3).square()[..., None, None]
     kernel = torch.exp(-squared / width)
     return kernel / kernel.sum(dim=-1, keepdim=True)

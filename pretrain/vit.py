@@ -3,6 +3,9 @@
 RoPE or learned positions, registers, masked key bias, LayerScale, MLP or SwiGLU, a norm of its own
 for the cls token and registers of local crops. (DINOv2: arXiv 2304.07193; registers: arXiv
 2309.16588; DINOv3: arXiv 2508.10104.)
+
+Several sequences of one patient (MM-DINOv2) share patch embedding and positions and are told apart by a
+normalised embedding of their name; one cls token and one set of registers see them all.
 """
 
 from __future__ import annotations
@@ -19,27 +22,43 @@ from pretrain.attention import Kernel, bias_of
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
 from pretrain.packing import Packing, pack, unpack
 from pretrain.positions import resampled
+from pretrain.presence import Layout, layout, of_present
 from pretrain.rope import RotaryEmbedding, Rotation
 
 
 @dataclass(frozen=True)
 class Features:
-    """Tokens after the final norm: cls (N, D), registers (N, R, D), patches (N, P, D) in row-major order."""
+    """Tokens after the final norm.
+
+    cls        (N, D)
+    registers  (N, R, D)
+    patches    (M, P, D) of each present sequence of each sample, in row-major order of `present`; patches row by row.
+               M is N where there is one sequence, N·S where all are present
+    present    (N, S) bool on the host, or None: all
+    """
 
     cls: torch.Tensor
     registers: torch.Tensor
     patches: torch.Tensor
+    present: torch.Tensor | None = None
+
+    def at(self, mask: torch.Tensor) -> torch.Tensor:
+        """(…, D) the patch tokens at which an (N, S·P) mask is set, in its row-major order."""
+        return self.patches[of_present(mask, self.present).view(self.patches.shape[:2])]
 
 
 @dataclass(frozen=True)
 class Crops:
     """Images of one size, one part of a packed call.
 
-    images   (N, C, h, w), h and w multiples of the patch size
-    mask     (N, P) bool, patches that the mask token replaces, or None
+    images   (N, S·C, h, w): S sequences of C channels (S = 1 where the model knows no sequences); h and w are
+             multiples of the patch size
+    mask     (N, S·P) bool, patches that the mask token replaces, or None
     local    they are local crops, whose cls token and registers have a norm of their own in training
     drop     (depth, 2, N) uniform numbers in [0, 1) that drop path compares, needed in training where there is any
     stretch  factor of RoPE's coordinates, needed in training where the model has `rope_rescale`
+    present  (N, S) bool on the host, which sequences a sample has, or None: all. The others' pixels are not looked at
+    sequences  names of the S sequences; (): all that the model knows, in its order
     """
 
     images: torch.Tensor
@@ -47,6 +66,8 @@ class Crops:
     local: bool = False
     drop: torch.Tensor | None = None
     stretch: float | None = None
+    present: torch.Tensor | None = None
+    sequences: tuple[str, ...] = ()
 
 
 class VisionTransformer(nn.Module):
@@ -58,6 +79,7 @@ class VisionTransformer(nn.Module):
     drop_path   of the last block, rising linearly from 0 at the first
     rope_rescale  in training coordinates are stretched by a factor up to this one or down to its inverse, the same
                 for all crops of a size, so that other resolutions are nothing new (DINOv3, section 3.2)
+    sequences   names of the sequences that the model knows; (): one sequence without a name
     Raises ValueError for a word or size that does not fit.
     """
 
@@ -82,6 +104,7 @@ class VisionTransformer(nn.Module):
         local_norm: bool = False,
         rope_base: float = 100.0,
         rope_rescale: float | None = None,
+        sequences: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -91,7 +114,7 @@ class VisionTransformer(nn.Module):
         if position not in ("rope", "learned") or (position == "learned") != (grid is not None):
             raise ValueError(f"position {position!r} with grid {grid}: use rope without, or learned with a grid")
         self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
-        self.register_count = registers
+        self.register_count, self.channels, self.sequences = registers, in_channels, tuple(sequences)
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if registers:
@@ -99,6 +122,7 @@ class VisionTransformer(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
         if position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
+        self.sequence_embed = nn.Embedding(len(self.sequences), embed_dim) if self.sequences else None
         self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
         self.rope_rescale = rope_rescale
         self.recompute = False  # run blocks again for their gradients instead of keeping what they computed
@@ -138,33 +162,48 @@ class VisionTransformer(nn.Module):
         for name in ("cls_token", "storage_tokens", "pos_embed"):
             if hasattr(self, name):
                 nn.init.normal_(getattr(self, name), std=0.02, generator=generator)
+        if self.sequence_embed is not None:
+            nn.init.normal_(self.sequence_embed.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.mask_token)
 
-    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
-        """Features of the last block for images of one size; `mask` (N, P) bool, patches that are masked."""
-        return self.packed([Crops(images, mask)])[0]
+    def forward(
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
+        sequences: tuple[str, ...] = (),
+    ) -> Features:
+        """Features of the last block for images of one size; the arguments are those of Crops."""
+        return self.packed([Crops(images, mask, present=present, sequences=sequences)])[0]
 
     def packed(self, groups: Sequence[Crops]) -> list[Features]:
         """Features of the last block for crops of several sizes, through the blocks in one row of tokens."""
-        tokens, packing = self._pack(groups)
-        kept = self._kept(groups, packing, tokens)
+        tokens, packing, layouts = self._pack(groups)
+        kept = self._kept(groups, layouts, packing, tokens)
         again = self.recompute and torch.is_grad_enabled()
         for block, factors in zip(self.blocks, kept):
             if again:
                 tokens = checkpoint(block, tokens, packing, factors, use_reentrant=False)
             else:
                 tokens = block(tokens, packing, factors)
-        return [self._finish(part, group.local) for part, group in zip(unpack(tokens, packing.runs), groups)]
+        return self._finish(tokens, packing, groups, layouts)
 
-    def intermediate(self, images: torch.Tensor, blocks: Sequence[int]) -> list[Features]:
+    def intermediate(
+        self,
+        images: torch.Tensor,
+        blocks: Sequence[int],
+        present: torch.Tensor | None = None,
+        sequences: tuple[str, ...] = (),
+    ) -> list[Features]:
         """Features after each of `blocks` (counted from 0, negative from the end), all through the final norm."""
         wanted = [number % self.depth for number in blocks]
-        tokens, packing = self._pack([Crops(images)])
+        groups = [Crops(images, present=present, sequences=sequences)]
+        tokens, packing, layouts = self._pack(groups)
         found = {}
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             tokens = block(tokens, packing)
             if number in wanted:
-                found[number] = self._finish(unpack(tokens, packing.runs)[0], False)
+                found[number] = self._finish(tokens, packing, groups, layouts)[0]
         return [found[number] for number in wanted]
 
     def attend_with(self, kernel: Kernel) -> None:
@@ -172,15 +211,32 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             block.attn.kernel = kernel
 
-    def _pack(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, Packing]:
-        embedded = [self._embed(group.images, group.mask, self._stretch(group)) for group in groups]
+    def _pack(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, Packing, list[Layout]]:
+        # not the images' len: an exported graph keeps their number open
+        layouts = [layout(group.present, group.images.shape[0], self._count(group)) for group in groups]
+        embedded = [each for group, place in zip(groups, layouts) for each in self._embed(group, place)]
         tokens, runs = pack([part for part, _ in embedded])
         bias = bias_of(runs, self.blocks[0].attn.kernel, tokens.device)
-        return tokens, Packing(runs, tuple(rotation for _, rotation in embedded), bias)
+        return tokens, Packing(runs, tuple(rotation for _, rotation in embedded), bias), layouts
 
-    def _kept(self, groups: Sequence[Crops], packing: Packing, like: torch.Tensor) -> list:
+    def _count(self, group: Crops) -> int:
+        """How many sequences a group's images are of. Raises ValueError where the model does not know them."""
+        count = group.images.shape[1] // self.channels
+        names = group.sequences or self.sequences
+        if self.sequences and len(names) != count:
+            raise ValueError(f"images of {count} sequences, but names of {len(names)}: {', '.join(names)}")
+        if not self.sequences and count != 1:
+            raise ValueError(f"images of {count} sequences, but the model knows none; name them in model.sequences")
+        if strange := [name for name in names if name not in self.sequences] if self.sequences else []:
+            raise ValueError(f"sequence {strange[0]!r}: the model knows {', '.join(self.sequences)}")
+        return count
+
+    def _kept(self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing, like: torch.Tensor) -> list:
         """Drop path's factors, block by block."""
-        draws = [group.drop for group in groups]
+        draws = [
+            group.drop if group.drop is None or place.order is None else group.drop[..., place.order]
+            for group, place in zip(groups, layouts)
+        ]
         whole = [None] * self.depth if any(each is None for each in draws) else torch.cat(draws, dim=-1)
         return [block.keep(each, packing.runs, like) for block, each in zip(self.blocks, whole)]
 
@@ -191,34 +247,66 @@ class VisionTransformer(nn.Module):
             raise ValueError("rope_rescale: training needs a stretch, so that a run can be repeated")
         return group.stretch
 
-    def _embed(
-        self, images: torch.Tensor, mask: torch.Tensor | None, stretch: float
-    ) -> tuple[torch.Tensor, Rotation | None]:
-        """(N, 1 + R + P, D) tokens before the first block, and the rotation of a sample's tokens."""
-        rows, columns = (side // self.patch_size for side in images.shape[-2:])
-        patches = self.patch_embed(images)
-        if mask is not None:
+    def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, Rotation | None]]:
+        """Of each run: (n, 1 + R + k·P, D) tokens before the first block, and the rotation of a sample's tokens."""
+        rows, columns = (side // self.patch_size for side in group.images.shape[-2:])
+        images = group.images.unflatten(1, (-1, self.channels)).flatten(0, 1)
+        patches = self.patch_embed(images if place.take is None else images[place.take])
+        if group.mask is not None:
+            mask = group.mask.reshape(images.shape[0], -1)
+            mask = mask if place.take is None else mask[place.take]
             patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         # with no mask the token takes part all the same, so that every parameter has a gradient
-        cls = self.cls_token if mask is not None else self.cls_token + 0 * self.mask_token
-        count = images.shape[0]  # not its len: an exported graph keeps it open
-        prefix = [cls.expand(count, -1, -1)]
+        cls = self.cls_token if group.mask is not None else self.cls_token + 0 * self.mask_token
         if self.rope_embed is None:
             places = resampled(self.pos_embed, rows, columns)
-            prefix[0] = prefix[0] + places[:, :1]
-            patches = patches + places[:, 1:]
-        if self.register_count:
-            prefix.append(self.storage_tokens.expand(count, -1, -1))
-        prefixed, rotation = 1 + self.register_count, None
+            cls, patches = cls + places[:, :1], patches + places[:, 1:]
+        if self.sequence_embed is not None:
+            patches = patches + self._names(group, place).to(patches.dtype)
+        prefix = torch.cat([cls, self.storage_tokens], dim=1) if self.register_count else cls
+        rotation = None
         if self.rope_embed is not None:
-            rotation = self.rope_embed(rows, columns, prefixed, stretch)
-        return torch.cat([*(part.to(patches.dtype) for part in prefix), patches], dim=1), rotation
+            rotation = self.rope_embed(rows, columns, 1 + self.register_count, self._stretch(group))
+        sizes, found = [count * each for count, each in place.runs], []
+        for (count, sequences), part in zip(place.runs, patches.split(sizes) if len(sizes) > 1 else [patches]):
+            tokens = part.unflatten(0, (-1, sequences)).flatten(1, 2) if sequences > 1 else part
+            tokens = torch.cat([prefix.expand(count, -1, -1).to(patches.dtype), tokens], dim=1)
+            found.append((tokens, self._repeated(rotation, sequences)))
+        return found
 
-    def _finish(self, tokens: torch.Tensor, local: bool) -> Features:
+    def _names(self, group: Crops, place: Layout) -> torch.Tensor:
+        """(M, 1, D) unit vectors that tell the sequences of a group's images apart."""
+        names = [self.sequences.index(name) for name in group.sequences or self.sequences]
+        each = F.normalize(self.sequence_embed.weight[names], dim=-1)
+        each = each.repeat(group.images.shape[0], 1) if place.take is None else each[place.take % len(names)]
+        return each.unsqueeze(1)
+
+    def _repeated(self, rotation: Rotation | None, sequences: int) -> Rotation | None:
+        """The rotation of a sample with so many sequences: a patch has the same place in each."""
+        if rotation is None or sequences == 1:
+            return rotation
+        prefix = 1 + self.register_count
+        return tuple(torch.cat([part[:prefix], part[prefix:].repeat(sequences, 1)]) for part in rotation)
+
+    def _finish(
+        self, tokens: torch.Tensor, packing: Packing, groups: Sequence[Crops], layouts: Sequence[Layout]
+    ) -> list[Features]:
+        """The features of each group, its samples and sequences in the order in which they came."""
+        runs, found = iter(unpack(tokens, packing.runs)), []
+        for group, place in zip(groups, layouts):
+            parts = [self._normed(next(runs), sequences, group.local) for _, sequences in place.runs]
+            prefix, patches = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*parts))
+            if place.back is not None:
+                prefix, patches = prefix[place.back], patches[place.images_back]
+            found.append(Features(prefix[:, 0], prefix[:, 1:], patches, group.present))
+        return found
+
+    def _normed(self, tokens: torch.Tensor, sequences: int, local: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, 1 + R, D) cls tokens and registers, and (n·k, P, D) patches of a run, after their norms."""
         split = 1 + self.register_count
         if local and self.training and self.local_cls_norm is not None:
             prefix, patches = self.local_cls_norm(tokens[:, :split]), self.norm(tokens[:, split:])
         else:
             normed = self.norm(tokens)
             prefix, patches = normed[:, :split], normed[:, split:]
-        return Features(prefix[:, 0], prefix[:, 1:], patches)
+        return prefix, patches.unflatten(1, (sequences, -1)).flatten(0, 1) if sequences > 1 else patches

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import generate, identity, schema
+from data_prep import generate, identity, schema, shard_mri
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -32,6 +32,26 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six small synthetic patients and the odd files; to be read only."""
     folder = tmp_path_factory.mktemp("patients")
     generate.generate(folder, generate.GenerateConfig(patients=6, slices=8, size=40))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight synthetic MRI patients in BraTS's names, some sequences missing, with labels.csv; to be read only."""
+    folder = tmp_path_factory.mktemp("brains")
+    words = dict(modality="mr", patients=8, slices=5, size=40, missing=0.2)
+    generate.generate(folder, generate.GenerateConfig(**words))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def brain_shards(brains: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shards, labels in them, five or six of them in training; to be read only."""
+    folder = tmp_path_factory.mktemp("brain_shards")
+    words = ["--input", str(brains), "--labels", str(brains / "labels.csv"), "--output", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(identity.VARIABLE, "tests")
+        assert shard_mri.main([*words, "split.train=6"]) == 0
     return folder
 
 

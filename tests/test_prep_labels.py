@@ -12,15 +12,6 @@ from data_prep import brain, classes, generate, merge, overview, schema, shard_m
 from data_prep.settings import SettingsError
 
 
-@pytest.fixture(scope="module")
-def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight synthetic patients in BraTS's names, some sequences missing; to be read only."""
-    folder = tmp_path_factory.mktemp("brains")
-    words = dict(modality="mr", patients=8, slices=5, size=40, missing=0.2)
-    generate.generate(folder, generate.GenerateConfig(**words))
-    return folder
-
-
 def shard(source: Path, output: Path, labels: Path, *words: str) -> int:
     """Run the command."""
     return shard_mri.main(["--input", str(source), "--output", str(output), "--labels", str(labels), *words])
@@ -38,10 +29,10 @@ def table(path: Path, text: str) -> Path:
     return path
 
 
-def test_labels_of_patients_end_in_their_slices(patients: Path, tmp_path: Path, capsys) -> None:
+def test_labels_of_patients_end_in_their_slices(brains: Path, tmp_path: Path, capsys) -> None:
     """Every slice has its patient's class; dataset.json counts them by split; parts merged count the same."""
-    labels = patients / "labels.csv"
-    assert shard(patients, tmp_path / "out", labels) == 0
+    labels = brains / "labels.csv"
+    assert shard(brains, tmp_path / "out", labels) == 0
     found = schema.read_dataset(tmp_path / "out")["classes"]["tumour"]
     assert found["names"] == ["match", "mismatch"]
     truth = [line.partition(",")[2] for line in labels.read_text().splitlines()[1:]]
@@ -54,17 +45,17 @@ def test_labels_of_patients_end_in_their_slices(patients: Path, tmp_path: Path, 
     assert "Labelled patients of each class" in (tmp_path / "out" / "overview.html").read_text()
     assert "tumour: 8 patients labelled" in capsys.readouterr().err
     for part in ("1/2", "2/2"):
-        assert shard(patients, tmp_path / "parts", labels, f"part={part}") == 0
+        assert shard(brains, tmp_path / "parts", labels, f"part={part}") == 0
     assert merge.main([str(tmp_path / "parts")]) == 0
     assert schema.read_dataset(tmp_path / "parts")["classes"]["tumour"] == found
 
 
-def test_ids_of_the_csv_are_nowhere_in_the_output(patients: Path, tmp_path: Path, capsys) -> None:
+def test_ids_of_the_csv_are_nowhere_in_the_output(brains: Path, tmp_path: Path, capsys) -> None:
     """Neither in a file nor on the console, also where the command refuses."""
-    lines = (patients / "labels.csv").read_text().splitlines()
-    assert shard(patients, tmp_path / "out", patients / "labels.csv") == 0
+    lines = (brains / "labels.csv").read_text().splitlines()
+    assert shard(brains, tmp_path / "out", brains / "labels.csv") == 0
     stranger = table(tmp_path / "more.csv", "\n".join([*lines, "Canary_77,match"]))
-    assert shard(patients, tmp_path / "other", stranger) == 1
+    assert shard(brains, tmp_path / "other", stranger) == 1
     printed = "".join(capsys.readouterr())
     assert "line 10 names no patient or study of the input" in printed
     for name in [line.partition(",")[0] for line in lines[1:]] + ["Canary"]:
@@ -72,12 +63,12 @@ def test_ids_of_the_csv_are_nowhere_in_the_output(patients: Path, tmp_path: Path
         assert all(name.encode() not in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
 
 
-def test_unknown_rows_may_be_ignored_and_other_labels_are_another_data_set(patients: Path, tmp_path: Path, capsys):
+def test_unknown_rows_may_be_ignored_and_other_labels_are_another_data_set(brains: Path, tmp_path: Path, capsys):
     """unknown_labels=ignore shards them all the same; a second start with another CSV is refused."""
-    text = (patients / "labels.csv").read_text()
+    text = (brains / "labels.csv").read_text()
     stranger = table(tmp_path / "more.csv", text + "Nobody,match\n")
-    assert shard(patients, tmp_path / "out", stranger, "unknown_labels=ignore") == 0
-    assert shard(patients, tmp_path / "out", patients / "labels.csv", "unknown_labels=ignore") == 1
+    assert shard(brains, tmp_path / "out", stranger, "unknown_labels=ignore") == 0
+    assert shard(brains, tmp_path / "out", brains / "labels.csv", "unknown_labels=ignore") == 1
     assert "was begun with other --labels" in capsys.readouterr().err
 
 

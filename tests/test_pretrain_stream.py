@@ -125,14 +125,14 @@ def test_resizing_is_antialiased_interpolation_of_the_crop(crop: tuple, size: in
     cropped = image[:, :, crop[0] : crop[0] + crop[2], crop[1] : crop[1] + crop[3]]
     expected = F.interpolate(cropped, (size, size), mode="bicubic", antialias=True, align_corners=False)
     expected[1] = expected[1].flip(-1)
-    torch.testing.assert_close(resize.apply(image, rows, columns), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(resize.apply(image, rows[:, None], columns[:, None]), expected, atol=1e-4, rtol=0)
 
 
 def test_a_samples_views_do_not_depend_on_the_batch(split: Split) -> None:
     """The same slices in another order and another company give the same views, to float32's last digits."""
     batch = take(split, 1)[0]
     turned = stream.Batch(
-        *(getattr(batch, name).flip(0)[1:] for name in ("pixels", "box", "present", "sample", "epoch"))
+        *(getattr(batch, name).flip(0)[1:] for name in ("pixels", "box", "present", "sample", "epoch", "labels"))
     )
     one, other = views.make(batch, SETTINGS, 7), views.make(turned, SETTINGS, 7)
     torch.testing.assert_close(one.global_crops.flip(1)[:, 1:], other.global_crops, atol=1e-5, rtol=0)
@@ -154,7 +154,7 @@ def test_views_change_with_seed_epoch_and_crop_alone(split: Split) -> None:
 def test_crops_lie_in_the_foreground_and_hold_body(split: Split) -> None:
     """Every candidate box is inside the foreground box, and the chosen ones hold the body they must."""
     batch = take(split, 1, batch_size=24)[0]
-    sums = views._body_sums(batch.pixels, SETTINGS.body_threshold_hu)
+    sums = views._body_sums(batch.pixels, SETTINGS)
     drawn = views.sample_parameters(batch, SETTINGS, 0, "local", 0)
     row, column, height, width = drawn.boxes.unbind(dim=-1)
     box = batch.box.unsqueeze(1)
