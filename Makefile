@@ -10,11 +10,12 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-prep lint
+.PHONY: help setup quickstart test test-nnunet stress bench-prep bench-sequences lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
 	@echo "make bench-prep [INPUT=FOLDER]   how fast images become shards, as ratios"
+	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
 	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
 
@@ -51,6 +52,9 @@ test-nnunet: setup
 	$(PY) -c 'import site; print(site.getsitepackages()[0])' > $$(ls -d .venv-nnunet/lib/python3*/site-packages)/meddap.pth
 	.venv-nnunet/bin/python -m pip install --quiet --constraint constraints.txt nnunetv2
 	.venv-nnunet/bin/python -m pytest -q tests/test_eval_nnunet.py
+
+bench-sequences: setup
+	$(PY) benchmarks/sequences.py
 
 bench-prep: setup
 	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))

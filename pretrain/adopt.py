@@ -39,7 +39,7 @@ def _config(found: Published) -> ModelConfig:
         if width not in _HEADS:
             raise SettingsError(f"{found.source}: {width} channels in how many heads? Put config.json beside it")
         settings["num_heads"] = _HEADS[width]
-    settings["patch_size"] = kernel.shape[-1]
+    settings["patch_size"], settings["sequences"] = kernel.shape[-1], list(found.sequences)
     settings["layer_scale"] = 1e-5 if "blocks.0.ls1.gamma" in weights else None
     if settings["position"] == "learned":
         settings["grid"] = round((weights["pos_embed"].shape[1] - 1) ** 0.5)

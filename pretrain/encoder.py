@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from data_prep.schema import CT
 from pretrain import build, checkpoint
 from pretrain.config import ModelConfig, load
 from pretrain.intensity import Intensity
@@ -20,8 +21,8 @@ _BACKBONE = "backbone."
 class Encoder:
     """A backbone in evaluation mode, float32 on the CPU.
 
-    model      (N, 1, h, w) normalised images → Features
-    intensity  HU → normalised values
+    model      (N, 1, h, w) normalised images → Features; (N, S, h, w) where it knows S sequences
+    intensity  HU → normalised values; an MR sequence enters with its percentiles (data_prep.schema.span) in the window
     config     what it was built from
     source     run, stage and step, or how it was initialised
     digest     SHA-256 over architecture and weights
@@ -64,6 +65,27 @@ def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
     model.load_state_dict(weights)
     source = f"{config.name}/{found.stage}/{found.step:08d} ({which})"
     return frozen(model, build.intensity(config.intensity), config.model, source)
+
+
+def of_one_sequence(loaded: Encoder, name: str) -> Encoder:
+    """A model of several sequences as one of sequence `name` alone: the same features, for those who know no other.
+
+    What tells the sequence apart goes into the bias of the patch embedding and into the mask token.
+    Raises CheckpointError where the model does not know the name.
+    """
+    known = loaded.model.sequences
+    if name not in known:
+        has = f"it knows {', '.join(known)}" if known else "it knows none"
+        raise checkpoint.CheckpointError(f"{loaded.source}: no sequence {name} in the model; {has}")
+    weights = dict(loaded.model.state_dict())
+    row = torch.nn.functional.normalize(weights.pop("sequence_embed.weight")[known.index(name)], dim=0)
+    weights["patch_embed.proj.bias"] = weights["patch_embed.proj.bias"] + row
+    weights["mask_token"] = weights["mask_token"] + row
+    config = replace(loaded.config, sequences=[])
+    model = build.backbone(config)
+    model.load_state_dict(weights)
+    intensity = loaded.intensity if name == CT else replace(loaded.intensity, window=(0.0, 1.0))
+    return frozen(model, intensity, config, f"{loaded.source}, sequence {name}")
 
 
 def random_encoder(like: str | Path, seed: int = 0) -> Encoder:

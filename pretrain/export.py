@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,7 +93,11 @@ def dinov3(loaded: Encoder, output: Path) -> None:
     """One file in the layout of Meta's releases: the backbone's state dict, one input channel."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
-    torch.save(dict(loaded.model.state_dict()), temporary)
+    weights = dict(loaded.model.state_dict())
+    if names := loaded.model.sequences:  # a row each, under its name
+        rows = weights.pop("sequence_embed.weight")
+        weights |= {f"sequence_embed.{name}": row.clone() for name, row in zip(names, rows)}
+    torch.save(weights, temporary)
     temporary.replace(output)
 
 
@@ -106,7 +111,8 @@ def check(loaded: Encoder, output: Path) -> float:
         return _close(output, export_onnx.difference(loaded, output))
     patch = loaded.model.patch_size
     side = (loaded.config.grid or 4) * patch
-    images = torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(0))
+    channels = max(len(loaded.model.sequences), 1)
+    images = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = _joined(loaded.model(images))
         found = [_ours(loaded, output)(images)]
@@ -125,7 +131,8 @@ def _close(output: Path, difference: float) -> float:
 
 
 def _joined(features: Features) -> torch.Tensor:
-    return torch.cat([features.cls[:, None], features.registers, features.patches], dim=1)
+    patches = features.patches.reshape(len(features.cls), -1, features.patches.shape[-1])
+    return torch.cat([features.cls[:, None], features.registers, patches], dim=1)
 
 
 def _ours(loaded: Encoder, output: Path) -> VisionTransformer:
@@ -139,7 +146,7 @@ def _ours(loaded: Encoder, output: Path) -> VisionTransformer:
         found.weights.update({name: own[name] for name in own if name.startswith("local_cls_norm.")})
     model = build.backbone(config).eval()
     settings = {name: value for name, value in found.settings.items() if name not in ("local_norm", "qkv_bias")}
-    initialise.load(model, published.Published(found.source, found.kind, found.weights, settings), config, None)
+    initialise.load(model, replace(found, settings=settings), config, None)
     return model
 
 
@@ -241,7 +248,7 @@ def _preprocessing(loaded: Encoder) -> dict:
         "do_normalize": True,
         "image_mean": [low + loaded.intensity.mean * width],
         "image_std": [loaded.intensity.std * width],
-        "clip_hu": [low, high],
+        "clip": [low, high],  # HU; of MR shares of the way from the foreground's 0.5th to its 99.5th percentile
     }
 
 
@@ -249,11 +256,19 @@ def _write(path: Path, content: dict) -> None:
     write_atomic(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def hand_out(checkpoint: Path, which: str, kind: str, output: Path) -> None:
-    """Write one network of a checkpoint, read it again and say so. Raises ExportError."""
+def hand_out(checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None) -> None:
+    """Write one network of a checkpoint, read it again and say so. Raises ExportError.
+
+    sequence  of a model of several: the one that is handed out, None for all (`dinov3` alone can)
+    """
     if output.exists():
         raise ExportError(f"{output}: is there already; name another --output")
     loaded = encoder.load_encoder(checkpoint, which)
+    if sequence is not None:
+        loaded = encoder.of_one_sequence(loaded, sequence)
+    elif loaded.model.sequences and kind != "dinov3":
+        names = ", ".join(loaded.model.sequences)
+        raise ExportError(f"{output}: --format {kind} has one sequence; give --sequence NAME, one of {names}")
     if kind == "huggingface":
         huggingface(loaded, output, card.card(encoder.find(checkpoint), loaded))
     elif kind == "dinov3":
@@ -271,6 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", required=True, choices=tuple(_SUFFIX))
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new folder, .pth or .onnx file")
     parser.add_argument("--which", default="teacher", choices=("teacher", "student", "both"))
+    parser.add_argument("--sequence", metavar="NAME", help="of a model of several sequences the one to hand out")
     options = parser.parse_args(arguments)
     suffix, output = _SUFFIX[options.format], options.output
     both = options.which == "both"
@@ -278,7 +294,8 @@ def main(arguments: list[str] | None = None) -> int:
         if suffix and not both and output.suffix != suffix:
             raise ExportError(f"{output}: --format {options.format} writes one file; name it {output.name}{suffix}")
         for which in ("teacher", "student") if both else (options.which,):
-            hand_out(options.checkpoint, which, options.format, output / f"{which}{suffix}" if both else output)
+            path = output / f"{which}{suffix}" if both else output
+            hand_out(options.checkpoint, which, options.format, path, options.sequence)
     except (ExportError, CheckpointError, WeightsError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -69,7 +69,8 @@ class OnlineKnn:
         for start in range(0, len(side.numbers), _BATCH):
             batch = stream.gather(side.split, side.numbers[start : start + _BATCH], self.sequences).to(device)
             with precision:
-                found.append(model(views.whole(batch, self.size, self.intensity)).cls.float().cpu())
+                crops = views.whole(batch, self.size, self.intensity, self.sequences)
+                found.append(model(crops, present=batch.present, sequences=self.sequences).cls.float().cpu())
         return F.normalize(torch.cat(found), dim=-1)
 
 

@@ -102,8 +102,9 @@ def read(path: str | Path) -> Published:
     weights = _one_matrix(_renamed(mine, kind))
     if not any(name.startswith("blocks.0.attn.qkv.") for name in weights):
         raise WeightsError(f"{path}: a cls token, but no attention blocks that are known; its keys begin {_some(mine)}")
+    grey = "sequence_embed.weight" in weights
     sequences = _sequences(path, weights)
-    return Published(str(path), kind, _tidied(weights), _settings(path, weights), sequences, grey=bool(sequences))
+    return Published(str(path), kind, _tidied(weights), _settings(path, weights), sequences, grey)
 
 
 def _tensors(path: Path) -> Tensors:
@@ -223,10 +224,13 @@ def _tidied(weights: Tensors) -> Tensors:
 
 
 def _sequences(path: Path, weights: Tensors) -> tuple[str, ...]:
-    """Names of the rows of MM-DINOv2's sequence embedding, which its files do not hold."""
+    """Names of the rows of a sequence embedding: in ours each row has its name; MM-DINOv2's files hold none."""
     rows = weights.get("sequence_embed.weight")
     if rows is None:
-        return ()
+        names = [name for name in weights if name.startswith("sequence_embed.")]
+        if names:
+            weights["sequence_embed.weight"] = torch.stack([weights.pop(name) for name in names])
+        return tuple(name.partition(".")[2] for name in names)
     if len(rows) != len(MM_DINOV2):
         raise WeightsError(f"{path}: embeds {len(rows)} sequences; MM-DINOv2's are {', '.join(MM_DINOV2)}")
     return MM_DINOV2

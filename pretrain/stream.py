@@ -100,10 +100,12 @@ def batches(
         decoders.shutdown(cancel_futures=True)
 
 
-def gather(split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = ("ct",), threads: int = 2) -> Batch:
+def gather(
+    split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
+) -> Batch:
     """Samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
     with ThreadPoolExecutor(threads, _READER_THREADS) as decoders:
-        return _assemble(split, numbers, np.zeros_like(numbers), sequences, decoders)
+        return _assemble(split, numbers, np.zeros_like(numbers), sequences, Labelling(), decoders)
 
 
 def _assemble(

@@ -128,13 +128,15 @@ def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
     return Views(globals_, locals_, gram, batch.present, settings.sequences, labels)
 
 
-def whole(batch: Batch, size: int, intensity: Intensity) -> torch.Tensor:
-    """(B, S, size, size) normalised: the foreground's box of every sample, as it is."""
+def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, ...] = (CT,)) -> torch.Tensor:
+    """(B, S, size, size) normalised: the foreground's box of every sample, as it is; `sequences` names the S."""
     row0, row1, column0, column1 = batch.box.to(batch.pixels.device).unbind(dim=1)
     straight = torch.zeros_like(row0, dtype=torch.bool)
-    rows = resize.weights(row0, row1 - row0, batch.pixels.shape[2], size, straight)
-    columns = resize.weights(column0, column1 - column0, batch.pixels.shape[3], size, straight)
-    return intensity.normalise(resize.apply(batch.pixels.float(), rows, columns))
+    rows = resize.weights(row0, row1 - row0, batch.pixels.shape[2], size, straight).unsqueeze(1)
+    columns = resize.weights(column0, column1 - column0, batch.pixels.shape[3], size, straight).unsqueeze(1)
+    crops = resize.apply(batch.pixels.float(), rows, columns)
+    low, high = crops.new_tensor([span(name, intensity.window) for name in sequences]).view(-1, 2, 1, 1).unbind(dim=1)
+    return intensity.normalise(crops, low, high - low)
 
 
 def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import CONFIG, rows
 
-from pretrain import build, export, train
+from pretrain import build, encoder, export, published, train
+from pretrain.checkpoint import CheckpointError
 from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.encoder import Encoder
 
@@ -136,3 +137,25 @@ def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytes
     assert "name it model.onnx" in capsys.readouterr().err
     assert export.main(["--checkpoint", str(tmp_path), "--format", "dinov3", "--output", str(tmp_path / "x.pth")]) == 1
     assert "no checkpoint there" in capsys.readouterr().err
+
+
+def test_a_model_of_several_sequences_is_handed_out_whole_or_one_sequence_of_it(tmp_path: Path) -> None:
+    """In the reference's layout with a named row each, read back in any order; one sequence alone for transformers,
+    with the features that the whole model has of it, masked patches included."""
+    names = ["t2", "t1", "ct"]
+    loaded = encoder_of(ModelConfig(**SMALL, sequences=names))
+    export.dinov3(loaded, tmp_path / "all.pth")
+    assert export.check(loaded, tmp_path / "all.pth") <= 1e-6
+    assert published.read(tmp_path / "all.pth").sequences == tuple(names)
+    one = encoder.of_one_sequence(loaded, "t1")
+    export.huggingface(one, tmp_path / "t1", "")
+    assert export.check(one, tmp_path / "t1") <= 1e-4
+    images = torch.randn(2, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(2)) < 0.5
+    with torch.inference_mode():
+        whole, alone = loaded.model(images, mask, sequences=("t1",)), one.model(images, mask)
+    torch.testing.assert_close(alone.cls, whole.cls, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone.patches, whole.patches, atol=1e-5, rtol=1e-5)
+    assert one.intensity.window == (0.0, 1.0) and encoder.of_one_sequence(loaded, "ct").intensity.window == (-250, 450)
+    with pytest.raises(CheckpointError, match="no sequence adc in the model; it knows t2, t1, ct"):
+        encoder.of_one_sequence(loaded, "adc")

@@ -43,7 +43,7 @@ class Bright(torch.nn.Module):
         super().__init__()
         self.cls_token = torch.zeros(1)
 
-    def forward(self, images: torch.Tensor):
+    def forward(self, images: torch.Tensor, **_: object):
         dark = (images < -0.7) & (images > -0.98)  # and no air
         shares = [(images > 0.5).float().mean(dim=(1, 2, 3)), dark.float().mean(dim=(1, 2, 3))]
         self.cls = torch.stack([*shares, torch.full_like(shares[0], 0.02)], dim=1)
@@ -64,7 +64,7 @@ def test_features_that_know_the_organs_score_well_and_noise_at_chance(tiny_datas
     assert known > 0.95
 
     class Noise(Bright):
-        def forward(self, images: torch.Tensor):
+        def forward(self, images: torch.Tensor, **_: object):
             self.cls = torch.randn(len(images), 3, generator=torch.Generator().manual_seed(len(images)))
             return self
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from data_prep.settings import merge
 from pretrain import build, initialise, published
@@ -253,3 +253,23 @@ def test_files_that_are_no_weights_give_one_line(tmp_path: Path) -> None:
             published.read(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
     assert not Path("/tmp/meddap-was-here").exists()
+
+
+def test_mm_dinov2s_names(golden_dir: Path, tmp_path: Path) -> None:
+    """Its file, bare or with a teacher's prefix: the reference's numbers to 1e-5 from one channel, whatever the order
+    of our vocabulary; a name that it lacks gets a row of its own."""
+    tensors = load_file(golden_dir / "mm_dinov2_vit.safetensors")
+    weights = {name[8:]: value for name, value in tensors.items() if name.startswith("weights.")}
+    assert "mri_seq_embed.weight" in weights
+    torch.save({"teacher": {f"backbone.{name}": value for name, value in weights.items()}}, tmp_path / "mm.pth")
+    found = published.read(tmp_path / "mm.pth")
+    assert found.sequences == ("t1", "t1c", "t2", "flair")
+    more = dict(num_heads=3, registers=0, norm_eps=1e-6, layer_scale=1.0, sequences=["flair", "adc", "t2", "t1c", "t1"])
+    config = config_for(found, **more)
+    model = build.backbone(config).eval()
+    model.init_weights(torch.Generator().manual_seed(0))
+    initialise.load(model, found, config, IntensityConfig())
+    with torch.inference_mode():
+        features = model(tensors["larger.input"], sequences=("t2", "t1", "t1c", "flair"))
+    torch.testing.assert_close(features.cls, tensors["larger.cls"], atol=1e-5, rtol=0)
+    assert model.sequence_embed.weight.shape[0] == 5 and model.sequence_embed.weight[1].norm() > 0
