@@ -350,6 +350,10 @@ class Split:
             raise SchemaError(f"{self.paths[shard]}: ends at sample {number}; the shard is truncated, make it again")
         return block
 
+    def labels(self, number: int) -> dict[str, float]:
+        """The class labels of sample `number`, without decoding its pixels."""
+        return json.loads(bytes(members(self.read(number))["json"]))["labels"]
+
     def __getitem__(self, number: int) -> Slice:
         try:
             return decode(self.read(number))

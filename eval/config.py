@@ -147,6 +147,9 @@ class TaskConfig:
     table: TableConfig = field(default_factory=TableConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     metrics: list[str] = field(default_factory=list)  # empty: those that suit the kind
+    label: str = ""  # source shards, multiclass or binary: the column of class labels that the shards carry
+    # of the training and of the validation patients, whose labels are used: those that data.labelled_share shows
+    labelled_share: float = 1.0
     positive: list[str] = field(default_factory=list)  # classes that count as 1 (binary, anomaly); empty: the second
     size: int = 128  # pixels to which a square around the body is resized; a multiple of the patch size
     blocks: list[int] = field(default_factory=lambda: [-2, -1])  # whose patch features are read, counted from the end

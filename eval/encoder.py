@@ -58,6 +58,7 @@ class CheckpointEncoder:
         self.source, self.digest = loaded.source, loaded.digest
         self.patch_size, self.embed_dim = loaded.model.patch_size, loaded.model.embed_dim
         self.depth, self.window = loaded.model.depth, loaded.intensity.window
+        self.sequences = loaded.model.sequences  # () where it takes one, whichever
         self.device = pick_device("auto")
         self.model = loaded.model.to(self.device)
         self._unit = Intensity((0.0, 1.0), loaded.intensity.mean, loaded.intensity.std)
@@ -68,8 +69,8 @@ class CheckpointEncoder:
 
     def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
         with torch.inference_mode(), self.precision:
-            found = self.model.intermediate(images.to(self.device), blocks)
-        return [(each.cls.float().cpu(), each.patches.float().cpu()) for each in found]
+            found = self.model.intermediate(images.to(self.device), blocks, present)
+        return [(each.cls.float().cpu(), each.merged().float().cpu()) for each in found]
 
 
 def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:

@@ -85,6 +85,11 @@ def encode(
             for name, plane in zip(picture.sequences, planes):
                 if name in channels:
                     stacked[row, channels.index(name)], present[row, channels.index(name)] = plane, True
+        if not present.any(dim=1).all():
+            names = sorted({name for picture in pictures for name in picture.sequences})
+            raise SettingsError(
+                f"{encoder.source}: knows {', '.join(channels)}, and some images have none of them ({', '.join(names)})"
+            )
         return encoder.features(encoder.prepare(stacked), blocks, present), stacked
     counts = torch.tensor([len(each) for each in units])
     found = encoder.features(encoder.prepare(torch.cat(units)[:, None]), blocks)

@@ -103,6 +103,54 @@ def components(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) 
     return png(figure)
 
 
+def subsets(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
+    """Figures of a label from subsets of the sequences: a panel per metric, a point per subset with its interval at the
+    number of its sequences, a line through the means; a colour per encoder."""
+    names = list(dict.fromkeys(row["metric"] for row in rows))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(names), figsize=(3.4 * len(names), 3.0), squeeze=False, layout="constrained"
+        )
+        for axis, metric in zip(axes[0], names):
+            for number, encoder in enumerate(encoders):
+                mine = [row for row in rows if (row["metric"], row["run"]) == (metric, encoder)]
+                _by_count(axis, mine, (number - (len(encoders) - 1) / 2) * 0.3, COLOURS[number], encoder)
+            axis.set(title=metric, xlabel="sequences present")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.2)
+        axes[0][0].legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
+def _by_count(axis: plt.Axes, rows: Sequence[dict], shift: float, colour: tuple, name: str) -> None:
+    by_count: dict[int, list[dict]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            by_count.setdefault(row["variant"]["sequences"].count("+") + 1, []).append(row)
+    for count, each in by_count.items():
+        for place, row in enumerate(each):
+            at = count + shift + 0.18 * (place / max(len(each) - 1, 1) - 0.5)
+            if row["low"] is not None:
+                axis.plot([at, at], [row["low"], row["high"]], color=colour, lw=0.8, alpha=0.5)
+            axis.plot(at, row["value"], "o", ms=3, color=colour)
+    means = [np.mean([row["value"] for row in by_count[count]]) for count in sorted(by_count)]
+    axis.plot([count + shift for count in sorted(by_count)], means, color=colour, lw=1.6, label=name)
+
+
+def lost_sequences(rows: Sequence[dict]) -> bytes:
+    """Loss on entirely masked sequences over the steps, and what knowing each sequence's marginal would give."""
+    shown = [row for row in rows if "sequences/loss" in row]
+    steps = [row["step"] for row in shown]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
+        for key, label in (("sequences/loss", "student"), ("sequences/marginal", "marginal of each sequence")):
+            axis.plot(steps, _smooth(np.array([row[key] for row in shown])), lw=1.4, label=label)
+        axis.set(xlabel="step", ylabel="cross-entropy")
+        axis.grid(alpha=0.2)
+        axis.legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
 def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     """First figure of every probe, label by label with intervals: a panel per probe, a colour per encoder."""
     first = {}

@@ -20,7 +20,7 @@ from data_prep.disk import write_atomic
 from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
-from eval import compare, overlays, plots, sweep
+from eval import compare, overlays, plots, sequence_maps, sweep
 from eval.bootstrap import shown
 from eval.results import HEADLINE, words
 from pretrain import metrics
@@ -37,6 +37,7 @@ def report(runs: Sequence[Path]) -> str:
             body.append(f"<h1>{html.escape(run.name)}</h1>")
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
+            body += _or_say_why(_sequences, run) if title == "Training" else []
     title = "MedDAP: " + ", ".join(run.name for run in runs)
     return page(title, "Medical domain-adaptive pretraining: what went in, what came out", body)
 
@@ -115,6 +116,12 @@ def _training(run: Path) -> Iterator[str]:
         yield figure(
             plots.curves(rows), "Loss terms (thin: every step, thick: smoothed), signs of collapse, learning rate."
         )
+        if any("sequences/loss" in row for row in rows):
+            yield figure(
+                plots.lost_sequences(rows),
+                "What the student makes of sequences that it does not see, against knowing how often each prototype is "
+                "the target in that sequence.",
+            )
         path = run / stage / "crops.npz"
         if path.is_file():
             with np.load(path) as crops:
@@ -122,6 +129,18 @@ def _training(run: Path) -> Iterator[str]:
                     plots.crops(crops["global_crops"], crops["local_crops"]),
                     "Crops of the first step as the network sees them.",
                 )
+
+
+def _sequences(run: Path) -> Iterator[str]:
+    config = configuration.load(run / "config.yaml")
+    if not config.model.sequences:
+        return
+    yield "<h2>Sequences</h2>"
+    yield figure(
+        sequence_maps.draw(run, config.data.root),
+        "First three principal components of the patch features of each sequence as red, green and blue, the same axes "
+        "in all; air is black.",
+    )
 
 
 def _probes(run: Path) -> Iterator[str]:
@@ -164,7 +183,12 @@ def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:
         "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
     )
     yield _results(rows, names)
-    yield figure(plots.intervals(rows, names), "Every label with its interval.")
+    several = [row for row in rows if "sequences" in row["variant"]]
+    if several:
+        headline = [row for row in several if row["label"] in HEADLINE]
+        yield figure(plots.subsets(headline, names), "Every subset of the sequences; the lines are means of subsets.")
+    if rest := [row for row in rows if "sequences" not in row["variant"]]:
+        yield figure(plots.intervals(rest, names), "Every label with its interval.")
     for other in folders[1:]:
         yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
 

@@ -47,6 +47,15 @@ class Features:
         """(…, D) the patch tokens at which an (N, S·P) mask is set, in its row-major order."""
         return self.patches[of_present(mask, self.present).view(self.patches.shape[:2])]
 
+    def merged(self) -> torch.Tensor:
+        """(N, P, D) the mean over each sample's sequences of the patches at a place."""
+        count = len(self.cls)
+        if self.present is None or bool(self.present.all()):
+            return self.patches.unflatten(0, (count, -1)).mean(dim=1) if len(self.patches) > count else self.patches
+        owner = self.present.nonzero()[:, 0].to(self.patches.device)
+        total = self.patches.new_zeros(count, *self.patches.shape[1:]).index_add_(0, owner, self.patches)
+        return total / self.present.sum(dim=1).to(total).view(-1, 1, 1)
+
 
 @dataclass(frozen=True)
 class Crops:

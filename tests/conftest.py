@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,14 +99,24 @@ def body_slice(rng: np.random.Generator, subject: int, order: int, size: int = 6
 
 
 def write_dataset(
-    root: Path, patients: dict[str, int], slices: int = 6, size: int = 64, seed: int = 0, per_shard: int = 10
+    root: Path,
+    patients: dict[str, int],
+    slices: int = 6,
+    size: int = 64,
+    seed: int = 0,
+    per_shard: int = 10,
+    make: Callable[..., schema.Slice] = body_slice,
+    **more: object,
 ) -> Path:
-    """A data set of `patients[split]` patients with `slices` slices each, by the schema's own functions."""
+    """A data set of `patients[split]` patients with `slices` slices each, by the schema's own functions.
+
+    make  (rng, subject, order, size) → Slice; more: further entries of dataset.json
+    """
     rng, splits, subject = np.random.default_rng(seed), {}, 0
     for split, count in patients.items():
         samples = []
         for _ in range(count):
-            samples += [body_slice(rng, subject, order, size) for order in range(slices)]
+            samples += [make(rng, subject, order, size) for order in range(slices)]
             subject += 1
         shards = []
         (root / split).mkdir(parents=True, exist_ok=True)
@@ -121,6 +132,7 @@ def write_dataset(
         "statistics": {"ct": {"mean": 40.0, "std": 60.0, "p0.5": -150.0, "p50": 40.0, "p99.5": 300.0}},
         "labels": {"1": "bright", "2": "dark"},
         "made_with": {},
+        **more,
     }
     (root / "dataset.json").write_text(json.dumps(dataset))
     return root

@@ -19,7 +19,7 @@ ALLOWED = {
             *("config", "images", "labelmaps", "scaling", "slicing", "volume"),  # the readers of NIfTI
         },
         "pretrain": {
-            *("encoder", "vit", "intensity", "checkpoint", "config", "machine", "metrics"),
+            *("encoder", "vit", "intensity", "checkpoint", "config", "labels", "machine", "metrics"),
             *("adopt", "published"),  # published weights as encoders
             *("build", "optim", "schedules"),  # encoders trained further
         },

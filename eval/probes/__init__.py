@@ -45,6 +45,7 @@ PROBES = {
     "unet": "eval.probes.unet",
     "transunet": "eval.probes.transunet",
     "cnn": "eval.probes.cnn",
+    "subsets": "eval.probes.subsets",
 }
 
 

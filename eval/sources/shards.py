@@ -1,4 +1,4 @@
-"""Examples from our shards: their label maps say which structures a slice holds."""
+"""Examples from our shards: their label maps say which structures a slice holds, or their class labels whose it is."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from data_prep.schema import Slice, Split, content_digest, read_dataset
 from data_prep.settings import SettingsError
 from eval.config import TaskConfig
 from eval.examples import Examples, Picture
+from pretrain import labels
 
 _COLUMNS = (
     *("keys", "subjects", "studies", "sites", "splits", "orders", "positions", "digests"),
@@ -38,7 +39,34 @@ def load(task: TaskConfig, cache: Path) -> Examples:
         version=dataset["digest"],
         **columns,
     )
-    return for_kind(examples, task.kind)
+    return _labelled(examples, task, dataset, splits, chosen) if task.label else for_kind(examples, task.kind)
+
+
+def _labelled(examples: Examples, task: TaskConfig, dataset: dict, splits: dict[str, Split], chosen: list) -> Examples:
+    """The examples with a column of class labels as their targets; unknown where `labelled_share` does not show it."""
+    column = dataset["classes"].get(task.label)
+    if column is None:
+        has = f"it has {', '.join(dataset['classes'])}" if dataset["classes"] else "shard with --labels CSV"
+        raise SettingsError(f"label={task.label}: no such column of labels in {task.data}; {has}")
+    if task.kind not in ("multiclass", "binary"):
+        raise SettingsError(f"kind={task.kind}: label={task.label} has classes; take multiclass or binary")
+    names = column["names"]
+    positive = task.positive or names[1:2]
+    if strange := sorted(set(positive) - set(names)):
+        raise SettingsError(f"positive={strange[0]}: no such class; there are {', '.join(names)}")
+    if task.kind == "binary" and len(names) > 2 and not task.positive:
+        raise SettingsError(f"kind=binary: {len(names)} classes; say which are 1, e.g. positive=[{names[0]}]")
+    shares = {name: 1.0 if name == "test" else task.labelled_share for name in splits}
+    shown = {name: labels.known(split, shares[name]) for name, split in splits.items()}
+    targets = np.full((len(chosen), 1), np.nan)
+    for place, (name, number) in enumerate(chosen):
+        if shown[name][number] and task.label in (said := splits[name].labels(number)):
+            targets[place] = said[task.label]
+    if task.kind == "binary":
+        known = ~np.isnan(targets)
+        targets[known] = np.isin(targets[known], [names.index(each) for each in positive])
+        names = ["+".join(positive)]
+    return replace(examples, names=tuple(names), values=(), targets=targets, annotated=examples.annotated[:, :0])
 
 
 def for_kind(examples: Examples, kind: str) -> Examples:

@@ -1,0 +1,93 @@
+"""Which sequences a label needs: logistic regression on all that a patient has, tested on every subset of them.
+
+The line is fitted once, on training patients with all their sequences. Then the test patients are seen with each of the
+2^S − 1 subsets alone, whatever the encoder makes of it. A subset's figures rest on the patients who have all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from data_prep.schema import text_sha256
+from data_prep.settings import SettingsError
+from eval import features
+from eval.examples import Examples, Picture
+from eval.parts import Base, Part
+from eval.probes import Context, Outcome, logistic, scored
+from eval.probes.logistic import Regression
+
+KINDS = ("binary", "multiclass")
+NEEDS = "pooled"
+_MOST = 8  # sequences, whose 255 subsets take as many passes over the test patients
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The line on all sequences, and what tests it on fewer."""
+
+    whole: Regression
+    context: Context
+
+    @property
+    def choices(self) -> dict:
+        return self.whole.choices
+
+    @property
+    def refitted(self) -> bool:
+        return self.whole.refitted
+
+    def predict(self, test: Part) -> list[Outcome]:
+        task, exclusive = self.context.task, self.context.task.kind == "multiclass"
+        there = sequences_of(test.examples)
+        found = []
+        for subset in subsets(sorted({name for each in there for name in each}, key=_place(self.context))):
+            rows = np.array([set(subset) <= set(each) for each in there])
+            if not rows.any():
+                continue
+            fewer = only(test.examples.take(rows), subset)
+            seen = features.extract(self.context.encoder, fewer, task, self.context.cache, False)
+            part = Part("test", Base(fewer, seen, task, self.context.cache), np.arange(len(fewer)))
+            scores = self.whole.line.probabilities(part.pooled(), exclusive)
+            found.append(Outcome(scored(scores, part, task), {"sequences": "+".join(subset)}))
+        return found
+
+
+def fit(train: Part, val: Part, context: Context) -> Fitted:
+    """The line that serves the validation patients best, all sequences given."""
+    return Fitted(logistic.fit(train, val, context), context)
+
+
+def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """All subsets of some sequences but the empty one, smaller ones first. Raises SettingsError for too many."""
+    if len(names) > _MOST:
+        raise SettingsError(f"probes: subsets: {2 ** len(names) - 1} of {len(names)} sequences; {_MOST} are the most")
+    return [subset for count in range(1, len(names) + 1) for subset in combinations(names, count)]
+
+
+def _place(context: Context):
+    """The order of an encoder's vocabulary, else of the alphabet."""
+    known = list(getattr(context.encoder, "sequences", ()))
+    return lambda name: (known.index(name) if name in known else len(known), name)
+
+
+def sequences_of(examples: Examples) -> list[tuple[str, ...]]:
+    """The sequences of each example."""
+    return [examples.read(number).sequences for number in range(len(examples))]
+
+
+def only(examples: Examples, names: Sequence[str]) -> Examples:
+    """The examples as if they had these sequences alone; their digests differ, so that features are not mixed up."""
+
+    def reader(number: int) -> Picture:
+        picture = examples.read(number)
+        places = [place for place, name in enumerate(picture.sequences) if name in names]
+        return replace(
+            picture, pixels=picture.pixels[places], sequences=tuple(picture.sequences[place] for place in places)
+        )
+
+    mark = np.uint64(int(text_sha256("+".join(names))[:16], 16))
+    return replace(examples, reader=reader, digests=examples.digests ^ mark)
