@@ -36,7 +36,7 @@ def draw(run: Path, root: str, count: int = 3) -> bytes:
             if not row:
                 top.set_title(name, color=INK)
             if name in there:
-                top.imshow(shown[there.index(name)], cmap="gray", vmin=0, vmax=1)
+                top.imshow(shown[there.index(name)].numpy(), cmap="gray", vmin=0, vmax=1)
                 bottom.imshow(components[there.index(name)], interpolation="nearest")
             else:
                 top.text(0.5, 0.5, "absent", color=INK, ha="center", va="center", transform=top.transAxes)

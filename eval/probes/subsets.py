@@ -49,7 +49,7 @@ class Fitted:
             if not rows.any():
                 continue
             fewer = only(test.examples.take(rows), subset)
-            seen = features.extract(self.context.encoder, fewer, task, self.context.cache, False)
+            seen = features.extract(self.context.encoder, fewer, task, self.context.cache)
             part = Part("test", Base(fewer, seen, task, self.context.cache), np.arange(len(fewer)))
             scores = self.whole.line.probabilities(part.pooled(), exclusive)
             found.append(Outcome(scored(scores, part, task), {"sequences": "+".join(subset)}))
