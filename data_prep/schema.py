@@ -6,6 +6,7 @@ Layout of a data set:
     OUT/manifest.jsonl            a row per input series, accepted or rejected
     OUT/train/000000.tar          USTAR, mtime 0; samples `<key>.<sequence>.b2`, `<key>.seg.b2`, `<key>.json`
     OUT/train/000000.index.npy    INDEX_DTYPE, one row per sample, in the order of the tar
+    OUT/train/000000.content.npy  uint64, `content_digest` of each sample's pixels, in the same order
     OUT/val/… OUT/test/…
 
 The members of one sample lie side by side, its `.json` last, so that one read of (offset, size)
@@ -329,6 +330,14 @@ class Split:
             raise SchemaError(f"{index_path}: {len(index)} rows, dataset.json says {row['samples']}; shard it again")
         return index
 
+    def content(self) -> np.ndarray | None:
+        """(N,) uint64 digests of the pixels, or None where the data set was made before there were any."""
+        files = [content_of(path) for path in self.paths]
+        if not all(path.is_file() for path in files):
+            return None
+        found = [np.load(path, allow_pickle=False) for path in files]
+        return np.concatenate(found) if found else np.empty(0, np.uint64)
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -364,6 +373,11 @@ class Split:
 def index_of(shard: Path) -> Path:
     """The index that lies beside a shard."""
     return shard.with_suffix(".index.npy")
+
+
+def content_of(shard: Path) -> Path:
+    """The digests of pixels that lie beside a shard."""
+    return shard.with_suffix(".content.npy")
 
 
 def dataset_digest(splits: dict) -> str:

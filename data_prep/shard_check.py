@@ -63,6 +63,7 @@ def _check(work: Work, report: Report) -> None:
     found = _members(work.path, report)
     if index is None:
         return
+    content = _content(work, len(index), report)
     report.samples = len(index)
     report.subjects, report.series = index["subject"].copy(), index["series"].copy()
     report.keys = np.zeros(len(index), np.uint64)
@@ -78,6 +79,8 @@ def _check(work: Work, report: Report) -> None:
                 report.classes.update(sample.labels.items())
                 if problem := _disagreement(sample, row):
                     report.problems.append(f"sample {number}: {problem}")
+                if content is not None and schema.content_digest(sample.pixels) != int(content[number]):
+                    report.problems.append(f"sample {number}: its pixels are not those of its digest")
             except (schema.SchemaError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
                 report.problems.append(f"sample {number}: {_line(error)}")
 
@@ -96,6 +99,23 @@ def _index(work: Work, report: Report) -> np.ndarray | None:
     if len(index) != work.row["samples"]:
         report.problems.append(f"{path.name} has {len(index)} rows, dataset.json says {work.row['samples']} samples")
     return index
+
+
+def _content(work: Work, samples: int, report: Report) -> np.ndarray | None:
+    """The digests of the samples' pixels; None where the data set was made before there were any."""
+    if "content_sha256" not in work.row:
+        return None
+    path = schema.content_of(work.path)
+    if not path.is_file():
+        report.problems.append(f"its {path.name} is missing; copy it again")
+        return None
+    if schema.file_sha256(path) != work.row["content_sha256"]:
+        report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
+    content = np.load(path, allow_pickle=False)
+    if content.dtype != np.uint64 or content.shape != (samples,):
+        report.problems.append(f"{path.name} holds {content.shape} {content.dtype}, expected ({samples},) uint64")
+        return None
+    return content
 
 
 def _members(path: Path, report: Report) -> dict[str, int]:

@@ -33,6 +33,7 @@ class Piece:
     subject: str
     series: str
     order: int
+    content: int
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def plan(root: Path, staging: Path, records: Iterable[tuple[str, Record]], sampl
     by_split: dict[str, list[Piece]] = {split: [] for split in schema.SPLITS}
     for name, record in records:
         staged = staging / f"{name}.tar"
-        for key, offset, size, series, order in record.samples:
+        for key, offset, size, series, order, content in record.samples:
             digest = hashlib.sha256(key.encode()).digest()
-            by_split[record.split].append(Piece(digest, staged, offset, size, record.subject, series, order))
+            by_split[record.split].append(Piece(digest, staged, offset, size, record.subject, series, order, content))
     plans = []
     for split, pieces in by_split.items():
         count = -(-len(pieces) // samples_per_shard)
@@ -85,14 +86,16 @@ def write(shard: Plan) -> dict:
         digest.update(schema.TAR_END)
     flush(temporary)
     os.replace(temporary, path)
-    index = schema.index_of(path)
+    index, content = schema.index_of(path), schema.content_of(path)
     write_atomic(index, _npy(np.array(rows, schema.INDEX_DTYPE)))
+    write_atomic(content, _npy(np.array([piece.content for piece in shard.pieces], np.uint64)))
     return {
         "name": shard.name,
         "samples": len(rows),
         "bytes": path.stat().st_size,
         "sha256": digest.hexdigest(),
         "index_sha256": schema.file_sha256(index),
+        "content_sha256": schema.file_sha256(content),
     }
 
 

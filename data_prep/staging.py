@@ -61,7 +61,7 @@ class Record:
     """What one source became.
 
     rows        manifest rows, one per series or stack
-    samples     (key, offset, size, series, order) of each sample in the staged file
+    samples     (key, offset, size, series, order, digest of the pixels) of each sample in the staged file
     histograms  sequence → stored value → count of foreground pixels
     labels      column → class, of all samples
     """
@@ -109,7 +109,8 @@ class Stager:
                 self._file = open(self._temporary, "wb")
             stretch = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
             self._file.write(stretch)
-            self.record.samples.append([sample.key, self._offset, len(stretch), sample.series, sample.order])
+            content = schema.content_digest(sample.pixels)
+            self.record.samples.append([sample.key, self._offset, len(stretch), sample.series, sample.order, content])
             self._offset += len(stretch)
             count += 1
         return count

@@ -11,9 +11,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.disk import write_atomic
 from data_prep.settings import SettingsError
-from eval import bootstrap, results
+from eval import bootstrap, paired, results
+from eval.predictions import Prediction, Scored
 
 
 def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) -> list[dict]:
@@ -35,15 +38,38 @@ def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) ->
         if mine.names != its.names:
             names = [", ".join(each.names) for each in (its, mine)]
             raise SettingsError(f"{after}: probes {names[0]}, but {before} {names[1]}; run the same task")
+        name = one if one == other else f"{other} − {one}"
+        shared = {"probe": name, "before": before.name, "after": after.name}
         for metric in (name for name in mine.metrics() if name in its.metrics()):
             try:
                 figures = bootstrap.differences(mine, its, metric, task["draws"], task["seed"])
             except ValueError as error:
                 raise SettingsError(f"{after}: {error}") from error
-            name = one if one == other else f"{other} − {one}"
-            shared = {"probe": name, "metric": metric, "before": before.name, "after": after.name}
-            rows += [{**shared, "label": label, **figure.row()} for label, figure in figures.items()]
+            rows += [{**shared, "metric": metric, "label": label, **each.row()} for label, each in figures.items()]
+        rows += [{**shared, **row} for row in _mcnemar(mine, its, after)]
     return rows
+
+
+def _mcnemar(one: Prediction, other: Prediction, after: Path) -> list[dict]:
+    """Rows of McNemar's test where both decide between classes: the value is the gain in the share that is right."""
+    if not (_decides(one) and _decides(other)):
+        return []
+    try:
+        found = paired.mcnemar(one, other)
+    except ValueError as error:
+        raise SettingsError(f"{after}: {error}") from error
+    patients = len(np.unique(one.subjects))
+    return [
+        {
+            **{"metric": "mcnemar", "label": label, "value": each.gain, "low": None, "high": None, "p": each.p},
+            **{"patients": patients, "better": each.better, "worse": each.worse},
+        }
+        for label, each in found.items()
+    ]
+
+
+def _decides(prediction: Prediction) -> bool:
+    return isinstance(prediction, Scored) and prediction.kind in ("binary", "multilabel", "multiclass")
 
 
 def table(rows: list[dict]) -> str:

@@ -72,6 +72,94 @@ class LogisticConfig:
 
 
 @dataclass
+class LinearConfig:
+    """Linear heads by SGD, all at once: every learning rate × blocks × with and without the mean patch."""
+
+    lr: list[float] = field(
+        default_factory=lambda: [
+            *(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+            *(2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
+        ]
+    )  # for a batch of 256, scaled to the batch
+    blocks: list[int] = field(default_factory=lambda: [1, 4])  # cls tokens of the last so many blocks
+    mean_patch: list[bool] = field(default_factory=lambda: [False, True])
+    steps: int = 1250
+    batch_size: int = 128
+    momentum: float = 0.9
+
+
+@dataclass
+class AttentiveConfig:
+    """A query that attends to the patches of a slice, then a linear head."""
+
+    lr: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
+    heads: int = 4
+    epochs: int = 10
+    batch_size: int = 64
+    weight_decay: float = 0.01
+
+
+@dataclass
+class MilConfig:
+    """Gated attention over the slices of a volume (multiple instances), beside mean and maximum of the slices."""
+
+    lr: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
+    hidden: int = 64
+    epochs: int = 60
+    dropout: float = 0.25
+    weight_decay: float = 1e-3
+
+
+@dataclass
+class FewShotConfig:
+    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])  # units of each class
+    draws: int = 10  # stratified, each of other units
+    strength: float = 1.0  # C of the logistic regression: so few units leave nothing to choose by
+
+
+@dataclass
+class FractionConfig:
+    percent: list[float] = field(default_factory=lambda: [1, 5, 10, 25, 50, 100])  # of the training patients
+    draws: int = 3  # of patients, for each share below 100
+
+
+@dataclass
+class RegionConfig:
+    """Structures told apart by the mean of the patches under their mask."""
+
+    strength: float = 1.0
+    cells: int = 4  # the mask is laid on the patches by the share of a patch that it covers, in cells² parts
+
+
+@dataclass
+class RetrievalConfig:
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    gallery: Literal["train", "test"] = "train"  # what is searched; test: the other test patients
+
+
+@dataclass
+class AnomalyConfig:
+    """A memory of patches of normal slices; a patch is as abnormal as its nearest memory is far."""
+
+    memory: int = 10000  # patches kept
+    neighbours: list[int] = field(default_factory=lambda: [1, 3])
+    top: list[float] = field(default_factory=lambda: [0.0, 0.01, 0.05])  # share of a slice's patches; 0: the worst one
+
+
+@dataclass
+class RidgeConfig:
+    strengths: list[float] = field(default_factory=lambda: [1e-3, 1e-2, 1e-1, 1, 10, 100, 1e3, 1e4, 1e5])
+
+
+@dataclass
+class SurvivalConfig:
+    """Cox's proportional hazards on principal components of the features."""
+
+    components: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    penalties: list[float] = field(default_factory=lambda: [1e-2, 1e-1, 1.0])
+
+
+@dataclass
 class DrawingConfig:
     """What every probe that draws structures shares."""
 
@@ -163,6 +251,16 @@ class TaskConfig:
     pretraining: list[str] = field(default_factory=list)  # data sets that the encoder saw, besides what it says itself
     knn: KnnConfig = field(default_factory=KnnConfig)
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    mil: MilConfig = field(default_factory=MilConfig)
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    fractions: FractionConfig = field(default_factory=FractionConfig)
+    region: RegionConfig = field(default_factory=RegionConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+    ridge: RidgeConfig = field(default_factory=RidgeConfig)
+    cox: SurvivalConfig = field(default_factory=SurvivalConfig)
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     segmentation: DecoderConfig = field(default_factory=lambda: DecoderConfig(lr=[1e-3, 4e-3]))
     primus: DecoderConfig = field(default_factory=DecoderConfig)

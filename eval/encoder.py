@@ -17,12 +17,13 @@ from typing import Protocol
 import torch
 
 from data_prep.settings import SettingsError
-from eval import models
+from eval import foreign, models
 from eval.config import TaskConfig
 from pretrain import adopt, encoder
 from pretrain.encoder import Encoder
 from pretrain.intensity import Intensity
 from pretrain.machine import autocast, pick_device
+from pretrain.published import WeightsError
 
 Tokens = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -77,7 +78,8 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     """The encoder that `--checkpoint` names. Raises SettingsError, CheckpointError, WeightsError.
 
     RUN, stage or step folder of ours    its teacher
-    file or folder of published weights  DINOv3, DINOv2, timm in every layout that `init_from` reads
+    file or folder of published weights  DINOv3, DINOv2, timm in every layout that `init_from` reads; other vision
+                                         transformers in transformers' or timm's folders (eval.foreign)
     FILE.py:FUNCTION                     an encoder of your own
     random                               a fresh backbone of the architecture of `like`
     pixels                               no network: statistics of the pixels, the floor under every table
@@ -92,8 +94,20 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     if colon and file.endswith(".py"):
         return _own(Path(file), function)
     if adopt.is_published(Path(checkpoint)):
-        return CheckpointEncoder(adopt.published_encoder(Path(checkpoint)), task.bf16)
+        return _published(Path(checkpoint), task)
     return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
+
+
+def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
+    """Weights of DINO's kinds in a backbone of ours, others by the library that made them."""
+    kind = foreign.kind_of(path)
+    try:
+        return CheckpointEncoder(adopt.published_encoder(path), task.bf16)
+    except (WeightsError, SettingsError):
+        if kind is None:
+            raise
+    library = {"timm": foreign.TimmEncoder, "transformers": foreign.TransformersEncoder}[kind]
+    return library(path, task.bf16)
 
 
 def _own(file: Path, function: str) -> FrozenEncoder:

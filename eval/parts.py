@@ -136,17 +136,18 @@ class Part:
         """(U, O) int8 in {1, 0, −1 unknown}: a column for each label or class."""
         return states(self.targets, self.base.task.kind, len(self.names))
 
-    def pooled(self, blocks: int = 1, mean_patch: bool = True) -> np.ndarray:
-        """(U, D') float32: cls tokens of the last `blocks` blocks and, if asked for, the last mean patch.
-
-        A volume's are the mean or the maximum over its slices (task.pool).
-        """
+    def slices(self, blocks: int = 1, mean_patch: bool = True) -> np.ndarray:
+        """(N, D') float32: cls tokens of the last `blocks` blocks and, if asked for, the last mean patch."""
         found = self.features
         parts = [found.cls[:, -blocks:].reshape(len(self.rows), -1)]
         if mean_patch:
             parts.append(found.mean[:, -1])
-        slices = np.concatenate(parts, axis=1)
-        return slices if self.base.task.level == "slice" else pool(slices, self.unit, self.base.task.pool)
+        return np.concatenate(parts, axis=1)
+
+    def pooled(self, blocks: int = 1, mean_patch: bool = True, how: str | None = None) -> np.ndarray:
+        """(U, D') the same of every unit: of a volume the mean or the maximum over its slices (`how`, or task.pool)."""
+        slices = self.slices(blocks, mean_patch)
+        return slices if self.base.task.level == "slice" else pool(slices, self.unit, how or self.base.task.pool)
 
 
 def pool(slices: np.ndarray, unit: np.ndarray, how: str) -> np.ndarray:

@@ -23,18 +23,22 @@ _SIDE = 32  # pixels of the maps by which slices are chosen
 
 def save(path: Path, test: Part, drawings: dict[str, Fitted], task: TaskConfig) -> None:
     """Write `pictures.npz`: images (n, s, s) in 0…1, truth (n, s, s) uint8 (place of the structure in `names` plus 1, 0
-    for none), `drawn.<probe>` the same of every probe that draws, components (n, g, g, 3) in 0…1, names, subjects."""
+    for none), `drawn.<probe>` the same of every probe that draws, components (n, g, g, 3) in 0…1, similarity
+    (n, g, g) of the patches to the one at anchors (n, 2) row and column, names, subjects."""
     rows = choose(test, task.pictures)
     pictures = [test.examples.read(row) for row in rows]
     shown = torch.stack([images.unit(images.image(each, task.size), each, WINDOW)[0] for each in pictures])
     drawn = {f"drawn.{name}": each.draw(test, rows) for name, each in drawings.items()}
-    values = test.examples.values
+    values, patches = test.examples.values, test.patches(rows, (-1,)).numpy()
+    near, anchors = similarities(patches, shown)
     memory = io.BytesIO()
     np.savez_compressed(
         memory,
         images=shown.numpy().astype(np.float16),
         truth=np.stack([truth(each, task.size, values) for each in pictures]),
-        components=components(test.patches(rows, (-1,)).numpy(), shown),
+        components=components(patches, shown),
+        similarity=near,
+        anchors=anchors,
         names=np.array(test.names),
         subjects=test.examples.subjects[rows],
         **drawn,
@@ -60,8 +64,7 @@ def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
     """(n, g, g, 3): the first three principal components of the body's patches over all pictures, air black."""
     count, tokens, width = patches.shape
     grid = round(tokens**0.5)
-    inside = (shown > _AIR).float()[:, None]
-    body = torch.nn.functional.adaptive_avg_pool2d(inside, grid).numpy().reshape(-1) > 0.5
+    body = _body(shown, grid).reshape(-1)
     flat = patches.astype(np.float64).reshape(-1, width)
     inside = flat[body] if body.sum() > 3 else flat
     centred = inside - inside.mean(axis=0)
@@ -72,6 +75,25 @@ def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
     low, high = np.percentile(places[body] if body.sum() > 3 else places, (2, 98), axis=0)
     coloured = np.clip((places - low) / np.maximum(high - low, 1e-9), 0, 1) * body[:, None]
     return coloured.reshape(count, grid, grid, 3).astype(np.float32)
+
+
+def similarities(patches: np.ndarray, shown: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(n, g, g) cosine of every patch to the one nearest to the middle of the body, and its row and column (n, 2)."""
+    count, tokens, _ = patches.shape
+    grid = round(tokens**0.5)
+    body, unit = _body(shown, grid), patches / np.maximum(np.linalg.norm(patches, axis=2, keepdims=True), 1e-12)
+    maps, anchors = np.empty((count, grid, grid), np.float32), np.empty((count, 2), np.int64)
+    for row in range(count):
+        inside = np.argwhere(body[row]) if body[row].any() else np.argwhere(np.ones((grid, grid)))
+        anchors[row] = inside[((inside - inside.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        maps[row] = (unit[row] @ unit[row][anchors[row, 0] * grid + anchors[row, 1]]).reshape(grid, grid)
+    return maps, anchors
+
+
+def _body(shown: torch.Tensor, grid: int) -> np.ndarray:
+    """(n, grid, grid) bool: patches of which more than half is no air."""
+    inside = (shown > _AIR).float()[:, None]
+    return torch.nn.functional.adaptive_avg_pool2d(inside, grid).numpy()[:, 0] > 0.5
 
 
 def truth(picture: Picture, size: int, values: Sequence[int]) -> np.ndarray:

@@ -151,6 +151,20 @@ def lost_sequences(rows: Sequence[dict]) -> bytes:
     return png(figure)
 
 
+def similarities(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
+    """Per encoder a row: how similar every patch is to the one that is marked."""
+    figure, axes = grid(1 + len(names), len(pictures[0]["images"]), 2.0)
+    axes[0][0].set_ylabel("image", color=INK)
+    for axis, image in zip(axes[0], pictures[0]["images"]):
+        axis.imshow(image.astype(np.float32), **_GREY)
+    for name, each, row in zip(names, pictures, axes[1:]):
+        row[0].set_ylabel(name, color=INK)
+        for axis, image, (down, across) in zip(row, each["similarity"], each["anchors"]):
+            axis.imshow(image, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+            axis.plot(across, down, "o", ms=5, mfc="none", color="#40c0ff")
+    return png(figure)
+
+
 def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     """First figure of every probe, label by label with intervals: a panel per probe, a colour per encoder."""
     first = {}

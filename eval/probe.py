@@ -21,7 +21,7 @@ import numpy as np
 from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError
 from data_prep.settings import SettingsError, load
-from eval import bootstrap, encoder, features, overlays, pictures, probes, results, sources, splits
+from eval import bootstrap, encoder, features, leaks, overlays, pictures, probes, results, sources, splits
 from eval.config import TaskConfig
 from eval.parts import Base, Part
 from eval.probes import Context, Fitted, Outcome
@@ -32,7 +32,7 @@ from pretrain.published import WeightsError
 
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     """Run the task's probes; returns the rows of results.jsonl."""
-    modules = probes.find(task.probes, task.kind)
+    modules = probes.find(task.probes, task.kind, task.level)
     frozen, cache = encoder.load(checkpoint, task), output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:
@@ -42,6 +42,9 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     else:
         folds = splits.folds(examples, task)
     say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
+    found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
+    for line in found_leaks.lines():
+        say(line)
     needs = {probes.needs(module, task) for module in modules.values()}
     patches = not modules or "patches" in needs
     found = None
@@ -59,7 +62,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
             outcomes[name].append(list(each.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
     choices = {name: _choices(fitted, name) for name in modules}
-    shared = {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
+    shared = {"leaks": found_leaks.row()}
+    shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
     results.save_predictions(output / "predictions.npz", pooled, task)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page on a run: data, training, probes.
+"""One self-contained HTML page on runs and their probes, and the same figures as CSV and LaTeX.
 
 python -m eval.report --runs runs/quickstart --output runs/quickstart/report.html
 """
@@ -20,17 +20,18 @@ from data_prep.disk import write_atomic
 from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
-from eval import compare, overlays, plots, sequence_maps, sweep
-from eval.bootstrap import shown
-from eval.results import HEADLINE, words
+from eval import plots, report_probes, sequence_maps, sweep, tables
 from pretrain import metrics
 from pretrain import config as configuration
 
 
 def report(runs: Sequence[Path]) -> str:
-    """The page for one run or several. Raises SettingsError for a folder that is no run."""
-    body = []
+    """The page for any number of runs and of folders of probes. Raises SettingsError for a folder that is neither."""
+    body, loose = [], []
     for run in runs:
+        if (run / "results.jsonl").is_file():
+            loose.append(run)
+            continue
         if not (run / "config.yaml").is_file():
             raise SettingsError(f"{run}: is no run (no config.yaml); name a folder that pretrain.train wrote")
         if len(runs) > 1:
@@ -38,8 +39,29 @@ def report(runs: Sequence[Path]) -> str:
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
             body += _or_say_why(_sequences, run) if title == "Training" else []
+    if loose:
+        body += ["<h2>Probes</h2>", *report_probes.section(loose)]
     title = "MedDAP: " + ", ".join(run.name for run in runs)
     return page(title, "Medical domain-adaptive pretraining: what went in, what came out", body)
+
+
+def write(runs: Sequence[Path], output: Path) -> None:
+    """The page, and beside it every figure as CSV and the headlines as LaTeX."""
+    write_atomic(output, report(runs).encode())
+    folders = [folder for run in runs for folder in report_probes.folders_of(run)]
+    rows = tables.read(folders)
+    if rows:
+        rows = tables.joined(rows, report_probes.differences(folders))
+        write_atomic(output.with_suffix(".csv"), tables.as_csv(rows).encode())
+        write_atomic(output.with_suffix(".tex"), tables.as_latex(rows).encode())
+
+
+def _probes(run: Path) -> Iterator[str]:
+    yield from report_probes.section(report_probes.folders_of(run))
+    for path in sorted(run.glob("*/sweep.jsonl")):
+        yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        yield figure(sweep.picture(rows), "Over the size of the input and of the encoder, with 95 % intervals.")
 
 
 def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator[str]:
@@ -143,94 +165,6 @@ def _sequences(run: Path) -> Iterator[str]:
     )
 
 
-def _probes(run: Path) -> Iterator[str]:
-    folders = sorted((path.parent for path in run.glob("probe/*/results.jsonl")), key=_age)
-    if not folders:
-        yield dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
-        return
-    names = [folder.name for folder in folders]
-    rows = [
-        {**json.loads(line), "run": folder.name}
-        for folder in folders
-        for line in (folder / "results.jsonl").read_text().splitlines()
-    ]
-    if rows:
-        yield from _figures(rows, folders)
-    else:
-        yield dim("No label maps in these shards: nothing was probed.")
-    pictures = [dict(np.load(folder / "pictures.npz")) for folder in folders if (folder / "pictures.npz").is_file()]
-    if len(pictures) == len(folders):
-        yield "<h3>Patch features</h3>"
-        yield figure(
-            plots.components(names, pictures),
-            "First three principal components of the patch features as red, green and blue; air is black.",
-        )
-        if any(key.startswith("drawn.") for each in pictures for key in each):
-            yield "<h3>Segmentation</h3>"
-            yield figure(plots.segmentations(names, pictures), "What is drawn on test patients.")
-    for folder in folders:
-        for picture, caption in overlays.figures(folder):
-            yield figure(picture, caption)
-    for path in sorted(run.glob("*/sweep.jsonl")):
-        yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        yield figure(sweep.picture(rows), "Over the size of the input and of the encoder, with 95 % intervals.")
-
-
-def _figures(rows: list[dict], folders: list[Path]) -> Iterator[str]:
-    names = [folder.name for folder in folders]
-    yield dim(
-        "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
-    )
-    yield _results(rows, names)
-    several = [row for row in rows if "sequences" in row["variant"]]
-    if several:
-        headline = [row for row in several if row["label"] in HEADLINE]
-        yield figure(plots.subsets(headline, names), "Every subset of the sequences; the lines are means of subsets.")
-    if rest := [row for row in rows if "sequences" not in row["variant"]]:
-        yield figure(plots.intervals(rest, names), "Every label with its interval.")
-    for other in folders[1:]:
-        yield _differences(compare.compare(folders[0], other), folders[0].name, other.name)
-
-
-def _age(folder: Path) -> tuple[int, str]:
-    """`before` first, whatever else there is by name."""
-    return (folder.name != "before", folder.name)
-
-
-def _results(rows: list[dict], names: list[str]) -> str:
-    cells: dict[tuple[str, str, str], dict[str, dict]] = {}
-    for row in rows:
-        probe = row["probe"] + words(row["variant"])
-        cells.setdefault((probe, row["metric"], row["label"]), {})[row["run"]] = row
-    lines = []
-    for (probe, metric, label), found in cells.items():
-        figures = "".join(
-            '<td class="n">{}</td><td>{}</td>'.format(*shown(found[name])) if name in found else "<td></td><td></td>"
-            for name in names
-        )
-        kind = ' class="macro"' if label in HEADLINE else ""
-        lines.append(f"<tr{kind}><td>{probe}</td><td>{metric}</td><td>{html.escape(label)}</td>{figures}</tr>")
-    head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
-    head = f"<tr><th>probe</th><th>metric</th><th>label</th>{head}</tr>"
-    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
-
-
-def _differences(rows: list[dict], before: str, after: str) -> str:
-    lines = []
-    for row in rows:
-        if row["label"] in HEADLINE:
-            kind = "n good" if (row["low"] or 0) > 0 else "n"
-            value, interval = shown(row, "+")
-            lines.append(
-                f'<tr><td>{row["probe"]}</td><td>{row["metric"]}</td><td class="{kind}">{value}</td>'
-                f'<td>{interval}</td><td class="n">{row["patients"]}</td></tr>'
-            )
-    caption = f"{html.escape(after)} minus {html.escape(before)}, macro average, the same patients in every resample"
-    head = "<tr><th>probe</th><th>metric</th><th>difference</th><th>95 % interval</th><th>patients</th></tr>"
-    return f"<table><caption>{caption}</caption>{head}{''.join(lines)}</table>"
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.report", description="Write one self-contained HTML page on one run or several."
@@ -241,12 +175,14 @@ def main(arguments: list[str] | None = None) -> int:
         required=True,
         type=Path,
         metavar="DIR",
-        help="folders that pretrain.train wrote; probes are read from DIR/probe/*",
+        help="folders that pretrain.train wrote, with their probes in DIR/probe/*, or that eval.probe wrote",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="the page; .csv and .tex are written beside it"
+    )
     options = parser.parse_args(arguments)
     try:
-        write_atomic(options.output, report(options.runs).encode())
+        write(options.runs, options.output)
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -58,12 +59,24 @@ def test_from_a_run_to_its_page(run: Path, capsys: pytest.CaptureFixture) -> Non
     )
     assert capsys.readouterr().out.count("| macro |") == 7 + 7 + 4
     rows = [json.loads(line) for line in (run / "c.jsonl").read_text().splitlines()]
-    assert all(row["low"] <= row["high"] for row in rows)
+    assert all(row["low"] <= row["high"] for row in rows if row["metric"] != "mcnemar")
+    assert {row["metric"] for row in rows} >= {"auroc", "dice", "mcnemar"} and all(0 < row["p"] <= 1 for row in rows)
     assert report.main(["--runs", str(run), "--output", str(run / "report.html")]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 + 3 and "Missing" not in page
+    assert page.count("data:image/png;base64,") == 6 + 3 + 3 and "Missing" not in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.replace("http-equiv", "")
     assert "gantry tilt of 9.0 degrees" in page and "after minus before" in page
+    with open(run / "report.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    results = [line for path in run.glob("probe/*/results.jsonl") for line in path.read_text().splitlines()]
+    assert len(table) == len(results) and {row["run"] for row in table} == {"before", "after", "random"}
+    assert all((row["difference"] == "") == (row["run"] == "before") for row in table)
+    assert all(row["seen_in_pretraining"] == ("False" if row["run"] != "random" else "") for row in table)
+    latex = (run / "report.tex").read_text()
+    assert latex.count("\\\\") == 1 + 7 + 7 + 4 and "before & after & random" in latex
+    folders = [str(run / "probe" / name) for name in ("random", "after")]
+    assert report.main(["--runs", *folders, "--output", str(run / "probes.html")]) == 0
+    assert "after minus random" in (run / "probes.html").read_text()
 
 
 def test_shards_without_label_maps_are_shown_but_not_probed(run: Path, capsys: pytest.CaptureFixture) -> None:

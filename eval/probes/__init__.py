@@ -3,6 +3,7 @@
 A probe is a module with
 
     KINDS        kinds of task that it serves (eval.config.TaskConfig.kind)
+    LEVELS       levels that it serves, ("slice", "volume") where it is not there
     NEEDS        "pooled" (cls and mean patch), "patches" (patch features too) or "images" (pixels; no features), or a
                  function of the task that says so
     blocks       (task, depth) → the blocks whose patch features it reads; without it those of the task
@@ -34,6 +35,16 @@ from eval.predictions import DEFAULT, LOWER_IS_BETTER, Prediction, Scored
 PROBES = {
     "knn": "eval.probes.knn",
     "logistic": "eval.probes.logistic",
+    "linear": "eval.probes.linear",
+    "attentive": "eval.probes.attentive",
+    "mil": "eval.probes.mil",
+    "few_shot": "eval.probes.few_shot",
+    "fractions": "eval.probes.fractions",
+    "region": "eval.probes.region",
+    "retrieval": "eval.probes.retrieval",
+    "anomaly": "eval.probes.anomaly",
+    "ridge": "eval.probes.ridge",
+    "cox": "eval.probes.cox",
     "segmentation": "eval.probes.segmentation",
     "primus": "eval.probes.primus",
     "unet_decoder": "eval.probes.unet_decoder",
@@ -86,7 +97,7 @@ class Fitted(Protocol):
         """Predictions of the test patients."""
 
 
-def find(names: Sequence[str], kind: str) -> dict[str, ModuleType]:
+def find(names: Sequence[str], kind: str, level: str) -> dict[str, ModuleType]:
     """The modules of some probes. Raises SettingsError for one that is not there or does not serve the kind of task."""
     if strange := sorted(set(names) - set(PROBES)):
         raise SettingsError(f"probes: {', '.join(strange)}: no such probe; there are {', '.join(PROBES)}")
@@ -94,6 +105,8 @@ def find(names: Sequence[str], kind: str) -> dict[str, ModuleType]:
     for name, module in modules.items():
         if kind not in module.KINDS:
             raise SettingsError(f"probes: {name} serves tasks of kind {', '.join(module.KINDS)}; this one is {kind}")
+        if level not in (levels := getattr(module, "LEVELS", ("slice", "volume"))):
+            raise SettingsError(f"probes: {name} serves level {' and '.join(levels)}; this task's is {level}")
     return modules
 
 

@@ -5,6 +5,7 @@ The strengths are scikit-learn's C, from the strongest penalty to the weakest; e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,30 +66,31 @@ class Regression:
 
 def fit(train: Part, val: Part, context: Context) -> Regression:
     """The strength that serves the validation patients best."""
-    task, exclusive = context.task, context.task.kind == "multiclass"
-    best, chosen, inputs = -np.inf, None, val.pooled()
-    for strength, line in path(train, task):
-        worth = merit(scored(line.probabilities(inputs, exclusive), val, task), chooser(task))
-        if chosen is None or worth > best:
-            best, chosen = worth, (strength, line)
-    strength, line = chosen
+    task = context.task
+    strength, line = choose(train, val, task, task.logistic.strengths)
     if task.refit:
-        line = dict(path(train.plus(val), task, until=strength))[strength]
+        line = dict(path(train.plus(val), task, task.logistic.strengths, until=strength))[strength]
     return Regression(line, task, {"C": strength}, task.refit)
 
 
-def strengths(task: TaskConfig) -> list[float]:
-    """C, ascending."""
-    config = task.logistic
-    return np.geomspace(config.low, config.high, config.strengths).tolist()
+def choose(train: Part, val: Part, task: TaskConfig, count: int, how: str | None = None) -> tuple[float, Line]:
+    """Of `count` strengths the one that serves the validation patients best, and its line; `how` pools volumes."""
+    best, chosen, inputs = -np.inf, None, val.pooled(how=how)
+    for strength, line in path(train, task, count, how=how):
+        worth = merit(scored(line.probabilities(inputs, task.kind == "multiclass"), val, task), chooser(task))
+        if chosen is None or worth > best:
+            best, chosen = worth, (strength, line)
+    return chosen
 
 
-def path(train: Part, task: TaskConfig, until: float = np.inf):
-    """Yields (C, Line) for every strength, each started from the one before."""
-    features = train.pooled()
+def path(
+    train: Part, task: TaskConfig, count: int, until: float = np.inf, how: str | None = None
+) -> Iterator[tuple[float, Line]]:
+    """(C, Line) for `count` strengths, ascending, each started from the one before."""
+    features = train.pooled(how=how)
     standard = Standard.of(features) if task.logistic.standardise else Standard(np.zeros(1), np.ones(1))
     inputs, start = standard.apply(features), None
-    for strength in strengths(task):
+    for strength in np.geomspace(task.logistic.low, task.logistic.high, count).tolist():
         if strength > until:
             return
         start = solve(inputs, train.states, strength, task.logistic.steps, task.kind == "multiclass", start)

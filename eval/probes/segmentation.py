@@ -10,6 +10,7 @@ from eval.probes import Context
 
 KINDS = ("segmentation",)
 NEEDS = "patches"
+LEVELS = ("slice",)
 
 
 def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:

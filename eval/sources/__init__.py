@@ -19,7 +19,7 @@ import numpy as np
 
 from data_prep.settings import SettingsError
 from eval.config import TaskConfig
-from eval.examples import Examples
+from eval.examples import Examples, states
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
@@ -30,4 +30,18 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     keys, counts = np.unique(examples.keys, return_counts=True)
     if (counts > 1).any():
         raise SettingsError(f"{task.data}: {(counts > 1).sum()} keys are there twice, first {keys[counts > 1][0]}")
+    if task.kind in ("binary", "multiclass"):
+        _check_classes(examples, task)
     return examples
+
+
+def _check_classes(examples: Examples, task: TaskConfig) -> None:
+    """A class of one patient can be learned from, or tested on, but not both."""
+    found = states(examples.targets, task.kind, len(examples.names))
+    for column, name in enumerate(examples.names):
+        for state in (0, 1) if task.kind == "binary" else (1,):
+            members = np.unique(examples.subjects[found[:, column] == state])
+            if len(members) < 2:
+                word = f"class {name!r}" if task.kind != "binary" else f"{'yes' if state else 'no'} of {name!r}"
+                few = "one patient" if len(members) else "no patients"
+                raise SettingsError(f"{task.table.file or task.data}: {word} has {few} only; leave it out or merge it")

@@ -24,7 +24,7 @@ _COLUMNS = (
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """Every `stride`-th slice of each series, with what its label map holds."""
+    """Every `stride`-th slice of each series, with what its label map holds, or with its class in column `label`."""
     dataset = read_dataset(task.data)
     names = structures(task, dataset)
     splits = {name: Split(task.data, name) for name in dataset["splits"]}

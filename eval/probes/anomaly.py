@@ -1,0 +1,119 @@
+"""Anomalies from normal slices only: a memory of their patches, and how far a patch is from it (PatchCore, 2106.08265).
+
+Every patch is averaged with its neighbours and scaled to unit length; the memory is a random part of the patches of the
+normal training slices; a patch's score is its mean distance to the nearest of it, a slice's that of its worst patches.
+Training slices that are abnormal are not looked at; validation slices choose how many neighbours and patches count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data_prep.settings import SettingsError
+from eval.config import AnomalyConfig, TaskConfig
+from eval.parts import Part
+from eval.predictions import Binned
+from eval.probes import Context, Outcome, chooser, merit, scored
+
+KINDS = ("anomaly",)
+NEEDS = "patches"
+LEVELS = ("slice",)
+_LAST = (-1,)  # the block whose patches are read
+_BINS = 2048
+_PIXELS = 4  # cells of a patch's side in which pixels are scored
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Patches (M, F) of unit length and what validation slices chose; edges (B − 1,) of the bins of pixel scores."""
+
+    patches: torch.Tensor
+    edges: np.ndarray
+    task: TaskConfig
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        neighbours, top = self.choices["neighbours"], self.choices["top"]
+        maps = distances(self.patches, test, [neighbours])[neighbours]
+        found = [Outcome(scored(slice_scores(maps, top)[:, None], test, self.task))]
+        if test.examples.values:
+            found.append(Outcome(_pixels(maps, test, self.edges)))
+        return found
+
+
+def fit(train: Part, val: Part, context: Context) -> Memory:
+    """Fill the memory from normal training slices. Raises SettingsError where there are none."""
+    task, config = context.task, context.task.anomaly
+    normal = np.flatnonzero(train.targets[:, 0] == 0)
+    if not len(normal):
+        raise SettingsError(f"{task.data}: no normal training slices; anomaly learns from them alone")
+    memory = fill(train, normal, config, task.seed)
+    found, merits = distances(memory, val, config.neighbours), {}
+    for neighbours, top in product(config.neighbours, config.top):
+        scores = slice_scores(found[neighbours], top)[:, None]
+        merits[neighbours, top] = merit(scored(scores, val, task), chooser(task))
+    neighbours, top = max(merits, key=merits.get)
+    edges = np.unique(np.quantile(found[neighbours], np.linspace(0, 1, _BINS + 1)[1:-1]))
+    return Memory(memory, edges, task, {"neighbours": neighbours, "top": top, "patches": len(memory)})
+
+
+def smooth(tokens: torch.Tensor) -> torch.Tensor:
+    """(n, P, F) patches, each averaged with its up to eight neighbours, of unit length."""
+    count, number, width = tokens.shape
+    grid = round(number**0.5)
+    square = tokens.transpose(1, 2).reshape(count, width, grid, grid)
+    averaged = F.avg_pool2d(square, 3, stride=1, padding=1, count_include_pad=False)
+    return F.normalize(averaged.flatten(2).transpose(1, 2), dim=2)
+
+
+def fill(part: Part, rows: np.ndarray, config: AnomalyConfig, seed: int) -> torch.Tensor:
+    """(M, F) patches of some slices: as many of each slice, drawn at random."""
+    generator = np.random.default_rng(seed)
+    each = max(1, -(-config.memory // len(rows)))
+    found = []
+    for row in rows:
+        tokens = smooth(part.patches(np.array([row]), _LAST))[0]
+        found.append(tokens[np.sort(generator.permutation(len(tokens))[:each])])
+    memory = torch.cat(found)
+    return memory[np.sort(generator.permutation(len(memory))[: config.memory])]
+
+
+def distances(memory: torch.Tensor, part: Part, neighbours: list[int]) -> dict[int, np.ndarray]:
+    """For each number of neighbours: (N, P) mean distance of every patch to that many nearest of the memory."""
+    most, shape = max(neighbours), (len(part), part.features.patches.shape[1])
+    found = {number: np.empty(shape, np.float32) for number in neighbours}
+    for row in range(len(part)):
+        similarity = smooth(part.patches(np.array([row]), _LAST))[0] @ memory.T
+        nearest = similarity.topk(min(most, len(memory)), dim=1).values
+        apart = (2 - 2 * nearest).clamp(min=0).sqrt()
+        for number in neighbours:
+            found[number][row] = apart[:, :number].mean(dim=1).numpy()
+    return found
+
+
+def slice_scores(maps: np.ndarray, top: float) -> np.ndarray:
+    """(N,) mean of the highest share `top` of each slice's patches; of the highest one where that is none."""
+    count = max(1, round(maps.shape[1] * top))
+    return np.sort(maps, axis=1)[:, -count:].mean(axis=1)
+
+
+def _pixels(maps: np.ndarray, test: Part, edges: np.ndarray) -> Binned:
+    """Scores of pixels against the label maps, in cells of a quarter of a patch, counted in bins by patient."""
+    grid, examples = round(maps.shape[1] ** 0.5), test.examples
+    truth = test.maps(grid * _PIXELS)
+    patients, which = np.unique(examples.subjects, return_inverse=True)
+    counts = np.zeros((2, len(patients), len(edges) + 1))
+    for row in range(len(maps)):
+        coarse = torch.from_numpy(maps[row]).view(1, 1, grid, grid)
+        fine = F.interpolate(coarse, scale_factor=_PIXELS, mode="bilinear", align_corners=False)
+        places = np.searchsorted(edges, fine.numpy().ravel(), side="right")
+        abnormal = np.isin(truth[row].ravel(), examples.values)
+        for kind, mask in enumerate((abnormal, ~abnormal)):
+            counts[kind, which[row]] += np.bincount(places[mask], minlength=len(edges) + 1)
+    return Binned("pixel_auroc", counts[0], counts[1], patients)

@@ -1,0 +1,87 @@
+"""Attentive pooling: learned queries attend to a slice's patches, and a linear head reads what they gathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.probes import Context, Outcome, chooser, heads, merit, scored
+
+KINDS = ("binary", "multiclass", "multilabel", "segmentation")
+NEEDS = "patches"
+LEVELS = ("slice",)
+_LAST = (-1,)  # the block whose patches are read
+
+
+class AttentiveHead(nn.Module):
+    """(n, P, F) patches → (n, O) logits: one query for each head over its own keys, values as they are."""
+
+    def __init__(self, width: int, labels: int, count: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.norm = nn.LayerNorm(width)
+            self.attention = nn.Linear(width, count, bias=False)  # query · key, folded into one row for each head
+            self.classify = nn.Linear(width * count, labels)
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(patches)
+        share = self.attention(tokens).softmax(dim=1)
+        return self.classify(torch.einsum("nph,npf->nhf", share, tokens).flatten(1))
+
+
+@dataclass(frozen=True)
+class Attentive:
+    """The head that validation patients chose."""
+
+    head: AttentiveHead
+    task: TaskConfig
+    choices: dict
+    refitted: bool
+
+    def predict(self, test: Part) -> list[Outcome]:
+        return [Outcome(scored(_probabilities(self.head, test, self.task), test, self.task))]
+
+
+def fit(train: Part, val: Part, context: Context) -> Attentive:
+    """A head for every learning rate; with `refit` the chosen one again on training and validation patients."""
+    task, config = context.task, context.task.attentive
+    found = {lr: _train(train, task, lr) for lr in config.lr}
+    merits = {
+        lr: merit(scored(_probabilities(head, val, task), val, task), chooser(task)) for lr, head in found.items()
+    }
+    lr = max(merits, key=merits.get)
+    head = _train(train.plus(val), task, lr) if task.refit else found[lr]
+    return Attentive(head, task, {"lr": lr}, task.refit)
+
+
+def _train(part: Part, task: TaskConfig, lr: float) -> AttentiveHead:
+    config = task.attentive
+    head = AttentiveHead(part.patches(np.arange(1), _LAST).shape[2], part.states.shape[1], config.heads, task.seed)
+    return heads.train(
+        head,
+        _batch(part),
+        part.states,
+        lr=lr,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        weight_decay=config.weight_decay,
+        exclusive=task.kind == "multiclass",
+        seed=task.seed,
+    )
+
+
+def _batch(part: Part):
+    return lambda rows: (part.patches(rows, _LAST),)
+
+
+def _probabilities(head: AttentiveHead, part: Part, task: TaskConfig) -> np.ndarray:
+    found = heads.logits(head, _batch(part), len(part), task.attentive.batch_size)
+    return heads.probabilities(found, task.kind == "multiclass")

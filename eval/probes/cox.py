@@ -1,0 +1,85 @@
+"""Survival: Cox's proportional hazards (Breslow's ties, ridge penalty) on principal components of frozen features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from data_prep.settings import SettingsError
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.probes import Context, Outcome, chooser, merit, scored
+from eval.probes.logistic import Standard
+
+KINDS = ("survival",)
+NEEDS = "pooled"
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """log hazard = components of the standardised features · weights."""
+
+    standard: Standard
+    axes: np.ndarray
+    weights: np.ndarray
+    task: TaskConfig
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        risk = self.standard.apply(test.pooled()) @ self.axes @ self.weights
+        return [Outcome(scored(risk[:, None].astype(np.float64), test, self.task))]
+
+
+def fit(train: Part, val: Part, context: Context) -> Hazard:
+    """The number of components and the penalty that serve the validation patients best."""
+    task, config, best = context.task, context.task.cox, None
+    known = ~np.isnan(train.targets).any(axis=1)
+    time, event = train.targets[known].T
+    if event.sum() < 2:
+        raise SettingsError(f"{task.data}: {int(event.sum())} events among the training patients; survival needs two")
+    standard = Standard.of(train.pooled())
+    inputs, tests = standard.apply(train.pooled())[known], standard.apply(val.pooled())
+    axes = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)[2].T
+    for components, penalty in product(config.components, config.penalties):
+        mine = axes[:, :components]
+        weights = hazard(inputs @ mine, time, event > 0, penalty)
+        worth = merit(scored((tests @ mine @ weights)[:, None], val, task), chooser(task))
+        if best is None or worth > best[0]:
+            best = worth, mine, weights, {"components": components, "penalty": penalty}
+    return Hazard(standard, *best[1:3], task, best[3])
+
+
+def hazard(inputs: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 50) -> np.ndarray:
+    """(D,) weights that maximise Breslow's partial likelihood per unit minus penalty / 2 · |w|², by Newton's method."""
+    order = np.argsort(-time, kind="stable")
+    inputs, time, event = inputs[order].astype(np.float64), time[order], event[order]
+    # of each unit the last one, in falling order of time, that is still at risk: units of its own time included
+    last = np.searchsorted(-time, -time, side="right") - 1
+    count, width = inputs.shape
+    weights = np.zeros(width)
+
+    def parts(weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        line = inputs @ weights
+        share = np.exp(line - line.max())
+        total = np.cumsum(share)[last]
+        first = np.cumsum(share[:, None] * inputs, axis=0)[last] / total[:, None]
+        second = np.cumsum(share[:, None, None] * inputs[:, :, None] * inputs[:, None], axis=0)[last]
+        spread = second / total[:, None, None] - first[:, :, None] * first[:, None]
+        likelihood = (line - line.max() - np.log(total))[event].sum() / count - penalty / 2 * weights @ weights
+        gradient = (inputs - first)[event].sum(axis=0) / count - penalty * weights
+        curvature = spread[event].sum(axis=0) / count + penalty * np.eye(width)
+        return likelihood, gradient, curvature
+
+    likelihood, gradient, curvature = parts(weights)
+    for _ in range(steps):
+        step, size = np.linalg.solve(curvature, gradient), 1.0
+        while size > 1e-6 and parts(weights + size * step)[0] < likelihood:
+            size /= 2
+        weights = weights + size * step
+        likelihood, gradient, curvature = parts(weights)
+        if np.abs(gradient).max() < 1e-9:
+            break
+    return weights

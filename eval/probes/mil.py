@@ -1,0 +1,112 @@
+"""Volumes from their slices: the mean, the maximum, or gated attention over them (Ilse et al., arXiv 1802.04712)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.probes import Context, Outcome, chooser, heads, logistic, merit, scored
+from eval.probes.logistic import Line, Standard
+
+KINDS = ("binary", "multiclass", "multilabel", "segmentation")
+NEEDS = "pooled"
+LEVELS = ("volume",)
+_STRENGTHS = 15  # of the logistic regression on the mean and on the maximum
+_BATCH = 16  # volumes
+
+
+class GatedAttention(nn.Module):
+    """(n, Z, D) slices and (n, Z) which are there → (n, O) logits."""
+
+    def __init__(self, width: int, labels: int, hidden: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.value, self.gate = nn.Linear(width, hidden), nn.Linear(width, hidden)
+            self.attend = nn.Linear(hidden, 1)
+        self.drop = nn.Dropout(dropout)
+        self.classify = nn.Linear(width, labels)
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)
+
+    def forward(self, slices: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        gated = torch.tanh(self.value(slices)) * torch.sigmoid(self.gate(slices))
+        share = self.attend(gated).squeeze(2).masked_fill(~there, -torch.inf).softmax(dim=1)
+        return self.classify(self.drop(torch.einsum("nz,nzd->nd", share, slices)))
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Lines on the mean and the maximum, and the attention that validation patients chose."""
+
+    lines: dict[str, Line]
+    attention: GatedAttention
+    standard: Standard
+    task: TaskConfig
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        exclusive = self.task.kind == "multiclass"
+        found = {how: line.probabilities(test.pooled(how=how), exclusive) for how, line in self.lines.items()}
+        found["attention"] = _probabilities(self.attention, self.standard, test, self.task)
+        return [Outcome(scored(each, test, self.task), {"pool": how}) for how, each in found.items()]
+
+
+def fit(train: Part, val: Part, context: Context) -> Volumes:
+    """Validation patients choose the penalty of each line and the learning rate of the attention."""
+    task, config, lines, choices = context.task, context.task.mil, {}, {}
+    for how in ("mean", "max"):
+        choices[how], lines[how] = logistic.choose(train, val, task, _STRENGTHS, how)
+    standard, best = Standard.of(train.slices()), None
+    for lr in config.lr:
+        head = _train(train, standard, task, lr)
+        worth = merit(scored(_probabilities(head, standard, val, task), val, task), chooser(task))
+        if best is None or worth > best[0]:
+            best = worth, lr, head
+    choices["attention"] = best[1]
+    return Volumes(lines, best[2], standard, task, choices)
+
+
+def _train(part: Part, standard: Standard, task: TaskConfig, lr: float) -> GatedAttention:
+    config = task.mil
+    # a seed of its own for dropout: the run is the same whatever was drawn before
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        head = GatedAttention(len(standard.mean), part.states.shape[1], config.hidden, config.dropout, task.seed)
+        return heads.train(
+            head,
+            _batch(part, standard),
+            part.states,
+            lr=lr,
+            epochs=config.epochs,
+            batch_size=_BATCH,
+            weight_decay=config.weight_decay,
+            exclusive=task.kind == "multiclass",
+            seed=task.seed,
+        )
+
+
+def _batch(part: Part, standard: Standard):
+    """Volumes of different lengths, padded."""
+    slices = torch.from_numpy(standard.apply(part.slices()))
+    ends = np.cumsum(np.bincount(part.unit, minlength=len(part)))
+    members = np.split(np.argsort(part.unit, kind="stable"), ends[:-1])
+
+    def batch(units: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        mine = [slices[members[unit]] for unit in units]
+        padded = nn.utils.rnn.pad_sequence(mine, batch_first=True)
+        lengths = torch.tensor([len(each) for each in mine])
+        return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
+
+    return batch
+
+
+def _probabilities(head: GatedAttention, standard: Standard, part: Part, task: TaskConfig) -> np.ndarray:
+    found = heads.logits(head, _batch(part, standard), len(part), _BATCH)
+    return heads.probabilities(found, task.kind == "multiclass")

@@ -1,0 +1,83 @@
+"""Retrieval: of what is nearest to a test image, how much is of its class? recall@k and mean average precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.settings import SettingsError
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.predictions import Tabled
+from eval.probes import Context, Outcome
+
+KINDS = ("retrieval", "multiclass", "binary")
+NEEDS = "pooled"
+_QUERIES = 512  # at a time
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What is searched. Nothing is fitted and nothing chosen."""
+
+    train: Part
+    task: TaskConfig
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        config = self.task.retrieval
+        gallery = self.train if config.gallery == "train" else test
+        values = ranking_figures(
+            test.pooled(),
+            test.targets[:, 0],
+            gallery.pooled(),
+            gallery.targets[:, 0],
+            config.k,
+            excluded=None if config.gallery == "train" else test.subjects,
+        )
+        return [Outcome(Tabled({name: each[None, :, None] for name, each in values.items()}, test.subjects, ("all",)))]
+
+
+def fit(train: Part, val: Part, context: Context) -> Gallery:
+    """The gallery is the training patients, or the other test patients."""
+    config = context.task.retrieval
+    if not config.k or min(config.k) < 1:
+        raise SettingsError(f"retrieval.k={list(config.k)}: give numbers above 0")
+    return Gallery(train, context.task, {"gallery": config.gallery})
+
+
+def ranking_figures(
+    queries: np.ndarray,
+    wanted: np.ndarray,
+    gallery: np.ndarray,
+    classes: np.ndarray,
+    ks: list[int],
+    excluded: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """Of every query (M,): `map`, its average precision, and `recall@k`, 1 where one of the k nearest is of its class.
+
+    queries (M, D), wanted (M,) and gallery (G, D), classes (G,), NaN where unknown; excluded (M,): queries and gallery
+    are the same images, and those of the query's own patient are left out. NaN where the gallery has none of the class.
+    """
+    ours, theirs = (
+        each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (queries, gallery)
+    )
+    names = ["map", *(f"recall@{k}" for k in ks)]
+    found = {name: np.full(len(queries), np.nan) for name in names}
+    for start in range(0, len(queries), _QUERIES):
+        rows = np.arange(start, min(start + _QUERIES, len(queries)))
+        similarity = ours[rows] @ theirs.T
+        hidden = np.isnan(classes)[None] | np.zeros((len(rows), 1), bool)
+        if excluded is not None:
+            hidden = hidden | (excluded[rows][:, None] == excluded[None])
+        order = np.argsort(np.where(hidden, np.inf, -similarity), axis=1, kind="stable")
+        right = np.take_along_axis((classes[None] == wanted[rows][:, None]) & ~hidden, order, axis=1)
+        total, hits = right.sum(axis=1), np.cumsum(right, axis=1)
+        precision = (hits / np.arange(1, right.shape[1] + 1) * right).sum(axis=1)
+        known = (total > 0) & ~np.isnan(wanted[rows])
+        found["map"][rows[known]] = precision[known] / total[known]
+        for k in ks:
+            found[f"recall@{k}"][rows[known]] = hits[known, min(k, right.shape[1]) - 1] > 0
+    return found

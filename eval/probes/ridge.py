@@ -1,0 +1,68 @@
+"""Ridge regression on frozen features: scikit-learn's Ridge, over many strengths from one decomposition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.settings import SettingsError
+from eval.config import TaskConfig
+from eval.parts import Part
+from eval.probes import Context, Outcome, chooser, merit, scored
+from eval.probes.logistic import Standard
+
+KINDS = ("regression",)
+NEEDS = "pooled"
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Weights (D, T) and intercepts (T,) on standardised features."""
+
+    standard: Standard
+    weights: np.ndarray
+    intercepts: np.ndarray
+    task: TaskConfig
+    choices: dict
+    refitted: bool
+
+    def predict(self, test: Part) -> list[Outcome]:
+        found = self.standard.apply(test.pooled()) @ self.weights + self.intercepts
+        return [Outcome(scored(found.astype(np.float64), test, self.task))]
+
+
+def fit(train: Part, val: Part, context: Context) -> Ridge:
+    """The strength that serves the validation patients best."""
+    task, best = context.task, None
+    standard = Standard.of(train.pooled())
+    inputs, tests = standard.apply(train.pooled()), standard.apply(val.pooled())
+    for alpha, weights, intercepts in solutions(inputs, train.targets, task.ridge.strengths, task.data):
+        worth = merit(scored(tests @ weights + intercepts, val, task), chooser(task))
+        if best is None or worth > best[0]:
+            best = worth, alpha, weights, intercepts
+    _, alpha, weights, intercepts = best
+    if task.refit:
+        both = train.plus(val)
+        standard = Standard.of(both.pooled())
+        ((_, weights, intercepts),) = solutions(standard.apply(both.pooled()), both.targets, [alpha], task.data)
+    return Ridge(standard, weights, intercepts, task, {"alpha": alpha}, task.refit)
+
+
+def solutions(
+    inputs: np.ndarray, targets: np.ndarray, strengths: list[float], where: str
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """(alpha, weights (D, T), intercepts (T,)): each target on the units where it is known, intercept not penalised."""
+    found = [(alpha, np.empty((inputs.shape[1], targets.shape[1])), np.empty(targets.shape[1])) for alpha in strengths]
+    for column in range(targets.shape[1]):
+        known = ~np.isnan(targets[:, column])
+        if known.sum() < 2:
+            raise SettingsError(f"{where}: {known.sum()} training units have a value; a regression needs two")
+        features, values = inputs[known].astype(np.float64), targets[known, column]
+        centre, middle = features.mean(axis=0), values.mean()
+        left, singular, right = np.linalg.svd(features - centre, full_matrices=False)
+        projected = left.T @ (values - middle)
+        for alpha, weights, intercepts in found:
+            weights[:, column] = right.T @ (singular / (singular**2 + alpha) * projected)
+            intercepts[column] = middle - centre @ weights[:, column]
+    return found

@@ -1,0 +1,291 @@
+"""Every probe on made-up features: what is there is found, shuffled labels score at chance, others agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.settings import SettingsError
+from eval import bootstrap, probes, splits
+from eval.config import (
+    AnomalyConfig,
+    AttentiveConfig,
+    FewShotConfig,
+    FractionConfig,
+    LinearConfig,
+    LogisticConfig,
+    MilConfig,
+    SplitConfig,
+    TaskConfig,
+)
+from eval.examples import Examples, Picture
+from eval.features import Features
+from eval.parts import Base, Part
+from eval.probes import Context, few_shot, linear, logistic, retrieval, ridge
+from eval.probes.anomaly import slice_scores
+
+WIDTH, GRID, PATIENTS, SLICES = 12, 4, 60, 4
+
+
+def made_up(kind: str, level: str = "slice", seed: int = 0, shuffled: bool = False) -> Base:
+    """Patients of four slices whose features say, with noise, what their targets are."""
+    rng = np.random.default_rng(seed)
+    count = PATIENTS * SLICES
+    subjects = np.repeat([f"{n:03d}" for n in range(PATIENTS)], SLICES)
+    hidden = np.repeat(rng.normal(size=(PATIENTS, 3)), SLICES, axis=0)
+    if level == "slice":
+        hidden = hidden + rng.normal(size=hidden.shape)
+    mixing = rng.normal(size=(3, WIDTH))
+    cls = (hidden @ mixing)[:, None] + 0.7 * rng.normal(size=(count, 2, WIDTH))
+    patches = (hidden @ mixing)[:, None] + 0.7 * rng.normal(size=(count, GRID * GRID, WIDTH))
+    if kind == "anomaly":  # one patch of an abnormal slice lies elsewhere
+        patches = 0.3 * rng.normal(size=patches.shape) + np.ones(WIDTH)
+        sick = np.flatnonzero(hidden[:, 0] > 0)
+        patches[sick, 5] += np.where(np.arange(WIDTH) % 2, 2.5, -2.5)
+    targets = {
+        "binary": (hidden[:, :1] > 0).astype(float),
+        "anomaly": (hidden[:, :1] > 0).astype(float),
+        "multiclass": hidden.argmax(axis=1)[:, None].astype(float),
+        "retrieval": hidden.argmax(axis=1)[:, None].astype(float),
+        "multilabel": np.where(rng.random((count, 3)) < 0.1, np.nan, hidden > 0.2),
+        "regression": np.where(rng.random((count, 3)) < 0.1, np.nan, hidden * 5 + 40),
+        "survival": np.stack([np.exp(-hidden[:, 0]) * rng.exponential(size=count), rng.random(count) < 0.7], axis=1),
+        "segmentation": (hidden > 0.2).astype(float),
+    }[kind]
+    maps = np.zeros((count, 16, 16), np.uint8)
+    if kind == "anomaly":
+        maps[np.flatnonzero(targets[:, 0]), 4:8, 4:8] = 1
+    if kind == "segmentation":  # a structure covers a row of patches, which then look like it
+        directions = rng.normal(size=(3, WIDTH))
+        for place in range(3):
+            there = np.flatnonzero(targets[:, place])
+            maps[there, 4 * place : 4 * place + 4] = place + 1
+            patches[there, 4 * place : 4 * place + 4] += 2 * directions[place]
+    if shuffled:  # whole patients, as a study with false labels would have it
+        order = np.concatenate([np.arange(SLICES) + SLICES * n for n in rng.permutation(PATIENTS)])
+        targets, maps = targets[order], maps[order]
+        if level == "slice":
+            order = rng.permutation(count)
+            targets, maps = targets[order], maps[order]
+        if kind == "segmentation":  # and which structure it is, for their places in the slice are always the same
+            for row in range(count):
+                renamed = rng.permutation(3)
+                maps[row] = np.concatenate([[0], renamed + 1]).astype(np.uint8)[maps[row]]
+                targets[row, renamed] = targets[row].copy()
+        if kind == "anomaly":  # anywhere, for a patch at the edge is never like one in the middle
+            for row in np.flatnonzero(targets[:, 0]):
+                maps[row] = np.roll(maps[row], 4 * rng.integers(0, 4, 2), axis=(0, 1))
+    names = ("yes",) if kind in ("binary", "anomaly") else ("a", "b", "c")
+    keys = np.array([f"{n:04d}" for n in range(count)])
+    examples = Examples(
+        names=names,
+        values={"segmentation": (1, 2, 3), "anomaly": (1,)}.get(kind, ()),
+        keys=keys,
+        subjects=subjects,
+        studies=subjects,
+        sites=np.where(np.arange(count) < count // 3, "one", "two"),
+        splits=np.full(count, ""),
+        orders=np.tile(np.arange(SLICES), PATIENTS),
+        positions=np.zeros(count),
+        digests=np.arange(count).astype(np.uint64),
+        targets=targets.astype(float),
+        annotated=np.ones((count, 3 if kind == "segmentation" else 0), bool),
+        reader=lambda n: Picture(np.zeros((1, 16, 16), np.uint8), ("x",), "unit8", (0, 16, 0, 16), labelmap=maps[n]),
+        version=f"{kind} {seed} {shuffled}",
+    )
+    features = Features(cls.astype(np.float32), cls.astype(np.float32), patches.astype(np.float16), (1,))
+    return Base(examples, features, task(kind, level), Path())
+
+
+def task(kind: str, level: str = "slice", **changes) -> TaskConfig:
+    """Settings that take seconds."""
+    return TaskConfig(
+        data="made up",
+        kind=kind,
+        level=level,
+        size=16,
+        split=SplitConfig(by="patient", train=0.5, val=0.2, test=0.3),
+        logistic=LogisticConfig(strengths=4, low=1e-2, high=10, steps=20),
+        linear=LinearConfig(steps=150, batch_size=64),
+        attentive=AttentiveConfig(lr=[3e-3], epochs=12, batch_size=32),
+        mil=MilConfig(lr=[3e-3], epochs=60),
+        few_shot=FewShotConfig(shots=[1, 8], draws=10),
+        fractions=FractionConfig(percent=[10, 100], draws=2),
+        anomaly=AnomalyConfig(memory=400, neighbours=[1, 3], top=[0.0, 0.2]),
+        draws=100,
+        **changes,
+    )
+
+
+def outcomes(name: str, base: Base, cache: Path) -> list[probes.Outcome]:
+    """What one probe says of the test patients."""
+    base = replace(base, cache=cache)
+    (fold,) = splits.folds(base.examples, base.task)
+    parts = {each: Part(each, base, rows) for each, rows in fold.rows.items()}
+    module = probes.find([name], base.task.kind, base.task.level)[name]
+    return list(module.fit(parts["train"], parts["val"], Context(base.task, None, cache)).predict(parts["test"]))
+
+
+def first(outcome: probes.Outcome, draws: int = 100) -> bootstrap.Figure:
+    """The headline of an outcome's first metric."""
+    return list(bootstrap.figures(outcome.prediction, outcome.prediction.metrics()[0], draws, 0).values())[-1]
+
+
+CLASSIFIERS = ("knn", "logistic", "linear", "few_shot", "fractions")
+CASES = [(name, kind, "slice") for name in CLASSIFIERS for kind in ("binary", "multiclass", "multilabel")]
+CASES += [("attentive", "multiclass", "slice"), ("attentive", "multilabel", "slice")]
+CASES += [("mil", "binary", "volume"), ("mil", "multiclass", "volume"), ("linear", "binary", "volume")]
+CASES += [("anomaly", "anomaly", "slice"), ("region", "segmentation", "slice"), ("logistic", "segmentation", "slice")]
+# metric, value that what is there reaches, value that chance has
+OTHERS = [
+    ("knn", "regression", "slice", 4.5, None),
+    ("ridge", "regression", "slice", 4.0, None),
+    ("cox", "survival", "volume", 0.65, 0.5),
+    ("cox", "survival", "slice", 0.65, 0.5),
+    ("retrieval", "retrieval", "slice", 0.5, 0.38),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "level"), CASES)
+def test_what_is_there_is_found_and_shuffled_labels_are_not(name: str, kind: str, level: str, tmp_path: Path) -> None:
+    """AUROC above 0.8 (with one shot or a tenth of the patients 0.65); the mean of six shuffles of the labels is within
+    0.1 of 0.5, four times its standard error."""
+    for outcome in outcomes(name, made_up(kind, level), tmp_path / "true"):
+        few = outcome.variant.get("shots") == 1 or outcome.variant.get("percent") == 10
+        assert first(outcome).value > (0.65 if few else 0.8), outcome.variant
+    shuffles = [outcomes(name, made_up(kind, level, seed, shuffled=True), tmp_path / f"{seed}") for seed in range(1, 7)]
+    for same in zip(*shuffles):
+        values = np.array([first(outcome, 1).value for outcome in same])
+        assert abs(values.mean() - 0.5) < 0.1, (same[0].variant, values)
+
+
+@pytest.mark.parametrize(("name", "kind", "level", "reached", "chance"), OTHERS)
+def test_values_survival_and_neighbours(name, kind, level, reached, chance, tmp_path: Path) -> None:
+    """Errors of a regression are below the spread of the truth; concordance and precision are above chance."""
+    (outcome,) = outcomes(name, made_up(kind, level), tmp_path / "true")
+    value = first(outcome).value
+    assert value < reached if chance is None else value > reached
+    (outcome,) = outcomes(name, made_up(kind, level, seed=1, shuffled=True), tmp_path / "shuffled")
+    figure = first(outcome)
+    if chance is None:
+        assert bootstrap.figures(outcome.prediction, "r2", 100, 0)["macro"].value < 0.1
+    else:
+        assert figure.low - 0.03 <= chance <= figure.high + 0.03
+
+
+def test_all_heads_in_one_pass_are_each_head_alone() -> None:
+    """52 heads at once equal 52 trainings of one head: the same weights to 1e-5, and autograd's gradient."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(90, 10, generator=generator)
+    states = torch.randint(-1, 2, (90, 3), generator=generator).to(torch.int8)
+    columns, rates, config = [slice(6, 8), slice(0, 10)], [1e-3, 1e-2], LinearConfig(steps=40, batch_size=32)
+    weights, biases = linear.sgd(inputs, columns, states, rates, config, False, 0)
+    for place, mine in enumerate(columns):
+        for number, lr in enumerate(rates):
+            (alone,), (bias,) = linear.sgd(inputs, [mine], states, [lr], config, False, 0)
+            its = slice(number * 3, number * 3 + 3)
+            torch.testing.assert_close(weights[place][:, its], alone, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(biases[place][its], bias, atol=1e-5, rtol=1e-4)
+    once = LinearConfig(steps=1, batch_size=90)
+    for exclusive in (False, True):
+        if exclusive:
+            states = torch.nn.functional.one_hot(torch.arange(90) % 3).to(torch.int8)
+        (moved,), (shift,) = linear.sgd(inputs, [slice(0, 10)], states, [1.0], once, exclusive, 0)
+        start = [torch.zeros(10, 3, requires_grad=True), torch.zeros(3, requires_grad=True)]
+        logits, known = inputs @ start[0] + start[1], (states >= 0).float()
+        if exclusive:
+            loss = torch.nn.functional.cross_entropy(logits, states.argmax(dim=1))
+        else:
+            each = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, (states == 1).float(), reduction="none"
+            )
+            loss = (each * known / known.sum(dim=0)).sum()
+        loss.backward()
+        torch.testing.assert_close(moved, -start[0].grad * 90 / 256, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(shift, -start[1].grad * 90 / 256, atol=1e-6, rtol=1e-4)
+
+
+def test_ridge_is_scikit_learns() -> None:
+    """Weights and intercepts of every strength to 1e-6, each target on its known units."""
+    reference = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(40, 6)), rng.normal(size=(40, 2))
+    targets[:7, 0] = np.nan
+    for alpha, weights, intercepts in ridge.solutions(inputs, targets, [0.1, 10.0], ""):
+        for column in range(2):
+            known = ~np.isnan(targets[:, column])
+            theirs = reference.Ridge(alpha=alpha).fit(inputs[known], targets[known, column])
+            np.testing.assert_allclose(weights[:, column], theirs.coef_, atol=1e-6)
+            assert intercepts[column] == pytest.approx(theirs.intercept_, abs=1e-6)
+
+
+def test_average_precision_of_a_ranking_by_hand() -> None:
+    """Right at places 1 and 3 of 4: (1 + 2/3) / 2; the query's own patient is no neighbour."""
+    gallery = np.array([[1.0, 0.0], [0.9, 0.3], [0.8, 0.6], [0.0, 1.0]])
+    found = retrieval.ranking_figures(
+        np.array([[1.0, 0.0]]), np.array([1.0]), gallery, np.array([1.0, 0, 1, 0]), [1, 2], None
+    )
+    assert found["map"][0] == pytest.approx((1 + 2 / 3) / 2) and found["recall@1"][0] == 1
+    subjects = np.array(["p", "q", "p", "r"])
+    own = retrieval.ranking_figures(gallery, np.array([1.0, 0, 1, 1]), gallery, np.array([1.0, 0, 1, 1]), [1], subjects)
+    assert own["map"][0] == pytest.approx(1 / 2) and own["recall@1"][0] == 0 and np.isnan(own["map"][1])
+
+
+def test_draws_of_few_shots_are_stratified_by_patient() -> None:
+    """As many of each class as asked for, of different patients while there are some; another draw, other units."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat([0, 1, 2], 20)
+    states = (classes[:, None] == np.arange(3)).astype(np.int8)
+    subjects = np.tile(np.repeat(np.arange(5), 4), 3).astype(str)
+    rows, drawn = few_shot.draw(states, subjects, 5, True, rng)
+    assert np.bincount(classes[rows]).tolist() == [5, 5, 5] and (drawn == states[rows]).all()
+    assert all(len(set(subjects[rows][classes[rows] == each])) == 5 for each in range(3))
+    assert few_shot.draw(states, subjects, 5, True, rng)[0].tolist() != rows.tolist()
+    labels = np.stack([states[:, 0], np.where(np.arange(60) < 50, states[:, 1], -1)], axis=1)
+    rows, drawn = few_shot.draw(labels, subjects, 2, False, rng)
+    assert [(drawn[:, n] == state).sum() for n in (0, 1) for state in (0, 1)] == [2, 2, 2, 2]
+    with pytest.raises(SettingsError, match="few_shot.draws=3: take 10 or more"):
+        base = made_up("binary")
+        outcomes("few_shot", replace(base, task=replace(base.task, few_shot=FewShotConfig(draws=3))), Path())
+
+
+def test_a_probe_refuses_a_task_that_it_cannot_serve() -> None:
+    """Kind and level are named."""
+    with pytest.raises(SettingsError, match="ridge serves tasks of kind regression; this one is binary"):
+        probes.find(["ridge"], "binary", "slice")
+    with pytest.raises(SettingsError, match="mil serves level volume; this task's is slice"):
+        probes.find(["mil"], "binary", "slice")
+
+
+def test_refitting_uses_the_validation_patients() -> None:
+    """The choice stays, the line is another one."""
+    base = made_up("binary")
+    (fold,) = splits.folds(base.examples, base.task)
+    again = replace(base, task=replace(base.task, refit=True))
+    found = []
+    for each in (base, again):
+        train, val = (Part(name, each, fold.rows[name]) for name in ("train", "val"))
+        found.append(logistic.fit(train, val, Context(each.task, None, Path())))
+    assert found[0].choices == found[1].choices and (found[0].refitted, found[1].refitted) == (False, True)
+    assert not np.allclose(found[0].line.weights, found[1].line.weights)
+
+
+def test_folds_test_every_patient_once_and_sites_whole() -> None:
+    """k-fold: disjoint test patients that are all; leave one site out: a fold tests one site."""
+    examples = made_up("binary").examples
+    folds = splits.folds(examples, replace(task("binary"), split=SplitConfig(by="kfold", folds=4)))
+    tested = np.concatenate([fold.rows["test"] for fold in folds])
+    assert sorted(tested.tolist()) == list(range(len(examples)))
+    sites = splits.folds(examples, replace(task("binary"), split=SplitConfig(by="site")))
+    assert [set(examples.sites[fold.rows["test"]]) for fold in sites] == [{"one"}, {"two"}]
+    assert [fold.name for fold in sites] == ["one", "two"]
+
+
+def test_the_worst_patches_make_a_slices_score() -> None:
+    """The maximum, or the mean of the highest share."""
+    maps = np.array([[0.0, 1, 2, 3], [4, 0, 0, 0]])
+    assert slice_scores(maps, 0.0).tolist() == [3, 4] and slice_scores(maps, 0.5).tolist() == [2.5, 2.0]
