@@ -167,10 +167,12 @@ def end(world: World) -> None:
         dist.destroy_process_group()
 
 
-def lost(error: BaseException) -> bool:
-    """Whether `error` is what a process sees of another one's end."""
-    words = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl", "socket")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+def lost(error: BaseException) -> str | None:
+    """What `error` says of another process's end; None where it is about something else."""
+    words = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
+    text = str(error)
+    found = [word for word in words if word in text.lower()]
+    return found[0] if found and isinstance(error, RuntimeError) else None
 
 
 def _slurm_address(environment: Mapping[str, str]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pretrain import checkpoint
 from pretrain.checkpoint import SHARDS, CheckpointError, Tensors
-from pretrain.distributed import World
+from pretrain.distributed import StoppedElsewhere, World
 from pretrain.sharded import local, whole
 
 IN_SHARDS = ("student", "optimizer")  # of a run whose parameters are sharded; the rest is small, or for others to read
@@ -95,7 +95,8 @@ class Saver:
             error = error or others
         try:
             if error is not None:
-                raise error
+                # known to all, said by one
+                raise error if self.world.first else StoppedElsewhere(str(error))
             if self.world.first:
                 checkpoint.finish(temporary, {**state, "files": files})
                 then()

@@ -20,20 +20,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data_prep.disk import BusyError, sole_writer, write_atomic
+from data_prep.disk import BusyError, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
 from pretrain import accumulate, build, checkpoint, compiling, distributed, ema, initialise, mixture, optim, order
 from pretrain import parallel, ranks, snapshot, step, stream, views
 from pretrain import config as configuration
-from pretrain.checkpoint import Checkpoint, CheckpointError
+from pretrain.checkpoint import CheckpointError
 from pretrain.config import Config, StageConfig
 from pretrain.distributed import ALONE, StoppedElsewhere, World
 from pretrain.heartbeat import Heartbeat
@@ -41,16 +40,12 @@ from pretrain.machine import autocast, gigabytes, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 from pretrain.online_knn import OnlineKnn
 from pretrain.published import WeightsError
+from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
 from pretrain.saving import Saver
 from pretrain.stopping import Stop, Stopped
-from pretrain.vit import VisionTransformer
 from pretrain.watch import Watch
 
 log = logging.getLogger("pretrain")
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says at which step, why and what to do."""
 
 
 def train_stage(config: Config, name: str, before: str | None, code: str, world: World, stop: Stop) -> None:
@@ -59,7 +54,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     code  digest of the snapshot of the program that runs
     """
     stage = configuration.stage(config, name)
-    folder = run_folder(config) / name
+    folder = folder_of(config) / name
     split = Split(config.data.root, config.data.split)
     if not len(split):
         raise TrainingError(
@@ -75,7 +70,9 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     own = world.first_does(lambda: checkpoint.newest(folder))
     if own is not None:
         check_identity(own, identity)
-    origin = own or (finished(config, before) if before and not stage.init_from else None)
+    origin = own
+    if own is None and before and not stage.init_from:
+        origin = world.first_does(lambda: finished(config, before))
     start = own.step if own else 0
     if start == stage.steps:
         log.info("stage %s: all %d steps were done before", name, stage.steps)
@@ -86,7 +83,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     precision = autocast(config.machine.precision, device)
     bf16 = uses_bf16(config.machine.precision, device)
     student, teacher = build.student_and_teacher(config, device, classes)
-    anchor = gram_teacher(config, stage, device)
+    anchor = gram_teacher(config, stage, device, world)
     for network in (student.backbone, teacher.backbone, *([anchor] if anchor is not None else [])):
         build.prepare(network, config.machine, device)
     if origin is None and stage.init_from:
@@ -95,7 +92,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         teacher.load_state_dict(student.state_dict())
         log.info("stage %s: starts from %s (%s)", name, found.source, found.kind)
     spread = parallel.Spread(
-        parallel.kind(config.machine.parallel, world), world, device, bf16=bf16, reshard=config.machine.reshard
+        parallel.kind(config.machine, world), world, device, bf16=bf16, reshard=config.machine.reshard
     )
     learner = spread.student(student)
     for frozen in (teacher, *([anchor] if anchor is not None else [])):
@@ -128,8 +125,13 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         made_by = {"git_commit": checkpoint.git_commit(), "code": code, "processes": world.size, "spread": spread.how}
         state = {**identity, "step": done, "stream": position, **made_by}
         state |= {"classes": classes} if classes else {}
-        keep = (config.save.keep_last, config.save.keep_every, wanted)
-        saver.save(tensors, state, configuration.as_text(config), lambda: checkpoint.prune(folder, *keep))
+
+        def kept() -> None:
+            checkpoint.prune(folder, config.save.keep_last, config.save.keep_every, wanted)
+            if done > start and (note := os.environ.get("MEDDAP_PROGRESS")):
+                Path(note).touch()  # slurm/pretrain.sh looks for it: another start is worth it
+
+        saver.save(tensors, state, configuration.as_text(config), kept)
 
     log.info(
         "stage %s: steps %d to %d, batch %d of %d slices, %s %s%s",
@@ -272,47 +274,6 @@ def check_finite(stage: str, number: int, values: dict[str, float]) -> None:
             )
 
 
-def gram_teacher(config: Config, stage: StageConfig, device: torch.device) -> VisionTransformer | None:
-    """The frozen backbone that a stage is anchored to, or None. Raises TrainingError where it is not there."""
-    if not stage.gram.teacher_from:
-        return None
-    name, number = configuration.anchor(stage.gram.teacher_from)
-    found = finished(config, name)
-    if number is not None and number != found.step:
-        path = run_folder(config) / name / f"{number:08d}"
-        if not path.is_dir():
-            raise TrainingError(
-                f"{path}: not kept, but gram.teacher_from={stage.gram.teacher_from}; name a step that is"
-            )
-        found = checkpoint.read(path)
-    model = build.backbone(config.model).to(device).requires_grad_(False).eval()
-    tensors = found.tensors("teacher").items()
-    model.load_state_dict(
-        {key.removeprefix("backbone."): value for key, value in tensors if key.startswith("backbone.")}
-    )
-    return model
-
-
-def finished(config: Config, name: str) -> Checkpoint:
-    """The last checkpoint of stage `name`. Raises TrainingError where the stage is not finished."""
-    found, steps = checkpoint.newest(run_folder(config) / name), configuration.stage(config, name).steps
-    if found is None or found.step < steps:
-        reached = "has not begun" if found is None else f"stands at step {found.step} of {steps}"
-        raise TrainingError(f"stage {name} {reached}; run it first: --stage {name}")
-    return found
-
-
-def check_identity(own: Checkpoint, identity: dict) -> None:
-    """Raises TrainingError where the run on the disk was made by another recipe or from other data."""
-    if own.state["data_digest"] != identity["data_digest"]:
-        raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
-    for key, value in identity["recipe"].items():
-        if (was := own.state["recipe"].get(key)) != value:
-            raise TrainingError(
-                f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name="
-            )
-
-
 def save_crops(path: Path, crops: views.Views) -> None:
     """Keep the first step's crops, normalised as the network sees them, for the report."""
     memory = io.BytesIO()
@@ -320,26 +281,6 @@ def save_crops(path: Path, crops: views.Views) -> None:
         memory, global_crops=crops.global_crops.cpu().numpy(), local_crops=crops.local_crops.cpu().numpy()
     )
     write_atomic(path, memory.getvalue())
-
-
-def run_folder(config: Config) -> Path:
-    """Folder of the run: OUTPUT/NAME."""
-    return Path(config.output) / config.name
-
-
-@contextmanager
-def held(folder: Path, patience: float) -> Iterator[None]:
-    """Hold the run's folder. What was killed a moment ago may hold it still: wait `patience` seconds for it."""
-    until = time.monotonic() + patience
-    while True:
-        try:
-            with sole_writer(folder):
-                yield
-            return
-        except BusyError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(1)
 
 
 def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | None = None) -> None:
@@ -350,7 +291,7 @@ def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | Non
     for name in stages:  # a misspelt key of the last stage, or parts that cannot be, is found before the first begins
         stage = configuration.stage(config, name)
         parts_of(config, name, stage, mixture.plan(stage, config.seed), world)
-    folder = run_folder(config)
+    folder = folder_of(config)
     with ExitStack() as open_:
         # a job that SLURM requeued, or torchrun started again, may meet the end of its former self
         patience = 120.0 if distributed.launched() or "SLURM_RESTART_COUNT" in os.environ else 0.0
@@ -395,7 +336,7 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
         with Stop() as stop:
             world = distributed.start(device, config.machine.hang_timeout)
-            parallel.kind(config.machine.parallel, world)
+            parallel.kind(config.machine, world)
             run(config, options.stage, world, stop)
             distributed.end(world)
     except Stopped as stopped:
@@ -415,12 +356,12 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
         print(f"{say}{where}: {error.strerror}; the last checkpoint is whole, start again to go on", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
         if isinstance(error, torch.OutOfMemoryError):
+            reason = str(error).strip().splitlines()[0]
             line = f"{reason} Set machine.accumulate=2 or machine.recompute=true and start again to go on"
         elif compiling.failed(error):
-            line = f"{reason}; {compiling.ADVICE}"
-        elif who is not None and distributed.lost(error):
+            line = f"{str(error).strip().splitlines()[0]}; {compiling.ADVICE}"
+        elif who is not None and (reason := distributed.lost(error)):
             line = f"another process is gone ({reason}); start again to go on"
         else:
             raise

@@ -1,0 +1,89 @@
+"""A run on the disk: its folder, who holds it, and the checkpoints that a stage starts from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from data_prep.disk import BusyError, sole_writer
+from pretrain import build, checkpoint
+from pretrain import config as configuration
+from pretrain.checkpoint import Checkpoint
+from pretrain.config import Config, StageConfig
+from pretrain.distributed import World
+from pretrain.vit import VisionTransformer
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says at which step, why and what to do."""
+
+
+def folder_of(config: Config) -> Path:
+    """Folder of the run: OUTPUT/NAME."""
+    return Path(config.output) / config.name
+
+
+@contextmanager
+def held(folder: Path, patience: float) -> Iterator[None]:
+    """Hold the run's folder. What was killed a moment ago may hold it still: wait `patience` seconds for it."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            with sole_writer(folder):
+                yield
+            return
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
+
+
+def finished(config: Config, name: str) -> Checkpoint:
+    """The last checkpoint of stage `name`. Raises TrainingError where the stage is not finished."""
+    found, steps = checkpoint.newest(folder_of(config) / name), configuration.stage(config, name).steps
+    if found is None or found.step < steps:
+        reached = "has not begun" if found is None else f"stands at step {found.step} of {steps}"
+        raise TrainingError(f"stage {name} {reached}; run it first: --stage {name}")
+    return found
+
+
+def anchoring(config: Config, teacher_from: str) -> Checkpoint:
+    """The checkpoint that `gram.teacher_from` names. Raises TrainingError where it is not there."""
+    name, number = configuration.anchor(teacher_from)
+    found = finished(config, name)
+    if number is None or number == found.step:
+        return found
+    path = folder_of(config) / name / f"{number:08d}"
+    if not path.is_dir():
+        raise TrainingError(f"{path}: not kept, but gram.teacher_from={teacher_from}; name a step that is")
+    return checkpoint.read(path)
+
+
+def gram_teacher(
+    config: Config, stage: StageConfig, device: torch.device, world: World
+) -> VisionTransformer | None:
+    """The frozen backbone that a stage is anchored to, or None. Raises TrainingError where it is not there."""
+    if not stage.gram.teacher_from:
+        return None
+    found = world.first_does(lambda: anchoring(config, stage.gram.teacher_from))
+    model = build.backbone(config.model).to(device).requires_grad_(False).eval()
+    tensors = found.tensors("teacher").items()
+    model.load_state_dict(
+        {key.removeprefix("backbone."): value for key, value in tensors if key.startswith("backbone.")}
+    )
+    return model
+
+
+def check_identity(own: Checkpoint, identity: dict) -> None:
+    """Raises TrainingError where the run on the disk was made by another recipe or from other data."""
+    if own.state["data_digest"] != identity["data_digest"]:
+        raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
+    for key, value in identity["recipe"].items():
+        if (was := own.state["recipe"].get(key)) != value:
+            raise TrainingError(
+                f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name="
+            )
