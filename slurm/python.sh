@@ -1,7 +1,9 @@
-# Sourced by the batch scripts, in the repository's folder: sets $python and the number of threads.
-python=${MEDDAP_PYTHON:-.venv/bin/python}
-if ! command -v "$python" >/dev/null; then
-  echo "error: $python: not found; run 'make setup' or set MEDDAP_PYTHON" >&2
+# Sourced by the batch scripts, in the repository's folder: sets ${python[@]} and the number of threads.
+#   MEDDAP_PYTHON     the interpreter, .venv/bin/python where it is not set
+#   MEDDAP_CONTAINER  words before it, e.g. "apptainer exec --nv meddap.sif"
+read -ra python <<<"${MEDDAP_CONTAINER:-} ${MEDDAP_PYTHON:-.venv/bin/python}"
+if ! command -v "${python[0]}" >/dev/null; then
+  echo "error: ${python[0]}: not found; run 'make setup' or set MEDDAP_PYTHON" >&2
   exit 1
 fi
 
@@ -11,4 +13,4 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
 fi
 
 # said at the start of every log
-where() { echo "$(date -Is) ${SLURM_JOB_ID:+job $SLURM_JOB_ID on ${SLURMD_NODENAME:-?}: }$*"; }
+where() { echo "$(date -Is) ${SLURM_JOB_ID:+job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: }$*"; }

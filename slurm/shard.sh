@@ -46,9 +46,9 @@ fi
 
 shard() {  # PART
   where "part $1 of $parts"
-  "$python" "data_prep/shard_$modality.py" part="$1/$parts" ${SLURM_CPUS_PER_TASK:+workers=$SLURM_CPUS_PER_TASK} "${words[@]}"
+  "${python[@]}" "data_prep/shard_$modality.py" part="$1/$parts" ${SLURM_CPUS_PER_TASK:+workers=$SLURM_CPUS_PER_TASK} "${words[@]}"
 }
-merge() { [ "$parts" -eq 1 ] || "$python" -m data_prep.merge "$output"; }
+merge() { [ "$parts" -eq 1 ] || "${python[@]}" -m data_prep.merge "$output"; }
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   shard "$SLURM_ARRAY_TASK_ID"

@@ -24,7 +24,7 @@ ALLOWED = {
             *("build", "optim", "schedules"),  # encoders trained further
         },
     },
-    "slurm": {},
+    "slurm": {"data_prep": {"disk", "settings"}, "pretrain": {"config"}},
 }
 FORBIDDEN = {"data_prep": {"torch"}, "pretrain": {"pydicom", "nibabel"}}
 

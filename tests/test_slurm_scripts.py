@@ -6,16 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from slurm_jobs import queued, slurm_or_skip, text, until
 
 from data_prep import generate, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "slurm" / "pretrain.sh"
 SHARD = ROOT / "slurm" / "shard.sh"
+PROBE = ROOT / "slurm" / "probe.sh"
 CONFIG = """
 name: tiny
 model: {patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
@@ -48,29 +49,17 @@ def test_without_slurm_bash_runs_the_training(words: list[str], tmp_path: Path) 
     assert failed.returncode == 1 and "did you mean seed?" in failed.stderr
 
 
-def test_the_script_says_how_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("script", [SCRIPT, PROBE])
+def test_the_script_says_how_it_is_used(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No arguments: usage and a failure; --help: usage and success; no Python or a wrong folder: one line."""
-    assert subprocess.run(["bash", str(SCRIPT)], capture_output=True).returncode == 1
-    assert b"usage: sbatch" in subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, check=True).stdout
+    assert subprocess.run(["bash", str(script)], capture_output=True).returncode == 1
+    assert b"usage: sbatch" in subprocess.run(["bash", str(script), "--help"], capture_output=True, check=True).stdout
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
-    lost = subprocess.run(["bash", str(SCRIPT), "x.yaml"], capture_output=True, text=True)
+    lost = subprocess.run(["bash", str(script), "x.yaml"], capture_output=True, text=True)
     assert lost.returncode == 1 and "submit from there" in lost.stderr
     monkeypatch.delenv("SLURM_SUBMIT_DIR")
     monkeypatch.setenv("MEDDAP_PYTHON", "/nowhere/python")
-    assert "run 'make setup'" in subprocess.run(["bash", str(SCRIPT), "x.yaml"], capture_output=True, text=True).stderr
-
-
-def _slurm_or_skip() -> None:
-    if shutil.which("sbatch") is None or subprocess.run(["sinfo", "-h"], capture_output=True).returncode:
-        pytest.skip("needs a running SLURM: none answers here")
-
-
-def _wait(jobs: str, log: Path) -> None:
-    """Until none of the jobs (numbers with commas) is in the queue."""
-    deadline = time.monotonic() + 120
-    while subprocess.run(["squeue", "-h", "-j", jobs], capture_output=True, text=True).stdout.strip():
-        assert time.monotonic() < deadline, log.read_text() if log.exists() else "the job never started"
-        time.sleep(0.5)
+    assert "run 'make setup'" in subprocess.run(["bash", str(script), "x.yaml"], capture_output=True, text=True).stderr
 
 
 @pytest.fixture
@@ -109,31 +98,20 @@ def test_the_shard_script_refuses_what_it_does_not_know(words: list[str]) -> Non
 
 def test_sbatch_shards_in_an_array_and_merges(images: Path, tmp_path: Path) -> None:
     """sbatch slurm/shard.sh submits an array of parts and a merge after it; skips where no SLURM runs."""
-    _slurm_or_skip()
+    slurm_or_skip()
     log, words = tmp_path / "job.log", ["--input", str(images), "--output", str(tmp_path / "out")]
     command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", str(SHARD), "ct", "3", *words]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    _wait(first, log)
+    until(lambda: not queued(first), 120, lambda: text(log))
     numbers = re.search(r"parts: job (\d+), .*; merge: job (\d+)", log.read_text())
     assert numbers, log.read_text()
-    _wait(f"{numbers[1]},{numbers[2]}", log)
+    until(lambda: not queued(numbers[1], numbers[2]), 120, lambda: text(log))
     logs = [ROOT / f"meddap-shard-{numbers[1]}-{part}.log" for part in (1, 2, 3)] + [
         ROOT / f"meddap-merge-{numbers[2]}.log"
     ]
-    text = "".join(each.read_text() for each in logs)
+    said = text(*logs)
     for each in logs:
         each.unlink()
     splits = schema.read_dataset(tmp_path / "out")["splits"]
-    assert sum(part["samples"] for part in splits.values()) == 20, text
-    assert len(list((tmp_path / "out").glob("part-*"))) == 3 and "part 3 of 3" in text
-
-
-def test_sbatch_trains_on_a_node(words: list[str], tmp_path: Path) -> None:
-    """A job on a real SLURM trains to the end and writes its log; skips where none runs."""
-    _slurm_or_skip()
-    log = tmp_path / "job.log"
-    command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", str(SCRIPT), *words]
-    job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    _wait(job, log)
-    assert (tmp_path / "tiny" / "adapt" / "00000002" / "state.json").is_file(), log.read_text()
-    assert f"job {job} on" in log.read_text()
+    assert sum(part["samples"] for part in splits.values()) == 20, said
+    assert len(list((tmp_path / "out").glob("part-*"))) == 3 and "part 3 of 3" in said

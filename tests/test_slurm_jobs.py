@@ -1,0 +1,239 @@
+"""On a real SLURM: two nodes, signals, requeues, a node that dies, the whole road as jobs that wait for each other."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_jobs import ROOT, cancel, kill_node, queued, revive_node, slurm_or_skip, text, until
+from tiny_run import CONFIG, rows
+
+from data_prep import generate
+from pretrain import metrics, train
+from slurm import submit
+
+STAGES = CONFIG.replace("adapt: {steps: 8}", "adapt: {steps: 90}").replace("save: {every: 3}", "save: {every: 10}")
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs use the Python and the code of the tests."""
+    monkeypatch.setenv("MEDDAP_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def jobs():
+    """Job ids that end with the test, whatever it does."""
+    found: list[str] = []
+    yield found
+    if found:
+        cancel(*found)
+
+
+def test_a_job_on_two_nodes_survives_signals_requeues_and_a_dead_node(
+    tiny_dataset, tmp_path: Path, jobs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scancel --signal=USR1, scontrol requeue, a killed slurmd: the numbers of a run that nobody disturbed.
+
+    The job goes on by itself each time, from the step that it had saved or from its last checkpoint.
+    """
+    slurm_or_skip(nodes=2)
+    (tmp_path / "run.yaml").write_text(STAGES)
+    words = [f"output={tmp_path}", f"data.root={tiny_dataset()}", "--stage", "adapt"]
+    log, path = tmp_path / "job.log", tmp_path / "job" / "adapt" / "metrics.jsonl"
+    command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}"]
+    command += ["slurm/pretrain.sh", str(tmp_path / "run.yaml"), "name=job", *words]
+    job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    jobs.append(job)
+
+    def reaches(step: int) -> None:
+        until(lambda: metrics.read(path)[-1:] and metrics.read(path)[-1]["step"] >= step, 120, lambda: text(log))
+
+    def starts(times: int) -> None:
+        until(lambda: f": start {times}: " in text(log), 120, lambda: text(log))
+
+    reaches(4)
+    subprocess.run(["scancel", "--signal=USR1", job], check=True)
+    starts(2)
+    assert "SIGUSR1: stage adapt, step " in text(log) and "asked to stop; back to the queue" in text(log)
+    saved = int(text(log).split("SIGUSR1: stage adapt, step ")[1].split()[0])
+    assert not (tmp_path / "job" / "adapt" / "00000010").exists() or saved >= 10
+    reaches(saved + 12)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    starts(3)
+    until(lambda: "steps " in text(log).split(": start 3: ")[1], 60, lambda: text(log))
+    reaches(metrics.read(path)[-1]["step"] + 12)
+    kill_node("node2", job)
+    try:
+        until(lambda: "PD" in queued(job) or ": start 4: " in text(log), 120, lambda: text(log))
+    finally:
+        revive_node("node2")
+    until(lambda: not queued(job), 180, lambda: text(log))
+    assert (tmp_path / "job" / "adapt" / "00000090" / "state.json").is_file(), text(log)
+    assert "2 processes (ddp)" in text(log) and "Traceback" not in text(log)
+    assert not list(ROOT.glob(".meddap-progress-*"))
+    assert train.main(["--config", str(tmp_path / "run.yaml"), "name=calm", *words]) == 0
+    for ours, theirs in zip(rows(tmp_path / "job" / "adapt"), rows(tmp_path / "calm" / "adapt"), strict=True):
+        assert ours["samples"] == theirs["samples"]
+        assert math.isclose(ours["loss/total"], theirs["loss/total"], rel_tol=1e-3), (ours, theirs)
+
+
+ROAD = """
+name: road
+intensity: {window: [-300, 500]}
+model: {patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
+dino_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16}
+ibot_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16}
+stage_defaults: {batch_size: 8, crops: {global_size: 32, local_size: 16, local_number: 1}}
+stages:
+  adapt: {steps: 2}
+  second: {steps: 2}
+machine: {device: cpu, tensorboard: false}
+"""
+TASK = """
+{name: organs, organs: {lung: 1, spine: 8}, min_pixels: 1, size: 32, probes: [knn], draws: 20, pictures: 0,
+ stride: {train: 1, val: 1, test: 1}}
+"""
+
+
+@pytest.fixture
+def road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """road(*options) is slurm.submit for a small road whose second stage needs weights that are not there yet."""
+    generate.generate(tmp_path / "in", generate.GenerateConfig(patients=12, slices=6, size=48, odd=False))
+    (tmp_path / "road.yaml").write_text(ROAD)
+    (tmp_path / "task.yaml").write_text(TASK)
+    words = [f"output={tmp_path}", f"data.root={tmp_path / 'shards'}"]
+    words.append(f"stages.second.init_from={tmp_path / 'weights'}")
+    shard = f"ct 2 --input {tmp_path / 'in'} split.train=0.4 split.val=0.3"
+    common = [str(tmp_path / "road.yaml"), *words, "--shard", shard, "--task", str(tmp_path / "task.yaml")]
+    monkeypatch.chdir(ROOT)
+    return lambda *options: submit.main([*common, *options])
+
+
+ORDER = ["shard", "merge", "adapt", "second", "task-before", "task-after", "report"]
+
+
+def states(lines: str) -> dict[str, str]:
+    """Step → what is said of it."""
+    found = (line.split(maxsplit=1) for line in lines.splitlines() if line.strip())
+    return {name: rest[0].strip() for name, *rest in found if name in ORDER}
+
+
+def test_the_road_as_jobs_a_failing_stage_stops_what_needs_it(road, tmp_path: Path, jobs: list[str], capsys) -> None:
+    """shards → stages → probes → report with dependencies; a failure is told with its line; again, the rest is done."""
+    slurm_or_skip()
+    assert road("--cluster", "small") == 0
+    said = states(capsys.readouterr().out)
+    known = json.loads((tmp_path / "road" / "road" / "jobs.json").read_text())
+    jobs += known.values()
+    assert list(said) == ORDER and all(f"job {known[name]}" in said[name] for name in ORDER)
+    assert "2 parts" in said["shard"] and "after second" in said["task-after"]
+    assert road("--cluster", "small") == 1  # they are on their way
+    assert "see --status, or scancel them" in capsys.readouterr().err
+    until(lambda: not queued(*jobs), 150, lambda: road("--status") or capsys.readouterr().out)
+    assert road("--status") == 0
+    said = states(capsys.readouterr().out)
+    assert all(said[name].endswith("done") or "done, 2 of 2 parts" in said[name] for name in ORDER[:3]), said
+    assert "failed: error: " in said["second"] and "weights: not found" in said["second"], said
+    assert said["task-before"].endswith("done") and "not run: second failed" in said["task-after"], said
+    assert "not run: task-after failed" in said["report"]
+
+    (tmp_path / "weights").symlink_to(tmp_path / "road" / "adapt")
+    assert road("--cluster", "small") == 0
+    said = states(capsys.readouterr().out)
+    assert all(said[name] == "done before" for name in (*ORDER[:3], "task-before")), said
+    jobs += json.loads((tmp_path / "road" / "road" / "jobs.json").read_text()).values()
+    until(lambda: not queued(*jobs), 150, lambda: road("--status") or capsys.readouterr().out)
+    road("--status")
+    said = states(capsys.readouterr().out)
+    assert all("done" in said[name] for name in ORDER), said
+    assert "knn" in (tmp_path / "road" / "report.html").read_text()
+
+
+@pytest.mark.stress
+def test_the_same_road_here(road, tmp_path: Path, capsys) -> None:
+    """--local takes the same steps without SLURM, stops what needs a failed one, and goes on when it is mended."""
+    assert road("--local") == 1
+    said = states(capsys.readouterr().out)
+    assert "not run: second failed" in said["task-after"] and "not run: task-after failed" in said["report"], said
+    (tmp_path / "weights").symlink_to(tmp_path / "road" / "adapt")
+    assert road("--local") == 0
+    said = states(capsys.readouterr().out)
+    assert said["shard"] == said["adapt"] == "done before" and said["second"].startswith("bash slurm/pretrain.sh")
+    assert road("--status") == 0
+    assert all(word.startswith("done") for word in states(capsys.readouterr().out).values())
+
+
+def test_one_stage_and_its_report_here(tiny_dataset, tmp_path: Path, capsys, monkeypatch) -> None:
+    """--local of a road without shards and probes: a stage that fails, what needs it, and the same again, mended."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "road.yaml").write_text(ROAD.replace("  second: {steps: 2}\n", ""))
+    words = [str(tmp_path / "road.yaml"), f"output={tmp_path}", f"data.root={tmp_path / 'data'}"]
+    assert submit.main([*words, "--local"]) == 1
+    said = states(capsys.readouterr().out)
+    assert said["report"] == "not run: adapt failed" and "no finished data set there" in said["adapt"], said
+    tiny_dataset()
+    assert submit.main([*words, "--local"]) == 0 and submit.main([*words, "--status"]) == 0
+    assert (tmp_path / "road" / "report.html").is_file()
+    assert capsys.readouterr().out.count("done") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--cluster", "nowhere"), "no such cluster; there are example, small, or name a YAML file"),
+        ((), "name a cluster with --cluster, or take the road here with --local"),
+        (("--local", "--shard", "pet 2"), "expected ct or mri, the number of parts"),
+        (("--local", "--shard", "ct 2 --output x"), "--output is the configuration's data.root"),
+        (("--local", "stages.adapt.stpes=2"), "did you mean steps?"),
+    ],
+)
+def test_what_cannot_be_submitted_is_one_line(options: tuple, expected: str, tmp_path: Path, capsys) -> None:
+    """An unknown cluster, no cluster, words that do not fit, a misspelt key: said before anything is submitted."""
+    (tmp_path / "road.yaml").write_text(ROAD)
+    assert submit.main([str(tmp_path / "road.yaml"), f"output={tmp_path}", "data.root=x", *options]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ") and expected in errors[0]
+
+
+def test_a_cluster_file_becomes_sbatch_options(tmp_path: Path) -> None:
+    """Partition, account, GPUs, processes, memory, time, modules, container and environment reach the batch script."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    from slurm import cluster
+
+    (tmp_path / "mine.yaml").write_text(
+        "modules: [cuda/12.8]\ncontainer: apptainer exec --nv m.sif\nenvironment: {NCCL_SOCKET_IFNAME: ib0}\n"
+        "defaults: {account: lab, partition: cpu, memory: 32G, hours: 2}\n"
+        "pretrain: {partition: gpu, nodes: 2, gpus: 8, cpus: 12, hours: 24, sbatch: {constraint: h100}}\n"
+    )
+    found = cluster.load(str(tmp_path / "mine.yaml"))
+    asked = cluster.executor_parameters(found, "pretrain", "/usr/bin/python")
+    script = _make_sbatch_string("command", tmp_path, **asked)
+    for line in (
+        "#SBATCH --account=lab",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --nodes=2",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --cpus-per-task=12",
+        "#SBATCH --mem=32G",
+        "#SBATCH --time=1440",
+        "#SBATCH --constraint=h100",
+        "#SBATCH --signal=USR1@120",
+        "#SBATCH --requeue",
+        "module load cuda/12.8",
+        "export NCCL_SOCKET_IFNAME='ib0'",
+        "export MEDDAP_CONTAINER='apptainer exec --nv m.sif'",
+    ):
+        assert line in script.splitlines(), script
+    probe = cluster.executor_parameters(found, "probe", "/usr/bin/python")
+    assert probe["ntasks_per_node"] == 1 and probe["partition"] == "cpu" and "gpus_per_node" not in probe
+    (tmp_path / "bad.yaml").write_text("pretrain: {gpsu: 8}\n")
+    with pytest.raises(cluster.settings.SettingsError, match="did you mean gpus"):
+        cluster.load(str(tmp_path / "bad.yaml"))
