@@ -158,7 +158,9 @@ def start(device: torch.device, hang_timeout: float) -> World:
     dist.init_process_group(backend, timeout=limit, device_id=device if device.type == "cuda" else None)
     hosts: list[str] = [""] * who["size"]
     dist.all_gather_object(hosts, socket.gethostname())
-    return World(**who, hosts=tuple(hosts), background=dist.new_group(backend="gloo", timeout=limit))
+    world = World(**who, hosts=tuple(hosts), background=dist.new_group(backend="gloo", timeout=limit))
+    world.barrier()  # a rank that ends at once does not break another one's start
+    return world
 
 
 def end(world: World) -> None:

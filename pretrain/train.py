@@ -334,9 +334,9 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
     try:
         config = configuration.load(options.config, options.overrides)
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
+        parallel.kind(config.machine, World(**who) if who else ALONE)  # before they meet: all of them know it
         with Stop() as stop:
             world = distributed.start(device, config.machine.hang_timeout)
-            parallel.kind(config.machine, world)
             run(config, options.stage, world, stop)
             distributed.end(world)
     except Stopped as stopped:

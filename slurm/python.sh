@@ -12,5 +12,8 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 fi
 
+# when a process is lost, one line of ours says it; PyTorch would add a page of addresses
+export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
+
 # said at the start of every log
 where() { echo "$(date -Is) ${SLURM_JOB_ID:+job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: }$*"; }

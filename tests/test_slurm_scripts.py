@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -40,11 +41,13 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDDAP_PYTHON", sys.executable)
 
 
-def test_without_slurm_bash_runs_the_training(words: list[str], tmp_path: Path) -> None:
-    """bash slurm/pretrain.sh from any folder trains, and passes the command's exit status on."""
-    done = subprocess.run(["bash", str(SCRIPT), *words], cwd=tmp_path, capture_output=True, text=True)
+def test_without_slurm_bash_runs_the_training(words: list[str], tmp_path: Path, monkeypatch) -> None:
+    """bash slurm/pretrain.sh from any folder trains, on several processes by torchrun; the exit status is passed on."""
+    with monkeypatch.context() as several:
+        several.setenv("MEDDAP_PROCESSES", "2")
+        done = subprocess.run(["bash", str(SCRIPT), *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "tiny" / "adapt" / "00000002" / "state.json").is_file()
+    assert json.loads((tmp_path / "tiny" / "adapt" / "00000002" / "state.json").read_text())["processes"] == 2
     failed = subprocess.run(["bash", str(SCRIPT), words[0], "sede=1"], cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 1 and "did you mean seed?" in failed.stderr
 
