@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from eval.probes import Outcome
 from eval.volumes import Draw
 
 _ROWS = 32  # slices at a time
+Key = TypeVar("Key")  # what a choice is between: learning rates, numbers of neighbours
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,12 @@ def choose(maps: Draw, val: Part, config: DrawingConfig) -> tuple[np.ndarray, fl
     # a structure that no validation patient has labelled decides nothing
     means = np.stack([np.nan_to_num(metrics.macro(tally.dice().T)) for tally in tallies])
     return np.array(config.thresholds)[means.argmax(axis=0)], float(means.max(axis=0).mean())
+
+
+def best(tried: Iterable[tuple[Key, Draw]], val: Part, config: DrawingConfig) -> tuple[Key, Draw, np.ndarray]:
+    """Of what is tried one after the other what serves the validation patients best, its key, and its thresholds."""
+    scored = ((key, maps, *choose(maps, val, config)) for key, maps in tried)
+    return max(scored, key=lambda each: each[-1])[:3]
 
 
 class Tally:

@@ -19,7 +19,7 @@ from eval.probes import Context
 from pretrain import optim
 from pretrain.machine import autocast, pick_device
 
-_SAMPLE = 256  # slices by which features are standardised
+_SAMPLE = 128  # slices by which features are standardised
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,9 @@ def fit(train: Part, val: Part, context: Context, kind: str, config: DecoderConf
 
     With `refit` the chosen one is trained again on both; the thresholds stay.
     """
-    task, best = context.task, None
-    for lr in config.lr:
-        decoded = train_decoder(train, kind, config, blocks, lr, task.seed)
-        thresholds, dice = drawing.choose(decoded, val, task.drawing)
-        if best is None or dice > best[0]:
-            best = dice, lr, decoded, thresholds
-    _, lr, decoded, thresholds = best
+    task = context.task
+    tried = ((lr, train_decoder(train, kind, config, blocks, lr, task.seed)) for lr in config.lr)
+    lr, decoded, thresholds = drawing.best(tried, val, task.drawing)
     if task.refit:
         decoded = train_decoder(train.plus(val), kind, config, blocks, lr, task.seed)
     choices = {"lr": lr, "thresholds": dict(zip(train.names, thresholds.tolist())), "blocks": list(blocks)}

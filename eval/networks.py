@@ -15,7 +15,7 @@ from eval.config import NetworkConfig
 from eval.drawing import Drawing
 from eval.outputs import Outputs
 from eval.parts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
+from eval.probes import Context, Outcome, scored
 from pretrain.machine import autocast
 
 _ROWS = 32  # images at a time where nothing is learned
@@ -80,18 +80,12 @@ def fit(
     told   what the choices say of the network besides
     With `refit` the chosen one is trained again on both.
     """
-    task, best = context.task, None
-    outputs = None if draws else Outputs.of(train)
-    for lr in config.lr:
-        made = _train(make(train), train, config, lr, task.seed, outputs)
-        if draws:
-            thresholds, value = drawing.choose(made, val, task.drawing)
-        else:
-            labelled, thresholds = Labelled(made, outputs, context, {}), None
-            value = merit(scored(labelled.scores(val), val, task), chooser(task))
-        if best is None or value > best[0]:
-            best = value, lr, made, thresholds
-    _, lr, made, thresholds = best
+    task, outputs = context.task, None if draws else Outputs.of(train)
+    tried = ((lr, _train(make(train), train, config, lr, task.seed, outputs)) for lr in config.lr)
+    if draws:
+        lr, made, thresholds = drawing.best(tried, val, task.drawing)
+    else:
+        lr, made = outputs.best(tried, lambda each: Labelled(each, outputs, context, {}).scores(val), val)
     if task.refit:
         both = train.plus(val)
         made = _train(make(both), both, config, lr, task.seed, outputs)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from eval.parts import Part
+from eval.probes import chooser, merit, scored
+
+Made = TypeVar("Made")
 
 # of a segmentation: presence of structures
 KINDS = ("binary", "multiclass", "multilabel", "regression", "segmentation")
@@ -44,6 +49,12 @@ class Outputs:
             wanted = torch.from_numpy(np.nan_to_num(targets)).float().to(logits.device)
             each = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * known).sum()
         return each / known.sum().clamp(min=1)
+
+    def best(self, tried: Iterable[tuple[float, Made]], scores: Callable[[Made], np.ndarray], val: Part):
+        """Of networks tried one after the other the key and the one whose scores of validation patients are best."""
+        task = val.base.task
+        valued = ((key, made, merit(scored(scores(made), val, task), chooser(task))) for key, made in tried)
+        return max(valued, key=lambda each: each[-1])[:2]
 
     def scores(self, logits: torch.Tensor) -> np.ndarray:
         """(n, T): probabilities of labels or classes, or values."""

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 
 
+_GATHERED = 2**23  # neighbours' cells that are looked at at a time
+
+
 @dataclass(frozen=True)
 class PatchBank:
     """M training patches.
@@ -35,7 +38,8 @@ class PatchBank:
         """
         count, (rows, columns), cells = len(patches), grid, self.cells
         shares = []
-        for some in F.normalize(patches.flatten(0, 1), dim=1).split(2048):
+        step = max(16, _GATHERED // (max(ks) * self.drawn[0].numel()))
+        for some in F.normalize(patches.flatten(0, 1), dim=1).split(step):
             close, which = (some @ self.tokens.T).topk(min(max(ks), len(self.tokens)), dim=1)
             votes = ((close - close[:, :1]) / temperature).exp()[:, :, None] * self.annotated[which]  # (n, k, O)
             shares.append(torch.stack([self._share(votes[:, :k], which[:, :k]) for k in ks]))

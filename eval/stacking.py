@@ -16,7 +16,7 @@ from eval.drawing import Drawing
 from eval.frozen_decoder import standardised
 from eval.outputs import Outputs
 from eval.parts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
+from eval.probes import Context, Outcome, scored
 from eval.stack import StackHead
 from pretrain import optim
 from pretrain.machine import autocast, pick_device
@@ -78,21 +78,16 @@ class Volumes:
 
 def fit(train: Part, val: Part, context: Context, blocks: tuple[int, ...]) -> Drawing | Volumes:
     """A head per learning rate; validation patients choose. With `refit` the chosen one is trained again on both."""
-    task, config, best = context.task, context.task.stack3d, None
+    task, config = context.task, context.task.stack3d
     draws = task.kind == "segmentation"
     if not draws and task.level != "volume":
         raise SettingsError("stack3d: looks at whole volumes; set level=volume or drop that probe")
     outputs = None if draws else Outputs.of(train)
-    for lr in config.lr:
-        stacked = _train(train, config, blocks, lr, task.seed, outputs)
-        if draws:
-            thresholds, value = drawing.choose(stacked, val, task.drawing)
-        else:
-            made = Volumes(stacked, outputs, context, {})
-            thresholds, value = None, merit(scored(made.scores(val), val, task), chooser(task))
-        if best is None or value > best[0]:
-            best = value, lr, stacked, thresholds
-    _, lr, stacked, thresholds = best
+    tried = ((lr, _train(train, config, blocks, lr, task.seed, outputs)) for lr in config.lr)
+    if draws:
+        lr, stacked, thresholds = drawing.best(tried, val, task.drawing)
+    else:
+        lr, stacked = outputs.best(tried, lambda each: Volumes(each, outputs, context, {}).scores(val), val)
     if task.refit:
         stacked = _train(train.plus(val), config, blocks, lr, task.seed, outputs)
     choices = {"lr": lr, "blocks": list(blocks)}

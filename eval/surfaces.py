@@ -16,48 +16,53 @@ METRICS = ("dice", "iou", "hd95", "nsd")
 
 
 def compare(
-    drawn: np.ndarray, true: np.ndarray, spacing: tuple[float, float, float], tolerance: float, distances: bool = True
+    drawn: np.ndarray,
+    true: np.ndarray,
+    spacing: tuple[float, float, float],
+    tolerance: float,
+    distances: bool = True,
+    whole: tuple[int, int, int] | None = None,
 ) -> np.ndarray:
-    """(4, O) figures of METRICS for each structure of one volume; the first two of them without `distances`.
+    """(4,) figures of METRICS for one structure of one volume; the first two of them without `distances`.
 
-    drawn, true  (O, Z, H, W) bool
+    drawn, true  (Z, H, W) bool
     spacing      (slice, row, column) in mm
     tolerance    mm, of the normalised surface distance
+    whole        shape of the volume that the two are cut from, if they are
 
-    NaN where a structure is in neither. Where it is in one alone Dice, IoU and surface distance are 0 and HD95 is the
-    diagonal of the volume: a miss must cost more than any wrong place. One slice is compared in its plane.
+    NaN where the structure is in neither. Where it is in one alone Dice, IoU and surface distance are 0 and HD95 is the
+    diagonal of the volume: a miss must cost more than any wrong place. A volume of one slice is compared in its plane.
     Raises ValueError where the two have different shapes or the spacing is not above zero.
     """
     if drawn.shape != true.shape:
         raise ValueError(f"segmentation of shape {drawn.shape}, but the truth has {true.shape}; draw on its grid")
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         raise ValueError(f"spacing {tuple(spacing)} mm: must be above zero")
-    found = []
-    for mine, theirs in zip(drawn, true):
-        both, either = np.count_nonzero(mine & theirs), np.count_nonzero(mine | theirs)
-        overlap = [2 * both / (both + either), both / either] if either else [np.nan, np.nan]
-        found.append([*overlap, *(_distances(mine, theirs, spacing, tolerance) if distances else ())])
-    return np.array(found).T
+    both, mine, its = (np.count_nonzero(each) for each in (drawn & true, drawn, true))
+    if not mine + its:
+        found = [np.nan] * 4
+    elif not mine or not its:
+        found = [0.0, 0.0, float(np.linalg.norm(np.multiply(whole or drawn.shape, spacing))), 0.0]
+    else:
+        found = [2 * both / (mine + its), both / (mine + its - both)]
+        found += _distances(drawn, true, spacing, tolerance, (whole or drawn.shape)[0] == 1) if distances else []
+    return np.array(found[: len(METRICS) if distances else 2])
 
 
-def _distances(drawn: np.ndarray, true: np.ndarray, spacing: tuple, tolerance: float) -> tuple[float, float]:
-    """HD95 and normalised surface distance of one structure."""
-    if not drawn.any() and not true.any():
-        return np.nan, np.nan
-    if not drawn.any() or not true.any():
-        return float(np.linalg.norm(np.multiply(drawn.shape, spacing))), 0.0
+def _distances(drawn: np.ndarray, true: np.ndarray, spacing: tuple, tolerance: float, flat: bool) -> list[float]:
+    """HD95 and normalised surface distance."""
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds to import
 
     crop = _around(drawn | true)
     pair = [torch.from_numpy(each[crop])[None, None].float() for each in (drawn, true)]
-    if drawn.shape[0] == 1:
+    if flat:
         pair, spacing = [each[:, :, 0] for each in pair], spacing[1:]
     options = {"include_background": True, "spacing": list(spacing)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # one of MONAI's functions calls another's old argument
         distance = compute_hausdorff_distance(*pair, percentile=95, **options).item()
         within = compute_surface_dice(*pair, class_thresholds=[tolerance], use_subvoxels=True, **options).item()
-    return distance, within
+    return [distance, within]
 
 
 def _around(mask: np.ndarray) -> tuple[slice, ...]:

@@ -57,6 +57,8 @@ def fit(train: Part, val: Part, context: Context, method: str, config: TuneConfi
     backbone = getattr(encoder, "model", None)
     if not isinstance(backbone, VisionTransformer):
         raise SettingsError(f"{encoder.source}: has no weights that {method} could train; drop that probe")
+    if getattr(encoder, "sequences", None):
+        raise SettingsError(f"{encoder.source}: takes several sequences; {method} trains encoders of one channel")
     draws = task.kind == "segmentation"
     share = {}
 

@@ -28,8 +28,7 @@ def score(draw: Draw, thresholds: np.ndarray, test: Part, config: DrawingConfig)
     patients = np.unique(examples.subjects)
     kept: dict[str, list[np.ndarray]] = {patient: [] for patient in patients}
     for rows in studies(examples):
-        drawn, true = _volumes(draw, thresholds, test, rows)
-        found = surfaces.compare(drawn, true, spacing(examples, rows), config.tolerance_mm, config.surfaces)
+        found = _compare(draw, thresholds, test, rows, config)
         kept[examples.subjects[rows[0]]].append(np.where(examples.annotated[rows].any(axis=0), found, np.nan))
     values = np.stack([_mean(np.stack(kept[patient])) for patient in patients], axis=1)  # (metrics, K, O)
     names = surfaces.METRICS if config.surfaces else surfaces.METRICS[:2]
@@ -49,24 +48,63 @@ def spacing(examples: Examples, rows: np.ndarray) -> tuple[float, float, float]:
     return step, *(float(value) for value in examples.read(rows[0]).spacing)
 
 
-def _volumes(draw: Draw, thresholds: np.ndarray, test: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(O, Z, H, W) bool of what was drawn and what is true. Raises SettingsError where slices differ in shape."""
-    examples, drawn, true = test.examples, [], []
+def _compare(draw: Draw, thresholds: np.ndarray, test: Part, rows: np.ndarray, config: DrawingConfig) -> np.ndarray:
+    """(metrics, O) of one study. Raises SettingsError where its slices or label maps differ in shape."""
+    examples, shape = test.examples, None
+    drawn, true = ([Pieces() for _ in examples.values] for _ in range(2))
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        for row, maps in zip(some, draw(test, some)):
+        for place, (row, maps) in enumerate(zip(some, draw(test, some)), start):
             picture = examples.read(row)
-            above = images.to_picture(maps, picture).numpy() > thresholds[:, None, None]
-            truth = picture.labelmap if picture.labelmap is not None else np.zeros(above.shape[1:], np.uint8)
-            if truth.shape != above.shape[1:]:
+            plane = picture.pixels.shape[1:]
+            shape = shape or plane
+            labelmap = np.zeros(plane, np.uint8) if picture.labelmap is None else picture.labelmap
+            if labelmap.shape != plane:
                 raise SettingsError(
-                    f"{examples.keys[row]}: label map of {truth.shape} pixels on an image of {above.shape[1:]}"
+                    f"{examples.keys[row]}: label map of {labelmap.shape} pixels on an image of {plane}"
                 )
-            drawn.append(above)
-            true.append(np.stack([truth == value for value in examples.values]))
-    if len({each.shape for each in drawn}) > 1:
-        raise SettingsError(f"study {examples.studies[rows[0]]}: its slices differ in shape; they are no volume")
-    return np.stack(drawn, axis=1), np.stack(true, axis=1)
+            if plane != shape:
+                raise SettingsError(f"study {examples.studies[row]}: its slices differ in shape; they are no volume")
+            above = images.to_picture(maps, picture).numpy() > thresholds[:, None, None]
+            for number, value in enumerate(examples.values):
+                drawn[number].add(place, above[number])
+                true[number].add(place, labelmap == value)
+    unit, whole = spacing(examples, rows), (len(rows), *shape)
+    pairs = (boxed(*pair) for pair in zip(drawn, true))
+    columns = [surfaces.compare(*pair, unit, config.tolerance_mm, config.surfaces, whole) for pair in pairs]
+    return np.stack(columns, axis=1)
+
+
+class Pieces:
+    """A structure of a volume slice by slice, each cut to what there is of it: many structures of a large scan."""
+
+    def __init__(self) -> None:
+        self.cut: list[tuple[tuple[slice, slice], int, np.ndarray]] = []
+
+    def add(self, place: int, mask: np.ndarray) -> None:
+        """(H, W) bool of slice `place`; nothing is kept of an empty one."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            self.cut.append((box, place, mask[box].copy()))
+
+
+def boxed(*several: Pieces) -> list[np.ndarray]:
+    """Each as (z, h, w) bool in the smallest box that holds them all; one empty voxel where there is nothing."""
+    every = [piece for pieces in several for piece in pieces.cut]
+    if not every:
+        return [np.zeros((1, 1, 1), bool) for _ in several]
+    places = [place for _, place, _ in every]
+    first = [min(places), *(min(box[axis].start for box, *_ in every) for axis in (0, 1))]
+    last = [max(places) + 1, *(max(box[axis].stop for box, *_ in every) for axis in (0, 1))]
+    found = []
+    for pieces in several:
+        volume = np.zeros(np.subtract(last, first), bool)
+        for (rows, columns), place, mask in pieces.cut:
+            top, left = rows.start - first[1], columns.start - first[2]
+            volume[place - first[0], top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+        found.append(volume)
+    return found
 
 
 def _mean(table: np.ndarray) -> np.ndarray:

@@ -136,6 +136,22 @@ def test_volumes_are_put_together_as_they_were(test_part: Part) -> None:
     assert np.isnan(found.values["dice"][0, 1, 0]) and np.isfinite(found.values["dice"]).sum() == 5
 
 
+def test_pieces_make_the_volume_again() -> None:
+    """Cut slice by slice and put into one box; what one has not the other's box still holds; nothing is one voxel."""
+    rng = np.random.default_rng(0)
+    whole = [np.zeros((5, 9, 11), bool), np.zeros((5, 9, 11), bool)]
+    whole[0][1:3, 2:6, 3:5] = rng.random((2, 4, 2)) < 0.7
+    whole[1][2:4, 4:8, 1:9] = rng.random((2, 4, 8)) < 0.7
+    pieces = [volumes.Pieces() for _ in whole]
+    for each, volume in zip(pieces, whole):
+        for place, plane in enumerate(volume):
+            each.add(place, plane)
+    either = np.argwhere(whole[0] | whole[1])
+    box = tuple(slice(low, high + 1) for low, high in zip(either.min(axis=0), either.max(axis=0)))
+    assert all(np.array_equal(found, volume[box]) for found, volume in zip(volumes.boxed(*pieces), whole))
+    assert [each.shape for each in volumes.boxed(volumes.Pieces(), volumes.Pieces())] == [(1, 1, 1)] * 2
+
+
 def test_a_label_map_of_another_shape_is_one_line(test_part: Part) -> None:
     """The slice's key and both shapes."""
     read = test_part.base.examples.reader

@@ -11,6 +11,7 @@ needs neither MEDDAP_CHECKPOINT nor the backbone's own file.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -19,7 +20,7 @@ from torch import nn
 
 from eval import adapters, decoders
 from eval.segmenter import Padded, Segmenter, groups
-from pretrain import build, encoder
+from pretrain import adopt, build, encoder
 from pretrain.config import ModelConfig
 from pretrain.intensity import Intensity
 
@@ -29,7 +30,7 @@ CHECKPOINT, ADAPT, EPOCHS = "MEDDAP_CHECKPOINT", "MEDDAP_ADAPT", "MEDDAP_EPOCHS"
 class nnUNetTrainerMedDAP(nnUNetTrainer):
     """2d configurations. Settings come from the environment:
 
-    MEDDAP_CHECKPOINT  run, stage or step folder whose teacher is trained further
+    MEDDAP_CHECKPOINT  run, stage or step folder whose teacher is trained further, or published weights
     MEDDAP_ADAPT       full (default), lora, bitfit or frozen
     MEDDAP_EPOCHS      instead of nnU-Net's 1000; more is seldom better for a pretrained backbone
     """
@@ -76,7 +77,7 @@ class nnUNetTrainerMedDAP(nnUNetTrainer):
         super().initialize()
         if path := os.environ.get(CHECKPOINT):
             backbone = next(each for each in self.network.modules() if isinstance(each, Segmenter)).backbone
-            weights = encoder.load_encoder(path).model.state_dict()
+            weights = _read(path).model.state_dict()
             own = {name.replace(".parametrizations.weight.original", ".weight"): name for name in backbone.state_dict()}
             # LoRA's own parameters stay as they began
             backbone.load_state_dict({own[name]: value for name, value in weights.items()}, strict=False)
@@ -133,12 +134,17 @@ class _WarmPoly:
             group["lr"] = self.lr * factor * group["lr_multiplier"]
 
 
+def _read(path: str) -> encoder.Encoder:
+    """A run of ours, or published weights."""
+    return adopt.published_encoder(Path(path)) if adopt.is_published(Path(path)) else encoder.load_encoder(path)
+
+
 def _described() -> dict:
     """What the plans keep of the backbone. Raises RuntimeError where the environment names none."""
     path = os.environ.get(CHECKPOINT)
     if not path:
         raise RuntimeError(f"set {CHECKPOINT} to the run whose backbone is to be trained further")
-    found = encoder.load_encoder(path)
+    found = _read(path)
     intensity = found.intensity
     return {
         "model": OmegaConf.to_container(OmegaConf.structured(found.config)),

@@ -51,17 +51,12 @@ def fit(train: Part, val: Part, context: Context) -> Drawing:
     task, config = context.task, context.task.patch_knn
     unit = standardised(train, _LAST, task.seed)
     bank = collect(train, unit, config, task.seed)
-    best = None
-    for k in config.k:
-        neighbours = Neighbours(bank, unit, k, config)
-        thresholds, dice = drawing.choose(neighbours, _thinned(val), task.drawing)
-        if best is None or dice > best[0]:
-            best = dice, neighbours, thresholds
-    _, neighbours, thresholds = best
+    tried = ((k, Neighbours(bank, unit, k, config)) for k in config.k)
+    k, neighbours, thresholds = drawing.best(tried, _thinned(val), task.drawing)
     if task.refit:
         bank = collect(train.plus(val), unit, config, task.seed)
-        neighbours = Neighbours(bank, unit, neighbours.k, config)
-    choices = {"k": neighbours.k, "thresholds": dict(zip(train.names, thresholds.tolist()))}
+        neighbours = Neighbours(bank, unit, k, config)
+    choices = {"k": k, "thresholds": dict(zip(train.names, thresholds.tolist()))}
     return Drawing(neighbours, thresholds, task.drawing, choices, task.refit)
 
 
