@@ -163,7 +163,8 @@ class SurvivalConfig:
 class DrawingConfig:
     """What every probe that draws structures shares."""
 
-    thresholds: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])  # validation takes one each
+    # validation takes one for each structure; low ones for what is rare and small
+    thresholds: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
     surfaces: bool = True  # HD95 and normalised surface distance too
     tolerance_mm: float = 2.0  # of the normalised surface distance
 

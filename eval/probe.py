@@ -70,7 +70,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     if patches:
         drawings = {name: each for name, each in fitted[-1][1].items() if hasattr(each, "draw")}
         pictures.save(output / "pictures.npz", Part("test", base, folds[-1].rows["test"]), drawings, task)
-    drawn = {name: each[0].prediction for name, each in pooled.items() if hasattr(fitted[-1][1][name], "draw")}
+    drawn = {name: each[0].prediction for name, each in pooled.items() if "dice" in each[0].prediction.metrics()}
     if drawn:
         fold, probes_of_fold = fitted[-1]
         overlays.save(output / "overlays.npz", Part("test", base, fold.rows["test"]), probes_of_fold, drawn)
