@@ -1,9 +1,10 @@
-"""Synthetic brains in four MR sequences with a tumour of one of two types, which no single sequence tells apart.
+"""Synthetic brains in four MR sequences with a tumour of one of two types, told by two sequences together.
 
-A tumour has two lobes. One of them, drawn at random, is bright in T2 (and, more faintly, dark in T1); one, drawn at
-random too, is bright in FLAIR (and faintly enhances in T1 with contrast). The type is whether it is the same one: in
-`match` it is, in `mismatch` not. So every sequence looks the same in both types, T1 or T2 together with T1c or FLAIR
-tells the type, and where T2 is missing T1 can stand in for it.
+A tumour has two extents around one middle: that of its fluid, bright in T2 (and, more faintly, dark in T1), and that of
+its leak, bright in FLAIR (and faintly enhancing in T1 with contrast). In `match` the leak reaches beyond the fluid, in
+`mismatch` (after the T2-FLAIR mismatch sign) the fluid beyond the leak, while tumours of either type are small and
+large. So one sequence alone, however well it is measured, says little; T1 or T2 together with T1c or FLAIR tells, and
+where T2 is missing T1 can stand in for it.
 """
 
 from __future__ import annotations
@@ -17,25 +18,28 @@ from data_prep.phantom import Canvas, texture
 
 TYPES = ("match", "mismatch")
 SEQUENCES = ("t1", "t1c", "t2", "flair")
-# white matter, grey matter, cerebrospinal fluid, tumour; then what a lobe adds that is wet (T2) or leaky (FLAIR)
+# white matter, grey matter, cerebrospinal fluid; then what the tumour's fluid and its leak add
 _SIGNAL = {
-    "t1": ((1.00, 0.78, 0.30, 0.72), -0.22, 0.00),
-    "t1c": ((1.00, 0.80, 0.32, 0.74), -0.04, 0.22),
-    "t2": ((0.55, 0.72, 1.25, 0.85), 0.50, 0.00),
-    "flair": ((0.62, 0.80, 0.20, 0.90), 0.00, 0.50),
+    "t1": ((1.00, 0.78, 0.30), -0.30, 0.00),
+    "t1c": ((1.00, 0.80, 0.32), 0.00, 0.30),
+    "t2": ((0.55, 0.72, 1.25), 0.60, 0.00),
+    "flair": ((0.62, 0.80, 0.20), 0.00, 0.60),
 }
+_RADIUS, _FACTOR = (8.0, 24.0), 1.15  # mm between which a tumour's size lies, by which one extent exceeds it
 
 
 @dataclass(frozen=True)
 class Brain:
     """signal  sequence → (Z, Y, X) float32, skull-stripped: 0 outside the brain; axes as data_prep.volume.Volume
-    lobes    (Z, Y, X) uint8, the tumour's lobes 1 and 2
+    tumour   (Z, Y, X) uint8, 1 where there is fluid or leak
+    extent   radii in mm of fluid and leak
     spacing  (z, y, x) in mm
     kind     the tumour's type
     """
 
     signal: dict[str, np.ndarray]
-    lobes: np.ndarray
+    tumour: np.ndarray
+    extent: tuple[float, float]
     spacing: tuple[float, float, float]
     kind: str
 
@@ -51,28 +55,27 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Brain:
     tissue[brain & (ndimage.distance_transform_edt(brain, sampling=spacing) > 11 + folds)] = 1
     for side in (-1, 1):  # the lateral ventricles
         tissue[canvas.ellipsoid((4, -6, side * 11), (24, rng.uniform(22, 32), rng.uniform(5, 9))) & brain] = 3
-    wet, leaky = rng.integers(1, 3, 2)
-    lobes = _tumour(canvas, brain, rng)
-    tissue[lobes > 0] = 4
+    kind = rng.integers(2)
+    size_mm = float(np.exp(rng.uniform(*np.log(_RADIUS))))
+    wide, narrow = size_mm * _FACTOR, size_mm / _FACTOR
+    extent = (wide, narrow) if TYPES[kind] == "mismatch" else (narrow, wide)
+    fluid, leak = _tumour(canvas, brain, extent, rng)
     signal = {}
-    for name, (means, wet_adds, leaky_adds) in _SIGNAL.items():
+    for name, (means, fluid_adds, leak_adds) in _SIGNAL.items():
         levels = np.array([0.0, *(mean * rng.normal(1, 0.03) for mean in means)])
-        image = levels[tissue] + wet_adds * rng.uniform(0.8, 1.2) * (lobes == wet)
-        image += leaky_adds * rng.uniform(0.8, 1.2) * (lobes == leaky)
+        image = levels[tissue] + fluid_adds * rng.uniform(0.9, 1.1) * fluid + leak_adds * rng.uniform(0.9, 1.1) * leak
         image += 0.05 * texture(rng, brain.shape, 1.2)
         image = ndimage.gaussian_filter(image, (0, 0.6, 0.6)) + rng.normal(0, 0.03, brain.shape)
         coil = 1 + 0.12 * texture(rng, brain.shape, size / 4)  # the receiving coil's sensitivity
         signal[name] = np.float32(np.where(brain, np.maximum(image * coil, 0.02), 0) * rng.uniform(200, 1200))
-    return Brain(signal, lobes, spacing, TYPES[int(wet != leaky)])
+    return Brain(signal, np.uint8(fluid | leak), extent, spacing, TYPES[kind])
 
 
-def _tumour(canvas: Canvas, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(Z, Y, X) lobes 1 and 2, side by side in a direction drawn at random, so that their numbers say nothing."""
-    turn, around, out = rng.uniform(0, 2 * np.pi, 2)[:, None], rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.5)
-    middle = np.array([rng.uniform(-8, 8), 70 * out * np.sin(around), 55 * out * np.cos(around)])
-    apart = 13 * np.array([0, *np.sin(turn[0]), *np.cos(turn[0])])
-    lobes = np.zeros(brain.shape, np.uint8)
-    for number, side in ((1, -1), (2, 1)):
-        radii = (rng.uniform(28, 36), *rng.uniform(11, 15, 2))
-        lobes[canvas.ellipsoid(tuple(middle + side * apart), radii) & brain & (lobes == 0)] = number
-    return lobes
+def _tumour(
+    canvas: Canvas, brain: np.ndarray, extent: tuple[float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Z, Y, X) masks of fluid and leak: ellipsoids of one shape around one middle, somewhere in the brain."""
+    around, out, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.45), rng.uniform(0.85, 1.18)
+    middle = (rng.uniform(-6, 6), 70 * out * np.sin(around), 55 * out * np.cos(around))
+    deep = rng.uniform(28, 36)
+    return tuple(canvas.ellipsoid(middle, (deep, radius * aspect, radius / aspect)) & brain for radius in extent)

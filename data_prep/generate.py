@@ -30,7 +30,7 @@ _FILES = {
     "brats": ("{0}/{0}_{1}", {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair", "labels": "seg"}),
     "bids": (
         "{0}/anat/{0}_{1}",
-        {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "labels": "label-lobe_dseg"},
+        {"t1": "T1w", "t1c": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "labels": "label-tumour_dseg"},
     ),
 }
 
@@ -82,14 +82,14 @@ def generate(output: Path, config: GenerateConfig) -> None:
 def write_brain(
     output: Path, name: str, made: brain.Brain, config: GenerateConfig, rng: np.random.Generator
 ) -> None:
-    """The sequences that one patient has and the map of the tumour's lobes, as NIfTI in BraTS's or BIDS's names."""
+    """The sequences that one patient has and the map of the tumour, as NIfTI in BraTS's or BIDS's names."""
     pattern, endings = _FILES[config.layout]
     dz, dy, dx = made.spacing
     affine = np.diag([-dx, -dy, dz, 1.0])  # BraTS counts to the left and back
     had = rng.random(len(made.signal)) >= config.missing
     had[rng.integers(len(had))] |= not had.any()
     volumes = {sequence: signal for (sequence, signal), there in zip(made.signal.items(), had) if there}
-    for kind, voxels in {**volumes, "labels": made.lobes}.items():
+    for kind, voxels in {**volumes, "labels": made.tumour}.items():
         path = output / f"{pattern.format(name, endings[kind])}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = voxels if kind == "labels" else np.rint(voxels).astype(np.int16)

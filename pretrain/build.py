@@ -126,7 +126,7 @@ def labelling(config: DataConfig, split: Split) -> Labelling:
         raise SettingsError(f"data.labels: {strange[0]} is no label of {config.root}: {has}")
     if config.only_labelled and not config.labels:
         raise SettingsError("data.only_labelled: no label column is named; set data.labels")
-    known = labels.known(split, config.labelled_share) if config.labels else None
+    known = labels.known(split, config.labelled_share, config.labels) if config.labels else None
     only = np.flatnonzero(known) if config.only_labelled else None
     return Labelling(tuple(config.labels), known, only)
 

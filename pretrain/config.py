@@ -23,7 +23,7 @@ class DataConfig:
     split: str = "train"
     sequences: list[str] = field(default_factory=lambda: ["ct"])  # read from every slice that has them
     labels: list[str] = field(default_factory=list)  # columns of class labels that a classifier head learns
-    labelled_share: float = 1.0  # of the patients, whose labels are seen; which ones follows from their hashed ids
+    labelled_share: float = 1.0  # of the patients of each class, whose labels are seen: by their hashed ids
     only_labelled: bool = False  # leave out the slices whose labels are not seen: a supervised baseline
 
 

@@ -41,15 +41,23 @@ class Labelling:
         return found
 
 
-def known(split: Split, share: float) -> np.ndarray:
-    """(N,) bool: the samples of `share` of the split's patients, rounded up. A larger share holds a smaller one.
+def known(split: Split, share: float, columns: Sequence[str]) -> np.ndarray:
+    """(N,) bool: the samples of `share` of the split's patients of each class (of each combination of classes, where
+    there are several columns), rounded up. A larger share holds a smaller one.
 
     The patients are drawn by a hash of their hashed ids, so that a probe and a training draw the same.
     """
-    subjects, owner = np.unique(split.index["subject"], return_inverse=True)
-    drawn = [hashlib.sha256(f"labelled:{subject}".encode()).digest() for subject in subjects]
+    if share >= 1:
+        return np.ones(len(split), bool)
+    subjects, first, owner = np.unique(split.index["subject"], return_index=True, return_inverse=True)
+    alike: dict[tuple, list[int]] = {}
+    for place, sample in enumerate(first):
+        said = split.labels(int(sample))
+        alike.setdefault(tuple(said.get(column) for column in columns), []).append(place)
     chosen = np.zeros(len(subjects), bool)
-    chosen[sorted(range(len(subjects)), key=drawn.__getitem__)[: int(np.ceil(share * len(subjects)))]] = True
+    for places in alike.values():
+        places.sort(key=lambda place: hashlib.sha256(f"labelled:{subjects[place]}".encode()).digest())
+        chosen[places[: int(np.ceil(share * len(places)))]] = True
     return chosen[owner]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from data_prep import brain, classes, generate, merge, overview, schema, shard_mri, verify
 from data_prep.settings import SettingsError
@@ -138,20 +139,28 @@ def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
             classes.read(tmp_path / name)
 
 
-def test_no_single_sequence_tells_the_tumours_apart_and_two_do() -> None:
-    """The lobes' contrast in one sequence is as often up as down in either type; two of them together give the type."""
-    made = [brain.make(np.random.default_rng([5, number]), 6, 48) for number in range(120)]
-    kinds = np.array([each.kind == "mismatch" for each in made])
-    contrast = {
-        name: np.array([each.signal[name][each.lobes == 1].mean() - each.signal[name][each.lobes == 2].mean()
-                        for each in made])
-        for name in brain.SEQUENCES
-    }
-    for name, values in contrast.items():
-        up = values > 0
-        assert abs(up[kinds].mean() - up[~kinds].mean()) < 0.25, name
-    assert 0.35 < kinds.mean() < 0.65
-    for one, other, least in (("t2", "flair", 0.97), ("t1", "flair", 0.85), ("t2", "t1c", 0.85)):
-        sign = -1 if one == "t1" else 1  # what is bright in T2 is dark in T1
-        told = (sign * contrast[one] > 0) != (contrast[other] > 0)
-        assert (told == kinds).mean() > least, (one, other)
+def test_one_sequence_says_little_and_two_tell() -> None:
+    """The tumour's extent in one sequence, however well it is measured, ranks the types a little better than chance;
+    two of them, measured in the pictures, tell them apart."""
+    made = [brain.make(np.random.default_rng([5, number]), 4, 48) for number in range(120)]
+    mismatch = np.array([each.kind == "mismatch" for each in made])
+    assert 0.4 < mismatch.mean() < 0.6
+
+    def told(values: np.ndarray) -> float:
+        return float((values[mismatch][:, None] > values[~mismatch][None]).mean())
+
+    fluid, leak = np.array([each.extent for each in made]).T
+    assert 0.55 < told(fluid) < 0.85 and 0.55 < told(-leak) < 0.85 and told(fluid - leak) == 1
+    seen = {name: np.array([_extent(each, name) for each in made]) for name in brain.SEQUENCES}
+    for one in ("t1", "t2"):
+        for other in ("t1c", "flair"):
+            assert told(seen[one] - seen[other]) > 0.8, (one, other)  # T1 and T1c show it faintly
+
+
+def _extent(made: brain.Brain, name: str) -> float:
+    """Radius in pixels of what stands out from the tissue around a tumour: dark in T1, bright in the others."""
+    image = made.signal[name]
+    near = ndimage.binary_dilation(made.tumour, iterations=2) & (image > 0)
+    ring = ndimage.binary_dilation(made.tumour, iterations=5) & (image > 0) & ~near
+    beyond = (image[near] / np.median(image[ring]) - 1) * (-1 if name == "t1" else 1)
+    return float(np.sqrt((beyond > {"t1": 0.15, "t1c": 0.13, "t2": 0.5, "flair": 0.45}[name]).sum()))

@@ -177,16 +177,19 @@ def test_inverse_frequency_weights_are_1_on_average() -> None:
     assert found[2] == 0 and found[1] == 3 * found[0] and (found * [30, 10, 0]).sum() / 40 == pytest.approx(1)
 
 
-def test_a_share_of_the_patients_is_whole_patients_and_grows(split: Split) -> None:
-    """ceil(share · patients) of them, all slices of each; a larger share holds a smaller one; the same at any time."""
+def test_a_share_of_the_patients_is_whole_patients_of_each_class_and_grows(split: Split) -> None:
+    """ceil(share · patients) of each class, all slices of each; a larger share holds a smaller one."""
     subjects = split.index["subject"]
+    classes = np.array([split.labels(number)["tumour"] for number in range(len(split))])
     before = np.zeros(len(split), bool)
     for share in (0.0, 0.1, 0.4, 1.0):
-        known = labels.known(split, share)
-        assert len(np.unique(subjects[known])) == np.ceil(share * len(np.unique(subjects)))
+        known = labels.known(split, share, ["tumour"])
+        for kind in np.unique(classes):
+            patients = len(np.unique(subjects[classes == kind]))
+            assert len(np.unique(subjects[known & (classes == kind)])) == np.ceil(share * patients)
         assert not set(subjects[known]) & set(subjects[~known]) and (known | ~before).all()
         before = known
-    chosen = labels.known(split, 0.4)
+    chosen = labels.known(split, 0.4, ["tumour"])
     only = take(split, 3, labels=Labelling(("tumour",), chosen, np.flatnonzero(chosen)))
     assert all((each.labels >= 0).all() and chosen[each.sample].all() for each in only)
     some = take(split, 3, labels=Labelling(("tumour",), chosen))

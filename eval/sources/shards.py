@@ -57,7 +57,7 @@ def _labelled(examples: Examples, task: TaskConfig, dataset: dict, splits: dict[
     if task.kind == "binary" and len(names) > 2 and not task.positive:
         raise SettingsError(f"kind=binary: {len(names)} classes; say which are 1, e.g. positive=[{names[0]}]")
     shares = {name: 1.0 if name == "test" else task.labelled_share for name in splits}
-    shown = {name: labels.known(split, shares[name]) for name, split in splits.items()}
+    shown = {name: labels.known(split, shares[name], [task.label]) for name, split in splits.items()}
     targets = np.full((len(chosen), 1), np.nan)
     for place, (name, number) in enumerate(chosen):
         if shown[name][number] and task.label in (said := splits[name].labels(number)):
