@@ -25,7 +25,7 @@ _SIGNAL = {
     "t2": ((0.55, 0.72, 1.25), 0.60, 0.00),
     "flair": ((0.62, 0.80, 0.20), 0.00, 0.60),
 }
-_RADIUS, _FACTOR = (8.0, 24.0), 1.15  # mm between which a tumour's size lies, by which one extent exceeds it
+_AREA, _MORE = (500.0, 2600.0), 350.0  # mm² of a tumour in a slice: its range, and what one extent has more or less
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Brain:
     for side in (-1, 1):  # the lateral ventricles
         tissue[canvas.ellipsoid((4, -6, side * 11), (24, rng.uniform(22, 32), rng.uniform(5, 9))) & brain] = 3
     kind = rng.integers(2)
-    size_mm = float(np.exp(rng.uniform(*np.log(_RADIUS))))
-    wide, narrow = size_mm * _FACTOR, size_mm / _FACTOR
+    area = rng.uniform(*_AREA)
+    wide, narrow = (float(np.sqrt(each / np.pi)) for each in (area + _MORE, area - _MORE))
     extent = (wide, narrow) if TYPES[kind] == "mismatch" else (narrow, wide)
     fluid, leak = _tumour(canvas, brain, extent, rng)
     signal = {}

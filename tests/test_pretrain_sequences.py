@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.presence import layout, of_present
 from pretrain.vit import Crops, VisionTransformer
@@ -173,3 +175,18 @@ def test_sequences_that_the_model_does_not_know_are_refused() -> None:
             model_of("rope", backbone_names)(images_of(1, count), sequences=names)
     with pytest.raises(ValueError, match="none of the sequences"):
         model_of("rope")(images_of(1, 4), present=torch.zeros(1, 4, dtype=torch.bool))
+
+
+def test_two_of_four_sequences_cost_little_more_than_half_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of a whole training step, and bytes kept for its gradients: under 60 % of those with all four."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+    bench = importlib.import_module("sequences")
+    arms, products, kept = bench.arms_of(192, 6, 2), {}, {}
+    for count in (2, 4):
+        with FlopCounterMode(display=False) as counter:
+            arms.step(bench.present_of(2, count))
+        products[count] = counter.get_total_flops()
+        kept[count] = bench.kept_bytes(arms, bench.present_of(2, count))
+    ratios = products[2] / products[4], kept[2] / kept[4]
+    print("products and bytes of two sequences by those of four: {:.2f} {:.2f}".format(*ratios))
+    assert max(ratios) < 0.6
