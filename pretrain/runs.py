@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from pretrain.config import Config, StageConfig
 from pretrain.distributed import World
 from pretrain.vit import VisionTransformer
 
+log = logging.getLogger("pretrain")
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says at which step, why and what to do."""
@@ -30,7 +33,7 @@ def folder_of(config: Config) -> Path:
 @contextmanager
 def held(folder: Path, patience: float) -> Iterator[None]:
     """Hold the run's folder. What was killed a moment ago may hold it still: wait `patience` seconds for it."""
-    until = time.monotonic() + patience
+    until, told = time.monotonic() + patience, False
     while True:
         try:
             with sole_writer(folder):
@@ -39,6 +42,9 @@ def held(folder: Path, patience: float) -> Iterator[None]:
         except BusyError:
             if time.monotonic() > until:
                 raise
+            if not told:
+                log.warning("%s: held by another process; waiting up to %.0f s for its end", folder, patience)
+            told = True
             time.sleep(1)
 
 

@@ -95,7 +95,7 @@ def status(run: Path, road: list[Step]) -> bool:
         text = word
         if word == "done":
             pass
-        elif queued and word != "failed":
+        elif queued:  # whatever it wrote when it ended before
             text = queued if queued != "waits" else f"waits for {', '.join(step.needs)}" if step.needs else "waits"
         elif word == "failed":
             bad.add(step.name)

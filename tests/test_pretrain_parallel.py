@@ -26,7 +26,7 @@ from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, checkpoint, config, losses, metrics, order, ranks, snapshot
+from pretrain import accumulate, checkpoint, config, distributed, losses, metrics, order, ranks, snapshot
 from pretrain.distributed import World
 from pretrain.heartbeat import Heartbeat
 from pretrain.order import Chain
@@ -369,6 +369,37 @@ def _by_definition(scores: torch.Tensor, iterations: int) -> torch.Tensor:
         scores = scores - scores.logsumexp(dim=0)
         scores = scores - scores.logsumexp(dim=1, keepdim=True)
     return scores.exp()
+
+
+def test_a_centre_moves_with_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with 3 and 5 samples move their centres as one with 8 does, in one message."""
+    logits = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    whole = losses.Centring(6)
+    targets = whole.targets(logits, 0.1)
+    total = torch.cat([logits.sum(dim=0), torch.tensor([8.0])])
+    monkeypatch.setattr(World, "sum_", lambda self, tensor: total)
+    for mine in (slice(0, 3), slice(3, 8)):
+        one = losses.Centring(6)
+        torch.testing.assert_close(one.targets(logits[mine], 0.1, World(0, 2)), targets[mine])
+        torch.testing.assert_close(one.center, whole.center)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, {"rank": 3, "size": 8, "local_rank": 1}),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"},
+            {"rank": 1, "size": 2, "local_rank": 0},
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, None),  # the batch script, not a step
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_who_a_process_is_follows_from_its_launcher(environment: dict, expected: dict | None) -> None:
+    """torchrun's and srun's variables; a batch script without srun, a launcher of one and no launcher are alone."""
+    assert distributed.launched(environment) == expected
 
 
 def test_parts_and_processes_together_are_refused_where_they_would_change_results() -> None:
