@@ -22,6 +22,7 @@ import torch
 from conftest import write_dataset
 from processes import said, start, train
 from safetensors.torch import load_file
+from test_pretrain_masked_sequences import MRI
 from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
@@ -64,15 +65,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
 def assert_same_numbers(one: Path, other: Path, *stages: str, tolerance: float = 1e-5) -> None:
     """Every row of the stages: the same samples, and losses, monitors and norms to `tolerance`, relative above 1."""
     for stage in stages or STEPS:
-        ours, theirs = rows(one / stage), rows(other / stage)
-        assert len(ours) == len(theirs) == STEPS[stage]
-        for mine, yours in zip(ours, theirs):
-            assert mine.keys() == yours.keys()
-            for key, value in mine.items():
-                same = math.isclose(value, yours[key], rel_tol=tolerance, abs_tol=tolerance) if (
-                    isinstance(value, float)
-                ) else value == yours[key]
-                assert same, (stage, mine["step"], key, value, yours[key])
+        found = rows(one / stage)
+        assert len(found) == STEPS[stage]
+        assert_same_rows(found, rows(other / stage), tolerance)
+
+
+def assert_same_rows(ours: list[dict], theirs: list[dict], tolerance: float = 1e-5) -> None:
+    """Numbers to `tolerance`, relative above 1; all else alike."""
+    assert len(ours) == len(theirs)
+    for mine, yours in zip(ours, theirs):
+        assert mine.keys() == yours.keys()
+        for key, value in mine.items():
+            same = value == yours[key]
+            if isinstance(value, float):
+                same = math.isclose(value, yours[key], rel_tol=tolerance, abs_tol=tolerance)
+            assert same, (mine["stage"], mine["step"], key, value, yours[key])
 
 
 @pytest.mark.parametrize("spread", ["ddp", "fsdp"])
@@ -98,6 +105,22 @@ def test_parts_of_a_batch_on_two_processes_change_nothing(runs) -> None:
     words = ("stage_defaults.loss.koleo_group=2",)
     one, two = runs("groups1", 1, *words), runs("groups2", 2, *words, "machine.accumulate=2")
     assert_same_numbers(one, two)
+
+
+def test_sequences_and_labels_on_two_processes_are_those_of_one(brain_shards: Path, tmp_path: Path) -> None:
+    """MRI with sequences missing and masked, half of the patients labelled: every number of one process, to 1e-5."""
+    lines = [line for line in CONFIG.splitlines() if not line.startswith("model:")]
+    (tmp_path / "mri.yaml").write_text("\n".join(lines) + MRI)
+    common = ["--config", str(tmp_path / "mri.yaml"), f"output={tmp_path}", f"data.root={brain_shards}"]
+    common += ["--stage", "adapt", "stages.adapt.masks.sequence_probability=1.0", "stages.adapt.steps=4"]
+    for name, processes, spread in (("one", 1, "none"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
+        logs = tmp_path / "logs" / name
+        arguments = [*common, f"name={name}", f"machine.parallel={spread}"]
+        assert train(arguments, processes, logs) == [0] * processes, said(logs)
+    one = rows(tmp_path / "one" / "adapt")
+    assert len(one) == 4 and {"loss/classes", "sequences/loss", "sequences/marginal"} <= one[-1].keys()
+    for name in ("ddp", "fsdp"):
+        assert_same_rows(one, rows(tmp_path / name / "adapt"))
 
 
 def test_every_step_sees_its_samples_and_an_epoch_each_once(runs) -> None:
