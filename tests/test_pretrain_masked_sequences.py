@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
 from tiny_run import CONFIG, rows, stop_after_every_step, weights
@@ -235,21 +234,6 @@ def test_a_run_on_mri_stopped_at_every_step_ends_the_same(run, tmp_path: Path, m
     assert {"loss/classes", "sequences/loss", "sequences/marginal", "gradient/class_heads"} <= row.keys()
     state = checkpoint.read(tmp_path / "whole" / "adapt" / "00000008").state
     assert state["classes"] == {"tumour": ["match", "mismatch"]}
-
-
-def test_two_processes_are_one(run, brain_shards: Path, tmp_path: Path) -> None:
-    """Patients with other sequences on each rank: the same losses, of masked sequences and classes too, to rounding."""
-    assert run("one", "--stage", "adapt") == 0
-    words = ["--config", str(tmp_path / "mri.yaml"), "name=two", f"output={tmp_path}", f"data.root={brain_shards}"]
-    words += ["stages.adapt.masks.sequence_probability=1.0", "--stage", "adapt"]
-    assert processes.start(words, 2, tmp_path / "logs").finish() == [0, 0], processes.said(tmp_path / "logs")
-    one, two = (metrics.read(tmp_path / name / "adapt" / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 8
-    for mine, theirs in zip(one, two):
-        assert mine.keys() == theirs.keys() - {"ranks"}
-        for key in mine:
-            if key.startswith(("loss/", "sequences/", "gradient/")):
-                assert theirs[key] == pytest.approx(mine[key], rel=2e-3, abs=1e-5), (mine["step"], key)
 
 
 def test_names_are_added_to_trained_weights_in_any_order(run, tmp_path: Path) -> None:
