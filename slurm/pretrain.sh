@@ -2,7 +2,8 @@
 # Pretraining, one process per GPU, on one node or several:
 #   sbatch [--nodes=2 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --partition=… --time=…] \
 #       slurm/pretrain.sh CONFIG [--stage NAME] [key=value …]
-#   bash slurm/pretrain.sh CONFIG …                    where there is no SLURM: every GPU of this machine, or its CPU
+#   bash slurm/pretrain.sh CONFIG …                    where there is no SLURM: every GPU of this machine, or its CPU;
+#                                                      MEDDAP_PROCESSES=2 sets how many processes
 # Run it from the repository's folder. Two minutes before the time limit SLURM sends USR1: the step is finished, saved,
 # and the job goes back to the queue. So it does when a process or a node is lost, as long as each start saves something.
 # Requeued, it goes on from its last checkpoint.
