@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     who = distributed.launched()
     first = who is None or who["rank"] == 0
-    level = logging.INFO if first else logging.WARNING
+    level = logging.INFO if first else logging.ERROR  # what all ranks know, one says
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     status = _run(options, who, first)
     if status and who is not None:
