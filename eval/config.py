@@ -241,6 +241,7 @@ class TaskConfig:
     labelled_share: float = 1.0
     positive: list[str] = field(default_factory=list)  # classes that count as 1 (binary, anomaly); empty: the second
     size: int = 128  # pixels to which a square around the body is resized; a multiple of the patch size
+    mean_patch: bool = True  # pooled features are cls token and mean patch; false: the cls token alone
     blocks: list[int] = field(default_factory=lambda: [-2, -1])  # whose patch features are read, counted from the end
     organs: dict[str, int] = field(default_factory=dict)  # name → label value; empty takes those of the data
     min_pixels: int = 10  # a structure with fewer in a slice does not count as present or absent there

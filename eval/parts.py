@@ -144,9 +144,12 @@ class Part:
             parts.append(found.mean[:, -1])
         return np.concatenate(parts, axis=1)
 
-    def pooled(self, blocks: int = 1, mean_patch: bool = True, how: str | None = None) -> np.ndarray:
-        """(U, D') the same of every unit: of a volume the mean or the maximum over its slices (`how`, or task.pool)."""
-        slices = self.slices(blocks, mean_patch)
+    def pooled(self, blocks: int = 1, mean_patch: bool | None = None, how: str | None = None) -> np.ndarray:
+        """(U, D') the same of every unit: of a volume the mean or the maximum over its slices (`how`, or task.pool).
+
+        mean_patch  None: as task.mean_patch says
+        """
+        slices = self.slices(blocks, self.base.task.mean_patch if mean_patch is None else mean_patch)
         return slices if self.base.task.level == "slice" else pool(slices, self.unit, how or self.base.task.pool)
 
 
