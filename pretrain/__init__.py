@@ -1,0 +1,5 @@
+"""Shards to checkpoint."""
+
+import os
+
+PARENT = os.getppid()  # before anything slow is imported: a launcher may end meanwhile (pretrain/distributed.py)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import pretrain
 from data_prep.settings import SettingsError
 
 T = TypeVar("T")
@@ -138,6 +139,19 @@ def launched(environment: Mapping[str, str] = os.environ) -> dict[str, int] | No
     return None
 
 
+def end_with_the_launcher() -> None:
+    """Have the kernel end this process when the one that started it ends: no rank outlives a killed launcher.
+
+    Raises StoppedElsewhere where that has ended already.
+    """
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):  # not Linux: they end with the next message that nobody answers
+        return
+    if os.getppid() != pretrain.PARENT:
+        raise StoppedElsewhere("the launcher ended before its processes began")
+
+
 def start(device: torch.device, hang_timeout: float) -> World:
     """Meet the other processes; ALONE where there is none. Raises SettingsError where they cannot be found.
 
@@ -147,7 +161,6 @@ def start(device: torch.device, hang_timeout: float) -> World:
     who = launched()
     if who is None:
         return ALONE
-    _die_with_the_launcher()
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _slurm_address(os.environ)
     # the defaults of a launcher that sets neither
@@ -191,11 +204,3 @@ def _slurm_address(environment: Mapping[str, str]) -> tuple[str, str]:
     # another one for each start, so that what a killed start left cannot be in the way
     job, restart = (int(environment.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
     return address, environment.get("MASTER_PORT", str(20_000 + (job * 31 + restart) % 20_000))
-
-
-def _die_with_the_launcher() -> None:
-    """Have the kernel end this process when the one that started it ends: no rank outlives a killed launcher."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):  # not Linux: they end with the next message that nobody answers
-        pass

@@ -332,6 +332,8 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
     """Load, meet the other processes, run; errors become one line and an exit status."""
     say = "error: " if who is None else f"error: rank {who['rank']}: "
     try:
+        if who is not None:
+            distributed.end_with_the_launcher()
         config = configuration.load(options.config, options.overrides)
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
         parallel.kind(config.machine, World(**who) if who else ALONE)  # before they meet: all of them know it

@@ -16,8 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pretrain
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["processes_preload"])
+# what every process would import, imported once before they are forked
+_DISTRIBUTED = ("checkpoint", "checkpoint.api", "device_mesh", "fsdp", "tensor")
+_CONTEXT.set_forkserver_preload(["pretrain.train", *(f"torch.distributed.{name}" for name in _DISTRIBUTED)])
 _PATIENCE = 20  # seconds between the first bad end and the launcher's
 
 
@@ -73,10 +77,11 @@ def _launch(arguments: list[str], size: int, logs: str, hook: Callable[[], None]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pids = []
+    pids, launcher = [], os.getpid()
     for rank in range(size):
         pid = os.fork()
         if pid == 0:
+            pretrain.PARENT = launcher  # which a process that is not forked sees when it is imported
             _train(arguments, rank, size, port, f"{logs}/rank-{rank}.log", hook)
         pids.append(pid)
     _put(f"{logs}/pids.json", pids)

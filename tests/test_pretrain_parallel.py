@@ -27,7 +27,7 @@ from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, checkpoint, config, distributed, losses, metrics, order, ranks, snapshot
+from pretrain import accumulate, checkpoint, config, distributed, losses, metrics, order, parallel, ranks, snapshot
 from pretrain.distributed import World
 from pretrain.heartbeat import Heartbeat
 from pretrain.order import Chain
@@ -100,6 +100,7 @@ def test_four_processes_are_two(runs, spread: str) -> None:
     assert_same_numbers(two, four)
 
 
+@pytest.mark.stress
 def test_parts_of_a_batch_on_two_processes_change_nothing(runs) -> None:
     """machine.accumulate=2 on two processes, KoLeo in groups of two: the numbers of one process without parts."""
     words = ("stage_defaults.loss.koleo_group=2",)
@@ -191,7 +192,9 @@ class Hang:
     ("how", "expected"),
     [
         ("asleep", "hang: rank 1 on {host} stands in loading of step 3, the others wait"),
-        ("stopped", "hang: rank 1 on {host} said nothing: stopped, or the machine is gone"),
+        pytest.param(
+            "stopped", "hang: rank 1 on {host} said nothing: stopped, or the machine is gone", marks=pytest.mark.stress
+        ),
     ],
 )
 def test_a_rank_that_hangs_is_named_with_the_stacks_of_all(runs, how: str, expected: str) -> None:
@@ -229,20 +232,28 @@ def test_ranks_tell_their_throughput_and_memory(runs) -> None:
     assert all("ranks" not in row for row in metrics.read(runs("one", 1) / "adapt" / "metrics.jsonl"))
 
 
-def test_errors_of_several_processes_are_one_line(runs) -> None:
-    """Another recipe, a batch smaller than the processes, `none` for two: each said once, by one of them."""
+def test_an_error_of_all_processes_is_one_line(runs) -> None:
+    """Another recipe than the run's: all of them end, one of them says it."""
     runs("ddp2", 2, "machine.parallel=ddp")
-    cases = [
-        ("ddp2", ("stages.adapt.optim.lr.peak=1",), "error: ", "was 0.001 when this run began, now 1.0"),
-        ("few", ("stage_defaults.batch_size=1",), "error: ", "a batch of 1 cannot be divided among 2 processes"),
-        ("none", ("machine.parallel=none",), "error: ", "2 processes were started; use ddp or fsdp"),
-        ("graph", ("machine.parallel=fsdp", "machine.compile=true"), "error: ", "not with parallel=fsdp"),
-    ]
-    for name, words, start_, expected in cases:
-        logs = runs.root / "logs" / f"error-{name}"
-        assert all(train(runs.arguments(name, *words), 2, logs)), said(logs)
-        errors = [line for line in said(logs).splitlines() if "error" in line.lower()]
-        assert len(errors) == 1 and errors[0].startswith(start_) and expected in errors[0], said(logs)
+    logs = runs.root / "logs" / "error"
+    assert all(train(runs.arguments("ddp2", "stages.adapt.optim.lr.peak=1"), 2, logs)), said(logs)
+    (line,) = [line for line in said(logs).splitlines() if "error" in line.lower()]
+    assert line.startswith("error: ") and "was 0.001 when this run began, now 1.0" in line
+
+
+def test_what_several_processes_cannot_do_is_refused() -> None:
+    """`none` for two, an unknown word, FSDP with compiled blocks, a batch smaller than the processes."""
+    two = World(0, 2)
+    assert parallel.kind(config.MachineConfig(parallel="fsdp", compile=True), World()) == "none"
+    for words, expected in (
+        ({"parallel": "none"}, "2 processes were started; use ddp or fsdp"),
+        ({"parallel": "dpp"}, "'dpp'; use none, ddp or fsdp"),
+        ({"parallel": "fsdp", "compile": True}, "not with parallel=fsdp"),
+    ):
+        with pytest.raises(SettingsError, match=expected):
+            parallel.kind(config.MachineConfig(**words), two)
+    with pytest.raises(SettingsError, match="a batch of 1 cannot be divided among 2 processes"):
+        accumulate.plan([1], 1, config.LossConfig(), "adapt", 2)
 
 
 def test_a_lost_process_ends_the_others_with_a_line(runs) -> None:
@@ -265,7 +276,7 @@ def wait_for_step(stage: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(1, 4), *(pytest.param(seed, 10, marks=pytest.mark.stress) for seed in (2, 3))]
+    ("seed", "kills"), [(1, 3), *(pytest.param(seed, 10, marks=pytest.mark.stress) for seed in (2, 3))]
 )
 def test_killed_at_random_moments_and_resumed_on_1_2_and_4_processes(runs, seed: int, kills: int) -> None:
     """kill -9 of one rank, of all, of the launcher, at any moment; the undisturbed run's numbers.
@@ -336,7 +347,9 @@ def test_a_disk_that_fills_up_is_one_line_and_the_past_is_intact(runs, tmp_path:
     """A real full disk in the middle of a run of two: one line, whole checkpoints before it; with room it goes on."""
     room = tmp_path / "small"
     room.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(room)]
+    last = runs("one", 1) / "adapt" / "00000012"
+    enough = 4 * sum(path.stat().st_size for path in last.iterdir())  # for three, or a little less
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={enough}", "tmpfs", str(room)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small tmpfs")
     try:
@@ -344,7 +357,8 @@ def test_a_disk_that_fills_up_is_one_line_and_the_past_is_intact(runs, tmp_path:
         logs = runs.root / "logs" / "full"
         assert all(train(runs.arguments("full", *words), 2, logs))
         text = said(logs)
-        assert "Traceback" not in text and text.count("error: ") == 1 and "No space left on device" in text, text
+        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in text and "No space left on device" in line, text
         newest = checkpoint.newest(room / "full" / "adapt")
         assert newest is not None and newest.step > 0 and "damaged" not in text
         subprocess.run(["mount", "-o", "remount,size=100m", str(room)], check=True)
