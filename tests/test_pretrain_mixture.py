@@ -128,7 +128,7 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
     config = configuration.load(path, ["data.root=SHARDS"])
     with torch.device("meta"):
         student, teacher = build.networks(config)
-    assert sum(parameter.numel() for parameter in student.parameters()) > 3e5
+    assert sum(parameter.numel() for parameter in student.parameters()) > 1e5
     assert student.state_dict().keys() == teacher.state_dict().keys()
     for name in config.stages:
         each = configuration.stage(config, name)
