@@ -114,7 +114,7 @@ def subsets(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
         for axis, metric in zip(axes[0], names):
             for number, encoder in enumerate(encoders):
                 mine = [row for row in rows if (row["metric"], row["run"]) == (metric, encoder)]
-                _by_count(axis, mine, (number - (len(encoders) - 1) / 2) * 0.3, COLOURS[number], encoder)
+                _by_count(axis, mine, (number - (len(encoders) - 1) / 2) * 0.22, COLOURS[number], encoder)
             axis.set(title=metric, xlabel="sequences present")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.2)
