@@ -40,7 +40,8 @@ def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) ->
             raise SettingsError(f"{after}: probes {names[0]}, but {before} {names[1]}; run the same task")
         name = one if one == other else f"{other} − {one}"
         shared = {"probe": name, "before": before.name, "after": after.name}
-        for metric in (name for name in mine.metrics() if name in its.metrics()):
+        shown = results.metrics_of(mine, task["metrics"])
+        for metric in (name for name in shown if name in its.metrics()):
             try:
                 figures = bootstrap.differences(mine, its, metric, task["draws"], task["seed"])
             except ValueError as error:

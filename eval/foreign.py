@@ -7,6 +7,7 @@ channels as the model has and normalised as the folder says.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,12 +90,11 @@ class TransformersEncoder(ForeignEncoder):
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
         """(N, tokens, D) after each of the blocks, through the final norm."""
-        words = {"interpolate_pos_encoding": True} if self._interpolates() else {}
+        # of another size than it was trained on: positions are interpolated where the model can
+        known = inspect.signature(self._model.forward).parameters
+        words = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
         states = self._model(images, output_hidden_states=True, **words).hidden_states
         return [self._norm(states[number + 1]) for number in blocks]
-
-    def _interpolates(self) -> bool:
-        return "interpolate_pos_encoding" in self._model.forward.__code__.co_varnames
 
 
 class TimmEncoder(ForeignEncoder):

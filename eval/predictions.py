@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from eval import metrics
+from eval.metrics import Weights
 
 # the figures of each kind of task where the task names none; the first one is what validation patients choose by
 DEFAULT = {
@@ -69,11 +70,10 @@ class Scored:
         return DEFAULT[self.kind]
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        weights = counts[:, np.searchsorted(patients, self.subjects)].astype(np.float64)
-        found = None
+        owner, found = np.searchsorted(patients, self.subjects), None
         for fit in np.unique(draws):
             mine = draws == fit
-            part = FIGURES[metric](self, self.scores[fit], weights[mine])
+            part = FIGURES[metric](self, self.scores[fit], Weights(counts[mine].astype(np.float64), owner))
             found = np.full((len(draws), part.shape[1]), np.nan) if found is None else found
             found[mine] = part
         return found
@@ -102,12 +102,13 @@ class Tabled:
         return tuple(self.values)
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        weights = counts[:, np.searchsorted(patients, self.subjects)].astype(np.float64)
+        owner = np.searchsorted(patients, self.subjects)
         found = np.full((len(draws), len(self.names)), np.nan)
         for fit in np.unique(draws):
             table, mine = self.values[metric][fit], draws == fit
+            weights = Weights(counts[mine].astype(np.float64), owner)
             for column in range(table.shape[1]):
-                found[mine, column] = metrics.mean(table[:, column], weights[mine])
+                found[mine, column] = metrics.mean(table[:, column], weights)
         return found
 
 
@@ -132,11 +133,11 @@ class Binned:
 def _ranked(function):
     """A metric of scores and a yes or no, for every label."""
 
-    def figures(prediction: Scored, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         columns = []
         for column in range(scores.shape[1]):
             known, mine, positive = prediction.label(scores, column)
-            columns.append(function(mine, positive, weights[:, known]))
+            columns.append(function(mine, positive, weights.take(known)))
         return np.stack(columns, axis=1)
 
     return figures
@@ -145,17 +146,17 @@ def _ranked(function):
 def _decided(function):
     """A metric of a confusion table: of all classes together, or of every label at 0.5."""
 
-    def figures(prediction: Scored, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         if prediction.kind == "multiclass":
             known = ~np.isnan(prediction.targets[:, 0])
             true = prediction.targets[known, 0].astype(np.int64)
-            table = metrics.confusion(scores[known].argmax(axis=1), true, scores.shape[1], weights[:, known])
+            table = metrics.confusion(scores[known].argmax(axis=1), true, scores.shape[1], weights.take(known))
             found = function(table)
             return found if found.ndim == 2 else found[:, None]
         columns = []
         for column in range(scores.shape[1]):
             known, mine, positive = prediction.label(scores, column)
-            table = metrics.confusion((mine > 0.5).astype(np.int64), positive.astype(np.int64), 2, weights[:, known])
+            table = metrics.confusion((mine > 0.5).astype(np.int64), positive.astype(np.int64), 2, weights.take(known))
             found = function(table)
             columns.append(found[:, 1] if found.ndim == 2 else found)  # F1 of the positive class
         return np.stack(columns, axis=1)
@@ -163,39 +164,39 @@ def _decided(function):
     return figures
 
 
-def _ece(prediction: Scored, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _ece(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
     if prediction.kind == "multiclass":
         known = ~np.isnan(prediction.targets[:, 0])
         right = scores[known].argmax(axis=1) == prediction.targets[known, 0]
-        return metrics.ece(scores[known].max(axis=1), right, weights[:, known])[:, None]
+        return metrics.ece(scores[known].max(axis=1), right, weights.take(known))[:, None]
     return _ranked(metrics.ece)(prediction, scores, weights)
 
 
-def _brier(prediction: Scored, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _brier(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
     if prediction.kind == "multiclass":
         known = ~np.isnan(prediction.targets[:, 0])
         one_hot = prediction.targets[known] == np.arange(scores.shape[1])
-        return metrics.mean(((scores[known] - one_hot) ** 2).sum(axis=1), weights[:, known])[:, None]
+        return metrics.mean(((scores[known] - one_hot) ** 2).sum(axis=1), weights.take(known))[:, None]
     return _ranked(lambda mine, positive, w: metrics.mean((mine - positive) ** 2, w))(prediction, scores, weights)
 
 
 def _valued(function):
     """A metric of predicted and true values, for every column."""
 
-    def figures(prediction: Scored, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         columns = []
         for column in range(scores.shape[1]):
             known = ~np.isnan(prediction.targets[:, column])
-            columns.append(function(scores[known, column], prediction.targets[known, column], weights[:, known]))
+            columns.append(function(scores[known, column], prediction.targets[known, column], weights.take(known)))
         return np.stack(columns, axis=1)
 
     return figures
 
 
-def _c_index(prediction: Scored, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _c_index(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
     known = ~np.isnan(prediction.targets).any(axis=1)
     time, event = prediction.targets[known].T
-    return metrics.c_index(scores[known, 0], time, event > 0, weights[:, known])[:, None]
+    return metrics.c_index(scores[known, 0], time, event > 0, weights.take(known))[:, None]
 
 
 FIGURES = {

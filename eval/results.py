@@ -36,7 +36,7 @@ def rows(pooled: dict[str, list[Outcome]], choices: dict[str, dict], task: TaskC
     found = []
     for probe, outcomes in pooled.items():
         for outcome in outcomes:
-            for metric in metrics_of(outcome.prediction, task):
+            for metric in metrics_of(outcome.prediction, task.metrics):
                 shared = {"task": task.name, "probe": probe, "variant": outcome.variant, "metric": metric}
                 shared |= {"split": "test", **choices[probe], "seed": task.seed, "draws": task.draws}
                 figures = bootstrap.figures(outcome.prediction, metric, task.draws, task.seed)
@@ -44,10 +44,10 @@ def rows(pooled: dict[str, list[Outcome]], choices: dict[str, dict], task: TaskC
     return found
 
 
-def metrics_of(prediction: Prediction, task: TaskConfig) -> list[str]:
-    """The metrics that a prediction has and the task wants; all that it has where the task wants none of them."""
+def metrics_of(prediction: Prediction, wanted: Sequence[str]) -> list[str]:
+    """The metrics that a prediction has and that are wanted; all that it has where it has none of these."""
     there = prediction.metrics()
-    return [name for name in task.metrics if name in there] or list(there)
+    return [name for name in wanted if name in there] or list(there)
 
 
 def pooled(folds: Sequence[list[Outcome]]) -> list[Outcome]:
@@ -77,7 +77,8 @@ def _joined(parts: list[Prediction]) -> Prediction:
 
 def words(variant: dict) -> str:
     """A variant as text that follows the probe's name."""
-    return "".join(f" {key} {value}" for key, value in variant.items())
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in variant.items()}
+    return "".join(f" {key} {value}" for key, value in shown.items())
 
 
 def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task: TaskConfig) -> None:

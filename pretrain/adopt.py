@@ -8,7 +8,7 @@ from data_prep.settings import SettingsError
 from pretrain import build, initialise, published
 from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.encoder import Encoder, frozen
-from pretrain.published import Published
+from pretrain.published import Published, WeightsError
 
 # heads of the published widths, where no configuration beside the weights says it
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 1536: 24, 4096: 32}
@@ -44,7 +44,9 @@ def _config(found: Published) -> ModelConfig:
     if settings["position"] == "learned":
         settings["grid"] = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
     name = "w1" if settings["ffn"] == "swiglu" else "fc1"
-    hidden = weights[f"blocks.0.mlp.{name}.weight"].shape[0]
+    if (first := weights.get(f"blocks.0.mlp.{name}.weight")) is None:
+        raise WeightsError(f"{found.source}: its blocks are not DINO's: there is no feed-forward part that is known")
+    hidden = first.shape[0]
     settings["ffn_ratio"] = hidden / width * (1.5 if settings["ffn"] == "swiglu" else 1.0)
     settings["mask_k_bias"] = settings["position"] == "rope"  # DINOv3's; where a file has no such bias, nothing changes
     settings.setdefault("norm_eps", 1e-6 if settings["position"] == "learned" else 1e-5)

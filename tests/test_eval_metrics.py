@@ -55,6 +55,16 @@ def test_figures_of_a_label_are_scikit_learns(counts: np.ndarray) -> None:
                 assert found[row, column] == pytest.approx(expected, abs=1e-12), metric
 
 
+def test_a_label_that_nobody_knows_has_no_figure() -> None:
+    """All targets unknown in one column: NaN there, the macro average is that of the others."""
+    rng = np.random.default_rng(8)
+    targets = np.stack([rng.random(40) < 0.5, np.full(40, np.nan)], axis=1)
+    mine = scored("multilabel", rng.random((40, 2)), targets)
+    for metric in mine.metrics():
+        found = bootstrap.figures(mine, metric, 20, 0)
+        assert np.isnan(found["b"].value) and found["macro"].value == found["a"].value, metric
+
+
 def test_figures_of_classes_are_scikit_learns(counts: np.ndarray) -> None:
     """Three classes, weights."""
     rng = np.random.default_rng(1)

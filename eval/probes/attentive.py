@@ -16,23 +16,26 @@ KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "patches"
 LEVELS = ("slice",)
 _LAST = (-1,)  # the block whose patches are read
+_SAMPLE = 256  # slices whose patches tell mean and spread
 
 
 class AttentiveHead(nn.Module):
-    """(n, P, F) patches → (n, O) logits: one query for each head over its own keys, values as they are."""
+    """(n, P, F) patches → (n, O) logits: patches are standardised, then one query for each head, values as they are."""
 
-    def __init__(self, width: int, labels: int, count: int, seed: int) -> None:
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor, labels: int, count: int, seed: int) -> None:
         super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        width = len(mean)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.norm = nn.LayerNorm(width)
             self.attention = nn.Linear(width, count, bias=False)  # query · key, folded into one row for each head
             self.classify = nn.Linear(width * count, labels)
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(patches)
+        tokens = (patches - self.mean) / self.std
         share = self.attention(tokens).softmax(dim=1)
         return self.classify(torch.einsum("nph,npf->nhf", share, tokens).flatten(1))
 
@@ -64,7 +67,11 @@ def fit(train: Part, val: Part, context: Context) -> Attentive:
 
 def _train(part: Part, task: TaskConfig, lr: float) -> AttentiveHead:
     config = task.attentive
-    head = AttentiveHead(part.patches(np.arange(1), _LAST).shape[2], part.states.shape[1], config.heads, task.seed)
+    rows = np.sort(np.random.default_rng(task.seed).permutation(len(part))[:_SAMPLE])
+    tokens = part.patches(rows, _LAST).flatten(0, 1)
+    std = tokens.std(dim=0)
+    std = torch.where(std > 1e-6, std, torch.ones_like(std))  # a constant channel says nothing
+    head = AttentiveHead(tokens.mean(dim=0), std, part.states.shape[1], config.heads, task.seed)
     return heads.train(
         head,
         _batch(part),

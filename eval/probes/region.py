@@ -77,7 +77,7 @@ def regions(part: Part, cells: int) -> Regions:
     examples, grid = part.examples, round(part.features.patches.shape[1] ** 0.5)
     maps, features, structures, rows = part.maps(grid * cells), [], [], []
     for row in np.flatnonzero((np.nan_to_num(examples.targets) > 0).any(axis=1)):
-        tokens, drawn = part.patches(np.array([row]), _LAST)[0].numpy(), torch.from_numpy(np.asarray(maps[row]))
+        tokens, drawn = part.patches(np.array([row]), _LAST)[0].numpy(), torch.from_numpy(np.array(maps[row]))
         for place in np.flatnonzero(np.nan_to_num(examples.targets[row]) > 0):
             mask = (drawn == examples.values[place]).float()
             share = F.avg_pool2d(mask[None, None], cells).reshape(-1).numpy()
