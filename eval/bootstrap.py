@@ -48,6 +48,11 @@ def shown(row: dict, sign: str = "") -> tuple[str, str]:
     return tuple(text.format(**row) for text in (f"{{value:{sign}.3f}}", f"{{low:{sign}.3f}} to {{high:{sign}.3f}}"))
 
 
+def shown_p(p: float) -> str:
+    """A p-value as text."""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
 def resamples(patients: int, draws: int, seed: int) -> np.ndarray:
     """(draws, patients) how often each patient is in each resample; the same for the same seed and number."""
     generator = np.random.default_rng(seed)

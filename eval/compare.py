@@ -78,9 +78,8 @@ def table(rows: list[dict]) -> str:
     lines = ["| probe | metric | label | difference | 95 % interval | p | patients |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         figure = " | ".join(bootstrap.shown(row, "+"))
-        lines.append(
-            f"| {row['probe']} | {row['metric']} | {row['label']} | {figure} | {row['p']:.3f} | {row['patients']} |"
-        )
+        p = bootstrap.shown_p(row["p"])
+        lines.append(f"| {row['probe']} | {row['metric']} | {row['label']} | {figure} | {p} | {row['patients']} |")
     return "\n".join(lines)
 
 

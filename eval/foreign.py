@@ -19,6 +19,7 @@ from data_prep.settings import SettingsError
 from pretrain.machine import autocast, pick_device
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_TOP = ("pooler", "head", "classifier")
 _NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm")
 Tokens = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -43,7 +44,8 @@ class ForeignEncoder:
         self._model = model.eval().requires_grad_(False).to(self.device)
         self._mean, self._std = (torch.tensor(each).view(1, -1, 1, 1) for each in (list(mean), list(std)))
         digest = hashlib.sha256(repr((type(model).__name__, list(mean), list(std))).encode())
-        for name, value in sorted(model.state_dict().items()):
+        used = {name: value for name, value in model.state_dict().items() if not _is_top(name)}
+        for name, value in sorted(used.items()):
             digest.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self.digest = digest.hexdigest()
         self.source = f"{folder.name} ({type(model).__name__})"
@@ -56,6 +58,11 @@ class ForeignEncoder:
         with torch.inference_mode(), self.precision:
             found = self.tokens(images.to(self.device), [number % self.depth for number in blocks])
         return [_split(each.float().cpu(), patches, self.source) for each in found]
+
+
+def _is_top(name: str) -> bool:
+    """Whether a weight makes one vector of the tokens: it is not used, and random where it was not saved."""
+    return any(word in _TOP for word in name.split("."))
 
 
 def _split(tokens: torch.Tensor, patches: int, source: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,9 +82,13 @@ class TransformersEncoder(ForeignEncoder):
         except ImportError:
             raise SettingsError(f"{folder}: needs transformers; pip install transformers") from None
         try:
-            whole = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            whole, said = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise SettingsError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error
+        if missing := sorted(name for name in said["missing_keys"] if not _is_top(name)):
+            raise SettingsError(f"{folder}: its weights lack {', '.join(missing[:3])}; copy it again")
         model = getattr(whole, "vision_model", whole)
         config = model.config
         sizes = [getattr(config, name, None) for name in ("patch_size", "hidden_size", "num_hidden_layers")]

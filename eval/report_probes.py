@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.page import dim, figure
 from data_prep.settings import SettingsError
 from eval import compare, curves, overlays, plots, results, tables
-from eval.bootstrap import shown
+from eval.bootstrap import shown, shown_p
 from eval.predictions import Prediction, Scored
 from eval.results import HEADLINE
 
@@ -128,9 +128,10 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
         if row["label"] in HEADLINE:
             kind = "n good" if row["p"] < 0.05 else "n"
             value, interval = shown(row, "+")
+            p = html.escape(shown_p(row["p"]))
             lines.append(
                 f"<tr><td>{html.escape(row['probe'])}</td><td>{row['metric']}</td><td class=\"{kind}\">{value}</td>"
-                f'<td>{interval}</td><td class="n">{row["p"]:.3f}</td><td class="n">{row["patients"]}</td></tr>'
+                f'<td>{interval}</td><td class="n">{p}</td><td class="n">{row["patients"]}</td></tr>'
             )
     caption = (
         f"{html.escape(after)} minus {html.escape(before)}, the same patients in every resample; green where p < 0.05 "

@@ -100,8 +100,8 @@ def test_other_vision_transformers_by_transformers(kind: str, tmp_path: Path) ->
     tower = model if kind == "vit" else model.vision_model
     with torch.inference_mode():
         expected = tower(three(grey())).last_hidden_state
-    if kind == "clip":  # CLIP norms the cls token alone, after the last block; here all tokens are
-        expected = tower.post_layernorm(expected)
+        if kind == "clip":  # CLIP norms the cls token alone, after the last block; here all tokens are
+            expected = tower.post_layernorm(expected)
     torch.testing.assert_close(patches, expected[:, -16:], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(cls, expected.mean(dim=1) if kind == "siglip" else expected[:, 0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(first, patches)
