@@ -217,6 +217,7 @@ class NetworkConfig:
 class TuneConfig(NetworkConfig):
     """The encoder trained further under a head that begins as the frozen probe's (arXiv 2202.10054)."""
 
+    augment: bool = False  # changed images are not what the head was fitted on: it pays with many passes only
     decoder: str = "linear"  # linear | primus | unet, where structures are drawn
     layer_decay: float = 0.75  # of the learning rate, per block from the top
     rank: int = 4  # of LoRA

@@ -41,19 +41,16 @@ class Stacked:
 
     def __call__(self, part: Part, rows: np.ndarray) -> torch.Tensor:
         """Each slice as it is drawn when its whole study passes through the head at once."""
-        wanted = {int(row): place for place, row in enumerate(rows)}
-        found: list = [None] * len(rows)
+        found: dict[int, torch.Tensor] = {}
         with torch.inference_mode():
             for study in volumes.studies(part.examples):
-                places = [place for place, row in enumerate(study) if int(row) in wanted]
-                if not places:
-                    continue
-                first = max(places[0] - self.reach, 0)
-                window = study[first : places[-1] + self.reach + 1]
-                drawn = self.logits(part, window[None])[0].sigmoid().cpu()
-                for place in places:
-                    found[wanted[int(study[place])]] = drawn[place - first]
-        return torch.stack(found)
+                places = np.flatnonzero(np.isin(study, rows))
+                if len(places):
+                    first = max(places[0] - self.reach, 0)
+                    window = study[first : places[-1] + self.reach + 1]
+                    drawn = self.logits(part, window[None])[0].sigmoid().cpu()
+                    found |= {int(study[place]): drawn[place - first] for place in places}
+        return torch.stack([found[int(row)] for row in rows])
 
 
 @dataclass(frozen=True)
