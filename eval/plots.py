@@ -171,7 +171,8 @@ def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     for row in rows:
         first.setdefault((row["probe"], *row["variant"].items()), row["metric"])
     with plt.rc_context(STYLE):
-        labels = list(dict.fromkeys(row["label"] for row in rows))
+        firsts = [row for row in rows if row["metric"] == first[row["probe"], *row["variant"].items()]]
+        labels = list(dict.fromkeys(row["label"] for row in firsts))
         columns = min(len(first), 4)
         figure, axes = plt.subplots(
             -(-len(first) // columns),

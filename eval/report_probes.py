@@ -154,7 +154,8 @@ def _classifiers(folders: Sequence[Path]) -> Iterator[str]:
     found: dict[str, dict[str, Prediction]] = {}
     for folder in folders:
         for probe, prediction in results.read_predictions(folder)[1].items():
-            if isinstance(prediction, Scored) and prediction.kind in _PROBABLE and len(prediction.scores) == 1:
+            decides = isinstance(prediction, Scored) and prediction.kind in _PROBABLE
+            if decides and " " not in probe and len(prediction.scores) == 1:
                 found.setdefault(probe, {})[folder.name] = prediction
     for probe, predictions in found.items():
         yield figure(curves.roc_and_calibration(predictions), f"{probe}: ROC and calibration on the test patients.")

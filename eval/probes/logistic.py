@@ -18,6 +18,7 @@ from eval.probes import Context, Outcome, chooser, merit, scored
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"
+_TOLERANCE = 1e-4  # scikit-learn's own; there are many strengths
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def path(
     for strength in np.geomspace(task.logistic.low, task.logistic.high, count).tolist():
         if strength > until:
             return
-        start = solve(inputs, train.states, strength, task.logistic.steps, task.kind == "multiclass", start)
+        exclusive = task.kind == "multiclass"
+        start = solve(inputs, train.states, strength, task.logistic.steps, exclusive, start, _TOLERANCE)
         yield strength, Line(standard, *start)
 
 
@@ -104,12 +106,14 @@ def solve(
     steps: int = 100,
     exclusive: bool = False,
     start: tuple[np.ndarray, np.ndarray] | None = None,
+    tolerance: float = 1e-6,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (D, O) and biases (O,) by L-BFGS: scikit-learn's LogisticRegression(C=strength).
 
     Minimises, for every label, the sum of cross-entropies over the units where it is known plus |w|² / (2 C), divided
     by their number; the bias is not penalised. exclusive: one softmax over classes instead of a sigmoid for each label.
-    features (N, D) float32, states (N, O) in {1, 0, −1}; start: weights and biases to begin from.
+    features (N, D) float32, states (N, O) in {1, 0, −1}; start: weights and biases to begin from; tolerance:
+    largest gradient at which it ends.
     """
     inputs, given = torch.from_numpy(features), torch.from_numpy(states)
     known, targets = (given >= 0).float(), (given == 1).float()
@@ -121,7 +125,7 @@ def solve(
     optimizer = torch.optim.LBFGS(
         [weights, biases],
         max_iter=steps,
-        tolerance_grad=1e-6,
+        tolerance_grad=tolerance,
         tolerance_change=1e-9,
         history_size=20,
         line_search_fn="strong_wolfe",
