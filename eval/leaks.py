@@ -134,14 +134,18 @@ def _named(word: str) -> tuple[str, str]:
     return (root, split) if colon and split in ("train", "val", "test") else (word, "train")
 
 
-def _of_run(path: Path) -> tuple[list[tuple[str, str]], str]:
-    """The data of a run, and of the runs that it was initialised from."""
-    config = load(encoder.find(path).path / "config.yaml")
+def _of_run(path: Path, known: frozenset[Path] = frozenset()) -> tuple[list[tuple[str, str]], str]:
+    """The data of a run, and of the runs that it was initialised from; of `known` ones, itself too, nothing more."""
+    step = encoder.find(path).path.resolve()
+    run = step.parents[1]
+    if run in known:
+        return [], ""
+    config = load(step / "config.yaml")
     found, unknown = [(config.data.root, config.data.split)], ""
     for name in config.stages:
         if start := stage(config, name).init_from:
             try:
-                more, why = _of_run(Path(start))
+                more, why = _of_run(Path(start), known | {run})
                 found, unknown = found + more, unknown or why
             except CheckpointError:  # published weights: of natural images, or of images that nobody names
                 unknown = f"it began from {Path(start).name}, whose images nobody names; pretraining=[FOLDER] does"
