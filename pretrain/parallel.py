@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.settings import SettingsError
-from pretrain.config import MachineConfig
 from pretrain.distributed import World
 from pretrain.step import Model
 from pretrain.vit import VisionTransformer
@@ -22,18 +21,13 @@ from pretrain.vit import VisionTransformer
 KINDS = ("none", "ddp", "fsdp")
 
 
-def kind(machine: MachineConfig, world: World) -> str:
+def kind(wish: str, world: World) -> str:
     """How a run of this size is spread. One process has nothing to spread. Raises SettingsError."""
-    wish = machine.parallel
     if wish not in KINDS:
         raise SettingsError(f"machine.parallel: {wish!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if wish == "none" and world.size > 1:
         raise SettingsError(f"machine.parallel=none, but {world.size} processes were started; use ddp or fsdp")
-    if world.size == 1:
-        return "none"
-    if wish == "fsdp" and machine.compile:
-        raise SettingsError("machine.compile=true: not with parallel=fsdp; use parallel=ddp, or compile=false")
-    return wish
+    return wish if world.size > 1 else "none"
 
 
 class Spread:

@@ -92,7 +92,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         teacher.load_state_dict(student.state_dict())
         log.info("stage %s: starts from %s (%s)", name, found.source, found.kind)
     spread = parallel.Spread(
-        parallel.kind(config.machine, world), world, device, bf16=bf16, reshard=config.machine.reshard
+        parallel.kind(config.machine.parallel, world), world, device, bf16=bf16, reshard=config.machine.reshard
     )
     learner = spread.student(student)
     for frozen in (teacher, *([anchor] if anchor is not None else [])):
@@ -336,7 +336,7 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
             distributed.end_with_the_launcher()
         config = configuration.load(options.config, options.overrides)
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
-        parallel.kind(config.machine, World(**who) if who else ALONE)  # before they meet: all of them know it
+        parallel.kind(config.machine.parallel, World(**who) if who else ALONE)  # before they meet: all of them know it
         with Stop() as stop:
             world = distributed.start(device, config.machine.hang_timeout)
             run(config, options.stage, world, stop)

@@ -242,16 +242,14 @@ def test_an_error_of_all_processes_is_one_line(runs) -> None:
 
 
 def test_what_several_processes_cannot_do_is_refused() -> None:
-    """`none` for two, an unknown word, FSDP with compiled blocks, a batch smaller than the processes."""
-    two = World(0, 2)
-    assert parallel.kind(config.MachineConfig(parallel="fsdp", compile=True), World()) == "none"
-    for words, expected in (
-        ({"parallel": "none"}, "2 processes were started; use ddp or fsdp"),
-        ({"parallel": "dpp"}, "'dpp'; use none, ddp or fsdp"),
-        ({"parallel": "fsdp", "compile": True}, "not with parallel=fsdp"),
+    """`none` for two, an unknown word, a batch smaller than the processes."""
+    assert parallel.kind("fsdp", World()) == "none"
+    for wish, expected in (
+        ("none", "2 processes were started; use ddp or fsdp"),
+        ("dpp", "'dpp'; use none, ddp or fsdp"),
     ):
         with pytest.raises(SettingsError, match=expected):
-            parallel.kind(config.MachineConfig(**words), two)
+            parallel.kind(wish, World(0, 2))
     with pytest.raises(SettingsError, match="a batch of 1 cannot be divided among 2 processes"):
         accumulate.plan([1], 1, config.LossConfig(), "adapt", 2)
 
