@@ -109,6 +109,10 @@ def prepare(model: VisionTransformer, machine: MachineConfig, device: torch.devi
     """What changes a backbone's speed and memory and none of its numbers. Raises SettingsError."""
     model.recompute = machine.recompute
     model.attend_with(attention.pick(machine.attention, device))
+    if machine.compile and len(model.sequences) > 1:
+        raise SettingsError(
+            "machine.compile=true: patients with different sequences make every batch's shapes new; use compile=false"
+        )
     if machine.compile:
         compiling.compile_blocks(model)
 

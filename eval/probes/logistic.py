@@ -90,59 +90,103 @@ def path(
     """(C, Line) for `count` strengths, ascending, each started from the one before."""
     features = train.pooled(how=how)
     standard = Standard.of(features) if task.logistic.standardise else Standard(np.zeros(1), np.ones(1))
-    inputs, start = standard.apply(features), None
+    axes, start = Axes.of(standard.apply(features)), None
     for strength in np.geomspace(task.logistic.low, task.logistic.high, count).tolist():
         if strength > until:
             return
         exclusive = task.kind == "multiclass"
-        start = solve(inputs, train.states, strength, task.logistic.steps, exclusive, start, _TOLERANCE)
-        yield strength, Line(standard, *start)
+        start = axes.solve(train.states, strength, task.logistic.steps, exclusive, start, _TOLERANCE)
+        yield strength, Line(standard, axes.back(start[0]), start[1])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Training features along their own principal axes, where every strength's curvature is nearly diagonal.
+
+    In coordinates scaled by it L-BFGS takes tens of steps where it took hundreds. Nothing is lost: the penalised
+    minimum has no part outside of the features' span.
+
+    inputs (N, R), vectors (D, R) orthonormal, squares (R,) sums of the squared inputs
+    """
+
+    inputs: torch.Tensor
+    vectors: torch.Tensor
+    squares: torch.Tensor
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Axes:
+        """Of (N, D) float32 features, by the smaller of the two products with themselves."""
+        rows = torch.from_numpy(features)
+        wide = rows.shape[0] < rows.shape[1]
+        squares, vectors = torch.linalg.eigh((rows @ rows.T if wide else rows.T @ rows).double())
+        kept = squares > squares[-1].clamp(min=1e-12) * 1e-9
+        squares, vectors = squares[kept], vectors[:, kept]
+        if wide:
+            vectors = rows.double().T @ vectors / squares.sqrt()
+        vectors = vectors.float()
+        return cls(rows @ vectors, vectors, squares.float())
+
+    def back(self, weights: np.ndarray) -> np.ndarray:
+        """(R, O) weights on the axes → (D, O) on the features."""
+        return (self.vectors @ torch.from_numpy(weights)).numpy()
+
+    def solve(
+        self,
+        states: np.ndarray,
+        strength: float,
+        steps: int,
+        exclusive: bool = False,
+        start: tuple[np.ndarray, np.ndarray] | None = None,
+        tolerance: float = 1e-6,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (R, O) on the axes and biases (O,), by L-BFGS: scikit-learn's LogisticRegression(C=strength).
+
+        Minimises, for every label, the sum of cross-entropies over the units where it is known plus |w|² / (2 C),
+        divided by their number; the bias is not penalised. exclusive: one softmax over classes instead of a sigmoid for
+        each label. states (N, O) in {1, 0, −1}; start: weights and biases to begin from; tolerance: largest gradient,
+        in coordinates of unit curvature, at which it ends.
+        """
+        given = torch.from_numpy(states)
+        known, targets = (given >= 0).float(), (given == 1).float()
+        if exclusive:
+            known = known.amin(dim=1)
+        count = known.sum(dim=0).clamp(min=1)
+        scale = ((self.squares / 4 + 1 / strength) / len(given)).sqrt().unsqueeze(1)
+        shape = len(scale), states.shape[1]
+        begin = start or (np.zeros(shape, np.float32), np.zeros(shape[1], np.float32))
+        scaled = (torch.from_numpy(begin[0]) * scale).requires_grad_()
+        biases = torch.tensor(begin[1], requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [scaled, biases],
+            max_iter=steps,
+            tolerance_grad=tolerance,
+            tolerance_change=1e-9,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            weights = scaled / scale
+            logits = self.inputs @ weights + biases
+            if exclusive:
+                entropy = -(logits.log_softmax(dim=1) * targets).sum(dim=1)
+                loss = (entropy * known).sum() / count + weights.square().sum() / (2 * strength * count)
+            else:
+                entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+                penalty = weights.square().sum(dim=0) / (2 * strength)
+                loss = (((entropy * known).sum(dim=0) + penalty) / count).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return (scaled / scale).detach().numpy(), biases.detach().numpy()
 
 
 def solve(
-    features: np.ndarray,
-    states: np.ndarray,
-    strength: float,
-    steps: int = 100,
-    exclusive: bool = False,
-    start: tuple[np.ndarray, np.ndarray] | None = None,
-    tolerance: float = 1e-6,
+    features: np.ndarray, states: np.ndarray, strength: float, steps: int = 100, exclusive: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (D, O) and biases (O,) by L-BFGS: scikit-learn's LogisticRegression(C=strength).
-
-    Minimises, for every label, the sum of cross-entropies over the units where it is known plus |w|² / (2 C), divided
-    by their number; the bias is not penalised. exclusive: one softmax over classes instead of a sigmoid for each label.
-    features (N, D) float32, states (N, O) in {1, 0, −1}; start: weights and biases to begin from; tolerance:
-    largest gradient at which it ends.
-    """
-    inputs, given = torch.from_numpy(features), torch.from_numpy(states)
-    known, targets = (given >= 0).float(), (given == 1).float()
-    if exclusive:
-        known = known.amin(dim=1)
-    count = known.sum(dim=0).clamp(min=1)
-    begin = start or (np.zeros((features.shape[1], states.shape[1]), np.float32), np.zeros(states.shape[1], np.float32))
-    weights, biases = (torch.tensor(each, requires_grad=True) for each in begin)
-    optimizer = torch.optim.LBFGS(
-        [weights, biases],
-        max_iter=steps,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-9,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = inputs @ weights + biases
-        if exclusive:
-            entropy = -(logits.log_softmax(dim=1) * targets).sum(dim=1)
-            loss = (entropy * known).sum() / count + weights.square().sum() / (2 * strength * count)
-        else:
-            entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-            penalty = weights.square().sum(dim=0) / (2 * strength)
-            loss = (((entropy * known).sum(dim=0) + penalty) / count).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weights.detach().numpy(), biases.detach().numpy()
+    """Weights (D, O) and biases (O,) of one strength on (N, D) float32 features; see Axes.solve."""
+    axes = Axes.of(features)
+    weights, biases = axes.solve(states, strength, steps, exclusive)
+    return axes.back(weights), biases
