@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from data_prep.settings import SettingsError
-from eval.config import TaskConfig
+from eval.lines import Lines
 from eval.parts import Part
-from eval.probes import Context, Outcome, scored
+from eval.probes import Context
 from eval.probes.logistic import Line, Standard, solve
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
@@ -17,27 +15,7 @@ NEEDS = "pooled"
 _MINIMUM = 10  # draws: fewer say little about chance
 
 
-@dataclass(frozen=True)
-class Draws:
-    """lines[shots][draw]: a line over all classes, or one for each label."""
-
-    lines: dict[int, list[Line]]
-    task: TaskConfig
-    choices: dict
-    refitted: bool = False
-
-    def predict(self, test: Part) -> list[Outcome]:
-        inputs, exclusive = test.pooled(), self.task.kind == "multiclass"
-        return [
-            Outcome(
-                scored(np.stack([line.probabilities(inputs, exclusive) for line in lines]), test, self.task),
-                {"shots": shots},
-            )
-            for shots, lines in self.lines.items()
-        ]
-
-
-def fit(train: Part, val: Part, context: Context) -> Draws:
+def fit(train: Part, val: Part, context: Context) -> Lines:
     """Every number of shots that the training patients allow. Raises SettingsError for too few draws."""
     task, config = context.task, context.task.few_shot
     if config.draws < _MINIMUM:
@@ -57,7 +35,7 @@ def fit(train: Part, val: Part, context: Context) -> Draws:
         ]
     if not lines:
         raise SettingsError(f"few_shot.shots: the rarest class has {most} training units; give smaller numbers")
-    return Draws(lines, task, {"C": config.strength, "draws": config.draws, "most_shots": most})
+    return Lines("shots", lines, task, {"C": config.strength, "draws": config.draws, "most_shots": most})
 
 
 def max_shots(states: np.ndarray, exclusive: bool) -> int:

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from eval.config import TaskConfig
+from eval.lines import Lines
 from eval.parts import Part
-from eval.probes import Context, Outcome, logistic, scored
-from eval.probes.logistic import Line
+from eval.probes import Context, logistic
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"
 _STRENGTHS = 7  # of the 45: enough to choose by, and there are many fits
 
 
-@dataclass(frozen=True)
-class Shares:
-    """lines[percent]: one for each draw of patients."""
-
-    lines: dict[float, list[Line]]
-    task: TaskConfig
-    choices: dict
-    refitted: bool = False
-
-    def predict(self, test: Part) -> list[Outcome]:
-        inputs, exclusive = test.pooled(), self.task.kind == "multiclass"
-        return [
-            Outcome(
-                scored(np.stack([line.probabilities(inputs, exclusive) for line in lines]), test, self.task),
-                {"percent": percent},
-            )
-            for percent, lines in self.lines.items()
-        ]
-
-
-def fit(train: Part, val: Part, context: Context) -> Shares:
+def fit(train: Part, val: Part, context: Context) -> Lines:
     """For each share and draw the strength that serves the validation patients best."""
     task, config = context.task, context.task.fractions
     patients, lines, chosen = np.unique(train.subjects), {}, {}
@@ -49,7 +26,7 @@ def fit(train: Part, val: Part, context: Context) -> Shares:
             fitted.append(logistic.choose(some, val, task, _STRENGTHS))
         lines[percent] = [line for _, line in fitted]
         chosen[f"{percent:g} %"] = [strength for strength, _ in fitted]
-    return Shares(lines, task, {"C": chosen})
+    return Lines("percent", lines, task, {"C": chosen})
 
 
 def drawn(patients: np.ndarray, percent: float, generator: np.random.Generator) -> np.ndarray:
