@@ -42,7 +42,7 @@ def become(folder: Path, modality: str, config: PrepConfig, out: Path) -> dict[s
         record = (convert_ct if modality == "CT" else convert_mri).convert(job)
         tar = out / f"{job.name}.tar"
         block = tar.read_bytes() if tar.exists() else b""
-        samples = [schema.decode(block[offset : offset + size]) for _, offset, size, _, _ in record.samples]
+        samples = [schema.decode(block[offset : offset + size]) for _, offset, size, *_ in record.samples]
         same = found.setdefault(source.name, Became([], []))
         same.rows += record.rows
         same.samples += sorted(samples, key=lambda sample: sample.order)
