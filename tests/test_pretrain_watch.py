@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pretrain.distributed import ALONE
 from pretrain.step import _monitors
 from pretrain.watch import Watch
 
@@ -13,7 +14,8 @@ def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dic
     """Of (B, D) features and (M, K) targets."""
     if targets is None:
         targets = torch.full((8, 16), 1 / 16)
-    return {name.removeprefix("monitor/"): float(value) for name, value in _monitors(targets, features).items()}
+    found = _monitors(targets, features, [len(features)], ALONE)
+    return {name.removeprefix("monitor/"): float(value) for name, value in found.items()}
 
 
 def test_rank_and_spread_tell_collapse_from_health() -> None:
