@@ -11,9 +11,10 @@ from pretrain.watch import Watch
 
 
 def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, float]:
-    """Of (B, D) features and (M, K) targets."""
+    """Of (B, D) features and (M, K) targets, taken again and again until there are as many."""
     if targets is None:
         targets = torch.full((8, 16), 1 / 16)
+    targets = targets[torch.arange(len(features)) % len(targets)]
     found = _monitors(targets, features, [len(features)], ALONE)
     return {name.removeprefix("monitor/"): float(value) for name, value in found.items()}
 
