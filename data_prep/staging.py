@@ -26,6 +26,9 @@ from data_prep.sources import Series, Source
 from data_prep.volume import RejectedSeries
 
 
+VERSION = 2  # of staged records; those of another are made again
+
+
 @dataclass(frozen=True)
 class Job:
     """One source to convert: what a worker process needs. `labels` are its classes by column."""
@@ -64,6 +67,7 @@ class Record:
     samples     (key, offset, size, series, order, digest of the pixels) of each sample in the staged file
     histograms  sequence → stored value → count of foreground pixels
     labels      column → class, of all samples
+    version     of this record's form
     """
 
     subject: str
@@ -73,14 +77,18 @@ class Record:
     samples: list[list] = field(default_factory=list)
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    version: int = VERSION
 
 
 def read_record(job: Job) -> Record | None:
-    """The staged record of a source, or None where it is not there or was made from another input."""
+    """The staged record of a source; None where there is none, or one of another input or of another version."""
     path = job.folder / f"{job.name}.json"
     if not path.is_file():
         return None
-    record = Record(**json.loads(path.read_text()))
+    said = json.loads(path.read_text())
+    if said.get("version") != VERSION:
+        return None
+    record = Record(**said)
     return record if record.fingerprint == job.source.fingerprint else None
 
 

@@ -11,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 import webdataset
 
-from data_prep import config, disk, generate, identity, schema, shard_ct
+from data_prep import config, disk, generate, identity, schema, shard_ct, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -297,3 +299,13 @@ def test_a_masks_tree_is_laid_on_the_volumes_grid(tmp_path: Path) -> None:
     expected[3:9, 3:6] = 3  # (X, Y) as stored
     assert np.array_equal(sample.labelmap, np.flip(expected).T)
     assert sample.annotated == (3,) and schema.read_dataset(tmp_path / "out")["labels"] == {"3": "organ"}
+
+
+def test_what_another_version_staged_is_made_again(tmp_path: Path) -> None:
+    """A record of this version and input is taken; one of another version, or without any, is as if not there."""
+    job = SimpleNamespace(folder=tmp_path, name="x", source=SimpleNamespace(fingerprint="f"))
+    record = staging.Record("subject", "train", "f")
+    for version, taken in ((staging.VERSION, True), (staging.VERSION + 1, False), (None, False)):
+        said = {**asdict(record), "version": version, **({} if taken else {"of another time": 1})}
+        (tmp_path / "x.json").write_text(json.dumps({key: each for key, each in said.items() if each is not None}))
+        assert (staging.read_record(job) == record) if taken else (staging.read_record(job) is None)
