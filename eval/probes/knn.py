@@ -49,11 +49,6 @@ def predict(train: Part, part: Part, ks: Sequence[int], task: TaskConfig) -> dic
     return found
 
 
-def scores(train: np.ndarray, present: np.ndarray, queries: np.ndarray, k: int, temperature: float) -> np.ndarray:
-    """(M, O) share of votes for presence among the k nearest training units by cosine; present (N, O) in {1, 0, −1}."""
-    return votes(train, np.where(present >= 0, present, np.nan), queries, [k], temperature)[k]
-
-
 def votes(
     train: np.ndarray, wanted: np.ndarray, queries: np.ndarray, ks: Sequence[int], temperature: float
 ) -> dict[int, np.ndarray]:
