@@ -1,0 +1,259 @@
+"""What one training step costs on paper: operations of its matrix products, part by part, and the bytes beside them.
+
+A multiply-add counts as two operations. Products are counted as the mathematics needs them: what activation
+checkpointing computes again is apart (`Step.again`) and what a fused kernel does is not looked at, so that a rate by
+`Step.model` tells how fast a training goes, not how busy a machine is. Norms, activations and RoPE are left out: they
+cost bytes, not operations.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import nn
+
+from pretrain import build  # noqa: E402
+from pretrain.config import Config, LossConfig, MaskConfig, StageConfig  # noqa: E402
+from pretrain.step import Model  # noqa: E402
+
+_WORD = 4  # bytes of a float32
+# times that a step reads or writes its logits, one for each pass over them
+_TARGET_PASSES, _ITERATION_PASSES, _LOSS_PASSES = 8, 13, 12
+# the same of every weight: AdamW 7 (weight, gradient, two moments), clipping 3, moving average 3, copies in bf16 3
+_UPDATE_PASSES = 16
+
+
+@dataclass(frozen=True)
+class Products:
+    """Operations of one network's matrix products.
+
+    embedding   pixels to patch tokens, and learned positions to their grid
+    linear      queries, keys and values, output, feed-forward of all blocks
+    attention   queries by keys, and weights by values
+    heads       what lies before the prototypes
+    prototypes  in float32 whatever the precision of the rest
+    """
+
+    embedding: float = 0.0
+    linear: float = 0.0
+    attention: float = 0.0
+    heads: float = 0.0
+    prototypes: float = 0.0
+
+    def __add__(self, other: Products) -> Products:
+        return Products(*(one + two for one, two in zip(astuple(self), astuple(other))))
+
+    def __mul__(self, times: float) -> Products:
+        return Products(*(times * each for each in astuple(self)))
+
+    @property
+    def total(self) -> float:
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of `images` images.
+
+    student, gradient   forward and backward pass over global and local crops
+    again     what activation checkpointing computes a second time; nothing without it
+    teacher   over global crops, and `anchor`, the Gram teacher's over its finer ones: forward alone
+    losses    similarities of Gram anchoring, KoLeo and the monitors, cross-entropies of all crop pairs; float32
+    views     crop, resize and blur of every crop; float32
+    logit_bytes   read and written by Sinkhorn and the losses
+    update_bytes  read and written by clipping, optimizer and moving average
+    """
+
+    images: float
+    student: Products
+    gradient: Products
+    again: Products
+    teacher: Products
+    anchor: Products
+    losses: float
+    views: float
+    logit_bytes: float
+    update_bytes: float
+
+    @property
+    def model(self) -> float:
+        """Operations that the method needs: what a share of a machine's matrix rate is told by."""
+        networks = (self.student, self.gradient, self.teacher, self.anchor)
+        return sum(each.total for each in networks) + self.losses
+
+    @property
+    def total(self) -> float:
+        """All operations of the step, views and repetitions included."""
+        return self.model + self.again.total + self.views
+
+    @property
+    def float32(self) -> float:
+        """Those of `total` that are float32 also where the rest is bfloat16."""
+        networks = (self.student, self.gradient, self.again, self.teacher, self.anchor)
+        return sum(each.prototypes for each in networks) + self.losses + self.views
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Operations by what goes through a network: from the shapes of its matrices.
+
+    prefix      tokens before the patches; grid, side of the learned positions, 0 for RoPE
+    embedding   of a patch
+    linear      of a token, all blocks
+    attention   of a pair of tokens of one sample, all blocks
+    heads, prototypes   of a row through the DINO and through the iBOT head
+    parameters  of the backbone with both heads
+    """
+
+    patch_size: int
+    prefix: int
+    grid: int
+    dim: int
+    embedding: float
+    linear: float
+    attention: float
+    heads: tuple[float, float]
+    prototypes: tuple[float, float]
+    columns: tuple[int, int]
+    parameters: int
+
+    @classmethod
+    def of(cls, model: Model) -> Costs:
+        """Of a network, which may be without memory (device "meta")."""
+        backbone, heads = model.backbone, (model.dino_head, model.ibot_head)
+        return cls(
+            patch_size=backbone.patch_size,
+            prefix=1 + backbone.register_count,
+            grid=math.isqrt(backbone.pos_embed.shape[1] - 1) if hasattr(backbone, "pos_embed") else 0,
+            dim=backbone.embed_dim,
+            embedding=2.0 * backbone.patch_embed.proj.weight.numel(),
+            linear=2.0 * _matrices(backbone.blocks),
+            attention=4.0 * backbone.embed_dim * backbone.depth,
+            heads=tuple(2.0 * _matrices(head.mlp) for head in heads),
+            prototypes=tuple(2.0 * head.last_layer.weight.numel() for head in heads),
+            columns=tuple(head.last_layer.out_features for head in heads),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+
+    def crops(self, count: float, size: int, sequences: int = 1) -> Products:
+        """Of `count` crops of `size` pixels through the backbone, each of so many sequences."""
+        side = size // self.patch_size
+        patches = sequences * side**2
+        tokens = self.prefix + patches
+        positions = 2.0 * side * self.grid * (self.grid + side) * self.dim if count else 0.0
+        return Products(
+            embedding=count * patches * self.embedding + positions,
+            linear=count * tokens * self.linear,
+            attention=count * tokens**2 * self.attention,
+        )
+
+    def rows(self, cls: float, patches: float) -> Products:
+        """Of cls tokens through the DINO head and patches through the iBOT head."""
+        heads, prototypes = (cls * one + patches * two for one, two in (self.heads, self.prototypes))
+        return Products(heads=heads, prototypes=prototypes)
+
+
+def _matrices(module: nn.Module) -> int:
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def costs(config: Config) -> Costs:
+    """Of the student that a configuration describes."""
+    with torch.device("meta"):
+        return Costs.of(build.networks(config)[0])
+
+
+def masked_share(masks: MaskConfig, sequences: int = 1) -> float:
+    """Expected share of the global crops' patches that are masked, and go through the iBOT head."""
+    patches = masks.probability * sum(masks.ratio) / 2
+    lost = masks.sequence_probability * min(masks.sequence_count, sequences - 1) / sequences
+    return lost + (1 - lost) * patches
+
+
+def views(stage: StageConfig, pixels: tuple[int, int], sequences: int = 1) -> float:
+    """Operations of one image's crops from a slice of (height, width) pixels: two products each, two more to blur."""
+    crops, blurred = stage.crops, any(stage.augment.blur_p) and stage.augment.blur_sigma[1] > 0
+    total = 2 * _view(crops.global_size, pixels, blurred)
+    total += crops.local_number * _view(crops.local_size, pixels, blurred)
+    if stage.gram.teacher_from:
+        total += 2 * _view(stage.gram.size, pixels, False)
+    return sequences * total
+
+
+def _view(size: int, pixels: tuple[int, int], blurred: bool) -> float:
+    height, width = pixels
+    resized = 2.0 * height * width * size + 2.0 * size * height * size
+    return resized + (2.0 * size * size * (height + width) if blurred else 0.0)
+
+
+def step(
+    config: Config,
+    stage: StageConfig,
+    images: int,
+    *,
+    pixels: tuple[int, int] = (512, 512),
+    sequences: int | None = None,
+    masked: float | None = None,
+    known: Costs | None = None,
+) -> Step:
+    """One step of a stage with one pair of crop sizes (a variant of `mixture.plan`).
+
+    pixels     of a slice
+    sequences  that every image has; None: all of `data.sequences`
+    masked     patches of the 2 · images global crops that are masked; None: as many as are expected
+    known      `costs(config)`, where they are at hand
+    """
+    found, crops = known or costs(config), stage.crops
+    count = len(config.data.sequences) if sequences is None else sequences
+    patches = count * (crops.global_size // found.patch_size) ** 2
+    if masked is None:
+        masked = 2 * images * patches * masked_share(stage.masks, count)
+    whole = found.crops(2 * images, crops.global_size, count)
+    student = whole + found.crops(crops.local_number * images, crops.local_size, count)
+    forward = student + found.rows((2 + crops.local_number) * images, masked)
+    # a product has two in its gradient, but nobody asks for that of the pixels
+    gradient = forward * 2 + Products(embedding=-forward.embedding)
+    anchored = bool(stage.gram.teacher_from)
+    rows = [(2 * images, found.columns[0]), (masked, found.columns[1])]
+    learned = [((2 + crops.local_number) * images, found.columns[0]), (masked, found.columns[1])]
+    logits, learned = (_WORD * sum(count * width for count, width in each) for each in (rows, learned))
+    return Step(
+        images=images,
+        student=forward,
+        gradient=gradient,
+        again=Products(linear=student.linear, attention=student.attention) * config.machine.recompute,
+        teacher=whole + found.rows(2 * images, masked),
+        anchor=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
+        losses=_losses(found, stage, images, count),
+        views=images * views(stage, pixels, count),
+        logit_bytes=logits * (_TARGET_PASSES + _ITERATION_PASSES * stage.loss.sinkhorn_iterations)
+        + learned * _LOSS_PASSES,
+        update_bytes=_WORD * found.parameters * _UPDATE_PASSES,
+    )
+
+
+def _losses(known: Costs, stage: StageConfig, images: int, sequences: int) -> float:
+    """Products within the losses and monitors."""
+    crops, columns = stage.crops, known.columns[0]
+    pairs = 2 * 2.0 * images * columns * (2 + crops.local_number)  # two teacher crops by every student crop
+    total = 2 * pairs  # the targets have no gradient
+    total += 2 * _koleo(images, stage.loss, known.dim)
+    total += 2.0 * (2 * images) ** 2 * known.dim  # the monitors' covariance
+    if stage.gram.teacher_from:
+        patches = (crops.global_size // known.patch_size) ** 2
+        # the student's similarities with their gradient, and the anchor's
+        total += 4 * 2 * images * sequences * 2.0 * patches**2 * known.dim
+    return total
+
+
+def _koleo(images: int, loss: LossConfig, dim: int) -> float:
+    size = loss.koleo_group or images
+    groups = [size] * (images // size) + [images % size]
+    return sum(2.0 * each**2 * dim for each in groups if each > 1)

@@ -1,0 +1,106 @@
+"""Counted operations of a step against those that PyTorch counts while a step runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import counting
+from data_prep.settings import merge
+from pretrain import build, step, views
+from pretrain.config import Config, StageConfig, stage
+from pretrain.stream import Batch
+
+TINY = {
+    "name": "tiny",
+    "data": {"root": "none"},
+    "model": {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "registers": 3},
+    "dino_head": {"prototypes": 40, "hidden_dim": 24, "bottleneck_dim": 16},
+    "ibot_head": {"prototypes": 56, "hidden_dim": 24, "bottleneck_dim": 16},
+    "stages": {
+        "adapt": {"steps": 1, "crops": {"global_size": 48, "local_size": 24, "local_number": 3}},
+        "gram": {
+            "steps": 1,
+            "crops": {"global_size": 48, "local_size": 24, "local_number": 3},
+            "gram": {"teacher_from": "adapt", "size": 64},
+            "loss": {"koleo_group": 2},
+        },
+    },
+}
+PIXELS = (40, 56)
+
+
+def config_of(**more) -> Config:
+    return merge(Config, ("tiny", TINY), ("more", more))
+
+
+def batch_of(images: int, sequences: int) -> Batch:
+    number = torch.arange(images)
+    pixels = torch.randint(-1000, 1000, (images, sequences, *PIXELS), dtype=torch.int16)
+    box = torch.tensor([[0, PIXELS[0], 0, PIXELS[1]]]).repeat(images, 1)
+    present = torch.ones(images, sequences, dtype=torch.bool)
+    return Batch(pixels, box, present, number, 0 * number, torch.empty(images, 0).long())
+
+
+def run(config: Config, of: StageConfig, images: int) -> tuple[float, float, int]:
+    """Operations that PyTorch counts in a step and in its views, and the masked patches of the step."""
+    device, names = torch.device("cpu"), tuple(config.data.sequences)
+    student, teacher = build.student_and_teacher(config, device)
+    anchor = build.backbone(config.model).eval().requires_grad_(False) if of.gram.teacher_from else None
+    for network in (student.backbone, teacher.backbone):
+        build.prepare(network, config.machine, device)
+    batch = batch_of(images, len(names))
+    with FlopCounterMode(display=False) as of_views:
+        crops = views.make(batch, build.view_settings(of, config.intensity, names), seed=0)
+    masks = build.masks(of, config, batch, of.crops.global_size)
+    draws = build.draws(config, of, batch, 0)
+    now = {name: float(values[0]) for name, values in build.schedules(of).items()}
+    parts = step.parts(crops, masks, draws, [(images,)])
+    # fused attention is not counted on a CPU; written as products it is
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as of_step:
+        step.gradients(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
+    return of_step.get_total_flops(), of_views.get_total_flops(), int(masks.sum())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"model": {"ffn": "swiglu", "registers": 0, "qkv_bias": False}, "dino_head": {"layers": 2}},
+        {"model": {"position": "learned", "grid": 6, "local_norm": True}},
+        {"machine": {"recompute": True}},
+        {"data": {"sequences": ["t1", "t2"]}, "model": {"sequences": ["t1", "t2"]}},
+    ],
+    ids=["plain", "swiglu", "learned", "recompute", "two sequences"],
+)
+@pytest.mark.parametrize("name", ["adapt", "gram"])
+def test_products_are_those_that_a_step_makes(name: str, more: dict) -> None:
+    """Every operation of the matrix products of a whole step, to the last one, and of its views."""
+    config = config_of(**more)
+    of = stage(config, name)
+    made, made_by_views, masked = run(config, of, images=5)
+    found = counting.step(config, of, 5, pixels=PIXELS, masked=masked)
+    assert found.model + found.again.total == made
+    assert found.views == made_by_views
+
+
+def test_masks_are_as_many_as_expected() -> None:
+    """The masked share of 400 drawn crops, patches and whole sequences, is the expected one within two in a hundred."""
+    names = ["t1", "t2", "flair"]
+    config = config_of(data={"sequences": names}, model={"sequences": names})
+    for sequences, probability in ((1, 0.0), (3, 0.7)):
+        of = stage(config, "adapt")
+        of = dataclasses.replace(of, masks=dataclasses.replace(of.masks, sequence_probability=probability))
+        drawn = build.masks(of, config, batch_of(200, sequences), 48).float().mean()
+        assert abs(float(drawn) - counting.masked_share(of.masks, sequences)) < 0.02
+
+
+def test_parameters_are_the_models() -> None:
+    """Counted without memory, they are those of the model itself."""
+    config = config_of()
+    real = build.networks(config)[0]
+    assert counting.costs(config).parameters == sum(each.numel() for each in real.parameters())
