@@ -1,16 +1,16 @@
 """Linear heads by SGD: every learning rate × blocks × with or without the mean patch, all in one pass.
 
 DINOv2's protocol (arXiv 2304.07193, appendix B.3): cls tokens of the last 1 or 4 blocks, with or without the mean
-patch, cosine learning rates, and the head that serves the validation patients best. The heads share every batch and
-their inputs are stretches of one matrix, so that all of them are four matrix products: W heads of one input are one
-head of W times the outputs.
+patch, cosine learning rates, and the head that serves the validation patients best. The heads share every batch, and
+their inputs are stretches of one matrix: each stretch is multiplied once with the weights of all heads that read it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, pairwise, product
 
 import numpy as np
 import torch
@@ -44,10 +44,6 @@ class Head:
     reads: Input
     lr: float
 
-    def probabilities(self, part: Part, exclusive: bool) -> np.ndarray:
-        """(U, O)."""
-        return self.line.probabilities(part.pooled(self.reads.blocks, self.reads.mean_patch), exclusive)
-
 
 @dataclass(frozen=True)
 class Best:
@@ -59,20 +55,28 @@ class Best:
     refitted: bool
 
     def predict(self, test: Part) -> list[Outcome]:
-        return [Outcome(scored(self.head.probabilities(test, self.task.kind == "multiclass"), test, self.task))]
+        (found,) = probabilities([self.head], test, self.task)
+        return [Outcome(scored(found, test, self.task))]
 
 
 def fit(train: Part, val: Part, context: Context) -> Best:
     """All heads at once; with `refit` the chosen one again on training and validation patients."""
     task, config = context.task, context.task.linear
     heads = train_heads(train, inputs_of(train, config), config.lr, task)
-    exclusive = task.kind == "multiclass"
-    merits = [merit(scored(head.probabilities(val, exclusive), val, task), chooser(task)) for head in heads]
+    merits = [merit(scored(found, val, task), chooser(task)) for found in probabilities(heads, val, task)]
     best = heads[int(np.argmax(merits))]
     choices = {"lr": best.lr, "blocks": best.reads.blocks, "mean_patch": best.reads.mean_patch}
     if task.refit:
         (best,) = train_heads(train.plus(val), [best.reads], [best.lr], task)
     return Best(best, task, choices, task.refit)
+
+
+def probabilities(heads: Sequence[Head], part: Part, task: TaskConfig) -> Iterator[np.ndarray]:
+    """(U, O) of every head; those that read the same, one after the other, share their inputs."""
+    for reads, same in groupby(heads, lambda head: head.reads):
+        same = list(same)
+        inputs = same[0].line.standard.apply(part.pooled(reads.blocks, reads.mean_patch))
+        yield from (head.line.of_standard(inputs, task.kind == "multiclass") for head in same)
 
 
 def inputs_of(train: Part, config: LinearConfig) -> list[Input]:
@@ -101,6 +105,36 @@ def train_heads(train: Part, reads: list[Input], rates: list[float], task: TaskC
     return heads
 
 
+@dataclass
+class Stretch:
+    """Columns of the inputs that the same heads read, and all these heads' weights on them.
+
+    columns of the inputs; readers: numbers of the choices of columns that hold them; weights and push (momentum)
+    (len(readers) · W · O, columns): rows are outputs, for which both matrix products are fastest.
+    """
+
+    columns: slice
+    readers: list[int]
+    weights: torch.Tensor
+    push: torch.Tensor
+
+    @classmethod
+    def all(cls, columns: list[slice], wide: int) -> list[Stretch]:
+        """The columns cut wherever a choice of them begins or ends."""
+        cuts = sorted({each.start for each in columns} | {each.stop for each in columns})
+        found = []
+        for start, stop in pairwise(cuts):
+            readers = [n for n, each in enumerate(columns) if each.start <= start and stop <= each.stop]
+            if readers:
+                shape = len(readers) * wide, stop - start
+                found.append(cls(slice(start, stop), readers, torch.zeros(shape), torch.zeros(shape)))
+        return found
+
+    def of(self, reader: int, wide: int) -> torch.Tensor:
+        """(columns, wide) of one reader."""
+        return self.weights.view(-1, wide, self.weights.shape[1])[self.readers.index(reader)].T
+
+
 def sgd(
     inputs: torch.Tensor,
     columns: list[slice],
@@ -110,35 +144,40 @@ def sgd(
     exclusive: bool,
     seed: int,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """For every stretch of columns of the inputs (N, D): weights (D', W · O) and biases (W · O,) of W learning rates.
+    """For every choice of columns of the inputs (N, D): weights (D', W · O) and biases (W · O,) of W learning rates.
 
-    The gradient of a linear head is written out: `inputs.T @ (probability − truth)`, one product for all W heads.
+    The gradient of a linear head is written out, `(probability − truth).T @ inputs`: one product for all heads that
+    read a stretch of columns.
     """
     (count, labels), batch = states.shape, min(config.batch_size, len(states))
     known, truth = (states >= 0).float(), (states == 1).float()
     if exclusive:
         known = known.amin(dim=1, keepdim=True)
-    scale = torch.tensor(rates).repeat_interleave(labels) * batch / 256
-    generator, wide = torch.Generator().manual_seed(seed), len(rates) * labels
-    weights = [torch.zeros(inputs[:1, mine].shape[1], wide) for mine in columns]
-    biases = [torch.zeros(wide) for _ in columns]
-    moments = [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in zip(weights, biases)]
+    wide, shape = len(rates) * labels, (len(columns), len(rates), labels, batch)
+    scale = torch.tensor(rates).repeat_interleave(labels).repeat(len(columns))[:, None] * batch / 256
+    generator = torch.Generator().manual_seed(seed)
+    stretches = Stretch.all(columns, wide)
+    biases, bias_push = torch.zeros(2, len(columns) * wide, 1)
     rows, at = torch.randperm(count, generator=generator), 0
     for step in range(config.steps):
         if at + batch > count:
             rows, at = torch.randperm(count, generator=generator), 0
         drawn, at = rows[at : at + batch], at + batch
         lr = scale * (0.5 * (1 + math.cos(math.pi * step / config.steps)))
-        some, mask, target = inputs[drawn], known[drawn], truth[drawn][:, None]
+        some, mask, target = inputs[drawn], known[drawn], truth[drawn].T
         # each label's mean over the units of the batch where it is known; one mean over units for classes
-        share = (mask / mask.sum(dim=0).clamp(min=1)).expand(-1, labels)[:, None]
-        for mine, weight, bias, (push, bias_push) in zip(columns, weights, biases, moments):
-            part = some[:, mine]
-            logits = torch.addmm(bias, part, weight).view(batch, len(rates), labels)
-            found = logits.softmax(dim=2) if exclusive else logits.sigmoid_()
-            gradient = found.sub_(target).mul_(share).view(batch, wide)
-            push.addmm_(part.T, gradient, beta=config.momentum)
-            bias_push.mul_(config.momentum).add_(gradient.sum(dim=0))
-            weight.addcmul_(push, lr, value=-1)
-            bias.addcmul_(bias_push, lr, value=-1)
-    return weights, biases
+        share = (mask / mask.sum(dim=0).clamp(min=1)).T
+        logits = biases.view(len(columns), wide, 1).repeat(1, 1, batch)
+        for each in stretches:
+            logits[each.readers] += (each.weights @ some[:, each.columns].T).view(-1, wide, batch)
+        logits = logits.view(shape)
+        found = logits.softmax(dim=2) if exclusive else logits.sigmoid_()
+        gradient = found.sub_(target).mul_(share).view(len(columns), wide, batch)
+        bias_push.mul_(config.momentum).add_(gradient.sum(dim=2).view(-1, 1))
+        biases.addcmul_(bias_push, lr, value=-1)
+        for each in stretches:
+            mine = gradient[each.readers].view(-1, batch)
+            each.push.addmm_(mine, some[:, each.columns], beta=config.momentum)
+            each.weights.addcmul_(each.push, lr[: len(mine)], value=-1)
+    found = [[each.of(n, wide) for each in stretches if n in each.readers] for n in range(len(columns))]
+    return [torch.cat(each) for each in found], list(biases.view(len(columns), wide))

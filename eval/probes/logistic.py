@@ -34,7 +34,10 @@ class Standard:
         return cls(features.mean(axis=0, dtype=np.float64), np.where(std > 1e-8, std, 1.0))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        return ((features - self.mean) / self.std).astype(np.float32)
+        """float32, as the features are."""
+        found = features - self.mean.astype(np.float32)
+        found /= self.std.astype(np.float32)
+        return found
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,11 @@ class Line:
 
     def probabilities(self, features: np.ndarray, exclusive: bool) -> np.ndarray:
         """(U, O) of each label, or of classes of which one is true."""
-        logits = torch.from_numpy(self.standard.apply(features) @ self.weights + self.biases).double()
+        return self.of_standard(self.standard.apply(features), exclusive)
+
+    def of_standard(self, inputs: np.ndarray, exclusive: bool) -> np.ndarray:
+        """The same of features that are standardised already."""
+        logits = torch.from_numpy(inputs @ self.weights + self.biases).double()
         return (logits.softmax(dim=1) if exclusive else logits.sigmoid()).numpy()
 
 
@@ -76,9 +83,10 @@ def fit(train: Part, val: Part, context: Context) -> Regression:
 
 def choose(train: Part, val: Part, task: TaskConfig, count: int, how: str | None = None) -> tuple[float, Line]:
     """Of `count` strengths the one that serves the validation patients best, and its line; `how` pools volumes."""
-    best, chosen, inputs = -np.inf, None, val.pooled(how=how)
+    best, chosen, inputs = -np.inf, None, None
     for strength, line in path(train, task, count, how=how):
-        worth = merit(scored(line.probabilities(inputs, task.kind == "multiclass"), val, task), chooser(task))
+        inputs = line.standard.apply(val.pooled(how=how)) if inputs is None else inputs  # the same for every line
+        worth = merit(scored(line.of_standard(inputs, task.kind == "multiclass"), val, task), chooser(task))
         if chosen is None or worth > best:
             best, chosen = worth, (strength, line)
     return chosen
@@ -146,18 +154,19 @@ class Axes:
         each label. states (N, O) in {1, 0, −1}; start: weights and biases to begin from; tolerance: largest gradient,
         in coordinates of unit curvature, at which it ends.
         """
-        given = torch.from_numpy(states)
+        given = torch.from_numpy(states.T.copy())  # outputs in rows: both matrix products are fastest so
         known, targets = (given >= 0).float(), (given == 1).float()
         if exclusive:
-            known = known.amin(dim=1)
-        count = known.sum(dim=0).clamp(min=1)
-        scale = ((self.squares / 4 + 1 / strength) / len(given)).sqrt().unsqueeze(1)
-        shape = len(scale), states.shape[1]
+            known = known.amin(dim=0, keepdim=True)
+        count = known.sum(dim=1, keepdim=True).clamp(min=1)
+        share = known / count
+        scale = ((self.squares / 4 + 1 / strength) / len(states)).sqrt()
+        shape = len(scale), len(given)
         begin = start or (np.zeros(shape, np.float32), np.zeros(shape[1], np.float32))
-        scaled = (torch.from_numpy(begin[0]) * scale).requires_grad_()
-        biases = torch.tensor(begin[1], requires_grad=True)
+        scaled = torch.from_numpy(begin[0]).T * scale
+        biases = torch.tensor(begin[1])
         optimizer = torch.optim.LBFGS(
-            [scaled, biases],
+            [scaled.requires_grad_(), biases.requires_grad_()],
             max_iter=steps,
             tolerance_grad=tolerance,
             tolerance_change=1e-9,
@@ -166,21 +175,22 @@ class Axes:
         )
 
         def closure() -> torch.Tensor:
-            optimizer.zero_grad()
             weights = scaled / scale
-            logits = self.inputs @ weights + biases
+            logits = torch.addmm(biases[:, None], weights, self.inputs.T)
             if exclusive:
-                entropy = -(logits.log_softmax(dim=1) * targets).sum(dim=1)
-                loss = (entropy * known).sum() / count + weights.square().sum() / (2 * strength * count)
+                spread = logits.log_softmax(dim=0)
+                entropy, probability = -(spread * targets).sum(dim=0, keepdim=True), spread.exp_()
             else:
                 entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-                penalty = weights.square().sum(dim=0) / (2 * strength)
-                loss = (((entropy * known).sum(dim=0) + penalty) / count).sum()
-            loss.backward()
-            return loss
+                probability = logits.sigmoid_()
+            residual = probability.sub_(targets).mul_(share)
+            pull = weights / (strength * count)
+            scaled.grad = torch.addmm(pull, residual, self.inputs) / scale
+            biases.grad = residual.sum(dim=1)
+            return (entropy * share).sum() + (weights * pull).sum() / 2
 
-        optimizer.step(closure)
-        return (scaled / scale).detach().numpy(), biases.detach().numpy()
+        optimizer.step(torch.no_grad()(closure))
+        return (scaled / scale).detach().T.numpy(), biases.detach().numpy()
 
 
 def solve(
