@@ -1,4 +1,10 @@
-"""Intervals by resampling patients, not slices: slices of one patient are no independent witnesses."""
+"""Intervals by resampling patients, not slices: slices of one patient are no independent witnesses.
+
+The calibration error is a sum of absolute gaps, which chance widens: it is larger in a sample than in the population
+(0.037 instead of 0 for a calibrated classifier, 30 patients of 40 slices), and larger again in a resample of the
+sample. That second excess is known, the mean of the resamples minus the figure, and is taken off them. The interval
+is then that of the figure which test sets of this size give; the first excess stays in both.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,7 @@ from eval.predictions import Prediction
 
 _CHUNK = 250  # resamples at a time
 _LEVEL = (2.5, 97.5)
+_CENTRED = ("ece",)  # see above
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def resamples(patients: int, draws: int, seed: int) -> np.ndarray:
 def figures(prediction: Prediction, metric: str, draws: int, seed: int) -> dict[str, Figure]:
     """Figure of every name and, where there are several, `macro`, their average; else `all` alone."""
     patients, whole, drawn = _resampled(prediction, metric, draws, seed)
+    drawn = np.maximum(drawn, 0) if metric in _CENTRED else drawn
     return _named(prediction, whole, drawn, len(patients))
 
 
@@ -88,7 +96,10 @@ def _resampled(prediction: Prediction, metric: str, draws: int, seed: int) -> tu
         prediction.figures(metric, counts[at : at + _CHUNK], patients, which[at : at + _CHUNK])
         for at in range(0, draws, _CHUNK)
     ]
-    return patients, _with_macro(whole), _with_macro(np.concatenate(parts))
+    whole, drawn = _with_macro(whole), _with_macro(np.concatenate(parts))
+    if metric in _CENTRED:
+        drawn = drawn + _mean(whole) - metrics.macro(drawn.T)
+    return patients, whole, drawn
 
 
 def fits_of(prediction: Prediction) -> int:

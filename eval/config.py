@@ -11,6 +11,8 @@ from typing import Literal
 
 from omegaconf import MISSING
 
+from data_prep.settings import SettingsError
+
 
 @dataclass
 class SplitConfig:
@@ -224,6 +226,9 @@ class TuneConfig(NetworkConfig):
     alpha: float = 8.0
 
 
+_EVEN = ("segmentation", "stack3d")  # draw by squares that overlap by half
+
+
 @dataclass
 class TaskConfig:
     data: str = MISSING  # folder with dataset.json (shards, table), folder (folders, nnunet) or file (medmnist)
@@ -282,3 +287,11 @@ class TaskConfig:
     pictures: int = 4  # test slices shown in the report
     batch_size: int = 32  # slices per forward pass
     bf16: bool = True  # autocast where the device multiplies it in hardware
+
+
+def check(task: TaskConfig) -> None:
+    """Raises SettingsError for cells that a probe cannot draw in."""
+    for name, settings in vars(task).items():
+        cells, even = getattr(settings, "cells", 1), name in _EVEN
+        if cells < 1 or (even and cells % 2):
+            raise SettingsError(f"{name}.cells={cells}: give {'an even' if even else 'a'} number above 0")

@@ -7,7 +7,7 @@ Columns are read once and kept; pixels are read again whenever `read` is called,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -94,6 +94,29 @@ class Examples:
         }
         reader = self.reader
         return replace(self, **columns, reader=lambda number: reader(int(rows[number])))
+
+
+def flat(
+    keys: np.ndarray, targets: np.ndarray, digests: Sequence[int], reader: Callable[[int], Picture], **columns
+) -> Examples:
+    """Examples of images that stand alone, each its own patient, study and volume unless `columns` say otherwise.
+
+    columns  names, and whatever else the source knows
+    """
+    count, made = len(keys), np.array(digests, np.uint64)
+    alone = {
+        **{"subjects": keys, "studies": keys, "sites": np.full(count, ""), "splits": np.full(count, "")},
+        **{"orders": np.zeros(count, np.int64), "positions": np.zeros(count)},
+    }
+    return Examples(
+        keys=keys,
+        targets=targets,
+        digests=made,
+        reader=reader,
+        annotated=np.zeros((count, 0), bool),
+        version=version_of(made, targets),
+        **{**alone, **columns},
+    )
 
 
 def version_of(digests: np.ndarray, targets: np.ndarray, *more: object) -> str:

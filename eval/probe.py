@@ -22,7 +22,7 @@ from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError
 from data_prep.settings import SettingsError, load
 from eval import bootstrap, encoder, features, leaks, overlays, pictures, probes, results, sources, splits
-from eval.config import TaskConfig
+from eval.config import TaskConfig, check
 from eval.parts import Base, Part
 from eval.probes import Context, Fitted, Outcome
 from eval.splits import Fold
@@ -32,7 +32,8 @@ from pretrain.published import WeightsError
 
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     """Run the task's probes; returns the rows of results.jsonl."""
-    modules = probes.find(task.probes, task.kind, task.level)
+    check(task)
+    modules = probes.find(task.probes, task.kind, task.level, task.refit)
     frozen, cache = encoder.load(checkpoint, task), output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:

@@ -12,7 +12,7 @@ from data_prep.page import dim, figure
 from data_prep.settings import SettingsError
 from eval import compare, curves, overlays, plots, results, tables
 from eval.bootstrap import shown, shown_p
-from eval.predictions import Prediction, Scored
+from eval.predictions import LOWER_IS_BETTER, Prediction, Scored
 from eval.results import HEADLINE
 
 _AXES = {"shots": "labelled units", "percent": "labelled training patients"}  # of learning curves
@@ -67,7 +67,10 @@ def differences(folders: Sequence[Path]) -> list[dict]:
 def _task(rows: list[dict], folders: Sequence[Path]) -> Iterator[str]:
     names = [folder.name for folder in folders]
     yield from _marks(rows)
-    yield _results(rows, names)
+    headline = [row for row in rows if row["label"] in HEADLINE]
+    yield _results(headline, names)
+    if len(headline) < len(rows):
+        yield f"<details><summary>Label by label</summary>{_results(rows, names)}</details>"
     if several := [row for row in rows if "sequences" in row["variant"] and row["label"] in HEADLINE]:
         yield figure(plots.subsets(several, names), "Every subset of the sequences; the lines are means of subsets.")
     if rest := [row for row in rows if not set(row["variant"]) & {"sequences", *_AXES}]:
@@ -108,25 +111,26 @@ def _marks(rows: list[dict]) -> Iterator[str]:
 
 
 def _results(rows: list[dict], names: list[str]) -> str:
-    lines = []
+    lines, mixed = [], any(row["label"] not in HEADLINE for row in rows)
     for key, found in tables.cells(rows).items():
         figures = "".join(
             '<td class="n">{}</td><td>{}</td>'.format(*shown(found[name])) if name in found else "<td></td><td></td>"
             for name in names
         )
-        kind = ' class="macro"' if key.label in HEADLINE else ""
+        kind = ' class="macro"' if mixed and key.label in HEADLINE else ""
         probe, label = html.escape(key.probe), html.escape(key.label)
         lines.append(f"<tr{kind}><td>{probe}</td><td>{key.metric}</td><td>{label}</td>{figures}</tr>")
     head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
     head = f"<tr><th>probe</th><th>metric</th><th>label</th>{head}</tr>"
-    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+    return f'<div class="wide figures"><table>{head}{"".join(lines)}</table></div>'
 
 
 def _differences(rows: list[dict], before: str, after: str) -> str:
     lines = []
     for row in rows:
         if row["label"] in HEADLINE:
-            kind = "n good" if row["p"] < 0.05 else "n"
+            gained = (row["value"] > 0) != (row["metric"] in LOWER_IS_BETTER)
+            kind = ("n good" if gained else "n bad") if row["p"] < 0.05 else "n"
             value, interval = shown(row, "+")
             p = html.escape(shown_p(row["p"]))
             lines.append(
@@ -134,11 +138,13 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
                 f'<td>{interval}</td><td class="n">{p}</td><td class="n">{row["patients"]}</td></tr>'
             )
     caption = (
-        f"{html.escape(after)} minus {html.escape(before)}, the same patients in every resample; green where p < 0.05 "
-        "(two-sided, for one comparison); mcnemar: gain in the share that is right, clustered by patient"
+        f"{html.escape(after)} minus {html.escape(before)}, the same patients in every resample; where p < 0.05 "
+        "(two-sided, for one comparison) green is better, red worse; mcnemar: gain in the share "
+        "that is right, clustered by patient"
     )
     head = "".join(f"<th>{name}</th>" for name in ("probe", "metric", "difference", "95 % interval", "p", "patients"))
-    return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+    head = f"<table><caption>{caption}</caption><tr>{head}</tr>"
+    return f'<div class="figures">{head}{"".join(lines)}</table></div>'
 
 
 def _learning(rows: list[dict], names: list[str], axis: str) -> Iterator[str]:

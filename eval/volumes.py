@@ -71,7 +71,10 @@ def _compare(draw: Draw, thresholds: np.ndarray, test: Part, rows: np.ndarray, c
                 true[number].add(place, labelmap == value)
     unit, whole = spacing(examples, rows), (len(rows), *shape)
     pairs = (boxed(*pair) for pair in zip(drawn, true))
-    columns = [surfaces.compare(*pair, unit, config.tolerance_mm, config.surfaces, whole) for pair in pairs]
+    try:
+        columns = [surfaces.compare(*pair, unit, config.tolerance_mm, config.surfaces, whole) for pair in pairs]
+    except ValueError as error:
+        raise SettingsError(f"study {examples.studies[rows[0]]}: {error}") from error
     return np.stack(columns, axis=1)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data_prep.settings import SettingsError
 from eval import augment, decoders, drawing, overlays, patch_bank, sources, splits, volumes
 from eval.config import DrawingConfig, StrideConfig, TaskConfig
 from eval.parts import Base, Part
@@ -152,12 +153,16 @@ def test_pieces_make_the_volume_again() -> None:
     assert [each.shape for each in volumes.boxed(volumes.Pieces(), volumes.Pieces())] == [(1, 1, 1)] * 2
 
 
-def test_a_label_map_of_another_shape_is_one_line(test_part: Part) -> None:
-    """The slice's key and both shapes."""
+def test_a_volume_that_cannot_be_measured_is_one_line(test_part: Part) -> None:
+    """The slice's key and both shapes; the study and its spacing."""
     read = test_part.base.examples.reader
     bad = replace(test_part.base.examples, reader=lambda row: replace(read(row), labelmap=np.zeros((9, 9), np.uint8)))
     part = Part("test", replace(test_part.base, examples=bad), test_part.rows)
     with pytest.raises(ValueError, match=r"label map of \(9, 9\) pixels on an image of \(64, 64\)"):
+        volumes.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
+    flat = replace(test_part.base.examples, reader=lambda row: replace(read(row), spacing=(0.0, 1.0)))
+    part = Part("test", replace(test_part.base, examples=flat), test_part.rows)
+    with pytest.raises(SettingsError, match=r"study \w+: spacing .* mm: must be above zero"):
         volumes.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
 
 

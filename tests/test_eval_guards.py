@@ -159,6 +159,18 @@ def test_bad_input_is_one_line(tiny_dataset, tmp_path: Path, capsys) -> None:
     assert "lacks train_labels" in message(source="medmnist", data=str(tmp_path / "half.npz"))
 
 
+def test_settings_that_cannot_be_drawn_are_one_line(tiny_dataset, tmp_path: Path, capsys) -> None:
+    """Before anything is read: odd cells of a head whose squares overlap by half, none at all."""
+    (tmp_path / "task.yaml").write_text("name: x\n")
+    for words, expected in (
+        ("segmentation.cells=3", "error: segmentation.cells=3: give an even number above 0\n"),
+        ("region.cells=0", "error: region.cells=0: give a number above 0\n"),
+    ):
+        common = ["--checkpoint", "pixels", "--task", str(tmp_path / "task.yaml"), "--output", str(tmp_path / "out")]
+        assert probe.main([*common, f"data={tmp_path}", words]) == 1
+        assert capsys.readouterr().err == expected
+
+
 def test_features_that_are_nan_are_refused(tiny_dataset, tmp_path: Path) -> None:
     """A network that diverged is named, and nothing half-written counts as features."""
     one = task(tiny_dataset())

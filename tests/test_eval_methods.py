@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from eval.config import (
     LogisticConfig,
     MilConfig,
     SplitConfig,
+    StackConfig,
     TaskConfig,
 )
 from eval.examples import Examples, Picture
 from eval.features import Features
 from eval.parts import Base, Part
-from eval.probes import Context, few_shot, linear, logistic, retrieval, ridge
+from eval.probes import Context, few_shot, linear, retrieval, ridge
 from eval.probes.anomaly import slice_scores
 
 WIDTH, GRID, PATIENTS, SLICES = 12, 4, 60, 4
@@ -116,18 +118,26 @@ def task(kind: str, level: str = "slice", **changes) -> TaskConfig:
         few_shot=FewShotConfig(shots=[1, 8], draws=10),
         fractions=FractionConfig(percent=[10, 100], draws=2),
         anomaly=AnomalyConfig(memory=400, neighbours=[1, 3], top=[0.0, 0.2]),
+        stack3d=StackConfig(blocks=[-1], depth=SLICES, channels=8, epochs=12, lr=[1e-2]),
         draws=100,
         **changes,
     )
 
 
-def outcomes(name: str, base: Base, cache: Path) -> list[probes.Outcome]:
-    """What one probe says of the test patients."""
+def fitted(name: str, base: Base, cache: Path) -> tuple[probes.Fitted, Part]:
+    """One probe, and the test patients."""
     base = replace(base, cache=cache)
     (fold,) = splits.folds(base.examples, base.task)
     parts = {each: Part(each, base, rows) for each, rows in fold.rows.items()}
-    module = probes.find([name], base.task.kind, base.task.level)[name]
-    return list(module.fit(parts["train"], parts["val"], Context(base.task, None, cache)).predict(parts["test"]))
+    module = probes.find([name], base.task.kind, base.task.level, base.task.refit)[name]
+    context = Context(base.task, SimpleNamespace(depth=2), cache)
+    return module.fit(parts["train"], parts["val"], context), parts["test"]
+
+
+def outcomes(name: str, base: Base, cache: Path) -> list[probes.Outcome]:
+    """What one probe says of the test patients."""
+    probe, test = fitted(name, base, cache)
+    return list(probe.predict(test))
 
 
 def first(outcome: probes.Outcome, draws: int = 100) -> bootstrap.Figure:
@@ -139,6 +149,7 @@ CLASSIFIERS = ("knn", "logistic", "linear", "few_shot", "fractions")
 CASES = [(name, kind, "slice") for name in CLASSIFIERS for kind in ("binary", "multiclass", "multilabel")]
 CASES += [("attentive", "multiclass", "slice"), ("attentive", "multilabel", "slice")]
 CASES += [("mil", "binary", "volume"), ("mil", "multiclass", "volume"), ("linear", "binary", "volume")]
+CASES += [("stack3d", "binary", "volume")]
 CASES += [("anomaly", "anomaly", "slice"), ("region", "segmentation", "slice"), ("logistic", "segmentation", "slice")]
 # metric, value that what is there reaches, value that chance has
 OTHERS = [
@@ -261,17 +272,34 @@ def test_a_probe_refuses_a_task_that_it_cannot_serve() -> None:
         probes.find(["mil"], "binary", "slice")
 
 
-def test_refitting_uses_the_validation_patients() -> None:
-    """The choice stays, the line is another one."""
-    base = made_up("binary")
-    (fold,) = splits.folds(base.examples, base.task)
-    again = replace(base, task=replace(base.task, refit=True))
-    found = []
-    for each in (base, again):
-        train, val = (Part(name, each, fold.rows[name]) for name in ("train", "val"))
-        found.append(logistic.fit(train, val, Context(each.task, None, Path())))
-    assert found[0].choices == found[1].choices and (found[0].refitted, found[1].refitted) == (False, True)
-    assert not np.allclose(found[0].line.weights, found[1].line.weights)
+REFITTED = [("knn", "binary", "slice"), ("logistic", "binary", "slice"), ("linear", "binary", "slice")]
+REFITTED += [("mil", "binary", "volume"), ("stack3d", "binary", "volume"), ("attentive", "multiclass", "slice")]
+REFITTED += [("region", "segmentation", "slice"), ("anomaly", "anomaly", "slice"), ("ridge", "regression", "slice")]
+REFITTED += [("cox", "survival", "volume"), ("retrieval", "retrieval", "slice")]
+
+
+@pytest.mark.parametrize(("name", "kind", "level"), REFITTED)
+def test_refitting_uses_the_validation_patients(name: str, kind: str, level: str, tmp_path: Path) -> None:
+    """The choice stays, what is said of the test patients is another thing, and the row says so."""
+    base = made_up(kind, level)
+    found = [
+        fitted(name, replace(base, task=replace(base.task, refit=refit)), tmp_path / str(refit))
+        for refit in (False, True)
+    ]
+    assert [probe.refitted for probe, _ in found] == [False, True]
+    plain, again = (probe.predict(test) for probe, test in found)
+    assert found[0][0].choices == found[1][0].choices
+    for one, other in zip(plain, again):
+        values = [getattr(each.prediction, "scores", None) for each in (one, other)]
+        if values[0] is None:
+            values = [next(iter(getattr(each.prediction, "values", {}).values()), None) for each in (one, other)]
+        assert values[0] is None or not np.allclose(*values, equal_nan=True), one.variant
+
+
+def test_refit_is_refused_where_it_would_change_the_question() -> None:
+    """Few labels are few labels."""
+    with pytest.raises(SettingsError, match="refit=true: few_shot asks what few training labels give"):
+        probes.find(["knn", "few_shot"], "binary", "slice", refit=True)
 
 
 def test_folds_test_every_patient_once_and_sites_whole() -> None:

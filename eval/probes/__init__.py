@@ -6,6 +6,7 @@ A probe is a module with
     LEVELS       levels that it serves, ("slice", "volume") where it is not there
     NEEDS        "pooled" (cls and mean patch), "patches" (patch features too) or "images" (pixels; no features), or a
                  function of the task that says so
+    REFITS       False where `refit` would change what it asks, True where it is not there
     blocks       (task, depth) → the blocks whose patch features it reads; without it those of the task
     fit(train, val, context) -> Fitted
 
@@ -97,8 +98,8 @@ class Fitted(Protocol):
         """Predictions of the test patients."""
 
 
-def find(names: Sequence[str], kind: str, level: str) -> dict[str, ModuleType]:
-    """The modules of some probes. Raises SettingsError for one that is not there or does not serve the kind of task."""
+def find(names: Sequence[str], kind: str, level: str, refit: bool = False) -> dict[str, ModuleType]:
+    """The modules of some probes. Raises SettingsError for one that is not there or does not serve such a task."""
     if strange := sorted(set(names) - set(PROBES)):
         raise SettingsError(f"probes: {', '.join(strange)}: no such probe; there are {', '.join(PROBES)}")
     modules = {name: import_module(PROBES[name]) for name in names}
@@ -107,6 +108,8 @@ def find(names: Sequence[str], kind: str, level: str) -> dict[str, ModuleType]:
             raise SettingsError(f"probes: {name} serves tasks of kind {', '.join(module.KINDS)}; this one is {kind}")
         if level not in (levels := getattr(module, "LEVELS", ("slice", "volume"))):
             raise SettingsError(f"probes: {name} serves level {' and '.join(levels)}; this task's is {level}")
+        if refit and not getattr(module, "REFITS", True):
+            raise SettingsError(f"refit=true: {name} asks what few training labels give; drop that probe, or refit")
     return modules
 
 

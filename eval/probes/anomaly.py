@@ -36,7 +36,7 @@ class Memory:
     edges: np.ndarray
     task: TaskConfig
     choices: dict
-    refitted: bool = False
+    refitted: bool
 
     def predict(self, test: Part) -> list[Outcome]:
         neighbours, top = self.choices["neighbours"], self.choices["top"]
@@ -48,19 +48,30 @@ class Memory:
 
 
 def fit(train: Part, val: Part, context: Context) -> Memory:
-    """Fill the memory from normal training slices. Raises SettingsError where there are none."""
+    """Fill the memory from normal training slices; with `refit` again, from those of validation patients as well.
+
+    Raises SettingsError where there are none.
+    """
     task, config = context.task, context.task.anomaly
-    normal = np.flatnonzero(train.targets[:, 0] == 0)
-    if not len(normal):
-        raise SettingsError(f"{task.data}: no normal training slices; anomaly learns from them alone")
-    memory = fill(train, normal, config, task.seed)
+    memory = fill(train, _normal(train), config, task.seed)
     found, merits = distances(memory, val, config.neighbours), {}
     for neighbours, top in product(config.neighbours, config.top):
         scores = slice_scores(found[neighbours], top)[:, None]
         merits[neighbours, top] = merit(scored(scores, val, task), chooser(task))
     neighbours, top = max(merits, key=merits.get)
     edges = np.unique(np.quantile(found[neighbours], np.linspace(0, 1, _BINS + 1)[1:-1]))
-    return Memory(memory, edges, task, {"neighbours": neighbours, "top": top, "patches": len(memory)})
+    if task.refit:
+        both = train.plus(val)
+        memory = fill(both, _normal(both), config, task.seed)
+    choices = {"neighbours": neighbours, "top": top, "patches": len(memory)}
+    return Memory(memory, edges, task, choices, task.refit)
+
+
+def _normal(part: Part) -> np.ndarray:
+    rows = np.flatnonzero(part.targets[:, 0] == 0)
+    if not len(rows):
+        raise SettingsError(f"{part.base.task.data}: no normal training slices; anomaly learns from them alone")
+    return rows
 
 
 def smooth(tokens: torch.Tensor) -> torch.Tensor:

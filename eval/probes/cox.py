@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -26,30 +27,42 @@ class Hazard:
     weights: np.ndarray
     task: TaskConfig
     choices: dict
-    refitted: bool = False
+    refitted: bool
 
     def predict(self, test: Part) -> list[Outcome]:
-        risk = self.standard.apply(test.pooled()) @ self.axes @ self.weights
-        return [Outcome(scored(risk[:, None].astype(np.float64), test, self.task))]
+        return [Outcome(scored(self.risk(test.pooled()), test, self.task))]
+
+    def risk(self, features: np.ndarray) -> np.ndarray:
+        """(U, 1)."""
+        return (self.standard.apply(features) @ self.axes @ self.weights)[:, None].astype(np.float64)
 
 
 def fit(train: Part, val: Part, context: Context) -> Hazard:
-    """The number of components and the penalty that serve the validation patients best."""
-    task, config, best = context.task, context.task.cox, None
-    known = ~np.isnan(train.targets).any(axis=1)
-    time, event = train.targets[known].T
+    """The number of components and the penalty that serve the validation patients best; with `refit` again on training
+    and validation patients. Raises SettingsError where the training patients had fewer than two events."""
+    task, best, inputs = context.task, None, val.pooled()
+    for fitted in _fitted(train, task, list(product(task.cox.components, task.cox.penalties)), False):
+        worth = merit(scored(fitted.risk(inputs), val, task), chooser(task))
+        if best is None or worth > best[0]:
+            best = worth, fitted
+    if task.refit:
+        return next(_fitted(train.plus(val), task, [tuple(best[1].choices.values())], True))
+    return best[1]
+
+
+def _fitted(part: Part, task: TaskConfig, choices: list[tuple[int, float]], refitted: bool) -> Iterator[Hazard]:
+    """A line for each number of components and penalty."""
+    known = ~np.isnan(part.targets).any(axis=1)
+    time, event = part.targets[known].T
     if event.sum() < 2:
         raise SettingsError(f"{task.data}: {int(event.sum())} events among the training patients; survival needs two")
-    standard = Standard.of(train.pooled())
-    inputs, tests = standard.apply(train.pooled())[known], standard.apply(val.pooled())
+    standard = Standard.of(part.pooled())
+    inputs = standard.apply(part.pooled())[known]
     axes = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)[2].T
-    for components, penalty in product(config.components, config.penalties):
+    for components, penalty in choices:
         mine = axes[:, :components]
         weights = hazard(inputs @ mine, time, event > 0, penalty)
-        worth = merit(scored((tests @ mine @ weights)[:, None], val, task), chooser(task))
-        if best is None or worth > best[0]:
-            best = worth, mine, weights, {"components": components, "penalty": penalty}
-    return Hazard(standard, *best[1:3], task, best[3])
+        yield Hazard(standard, mine, weights, task, {"components": components, "penalty": penalty}, refitted)
 
 
 def hazard(inputs: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 50) -> np.ndarray:

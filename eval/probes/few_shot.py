@@ -12,6 +12,7 @@ from eval.probes.logistic import Line, Standard, solve
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"
+REFITS = False  # its figures are those of a number of training labels
 _MINIMUM = 10  # draws: fewer say little about chance
 
 

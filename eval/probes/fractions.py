@@ -10,6 +10,7 @@ from eval.probes import Context, logistic
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"
+REFITS = False  # its figures are those of a number of training labels
 _STRENGTHS = 7  # of the 45: enough to choose by, and there are many fits
 
 

@@ -75,20 +75,26 @@ class Regression:
 def fit(train: Part, val: Part, context: Context) -> Regression:
     """The strength that serves the validation patients best."""
     task = context.task
-    strength, line = choose(train, val, task, task.logistic.strengths)
-    if task.refit:
-        line = dict(path(train.plus(val), task, task.logistic.strengths, until=strength))[strength]
+    strength, line = choose(train, val, task, task.logistic.strengths, refit=task.refit)
     return Regression(line, task, {"C": strength}, task.refit)
 
 
-def choose(train: Part, val: Part, task: TaskConfig, count: int, how: str | None = None) -> tuple[float, Line]:
-    """Of `count` strengths the one that serves the validation patients best, and its line; `how` pools volumes."""
+def choose(
+    train: Part, val: Part, task: TaskConfig, count: int, how: str | None = None, refit: bool = False
+) -> tuple[float, Line]:
+    """Of `count` strengths the one that serves the validation patients best, and its line; `how` pools volumes.
+
+    refit  the line of the chosen strength is that of training and validation patients
+    """
     best, chosen, inputs = -np.inf, None, None
     for strength, line in path(train, task, count, how=how):
         inputs = line.standard.apply(val.pooled(how=how)) if inputs is None else inputs  # the same for every line
         worth = merit(scored(line.of_standard(inputs, task.kind == "multiclass"), val, task), chooser(task))
         if chosen is None or worth > best:
             best, chosen = worth, (strength, line)
+    if refit:
+        strength, _ = chosen
+        chosen = strength, dict(path(train.plus(val), task, count, until=strength, how=how))[strength]
     return chosen
 
 

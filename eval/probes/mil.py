@@ -49,7 +49,7 @@ class Volumes:
     standard: Standard
     task: TaskConfig
     choices: dict
-    refitted: bool = False
+    refitted: bool
 
     def predict(self, test: Part) -> list[Outcome]:
         exclusive = self.task.kind == "multiclass"
@@ -59,18 +59,23 @@ class Volumes:
 
 
 def fit(train: Part, val: Part, context: Context) -> Volumes:
-    """Validation patients choose the penalty of each line and the learning rate of the attention."""
+    """Validation patients choose the penalty of each line and the learning rate of the attention; with `refit` all
+    three are fitted again on training and validation patients."""
     task, config, lines, choices = context.task, context.task.mil, {}, {}
     for how in ("mean", "max"):
-        choices[how], lines[how] = logistic.choose(train, val, task, _STRENGTHS, how)
+        choices[how], lines[how] = logistic.choose(train, val, task, _STRENGTHS, how, task.refit)
     standard, best = Standard.of(train.slices()), None
     for lr in config.lr:
         head = _train(train, standard, task, lr)
         worth = merit(scored(_probabilities(head, standard, val, task), val, task), chooser(task))
         if best is None or worth > best[0]:
             best = worth, lr, head
-    choices["attention"] = best[1]
-    return Volumes(lines, best[2], standard, task, choices)
+    _, choices["attention"], head = best
+    if task.refit:
+        both = train.plus(val)
+        standard = Standard.of(both.slices())
+        head = _train(both, standard, task, choices["attention"])
+    return Volumes(lines, head, standard, task, choices, task.refit)
 
 
 def _train(part: Part, standard: Standard, task: TaskConfig, lr: float) -> GatedAttention:

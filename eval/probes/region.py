@@ -40,7 +40,7 @@ class Named:
     line: Line
     task: TaskConfig
     choices: dict
-    refitted: bool = False
+    refitted: bool
 
     def predict(self, test: Part) -> list[Outcome]:
         found = regions(test, self.task.region.cells)
@@ -61,15 +61,15 @@ class Named:
 
 
 def fit(train: Part, val: Part, context: Context) -> Named:
-    """Logistic regression of fixed strength: nothing is chosen."""
+    """Logistic regression of fixed strength: nothing is chosen; with `refit` on validation patients as well."""
     task, config = context.task, context.task.region
-    found = regions(train, config.cells)
+    found = regions(train.plus(val) if task.refit else train, config.cells)
     if len(np.unique(found.structure)) < 2:
         raise SettingsError(f"{task.data}: the training patients hold fewer than two structures; region needs two")
     standard = Standard.of(found.features)
     states = (found.structure[:, None] == np.arange(len(train.names))).astype(np.int8)
     line = Line(standard, *solve(standard.apply(found.features), states, config.strength, 200, True))
-    return Named(line, task, {"C": config.strength})
+    return Named(line, task, {"C": config.strength}, task.refit)
 
 
 def regions(part: Part, cells: int) -> Regions:

@@ -24,7 +24,7 @@ class Gallery:
     train: Part
     task: TaskConfig
     choices: dict
-    refitted: bool = False
+    refitted: bool
 
     def predict(self, test: Part) -> list[Outcome]:
         config = self.task.retrieval
@@ -41,11 +41,12 @@ class Gallery:
 
 
 def fit(train: Part, val: Part, context: Context) -> Gallery:
-    """The gallery is the training patients, or the other test patients."""
+    """The gallery is the training patients (with `refit` the validation patients, too), or the other test patients."""
     config = context.task.retrieval
     if not config.k or min(config.k) < 1:
         raise SettingsError(f"retrieval.k={list(config.k)}: give numbers above 0")
-    return Gallery(train, context.task, {"gallery": config.gallery})
+    refit = context.task.refit and config.gallery == "train"
+    return Gallery(train.plus(val) if refit else train, context.task, {"gallery": config.gallery}, refit)
 
 
 def ranking_figures(

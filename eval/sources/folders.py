@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.schema import content_digest
 from data_prep.settings import SettingsError
 from eval.config import TaskConfig
-from eval.examples import Examples, Picture, version_of
+from eval.examples import Examples, Picture, flat
 from eval.people import identified
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -37,23 +37,17 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     numbers = np.array([[names.index(each)] for each in classes], np.float64)
     labels, targets = _targets(task, names, numbers)
     words = [path.as_posix() for path in relative]
-    count = len(files)
-    digests = np.array([content_digest(_grey(path)[None]) for path in files], np.uint64)
-    return Examples(
+    digests = [content_digest(_grey(path)[None]) for path in files]
+    return flat(
+        identified(words, "source"),  # a name may be a patient's: keys and subjects are hashes or numbers
+        targets,
+        digests,
+        lambda number: _picture(files[number]),
         names=labels,
-        # a name may be a patient's: keys and subjects are hashes or numbers
-        keys=identified(words, "source"),
         subjects=identified(_matched(words, task.files.patient) or words, "patient"),
         studies=identified(words, "series"),
-        sites=np.array(_matched(words, task.files.site) or [""] * count),
+        sites=np.array(_matched(words, task.files.site) or [""] * len(files)),
         splits=np.array([_split(path) for path in relative]),
-        orders=np.zeros(count, np.int64),
-        positions=np.zeros(count),
-        digests=digests,
-        targets=targets,
-        annotated=np.zeros((count, 0), bool),
-        version=version_of(digests, targets),
-        reader=lambda number: _picture(files[number]),
     )
 
 

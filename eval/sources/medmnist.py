@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.schema import SPLITS, content_digest
 from data_prep.settings import SettingsError
 from eval.config import TaskConfig
-from eval.examples import Examples, Picture, version_of
+from eval.examples import Examples, Picture, flat
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
@@ -19,28 +19,13 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     images = np.concatenate([_grey(arrays[f"{split}_images"]) for split in SPLITS])
     labels = np.concatenate([_columns(arrays[f"{split}_labels"]) for split in SPLITS]).astype(np.float64)
     splits = np.repeat(SPLITS, [len(arrays[f"{split}_images"]) for split in SPLITS])
-    count = len(images)
     names, targets = _targets(task, labels)
-    digests = np.array([content_digest(image[None]) for image in images], np.uint64)
+    digests = [content_digest(image[None]) for image in images]
     keys = np.array([f"{split}-{number:06d}" for number, split in enumerate(splits)])
-    return Examples(
-        names=names,
-        keys=keys,
-        subjects=keys,
-        studies=keys,
-        sites=np.full(count, ""),
-        splits=splits,
-        orders=np.zeros(count, np.int64),
-        positions=np.zeros(count),
-        digests=digests,
-        targets=targets,
-        annotated=np.zeros((count, 0), bool),
-        version=version_of(digests, targets),
-        reader=lambda number: flat(images[number]),
-    )
+    return flat(keys, targets, digests, lambda number: picture(images[number]), names=names, splits=splits)
 
 
-def flat(image: np.ndarray) -> Picture:
+def picture(image: np.ndarray) -> Picture:
     """A (H, W) uint8 image as a picture."""
     return Picture(image[None], ("image",), "unit8", (0, image.shape[0], 0, image.shape[1]))
 
