@@ -1,7 +1,7 @@
 """Randomness that belongs to a sample: a function of (seed, epoch, sample, purpose), never of a process's history.
 
 Numbers come from hashing counters with integer arithmetic that is the same on every device (the
-finaliser of MurmurHash3; products wrap in int64, of which the low 32 bits are kept).
+finaliser of MurmurHash3; products wrap).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 import numpy as np
 import torch
 
-_MASK = 0xFFFFFFFF
-_GOLDEN = 0x9E3779B9
+_GOLDEN = 0x9E3779B9 - 2**32  # as an int32
 
 
 def uniforms(seed: int, epoch: np.ndarray, sample: np.ndarray, purpose: int, count: int) -> np.ndarray:
@@ -39,16 +38,21 @@ def gaussian(keys: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """
     count = math.prod(shape)
     pairs = (count + 1) // 2
-    counter = torch.arange(pairs, device=keys.device, dtype=torch.int64)
-    state = _mix32((counter * _GOLDEN + keys.unsqueeze(1)) & _MASK)
+    counter = torch.arange(pairs, device=keys.device, dtype=torch.int32).mul_(_GOLDEN)
+    state = _mix32_(counter + keys.to(torch.int32).unsqueeze(1))
     # Box-Muller: two uniforms give two normals
-    radius = torch.sqrt(-2 * torch.log((state.float() + 1) * 2.0**-32))
-    angle = _mix32(state ^ _GOLDEN).float() * (2 * math.pi * 2.0**-32)
-    values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    radius = _unsigned(state).add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = _unsigned(_mix32_(state.bitwise_xor_(_GOLDEN))).mul_(2 * math.pi * 2.0**-32)
+    values = torch.cat([torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)], dim=1)
     return values[:, :count].reshape(len(keys), *shape)
 
 
-def _mix32(value: torch.Tensor) -> torch.Tensor:
-    value = ((value ^ (value >> 16)) * 0x85EBCA6B) & _MASK
-    value = ((value ^ (value >> 13)) * 0xC2B2AE35) & _MASK
-    return value ^ (value >> 16)
+def _mix32_(value: torch.Tensor) -> torch.Tensor:
+    """The finaliser in place, on int32; a shift brings the sign in from the left, which is masked."""
+    value.bitwise_xor_((value >> 16).bitwise_and_(0xFFFF)).mul_(0x85EBCA6B - 2**32)
+    value.bitwise_xor_((value >> 13).bitwise_and_(0x7FFFF)).mul_(0xC2B2AE35 - 2**32)
+    return value.bitwise_xor_((value >> 16).bitwise_and_(0xFFFF))
+
+
+def _unsigned(value: torch.Tensor) -> torch.Tensor:
+    return value.view(torch.uint32).float()

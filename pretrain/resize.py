@@ -1,10 +1,13 @@
-"""Antialiased bicubic crop-and-resize of a batch as two matrix products per image.
+"""Antialiased bicubic crop-and-resize, and blur, as weights along one axis of the image and then along the other.
 
-The weights equal those of `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` on the
-cropped image, so one implementation serves every device, size and ratio.
+The weights equal those of `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` on the cropped image. They
+come as whole matrices for a device that multiplies those fastest (`weights`, `blur_weights`, `apply`), and as the few of
+them that are not zero (`taps`, `blur_taps`), for a CPU: see pretrain/bags.py.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -28,6 +31,37 @@ def weights(start: torch.Tensor, length: torch.Tensor, extent: int, size: int, f
     # the kernel is cut at the crop's border and brought to sum 1 again
     kernel = torch.where((pixel >= start) & (pixel < start + length), kernel, 0.0)
     return kernel / kernel.sum(dim=-1, keepdim=True)
+
+
+def taps(length: int, size: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(size, T) int32 pixels, counted from the crop's start, and their weights: those of `weights` that are not zero."""
+    scale = length / size
+    support = max(scale, 1.0)
+    count = min(math.ceil(4 * support), length)
+    place = torch.arange(size, dtype=torch.float32).unsqueeze(1)
+    centre = scale * ((size - 1 - place if flip else place) + 0.5)
+    # at a border the pixels move inwards: those beyond it have no part in the sum
+    first = (centre - 2 * support + 0.5).floor().clamp_(0, length - count)
+    pixel = first + torch.arange(count)
+    kernel = _cubic((pixel + 0.5 - centre) / support)
+    return pixel.int(), kernel / kernel.sum(dim=-1, keepdim=True)
+
+
+def blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
+    """(…, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
+    place = torch.arange(size, device=sigma.device, dtype=torch.float32)
+    squared = (place.unsqueeze(0) - place.unsqueeze(1)).square()
+    width = 2 * sigma.clamp(min=1e-3).square()[..., None, None]
+    kernel = torch.exp(-squared / width)
+    return kernel / kernel.sum(dim=-1, keepdim=True)
+
+
+def blur_taps(reach: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(size, T) int32 pixels with a part in each of a smoothed axis, and int64 how far away they are, mostly ≤ `reach`."""
+    count = min(2 * reach + 1, size)
+    place = torch.arange(size, dtype=torch.int32).unsqueeze(1)
+    pixel = (place - reach).clamp_(0, size - count) + torch.arange(count, dtype=torch.int32)
+    return pixel, (pixel - place).abs_().long()
 
 
 def apply(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

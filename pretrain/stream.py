@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, fields, replace
 
 import blosc2
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from data_prep import schema
 from pretrain.labels import Labelling
 from pretrain.order import Chain, part
+from pretrain.reuse import Reuse
 
 _READER_THREADS = "meddap-decode"
 
@@ -74,7 +75,7 @@ def batches(
     chain = Chain(labels.samples(split), seed)
     starts = None if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
     last = None if starts is None else len(starts) - 1
-    decoders = ThreadPoolExecutor(threads, _READER_THREADS)
+    decoders = _Decoders(threads, pin)
     assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
 
     def make(number: int) -> Batch:
@@ -97,15 +98,63 @@ def batches(
             yield waiting.popleft().result()
     finally:
         assembler.shutdown(cancel_futures=True)
-        decoders.shutdown(cancel_futures=True)
+        decoders.close()
 
 
 def gather(
     split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
 ) -> Batch:
     """Samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
-    with ThreadPoolExecutor(threads, _READER_THREADS) as decoders:
+    decoders = _Decoders(threads)
+    try:
         return _assemble(split, numbers, np.zeros_like(numbers), sequences, Labelling(), decoders)
+    finally:
+        decoders.close()
+
+
+@dataclass
+class _Decoders:
+    """The threads of one stream and the memory that they read and decode into, used again for every batch."""
+
+    threads: int
+    pin: bool = False
+    _pool: ThreadPoolExecutor = field(init=False)
+    _blocks: np.ndarray = field(init=False, default_factory=lambda: np.empty(0, np.uint8))
+    _arrays: Reuse = field(init=False, default_factory=lambda: Reuse(np.int16))
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.threads, _READER_THREADS)
+
+    def run(self, work: Callable[[int], None], count: int) -> None:
+        """`work` for each of `count` numbers; an error of one is raised when all have ended."""
+        numbers = iter(range(count))  # shared: who is free takes the next
+
+        def some() -> None:
+            for number in numbers:
+                work(number)
+
+        tasks = [self._pool.submit(some) for _ in range(min(self.threads, count))]
+        wait(tasks)
+        for task in tasks:
+            task.result()
+
+    def blocks(self, sizes: np.ndarray) -> list[memoryview]:
+        """A stretch of bytes for each of a batch's samples, as they lie in the shard, until the next batch."""
+        ends = np.cumsum(sizes, dtype=np.int64)
+        if ends[-1] > len(self._blocks):
+            self._blocks = np.empty(ends[-1] * 5 // 4, np.uint8)
+        view = memoryview(self._blocks)
+        return [view[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist())]
+
+    def pixels(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An int16 array that is its holder's alone."""
+        if self.pin:
+            return torch.empty(shape, dtype=torch.int16, pin_memory=True).numpy()  # PyTorch keeps such memory itself
+        return self._arrays.array(shape)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _assemble(
@@ -114,11 +163,17 @@ def _assemble(
     epoch: np.ndarray,
     sequences: tuple[str, ...],
     labels: Labelling,
-    decoders: ThreadPoolExecutor,
+    decoders: _Decoders,
 ) -> Batch:
-    raw = list(decoders.map(lambda number: _open(split, int(number)), sample))
+    blocks = decoders.blocks(split.index["size"][sample])
+    raw: list[tuple[dict[str, memoryview], dict]] = [({}, {})] * len(blocks)
+
+    def read(place: int) -> None:
+        raw[place] = _open(split, int(sample[place]), blocks[place])
+
+    decoders.run(read, len(raw))
     height, width = (max(record["shape"][axis] for _, record in raw) for axis in (0, 1))
-    pixels = np.empty((len(raw), len(sequences), height, width), np.int16)
+    pixels = decoders.pixels((len(raw), len(sequences), height, width))
     present = np.zeros((len(raw), len(sequences)), bool)
 
     def fill(place: int) -> None:
@@ -127,16 +182,16 @@ def _assemble(
         except (schema.SchemaError, RuntimeError, ValueError) as error:
             raise _named(split, int(sample[place]), error) from error
 
-    list(decoders.map(fill, range(len(raw))))
+    decoders.run(fill, len(raw))
     box = np.array([record["box"] for _, record in raw], np.int64)
     classes = labels.of(sample, [record["labels"] for _, record in raw])
     arrays = (pixels, box, present, sample, epoch, classes)
     return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
-def _open(split: schema.Split, number: int) -> tuple[dict[str, memoryview], dict]:
+def _open(split: schema.Split, number: int, into: memoryview) -> tuple[dict[str, memoryview], dict]:
     try:
-        members = schema.members(split.read(number))
+        members = schema.members(split.read(number, into))
         return members, json.loads(bytes(members["json"]))
     except (schema.SchemaError, KeyError, ValueError) as error:
         raise _named(split, number, error) from error

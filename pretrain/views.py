@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from data_prep.schema import CT, span
-from pretrain import resize
+from pretrain import bags, resize
 from pretrain.intensity import Intensity
 from pretrain.noise import gaussian, uniforms
+from pretrain.reuse import Reuse
 from pretrain.stream import Batch
 
 _PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
+_MEMORY = Reuse(np.float32)
+_NOISE_AT_ONCE = 100_000  # pixels
 _NEXT_SEQUENCE = 4096  # added for every sequence after the first
 
 
@@ -64,6 +68,11 @@ class ViewSettings:
         """(S, 2) stored values of each sequence that become 0 and 1."""
         return np.array([span(name, self.intensity.window) for name in self.sequences])
 
+    @cached_property
+    def lowest(self) -> tuple[int, ...]:
+        """The stored value of each sequence above which a pixel is of the body."""
+        return tuple(int(span(name, (self.body_threshold_hu, 0))[0]) for name in self.sequences)
+
 
 @dataclass(frozen=True)
 class Views:
@@ -108,24 +117,21 @@ class Parameters:
     key: torch.Tensor
 
 
+Kind = tuple[list[Parameters], int, ViewSettings]  # crops that share a size: what was drawn for each
+
+
 def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
     """The views of a batch, on the device of its pixels."""
-    body = _body_sums(batch.pixels, settings)
-
-    def crops(drawn: list[Parameters], size: int, how: ViewSettings = settings) -> torch.Tensor:
-        if not drawn:
-            return batch.pixels.new_empty(0, *batch.pixels.shape[:2], size, size, dtype=torch.float32)
-        return torch.stack([render(batch.pixels, body, parameters, size, how) for parameters in drawn])
-
+    draw = _on_cpu if batch.pixels.device.type == "cpu" else _on_device
     whole = [sample_parameters(batch, settings, seed, "global", number) for number in range(2)]
     small = [sample_parameters(batch, settings, seed, "local", number) for number in range(settings.local_number)]
-    gram = None
+    kinds = [(whole, settings.global_size, settings), (small, settings.local_size, settings)]
     if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
         clean = replace(settings, blur_p=(0.0, 0.0, 0.0), noise_p=0.0)
-        gram = crops([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean)
+        kinds.append(([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean))
+    crops = draw(batch.pixels, kinds)
     labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
-    globals_, locals_ = crops(whole, settings.global_size), crops(small, settings.local_size)
-    return Views(globals_, locals_, gram, batch.present, settings.sequences, labels)
+    return Views(*crops[:2], crops[2] if settings.gram_size else None, batch.present, settings.sequences, labels)
 
 
 def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, ...] = (CT,)) -> torch.Tensor:
@@ -141,8 +147,8 @@ def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, .
 
 def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
     low, high = torch.from_numpy(settings.windows).to(parameters.low).unbind(dim=1)
-    same = torch.ones_like(parameters.low)
-    return replace(parameters, low=same * low, width=same * (high - low))
+    same, none = torch.ones_like(parameters.low), torch.zeros_like(parameters.low)
+    return replace(parameters, low=same * low, width=same * (high - low), noise=none, blur=none)
 
 
 def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str, number: int) -> Parameters:
@@ -175,6 +181,16 @@ def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str
     return Parameters(*(torch.from_numpy(value).to(batch.pixels.device) for value in values))
 
 
+def _on_device(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
+    """(C, B, S, size, size) crops of (B, S, H, W) pixels for each kind, by matrix products of whole batches."""
+    body = _body_sums(pixels, kinds[0][2])
+    crops = []
+    for drawn, size, settings in kinds:
+        made = [render(pixels, body, parameters, size, settings) for parameters in drawn]
+        crops.append(torch.stack(made) if made else pixels.new_empty(_shape(pixels, 0, size), dtype=torch.float32))
+    return crops
+
+
 def render(
     pixels: torch.Tensor, body: torch.Tensor, parameters: Parameters, size: int, settings: ViewSettings
 ) -> torch.Tensor:
@@ -183,7 +199,7 @@ def render(
     rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip)).unsqueeze(1)
     columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip).unsqueeze(1)
     if settings.blur_sigma[1] and any(settings.blur_p):
-        blur = _blur_weights(parameters.blur, size)
+        blur = resize.blur_weights(parameters.blur, size)
         rows, columns = blur @ rows, blur @ columns
     crops = resize.apply(pixels.float(), rows, columns)
     low, broad, noise = (each[..., None, None] for each in (parameters.low, parameters.width, parameters.noise))
@@ -192,6 +208,72 @@ def render(
         drawn = gaussian(parameters.key.flatten(), tuple(crops.shape[2:]))
         crops = crops + noise / settings.intensity.std * drawn.view(crops.shape)
     return crops
+
+
+def _on_cpu(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
+    """The same, slice by slice while it lies in the cache: of each box, and only what it needs."""
+    crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
+    for image, planes in enumerate(pixels.numpy()):
+        _render_image(planes, image, kinds, [made.numpy()[:, image] for made in crops])
+    for made, (drawn, _, settings) in zip(crops, kinds):
+        _add_noise(made, drawn, settings)
+    return crops
+
+
+def _render_image(planes: np.ndarray, image: int, kinds: list[Kind], out: list[np.ndarray]) -> None:
+    """All crops of one image, but for their noise: into (C, S, size, size) for each kind, of its (S, H, W) planes."""
+    body = _body(planes, kinds[0][2])
+    boxes = [
+        [_choose_one(body, parameters.boxes[image].tolist(), settings.min_body) for parameters in drawn]
+        for drawn, _, settings in kinds
+    ]
+    sizes = [size for _, size, _ in kinds]
+    for place, plane in enumerate(planes):
+        wanted = [
+            [bags.Crop(box, bool(p.flip[image]), float(p.blur[image, place])) for p, box in zip(drawn, of_kind)]
+            for (drawn, _, _), of_kind in zip(kinds, boxes)
+        ]
+        for (drawn, _, settings), found, made in zip(kinds, bags.crops(plane, wanted, sizes), out):
+            for parameters, crop, result in zip(drawn, found, made[:, place]):
+                low, width = parameters.low[image, place].item(), parameters.width[image, place].item()
+                settings.intensity.normalise_into(result, crop, low, width)
+
+
+def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
+    """To those of (C, B, S, size, size) crops that were drawn to have some; a few at once, so that they stay in the cache."""
+    if not drawn:
+        return
+    strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std
+    keys = torch.stack([parameters.key for parameters in drawn])
+    for noisy in strength.nonzero().split(_NOISE_AT_ONCE // crops.shape[-1] ** 2 + 1):
+        places = noisy.unbind(1)
+        for place, values in zip(noisy.tolist(), gaussian(keys[places], tuple(crops.shape[3:]))):
+            crops[tuple(place)].add_(values, alpha=strength[tuple(place)].item())
+
+
+def _body(planes: np.ndarray, settings: ViewSettings) -> np.ndarray:
+    """(H, W) whether a pixel is of the body in some of the (S, H, W) sequences."""
+    body = planes[0] > settings.lowest[0]
+    for plane, least in zip(planes[1:], settings.lowest[1:]):
+        body |= plane > least
+    return body
+
+
+def _choose_one(body: np.ndarray, boxes: list[list[int]], min_body: float) -> list[int]:
+    """What `_choose` takes of one image's candidates; most often it need not look beyond the first."""
+    if min_body <= 0:
+        return boxes[0]
+    shares = []
+    for row, column, height, width in boxes:
+        inside = np.count_nonzero(body[row : row + height, column : column + width])
+        shares.append(np.float32(inside) / np.float32(height * width))
+        if shares[-1] >= min_body:
+            return [row, column, height, width]
+    return boxes[int(np.argmax(shares))]
+
+
+def _shape(pixels: torch.Tensor, crops: int, size: int) -> tuple[int, ...]:
+    return crops, *pixels.shape[:2], size, size
 
 
 def _boxes(
@@ -211,8 +293,7 @@ def _boxes(
 
 def _body_sums(pixels: torch.Tensor, settings: ViewSettings) -> torch.Tensor:
     """(B, H + 1, W + 1) sums of body pixels above and to the left of each corner."""
-    lowest = [span(name, (settings.body_threshold_hu, 0))[0] for name in settings.sequences]
-    body = (pixels > pixels.new_tensor(lowest).view(-1, 1, 1)).any(dim=1)
+    body = (pixels > pixels.new_tensor(settings.lowest).view(-1, 1, 1)).any(dim=1)
     sums = body.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
     return torch.nn.functional.pad(sums, (1, 0, 1, 0))
 
@@ -231,12 +312,3 @@ def _choose(sums: torch.Tensor, boxes: torch.Tensor, min_body: float) -> torch.T
     # the first good one outranks all; among the rest the share decides
     best = torch.where(share >= min_body, 2.0, share).argmax(dim=1)
     return boxes[image.squeeze(1), best]
-
-
-def _blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
-    """(…, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
-    place = torch.arange(size, device=sigma.device, dtype=torch.float32)
-    squared = (place.unsqueeze(0) - place.unsqueeze(1)).square()
-    width = 2 * sigma.clamp(min=1e-3).square()[..., None, None]
-    kernel = torch.exp(-squared / width)
-    return kernel / kernel.sum(dim=-1, keepdim=True)
