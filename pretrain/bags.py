@@ -62,7 +62,7 @@ def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[i
     every = [(crop, size) for of_size, size in zip(wanted, sizes) for crop in of_size]
     top, left = (min(crop.box[side] for crop, _ in every) for side in (0, 1))
     bottom, right = (max(crop.box[side] + crop.box[side + 2] for crop, _ in every) for side in (0, 1))
-    table = np.zeros((bottom - top, _odd(right - left)), np.float32)
+    table = _table(bottom - top, right - left)
     table[:, : right - left] = plane[top:bottom, left:right]
     smooth = [_blur(crop.sigma, size) if crop.sigma else None for crop, size in every]
     bags = [_axis(crop.box[2], size, False) for crop, size in every]
@@ -70,7 +70,7 @@ def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[i
     found, smooth = [], iter(smooth)
     for of_size, size in zip(wanted, sizes):
         begins = [0, *accumulate(crop.box[3] for crop in of_size)]
-        table = np.zeros((begins[-1], _odd(size)), np.float32)
+        table = _table(begins[-1], size)
         for crop, begin, summed in zip(of_size, begins, rows):
             column, width = crop.box[1] - left, crop.box[3]
             table[begin : begin + width, :size] = summed[:, column : column + width].T
@@ -105,6 +105,11 @@ def _bagged(table: np.ndarray, bags: list[Bag], begins: list[int]) -> np.ndarray
     return torch.embedding_bag(table, rows, offsets, False, 0, False, weights, True)[0].numpy()
 
 
-def _odd(width: int) -> int:
-    """An odd number of lines of the cache: columns of a table of another width would drive each other out of it."""
-    return (-(-width // 16) | 1) * 16
+def _table(height: int, width: int) -> np.ndarray:
+    """(height, ≥ width) float32, zero beyond the width.
+
+    A row has an odd number of lines of the cache: columns of another table would drive each other out of it.
+    """
+    table = np.empty((height, (-(-width // 16) | 1) * 16), np.float32)
+    table[:, width:] = 0
+    return table

@@ -114,10 +114,14 @@ def gather(
 
 @dataclass
 class _Decoders:
-    """The threads of one stream and the memory that they read and decode into, used again for every batch."""
+    """The threads of one stream and the memory that they read and decode into, used again for every batch.
+
+    shape  (height, width) of the last batch
+    """
 
     threads: int
     pin: bool = False
+    shape: tuple[int, int] = (0, 0)
     _pool: ThreadPoolExecutor = field(init=False)
     _blocks: np.ndarray = field(init=False, default_factory=lambda: np.empty(0, np.uint8))
     _arrays: Reuse = field(init=False, default_factory=lambda: Reuse(np.int16))
@@ -125,15 +129,15 @@ class _Decoders:
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.threads, _READER_THREADS)
 
-    def run(self, work: Callable[[int], None], count: int) -> None:
-        """`work` for each of `count` numbers; an error of one is raised when all have ended."""
-        numbers = iter(range(count))  # shared: who is free takes the next
+    def run(self, work: Callable[[int], None], numbers: Sequence[int]) -> None:
+        """`work` for each of some numbers; an error of one is raised when all have ended."""
+        shared = iter(numbers)  # who is free takes the next
 
         def some() -> None:
-            for number in numbers:
+            for number in shared:
                 work(number)
 
-        tasks = [self._pool.submit(some) for _ in range(min(self.threads, count))]
+        tasks = [self._pool.submit(some) for _ in range(min(self.threads, len(numbers)))]
         wait(tasks)
         for task in tasks:
             task.result()
@@ -167,14 +171,15 @@ def _assemble(
 ) -> Batch:
     blocks = decoders.blocks(split.index["size"][sample])
     raw: list[tuple[dict[str, memoryview], dict]] = [({}, {})] * len(blocks)
+    present = np.zeros((len(raw), len(sequences)), bool)
+    # the last batch's shape is most often this one's: a sample that has it is decoded as soon as it is read
+    shape = decoders.shape
+    pixels = decoders.pixels((len(raw), len(sequences), *shape))
 
     def read(place: int) -> None:
         raw[place] = _open(split, int(sample[place]), blocks[place])
-
-    decoders.run(read, len(raw))
-    height, width = (max(record["shape"][axis] for _, record in raw) for axis in (0, 1))
-    pixels = decoders.pixels((len(raw), len(sequences), height, width))
-    present = np.zeros((len(raw), len(sequences)), bool)
+        if tuple(raw[place][1]["shape"]) == shape:
+            fill(place)
 
     def fill(place: int) -> None:
         try:
@@ -182,7 +187,13 @@ def _assemble(
         except (schema.SchemaError, RuntimeError, ValueError) as error:
             raise _named(split, int(sample[place]), error) from error
 
-    decoders.run(fill, len(raw))
+    decoders.run(read, range(len(raw)))
+    shapes = [tuple(record["shape"]) for _, record in raw]
+    left = [place for place, each in enumerate(shapes) if each != shape]
+    decoders.shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
+    if decoders.shape != shape:
+        pixels, left = decoders.pixels((len(raw), len(sequences), *decoders.shape)), range(len(raw))
+    decoders.run(fill, left)
     box = np.array([record["box"] for _, record in raw], np.int64)
     classes = labels.of(sample, [record["labels"] for _, record in raw])
     arrays = (pixels, box, present, sample, epoch, classes)

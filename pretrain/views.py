@@ -120,9 +120,15 @@ class Parameters:
 Kind = tuple[list[Parameters], int, ViewSettings]  # crops that share a size: what was drawn for each
 
 
-def make(batch: Batch, settings: ViewSettings, seed: int) -> Views:
-    """The views of a batch, on the device of its pixels."""
-    draw = _on_cpu if batch.pixels.device.type == "cpu" else _on_device
+def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None = None) -> Views:
+    """The views of a batch, on the device of its pixels.
+
+    products  whether by matrix products of whole batches, which suits a GPU, or slice by slice, which suits a CPU; as
+              suits the device where it is None. Both are the same to float32's last digits
+    """
+    if products is None:
+        products = batch.pixels.device.type != "cpu"
+    draw = _by_products if products else _by_sums
     whole = [sample_parameters(batch, settings, seed, "global", number) for number in range(2)]
     small = [sample_parameters(batch, settings, seed, "local", number) for number in range(settings.local_number)]
     kinds = [(whole, settings.global_size, settings), (small, settings.local_size, settings)]
@@ -181,7 +187,7 @@ def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str
     return Parameters(*(torch.from_numpy(value).to(batch.pixels.device) for value in values))
 
 
-def _on_device(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
+def _by_products(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
     """(C, B, S, size, size) crops of (B, S, H, W) pixels for each kind, by matrix products of whole batches."""
     body = _body_sums(pixels, kinds[0][2])
     crops = []
@@ -210,33 +216,34 @@ def render(
     return crops
 
 
-def _on_cpu(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
+def _by_sums(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
     """The same, slice by slice while it lies in the cache: of each box, and only what it needs."""
     crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
+    numbers = [[_numbers(parameters) for parameters in drawn] for drawn, _, _ in kinds]
+    sizes = [size for _, size, _ in kinds]
     for image, planes in enumerate(pixels.numpy()):
-        _render_image(planes, image, kinds, [made.numpy()[:, image] for made in crops])
+        body = _body(planes, kinds[0][2])
+        mine = [[[values[image] for values in each] for each in of_kind] for of_kind in numbers]
+        boxes = [
+            [_choose_one(body, boxes, settings.min_body) for boxes, *_ in of_kind]
+            for of_kind, (_, _, settings) in zip(mine, kinds)
+        ]
+        for place, plane in enumerate(planes):
+            wanted = [
+                [bags.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur) in zip(of_boxes, of_kind)]
+                for of_boxes, of_kind in zip(boxes, mine)
+            ]
+            for made, of_kind, found, (_, _, how) in zip(crops, mine, bags.crops(plane, wanted, sizes), kinds):
+                for out, crop, (_, _, low, width, _) in zip(made.numpy()[:, image, place], found, of_kind):
+                    how.intensity.normalise_into(out, crop, low[place], width[place])
     for made, (drawn, _, settings) in zip(crops, kinds):
         _add_noise(made, drawn, settings)
     return crops
 
 
-def _render_image(planes: np.ndarray, image: int, kinds: list[Kind], out: list[np.ndarray]) -> None:
-    """All crops of one image, but for their noise: into (C, S, size, size) for each kind, of its (S, H, W) planes."""
-    body = _body(planes, kinds[0][2])
-    boxes = [
-        [_choose_one(body, parameters.boxes[image].tolist(), settings.min_body) for parameters in drawn]
-        for drawn, _, settings in kinds
-    ]
-    sizes = [size for _, size, _ in kinds]
-    for place, plane in enumerate(planes):
-        wanted = [
-            [bags.Crop(box, bool(p.flip[image]), float(p.blur[image, place])) for p, box in zip(drawn, of_kind)]
-            for (drawn, _, _), of_kind in zip(kinds, boxes)
-        ]
-        for (drawn, _, settings), found, made in zip(kinds, bags.crops(plane, wanted, sizes), out):
-            for parameters, crop, result in zip(drawn, found, made[:, place]):
-                low, width = parameters.low[image, place].item(), parameters.width[image, place].item()
-                settings.intensity.normalise_into(result, crop, low, width)
+def _numbers(drawn: Parameters) -> list[list]:
+    """Boxes, flip, low, width and blur of each image, as Python's numbers."""
+    return [each.tolist() for each in (drawn.boxes, drawn.flip, drawn.low, drawn.width, drawn.blur)]
 
 
 def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
