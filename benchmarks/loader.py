@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py [--input SHARDS] [--samples 128] [--rounds 5] [--growth 50000] [--folder DIR]
 
-Arms take turns; a rate is samples a second, the median of the rounds; one thread on one core, everything in the page cache.
+Arms take turns; a rate is samples a second, the median of the rounds; one thread on one core, files in the page cache.
 --input is a finished data set of CT; without it synthetic patients of 512 × 512 pixels are made. Beside ours stand
 
   (a) the same shards through webdataset.WebDataset, doing the same work;
@@ -85,7 +85,8 @@ def write_png(folder: Path, split: schema.Split, count: int) -> list[str]:
     with webdataset.TarWriter(path) as sink:
         for number in range(count):
             sample, memory = split[number], io.BytesIO()
-            Image.fromarray((sample.pixels[0].astype(np.int32) + 1024).clip(0, 65535).astype(np.uint16)).save(memory, "PNG")
+            shifted = (sample.pixels[0].astype(np.int32) + 1024).clip(0, 65535).astype(np.uint16)
+            Image.fromarray(shifted).save(memory, "PNG")
             sink.write({"__key__": sample.key, "png": memory.getvalue(), "json": {"order": sample.order}})
     return [path]
 
@@ -351,9 +352,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{cpu()}, one core of it; PyTorch {torch.__version__}, WebDataset {webdataset.__version__}", end="; ")
     print(f"(b) by torchvision {torchvision.__version__}" if v2 else "(b) by torch alone: no torchvision")
     height, width = arms.pixels.shape[1:]
-    print(f"{count} slices of {height} × {width} pixels; {2 * height * width / 1e3:.0f} kB of pixels, {size / 1e3:.0f} kB", end="")
-    chosen = arms.settings
-    print(f" in a shard; 2 crops of {chosen.global_size} and {chosen.local_number} of {chosen.local_size}")
+    print(f"{count} slices of {height} × {width} pixels; {2 * height * width / 1e3:.0f} kB of pixels, ", end="")
+    crops = f"2 crops of {arms.settings.global_size} and {arms.settings.local_number} of {arms.settings.local_size}"
+    print(f"{size / 1e3:.0f} kB in a shard; {crops}")
     print("\nsamples a second")
     for name, rate in rates.items():
         print(f"  {name:<45}{rate:9.0f}")

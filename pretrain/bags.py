@@ -1,9 +1,9 @@
 """Crops on a CPU: each row of a crop is the weighted sum of the few rows of the slice that lie under its kernel.
 
-Whole matrices of weights (resize.weights) would multiply by zero nineteen times of twenty there. What sums weighted rows
-fastest on a core is PyTorch's embedding bag; columns become rows by turning the image. All crops of a slice go together:
+Whole matrices of weights (resize.weights) would multiply by zero nineteen times of twenty there. What sums weighted
+rows fastest on a core is PyTorch's embedding bag; columns become rows by turning the image. All crops go together:
 
-    slice (H, W) int16 → float32 → rows summed (Σ size, W) → boxes turned (Σ w, size) → summed (Σ size, size) → turned back
+    slice (H, W) int16 → float32 → rows summed (Σ size, W) → boxes turned (Σ w, size) → summed (Σ size, size) → turned
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[i
     rows = iter(_sums(table, bags, [crop.box[0] - top for crop, _ in every], smooth))
     found, smooth = [], iter(smooth)
     for of_size, size in zip(wanted, sizes):
+        if not of_size:
+            found.append([])
+            continue
         begins = [0, *accumulate(crop.box[3] for crop in of_size)]
         table = _table(begins[-1], size)
         for crop, begin, summed in zip(of_size, begins, rows):

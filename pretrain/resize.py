@@ -1,8 +1,8 @@
 """Antialiased bicubic crop-and-resize, and blur, as weights along one axis of the image and then along the other.
 
 The weights equal those of `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` on the cropped image. They
-come as whole matrices for a device that multiplies those fastest (`weights`, `blur_weights`, `apply`), and as the few of
-them that are not zero (`taps`, `blur_taps`), for a CPU: see pretrain/bags.py.
+come as whole matrices for a device that multiplies those fastest (`weights`, `blur_weights`, `apply`), and as the few
+of them that are not zero (`taps`, `blur_taps`), for a CPU: see pretrain/bags.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def weights(start: torch.Tensor, length: torch.Tensor, extent: int, size: int, f
 
 
 def taps(length: int, size: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(size, T) int32 pixels, counted from the crop's start, and their weights: those of `weights` that are not zero."""
+    """(size, T) int32 pixels, counted from the crop's start, and their weights: those of `weights` but for zeros."""
     scale = length / size
     support = max(scale, 1.0)
     count = min(math.ceil(4 * support), length)
@@ -57,7 +57,7 @@ def blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def blur_taps(reach: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(size, T) int32 pixels with a part in each of a smoothed axis, and int64 how far away they are, mostly ≤ `reach`."""
+    """(size, T) int32 pixels with a part in each of a smoothed axis, and int64 how far away they are: to `reach`."""
     count = min(2 * reach + 1, size)
     place = torch.arange(size, dtype=torch.int32).unsqueeze(1)
     pixel = (place - reach).clamp_(0, size - count) + torch.arange(count, dtype=torch.int32)

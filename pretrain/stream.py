@@ -75,7 +75,7 @@ def batches(
     chain = Chain(labels.samples(split), seed)
     starts = None if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
     last = None if starts is None else len(starts) - 1
-    decoders = _Decoders(threads, pin)
+    decoders = _Decoders(split, threads, pin)
     assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
 
     def make(number: int) -> Batch:
@@ -85,7 +85,7 @@ def batches(
             size = int(starts[number + 1] - starts[number])
             drawn = chain.stretch(int(starts[number]), size)
         sample, epoch = (array[part(size, rank, world)] for array in drawn)
-        batch = _assemble(split, labels.numbers(sample), epoch, sequences, labels, decoders)
+        batch = _assemble(decoders, labels.numbers(sample), epoch, sequences, labels)
         return batch.pin() if pin else batch
 
     waiting: deque[Future[Batch]] = deque()
@@ -105,9 +105,9 @@ def gather(
     split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
 ) -> Batch:
     """Samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
-    decoders = _Decoders(threads)
+    decoders = _Decoders(split, threads)
     try:
-        return _assemble(split, numbers, np.zeros_like(numbers), sequences, Labelling(), decoders)
+        return _assemble(decoders, numbers, np.zeros_like(numbers), sequences, Labelling())
     finally:
         decoders.close()
 
@@ -119,36 +119,31 @@ class _Decoders:
     shape  (height, width) of the last batch
     """
 
+    split: schema.Split
     threads: int
     pin: bool = False
     shape: tuple[int, int] = (0, 0)
     _pool: ThreadPoolExecutor = field(init=False)
-    _blocks: np.ndarray = field(init=False, default_factory=lambda: np.empty(0, np.uint8))
+    _buffers: list[memoryview] = field(init=False)
     _arrays: Reuse = field(init=False, default_factory=lambda: Reuse(np.int16))
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.threads, _READER_THREADS)
+        largest = int(self.split.index["size"].max(initial=0))
+        self._buffers = [memoryview(bytearray(largest)) for _ in range(self.threads)]
 
-    def run(self, work: Callable[[int], None], numbers: Sequence[int]) -> None:
-        """`work` for each of some numbers; an error of one is raised when all have ended."""
+    def run(self, work: Callable[[int, memoryview], None], numbers: Sequence[int]) -> None:
+        """`work` for each of some numbers, with its thread's buffer; an error of one is raised when all have ended."""
         shared = iter(numbers)  # who is free takes the next
 
-        def some() -> None:
+        def some(buffer: memoryview) -> None:
             for number in shared:
-                work(number)
+                work(number, buffer)
 
-        tasks = [self._pool.submit(some) for _ in range(min(self.threads, len(numbers)))]
+        tasks = [self._pool.submit(some, buffer) for buffer in self._buffers[: len(numbers)]]
         wait(tasks)
         for task in tasks:
             task.result()
-
-    def blocks(self, sizes: np.ndarray) -> list[memoryview]:
-        """A stretch of bytes for each of a batch's samples, as they lie in the shard, until the next batch."""
-        ends = np.cumsum(sizes, dtype=np.int64)
-        if ends[-1] > len(self._blocks):
-            self._blocks = np.empty(ends[-1] * 5 // 4, np.uint8)
-        view = memoryview(self._blocks)
-        return [view[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist())]
 
     def pixels(self, shape: tuple[int, ...]) -> np.ndarray:
         """An int16 array that is its holder's alone."""
@@ -162,40 +157,37 @@ class _Decoders:
 
 
 def _assemble(
-    split: schema.Split,
-    sample: np.ndarray,
-    epoch: np.ndarray,
-    sequences: tuple[str, ...],
-    labels: Labelling,
-    decoders: _Decoders,
+    decoders: _Decoders, sample: np.ndarray, epoch: np.ndarray, sequences: tuple[str, ...], labels: Labelling
 ) -> Batch:
-    blocks = decoders.blocks(split.index["size"][sample])
-    raw: list[tuple[dict[str, memoryview], dict]] = [({}, {})] * len(blocks)
-    present = np.zeros((len(raw), len(sequences)), bool)
+    records: list[dict] = [{}] * len(sample)
+    present = np.zeros((len(sample), len(sequences)), bool)
     # the last batch's shape is most often this one's: a sample that has it is decoded as soon as it is read
     shape = decoders.shape
-    pixels = decoders.pixels((len(raw), len(sequences), *shape))
+    pixels = decoders.pixels((len(sample), len(sequences), *shape))
 
-    def read(place: int) -> None:
-        raw[place] = _open(split, int(sample[place]), blocks[place])
-        if tuple(raw[place][1]["shape"]) == shape:
-            fill(place)
+    def read(place: int, buffer: memoryview) -> None:
+        members, records[place] = _open(decoders.split, int(sample[place]), buffer)
+        if tuple(records[place]["shape"]) == shape:
+            fill(place, members)
 
-    def fill(place: int) -> None:
+    def again(place: int, buffer: memoryview) -> None:
+        fill(place, _open(decoders.split, int(sample[place]), buffer)[0])
+
+    def fill(place: int, members: dict[str, memoryview]) -> None:
         try:
-            _decode(*raw[place], sequences, pixels[place], present[place])
+            _decode(members, records[place], sequences, pixels[place], present[place])
         except (schema.SchemaError, RuntimeError, ValueError) as error:
-            raise _named(split, int(sample[place]), error) from error
+            raise _named(decoders.split, int(sample[place]), error) from error
 
-    decoders.run(read, range(len(raw)))
-    shapes = [tuple(record["shape"]) for _, record in raw]
+    decoders.run(read, range(len(sample)))
+    shapes = [tuple(record["shape"]) for record in records]
     left = [place for place, each in enumerate(shapes) if each != shape]
     decoders.shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
     if decoders.shape != shape:
-        pixels, left = decoders.pixels((len(raw), len(sequences), *decoders.shape)), range(len(raw))
-    decoders.run(fill, left)
-    box = np.array([record["box"] for _, record in raw], np.int64)
-    classes = labels.of(sample, [record["labels"] for _, record in raw])
+        pixels, left = decoders.pixels((len(sample), len(sequences), *decoders.shape)), range(len(sample))
+    decoders.run(again, left)
+    box = np.array([record["box"] for record in records], np.int64)
+    classes = labels.of(sample, [record["labels"] for record in records])
     arrays = (pixels, box, present, sample, epoch, classes)
     return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 

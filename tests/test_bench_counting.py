@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import counting
 from data_prep.settings import merge
 from pretrain import build, step, views
-from pretrain.config import Config, StageConfig, stage
+from pretrain.config import Config, StageConfig, load, stage
 from pretrain.stream import Batch
 
 TINY = {
@@ -55,7 +56,7 @@ def run(config: Config, of: StageConfig, images: int) -> tuple[float, float, int
         build.prepare(network, config.machine, device)
     batch = batch_of(images, len(names))
     with FlopCounterMode(display=False) as of_views:
-        crops = views.make(batch, build.view_settings(of, config.intensity, names), seed=0)
+        crops = views.make(batch, build.view_settings(of, config.intensity, names), seed=0, products=True)
     masks = build.masks(of, config, batch, of.crops.global_size)
     draws = build.draws(config, of, batch, 0)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
@@ -86,6 +87,14 @@ def test_products_are_those_that_a_step_makes(name: str, more: dict) -> None:
     found = counting.step(config, of, 5, pixels=PIXELS, masked=masked)
     assert found.model + found.again.total == made
     assert found.views == made_by_views
+
+
+def test_views_cost_little_beside_a_step() -> None:
+    """Under three hundredths of the operations of a ViT-B/16's step, from slices of 512 pixels; Gram crops included."""
+    config = load(Path(build.__file__).parent / "configs" / "meddinov3_vitb16.yaml", ["data.root=none"])
+    for name in ("adapt", "gram"):
+        found = counting.step(config, stage(config, name), 512, pixels=(512, 512))
+        assert 0 < found.views < 0.03 * found.model
 
 
 def test_masks_are_as_many_as_expected() -> None:
