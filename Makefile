@@ -10,11 +10,12 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-prep bench-probes bench-sequences lint
+.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-prep bench-probes bench-sequences lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
 	@echo "make bench-prep [INPUT=FOLDER]   how fast images become shards, as ratios"
+	@echo "make bench-loader [INPUT=SHARDS] how fast samples are read, decoded and made into views, as ratios"
 	@echo "make bench-probes                what probing costs from cached features, 52 linear heads beside one"
 	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
@@ -59,6 +60,9 @@ bench-sequences: setup
 
 bench-probes: setup
 	PYTHONPATH=. $(PY) benchmarks/probes.py
+
+bench-loader: setup
+	$(PY) benchmarks/loader.py $(if $(INPUT),--input $(INPUT))
 
 bench-prep: setup
 	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))

@@ -247,7 +247,7 @@ def _numbers(drawn: Parameters) -> list[list]:
 
 
 def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
-    """To those of (C, B, S, size, size) crops that were drawn to have some; a few at once, while they are in the cache."""
+    """To those of (C, B, S, size, size) crops that were drawn to have some; a few at once, in the cache."""
     if not drawn:
         return
     strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std

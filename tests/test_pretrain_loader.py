@@ -44,7 +44,7 @@ def one_way_and_the_other(batch: stream.Batch, settings: views.ViewSettings) -> 
 
 
 def test_products_and_sums_give_the_same_views(tiny_dataset) -> None:
-    """Boxes, flips, windows, blur, noise and Gram crops, whether made as on a GPU or as on a CPU; with no local crops, too."""
+    """Boxes, flips, windows, blur, noise and Gram crops, made as on a GPU or as on a CPU; without local crops, too."""
     split = schema.Split(tiny_dataset(), "train")
     batch = stream.gather(split, np.arange(12))
     one_way_and_the_other(batch, SETTINGS)
@@ -141,7 +141,7 @@ def test_a_sample_is_read_into_a_buffer(tiny_dataset) -> None:
 
 
 def test_batches_of_changing_sizes_are_padded_to_their_own_largest(tiny_dataset, monkeypatch) -> None:
-    """Slices of two sizes, in batches that hold one, the other or both: each as large as its largest slice, the rest air."""
+    """Slices of two sizes, in batches of one, the other or both: each as large as its largest slice, the rest air."""
     split = schema.Split(tiny_dataset(), "train")
     plain = stream._open
 
