@@ -1,10 +1,11 @@
 """Synthetic brains in four MR sequences with a tumour of one of two types, told by two sequences together.
 
-A tumour has two extents around one middle: that of its fluid, bright in T2 (and, more faintly, dark in T1), and that of
-its leak, bright in FLAIR (and faintly enhancing in T1 with contrast). In `match` the leak reaches beyond the fluid, in
-`mismatch` (after the T2-FLAIR mismatch sign) the fluid beyond the leak, while tumours of either type are small and
-large. So one sequence alone, however well it is measured, says little; T1 or T2 together with T1c or FLAIR tells, and
-where T2 is missing T1 can stand in for it.
+A tumour's tissue has two properties, drawn independently of each other: its water, high or low (bright or dark in T2
+and, more faintly, dark or bright in T1), and its protein, high or low (bright or dark in FLAIR and, more faintly, in T1
+with contrast). In `match` both are high or both low, in `mismatch` (after the T2-FLAIR mismatch sign) one is high and
+the other low. So each type holds as many bright as dark tumours in every sequence: one sequence alone, or the two of
+one property, say nothing of the type, however well they are measured. One of T1 and T2 together with one of T1c and
+FLAIR tells it, and where a sequence is missing the other one of its property can stand in.
 """
 
 from __future__ import annotations
@@ -17,29 +18,31 @@ from scipy import ndimage
 from data_prep.phantom import Canvas, texture
 
 TYPES = ("match", "mismatch")
+PROPERTIES = ("water", "protein")
 SEQUENCES = ("t1", "t1c", "t2", "flair")
-# white matter, grey matter, cerebrospinal fluid; then what the tumour's fluid and its leak add
+# white matter, grey matter, cerebrospinal fluid; then what much and little of the property that it shows adds
 _SIGNAL = {
-    "t1": ((1.00, 0.78, 0.30), -0.30, 0.00),
-    "t1c": ((1.00, 0.80, 0.32), 0.00, 0.30),
-    "t2": ((0.55, 0.72, 1.25), 0.60, 0.00),
-    "flair": ((0.62, 0.80, 0.20), 0.00, 0.60),
+    "t1": ((1.00, 0.78, 0.30), "water", (-0.42, 0.36)),
+    "t1c": ((1.00, 0.80, 0.32), "protein", (0.42, -0.40)),
+    "t2": ((0.55, 0.72, 1.25), "water", (0.50, -0.38)),
+    "flair": ((0.62, 0.80, 0.20), "protein", (0.50, -0.38)),
 }
-_AREA, _MORE = (500.0, 2600.0), 350.0  # mm² of a tumour in a slice: its range, and what one extent has more or less
+_AREA = 800.0, 2600.0  # mm² of a tumour in its middle slice
+_STRENGTH = 0.7, 1.3  # of a property, the same in the two sequences that show it
 
 
 @dataclass(frozen=True)
 class Brain:
     """signal  sequence → (Z, Y, X) float32, skull-stripped: 0 outside the brain; axes as data_prep.volume.Volume
-    tumour   (Z, Y, X) uint8, 1 where there is fluid or leak
-    extent   radii in mm of fluid and leak
+    tumour   (Z, Y, X) uint8, 1 where there is tumour
+    high     property → whether the tumour has much of it
     spacing  (z, y, x) in mm
     kind     the tumour's type
     """
 
     signal: dict[str, np.ndarray]
     tumour: np.ndarray
-    extent: tuple[float, float]
+    high: dict[str, bool]
     spacing: tuple[float, float, float]
     kind: str
 
@@ -55,27 +58,24 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Brain:
     tissue[brain & (ndimage.distance_transform_edt(brain, sampling=spacing) > 11 + folds)] = 1
     for side in (-1, 1):  # the lateral ventricles
         tissue[canvas.ellipsoid((4, -6, side * 11), (24, rng.uniform(22, 32), rng.uniform(5, 9))) & brain] = 3
-    kind = rng.integers(2)
-    area = rng.uniform(*_AREA)
-    wide, narrow = (float(np.sqrt(each / np.pi)) for each in (area + _MORE, area - _MORE))
-    extent = (wide, narrow) if TYPES[kind] == "mismatch" else (narrow, wide)
-    fluid, leak = _tumour(canvas, brain, extent, rng)
+    tumour = _tumour(canvas, brain, rng)
+    high = {name: bool(rng.integers(2)) for name in PROPERTIES}
+    strength = {name: rng.uniform(*_STRENGTH) for name in PROPERTIES}
     signal = {}
-    for name, (means, fluid_adds, leak_adds) in _SIGNAL.items():
+    for name, (means, shown, (much, little)) in _SIGNAL.items():
         levels = np.array([0.0, *(mean * rng.normal(1, 0.03) for mean in means)])
-        image = levels[tissue] + fluid_adds * rng.uniform(0.9, 1.1) * fluid + leak_adds * rng.uniform(0.9, 1.1) * leak
+        adds = (much if high[shown] else little) * strength[shown] * rng.uniform(0.9, 1.1)
+        image = levels[tissue] + adds * tumour
         image += 0.05 * texture(rng, brain.shape, 1.2)
         image = ndimage.gaussian_filter(image, (0, 0.6, 0.6)) + rng.normal(0, 0.03, brain.shape)
         coil = 1 + 0.12 * texture(rng, brain.shape, size / 4)  # the receiving coil's sensitivity
         signal[name] = np.float32(np.where(brain, np.maximum(image * coil, 0.02), 0) * rng.uniform(200, 1200))
-    return Brain(signal, np.uint8(fluid | leak), extent, spacing, TYPES[kind])
+    return Brain(signal, np.uint8(tumour), high, spacing, TYPES[int(high["water"] != high["protein"])])
 
 
-def _tumour(
-    canvas: Canvas, brain: np.ndarray, extent: tuple[float, float], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """(Z, Y, X) masks of fluid and leak: ellipsoids of one shape around one middle, somewhere in the brain."""
+def _tumour(canvas: Canvas, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(Z, Y, X) mask of an ellipsoid somewhere in the brain."""
     around, out, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.45), rng.uniform(0.85, 1.18)
     middle = (rng.uniform(-6, 6), 70 * out * np.sin(around), 55 * out * np.cos(around))
-    deep = rng.uniform(28, 36)
-    return tuple(canvas.ellipsoid(middle, (deep, radius * aspect, radius / aspect)) & brain for radius in extent)
+    radius = np.sqrt(rng.uniform(*_AREA) / np.pi)
+    return canvas.ellipsoid(middle, (rng.uniform(28, 36), radius * aspect, radius / aspect)) & brain
