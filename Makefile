@@ -10,7 +10,7 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-prep bench-probes bench-sequences lint
+.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-prep bench-probes bench-sequences bench-masking lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-loader [INPUT=SHARDS] how fast samples are read, decoded and made into views, as ratios"
 	@echo "make bench-probes                what probing costs from cached features, 52 linear heads beside one"
 	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
+	@echo "make bench-masking               what whole-sequence masking and unlabelled patients buy, three seeds"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
 	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
 
@@ -57,6 +58,9 @@ test-nnunet: setup
 
 bench-sequences: setup
 	$(PY) benchmarks/sequences.py
+
+bench-masking: setup
+	$(PY) benchmarks/masking.py
 
 bench-probes: setup
 	PYTHONPATH=. $(PY) benchmarks/probes.py

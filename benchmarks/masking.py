@@ -1,0 +1,145 @@
+"""What whole-sequence masking buys when a sequence is withheld, and what unlabelled patients buy beside a few labels.
+
+    python benchmarks/masking.py [--output runs/bench-masking] [--seeds 3] [--patients 1000]
+
+Three models of each seed: `masked` (pretrain/configs/synthetic_mri.yaml), `unmasked` (the same without whole-sequence
+masking) and `supervised` (synthetic_mri_supervised.yaml: the same transformer on the labels alone), on synthetic brains
+of whom a tenth have labels. Each is probed on all subsets of the sequences by eval.probe. Two models run side by side,
+one thread each. A second start does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+
+from data_prep.brain import SEQUENCES
+from data_prep.identity import VARIABLE
+from data_prep.settings import SettingsError
+from eval import bootstrap, results
+from eval.predictions import Scored
+
+_SELF = "pretrain/configs/synthetic_mri.yaml"
+_LABELS = "pretrain/configs/synthetic_mri_supervised.yaml"
+ARMS = {
+    "masked": [_SELF],
+    "unmasked": [_SELF, "stages.adapt.masks.sequence_probability=0"],
+    "supervised": [_LABELS],
+}
+# which sequences the test patients have
+SEEN = {"all four": SEQUENCES} | {
+    f"no {each}": tuple(name for name in SEQUENCES if name != each) for each in SEQUENCES
+}
+_METRIC, _DRAWS = "auroc", 3000
+
+
+def run(*words: object) -> None:
+    """A command of ours, quietly. Raises SettingsError with its last line where it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", VARIABLE: os.environ.get(VARIABLE, "meddap-brains")}
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        said = (done.stderr.strip() or "no word").splitlines()[-1]
+        raise SettingsError(f"{' '.join(map(str, words[:2]))}: exit status {done.returncode}: {said}")
+
+
+def make_data(output: Path, patients: int) -> Path:
+    """Shards of synthetic brains."""
+    brains, shards = output / "brains", output / "shards"
+    run("-m", "data_prep.generate", "--output", brains, "modality=mr", f"patients={patients}", "size=64", "slices=6")
+    run("data_prep/shard_mri.py", "--input", brains, "--labels", brains / "labels.csv", "--output", shards)
+    return shards
+
+
+def train_and_probe(output: Path, shards: Path, arm: str, seed: int) -> Path:
+    """The probe's folder of one model."""
+    name = f"{arm}-{seed}"
+    config, *more = ARMS[arm]
+    fixed = [f"data.root={shards}", f"output={output}", f"name={name}", f"seed={seed}"]
+    run("-m", "pretrain.train", "--config", config, *fixed, *more)
+    probed = output / name / "probe"
+    if not (probed / "results.jsonl").is_file():
+        task = ["--task", "eval/configs/mri_subsets.yaml", f"data={shards}", "label=tumour", "labelled_share=0.1"]
+        run("-m", "eval.probe", "--checkpoint", output / name, *task, "size=40", "--output", probed)
+    print(f"{name}: done", file=sys.stderr, flush=True)
+    return probed
+
+
+def joined(folders: list[Path]) -> dict[str, Scored]:
+    """The predictions for what the test patients have, those of several seeds as so many fits."""
+    each = [results.read_predictions(folder)[1] for folder in folders]
+    found = {}
+    for seen, sequences in SEEN.items():
+        parts = [one[f"subsets sequences {'+'.join(sequences)}"] for one in each]
+        found[seen] = replace(parts[0], scores=np.concatenate([part.scores for part in parts]))
+    return found
+
+
+def withheld(found: dict[str, Scored]) -> Scored:
+    """The predictions with one sequence withheld, whichever: those of each as so many fits."""
+    parts = [each for seen, each in found.items() if seen != "all four"]
+    return replace(parts[0], scores=np.concatenate([part.scores for part in parts]))
+
+
+def shown(figure: bootstrap.Figure, sign: str = "") -> str:
+    """A figure, its interval and its value of every seed."""
+    value, interval = bootstrap.shown(figure.row(), sign)
+    text = f"{value} ({interval})"
+    return f"**{text}**" if sign and figure.low > 0 else text
+
+
+def table(arms: dict[str, dict[str, Scored]]) -> list[str]:
+    """Markdown: a row for what the test patients have; figures of each arm and differences of `masked`."""
+    arms = {arm: {**found, "one withheld": withheld(found)} for arm, found in arms.items()}
+    others = [arm for arm in arms if arm != "masked"]
+    heads = ["test patients have", *arms, *(f"masked − {arm}" for arm in others)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for seen in [*SEEN, "one withheld"]:
+        cells = [shown(bootstrap.figures(found[seen], _METRIC, _DRAWS, 0)["macro"]) for found in arms.values()]
+        for arm in others:
+            one, other = arms[arm][seen], arms["masked"][seen]
+            cells.append(shown(bootstrap.differences(one, other, _METRIC, _DRAWS, 0)["macro"], "+"))
+        lines.append("| " + " | ".join([seen, *cells]) + " |")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/masking.py",
+        description=__doc__.partition("\n")[0],
+        epilog="Run it in the repository.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/bench-masking"), metavar="DIR")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each model")
+    parser.add_argument("--patients", type=int, default=1000)
+    options = parser.parse_args(arguments)
+    try:
+        shards = make_data(options.output, options.patients)
+        jobs = [(arm, seed) for seed in range(options.seeds) for arm in ARMS]
+        with ThreadPoolExecutor(2) as pool:
+            folders = list(pool.map(lambda job: train_and_probe(options.output, shards, *job), jobs))
+        by_arm = {arm: [folder for (one, _), folder in zip(jobs, folders) if one == arm] for arm in ARMS}
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for seed in range(options.seeds):
+        print(f"\nseed {seed}\n")
+        print("\n".join(table({arm: joined([found[seed]]) for arm, found in by_arm.items()})))
+    if options.seeds > 1:
+        print(f"\n{options.seeds} seeds\n")
+        print("\n".join(table({arm: joined(found) for arm, found in by_arm.items()})))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
