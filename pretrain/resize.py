@@ -25,11 +25,11 @@ def weights(start: torch.Tensor, length: torch.Tensor, extent: int, size: int, f
     support = scale.clamp(min=1)  # below 1 the image is enlarged and the kernel keeps its own width
     place = torch.arange(size, device=start.device, dtype=torch.float32).view(1, -1, 1)
     place = torch.where(flip.view(-1, 1, 1), size - 1 - place, place)
-    centre = scale * (place + 0.5) + start
-    pixel = torch.arange(extent, device=start.device, dtype=torch.float32)
+    centre = scale * (place + 0.5)
+    pixel = torch.arange(extent, device=start.device, dtype=torch.float32) - start  # exact: both count from the crop
     kernel = _cubic((pixel + 0.5 - centre) / support)
     # the kernel is cut at the crop's border and brought to sum 1 again
-    kernel = torch.where((pixel >= start) & (pixel < start + length), kernel, 0.0)
+    kernel = torch.where((pixel >= 0) & (pixel < length), kernel, 0.0)
     return kernel / kernel.sum(dim=-1, keepdim=True)
 
 

@@ -124,7 +124,7 @@ def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None 
     """The views of a batch, on the device of its pixels.
 
     products  whether by matrix products of whole batches, which suits a GPU, or slice by slice, which suits a CPU; as
-              suits the device where it is None. Both are the same to float32's last digits
+              suits the device where it is None. They agree to float32's last digits
     """
     if products is None:
         products = batch.pixels.device.type != "cpu"

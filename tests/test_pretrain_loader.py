@@ -40,7 +40,7 @@ def one_way_and_the_other(batch: stream.Batch, settings: views.ViewSettings) -> 
     """Assert that both give the same views."""
     products, sums = (views.make(batch, settings, 7, products=way) for way in (True, False))
     for name in ("global_crops", "local_crops", "gram_crops"):
-        torch.testing.assert_close(getattr(sums, name), getattr(products, name), atol=1e-4, rtol=0)
+        torch.testing.assert_close(getattr(sums, name), getattr(products, name), atol=1e-5, rtol=0)
 
 
 def test_products_and_sums_give_the_same_views(tiny_dataset) -> None:
