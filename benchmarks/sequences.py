@@ -50,8 +50,8 @@ class Arms:
         """One whole training step with these sequences."""
         batch = Batch(**{**vars(self.batch), "present": present})
         crops = views.make(batch, self.settings, seed=0)
-        masks = build.masks(self.stage, self.config, batch, self.settings.global_size).to(self.device)
-        draws = build.draws(self.config, self.stage, batch, 0).to(self.device)
+        masks = build.masks(self.stage, self.config, batch, self.settings.global_size)
+        draws = build.draws(self.config, self.stage, batch, 0)
         whole = step.parts(crops, masks, draws, [(len(present),)])
         step.gradients(self.student, self.teacher, whole, build.step_weights(self.stage, self.now))
         optim.set_step(self.optimizer, lr=1e-4, weight_decay=0.04, freeze_last_layer=False)

@@ -18,9 +18,11 @@ def compile_blocks(model: VisionTransformer) -> None:
 
     The forward function alone is compiled: what gathers and frees sharded parameters runs around it.
     """
+    torch.fx.experimental._config.use_duck_shape = False  # numbers that happen to be equal once need not stay so
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     for block in model.blocks:
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+        # drop path lets other numbers of samples through in every step: once seen to change, they are any number
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=None if block.drop_path else False)
 
 
 def failed(error: BaseException) -> bool:

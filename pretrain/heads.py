@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.cross_entropy import Compared, Comparison, compare
 from pretrain.layers import init_linear
+from pretrain.prototypes import Prototypes
 
 
 class ProjectionHead(nn.Module):
@@ -44,14 +46,16 @@ class ProjectionHead(nn.Module):
             if isinstance(module, nn.Linear):
                 init_linear(module, generator)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, comparison: Comparison | None = None) -> torch.Tensor | Compared:
+        """Logits, or what their comparison with targets gives."""
         bottleneck = self.mlp(features)
-        # float32: early in training all directions are close, and bf16 would round their differences away
-        with torch.autocast(features.device.type, enabled=False):
-            rows = self.last_layer.weight
-            if self.unit_norm_rows:
-                rows = F.normalize(rows, dim=-1)
-            return F.linear(F.normalize(bottleneck.float(), dim=-1, eps=1e-12), rows)
+        rows = self.last_layer.weight
+        if self.unit_norm_rows:
+            rows = F.normalize(rows, dim=-1)
+        directions = F.normalize(bottleneck.float(), dim=-1, eps=1e-12)
+        if comparison is not None:
+            return compare(directions, rows, comparison)
+        return Prototypes.of(rows, directions).logits(directions)
 
 
 class ClassHeads(nn.ModuleDict):

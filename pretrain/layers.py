@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pretrain.attention import Kernel, by_run
-from pretrain.packing import Packing, Run, per_token
-
-Kept = tuple[torch.Tensor, torch.Tensor] | None
+from pretrain.drop_path import Kept
+from pretrain.packing import Packing
 
 
 def init_linear(layer: nn.Linear, generator: torch.Generator) -> None:
@@ -113,7 +110,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each in a residual branch that may be dropped per sample."""
+    """Pre-norm attention and feed-forward, each in a residual branch that samples may go without."""
 
     def __init__(
         self,
@@ -137,22 +134,11 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(self, tokens: torch.Tensor, packing: Packing, kept: Kept = None) -> torch.Tensor:
-        """(T, D) packed tokens; `kept` as `keep` gives it, None where nothing is dropped."""
-        attended = self.ls1(self.attn(self.norm1(tokens), packing))
-        tokens = tokens + (attended if kept is None else kept[0] * attended)
-        fed = self.ls2(self.mlp(self.norm2(tokens)))
-        return tokens + (fed if kept is None else kept[1] * fed)
-
-    def keep(self, draws: torch.Tensor | None, runs: Sequence[Run], like: torch.Tensor) -> Kept:
-        """Drop path's factor of every token in either branch, of the type of `like`: 0, or 1 by the share that stays.
-
-        draws  (2, ΣN) uniform numbers of the samples. Made before the block runs, so that running it again for its
-               gradient repeats them. Raises ValueError where training needs draws that are not there.
-        """
-        if not self.drop_path or not self.training:
-            return None
-        if draws is None:
-            raise ValueError("drop_path: training needs draws, so that a run can be repeated")
-        share = 1 - self.drop_path
-        return tuple(per_token((branch < share) / share, runs).to(like.dtype) for branch in draws)
+    def forward(
+        self, tokens: torch.Tensor, packing: Packing, kept: tuple[Kept, Kept] | None = None
+    ) -> torch.Tensor:
+        """(T, D) packed tokens; `kept`: of each branch, whose samples' tokens go through it. None: all of them."""
+        whole = Kept(packing)
+        one, other = kept or (whole, whole)
+        tokens = one.add(tokens, lambda some: self.ls1(self.attn(self.norm1(some), one.packing)))
+        return other.add(tokens, lambda some: self.ls2(self.mlp(self.norm2(some))))

@@ -1,12 +1,10 @@
-"""The losses of self-distillation, on plain tensors, each computed in float32.
+"""The losses of self-distillation beside its cross-entropies, on plain tensors, each computed in float32.
 
-DINO (arXiv 2104.14294), iBOT (arXiv 2111.07832), KoLeo (arXiv 1806.03198), targets by
-Sinkhorn-Knopp (SwAV, arXiv 2006.09882), Gram anchoring (DINOv3, arXiv 2508.10104, section 4).
+KoLeo (arXiv 1806.03198), Gram anchoring (DINOv3, arXiv 2508.10104, section 4), classes; the centring that came before
+Sinkhorn-Knopp. DINO's and iBOT's cross-entropies are `pretrain/cross_entropy.py`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,76 +12,6 @@ import torch.nn.functional as F
 from pretrain.distributed import ALONE, World
 
 _SAME = 1e-6  # distance of unit vectors below which they are one and the same
-
-
-@torch.no_grad()
-def sinkhorn_targets(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
-    """Soft assignments of M samples to K prototypes, each prototype used equally.
-
-    logits (M, K) of the teacher → (M, K) float32 rows that sum to 1. M may be 0.
-    """
-    return balanced_targets([logits], temperature, iterations)[0]
-
-
-@torch.no_grad()
-def balanced_targets(
-    heads: Sequence[torch.Tensor], temperature: float, iterations: int = 3, world: World = ALONE
-) -> list[torch.Tensor]:
-    """`sinkhorn_targets` of several heads, over the samples of all ranks; each rank gets its own rows.
-
-    Scaling vectors are kept as logarithms. A prototype's scaling starts at minus its highest score anywhere; after a
-    round of both scalings every entry is a probability and a prototype's sum over M samples lies between 1 / (M · K)
-    and M, so that no exponential overflows and no sum vanishes, however low the temperature and however far a prototype
-    is from every sample. The sums of all heads travel in one message an iteration.
-    """
-    scores = [head.float() / temperature for head in heads]
-    widths = [each.shape[1] for each in scores]
-    rows = [each.new_zeros(len(each), 1) for each in scores]
-    columns = -world.max_(torch.cat([_highest(each) for each in scores]))
-    for _ in range(iterations):
-        scaled = zip(scores, rows, columns.split(widths))
-        sums = world.sum_(torch.cat([(score + row + column).exp().sum(dim=0) for score, row, column in scaled]))
-        columns = columns - sums.log()
-        rows = [
-            -torch.logsumexp(score + column, dim=1, keepdim=True)
-            for score, column in zip(scores, columns.split(widths))
-        ]
-    # rows that sum to 1 to the last digit
-    return [torch.softmax(score + column, dim=1) for score, column in zip(scores, columns.split(widths))]
-
-
-def _highest(scores: torch.Tensor) -> torch.Tensor:
-    """(K,) highest of each column; minus infinity where there are no rows."""
-    return scores.amax(dim=0) if len(scores) else scores.new_full(scores.shape[1:], -torch.inf)
-
-
-def dino_loss(
-    student: torch.Tensor, targets: torch.Tensor, temperature: float, *, ignore_diagonal: bool = False
-) -> torch.Tensor:
-    """Cross-entropy of every student crop against every teacher crop of the same image, mean over pairs.
-
-    student (S, B, K) logits, targets (T, B, K) probabilities. With `ignore_diagonal` crop i of the
-    student is not compared with crop i of the teacher: the same view.
-    """
-    logarithms = F.log_softmax(student.float() / temperature, dim=-1)
-    pairs = -torch.einsum("sbk,tbk->st", logarithms, targets)
-    count = pairs.numel()
-    if ignore_diagonal:
-        same = min(pairs.shape)
-        pairs, count = pairs - torch.diag_embed(pairs.diagonal()), count - same
-    return pairs.sum() / (count * student.shape[1])
-
-
-def ibot_loss(student: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cross-entropy on masked patches; each crop's patches share a weight of 1, summed over the crops' number.
-
-    student (M, K) logits and targets (M, K) of the masked patches in row-major order of `masks`;
-    masks (N, P) bool. A crop without a mask adds nothing but counts in the mean.
-    """
-    logarithms = F.log_softmax(student.float() / temperature, dim=-1)
-    terms = -(targets * logarithms).sum(dim=-1)
-    weights = (1 / masks.sum(dim=1).clamp(min=1)).unsqueeze(1).expand_as(masks)[masks]
-    return (terms * weights).sum() / len(masks)
 
 
 def koleo_loss(features: torch.Tensor, group: int | None = None, eps: float = 1e-8) -> torch.Tensor:

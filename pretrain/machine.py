@@ -51,6 +51,13 @@ def _has_bf16(device: torch.device) -> bool:
     return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; the host does not wait until it is there."""
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()  # from other memory the copy would wait
+    return tensor.to(device, non_blocking=True)
+
+
 def gigabytes(device: torch.device) -> float:
     """The most memory of a GPU that this process has had in use; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pretrain.machine import sent
 from pretrain.noise import uniforms
+from pretrain.presence import of_present
 
 _PURPOSE, _WHOLE = 4, 6  # of the randomness; views take 0 and 1
 _SMALLEST = 4  # patches of a block
@@ -60,6 +63,33 @@ def over_sequences(
         whole.append((chance < probability) & (rank < most))
     each = masks.unsqueeze(1) | torch.cat(whole).unsqueeze(2)
     return (each & present.repeat(2, 1).unsqueeze(2)).flatten(1)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The masks of N crops on a device, with what the host knows of them, so that nobody waits for the device to tell.
+
+    patches   (N, S·P) bool
+    places    (M,) int64 the masked patches among those of the present sequences, flat and in row-major order
+    share     (M,) float32 of each masked patch in the mean over crops of the means over a crop's masked patches
+    lost      (L,) int64 which of the M belong to entirely masked sequences, and `sequence` (L,) int64 which one it is
+    """
+
+    patches: torch.Tensor
+    places: torch.Tensor
+    share: torch.Tensor
+    lost: torch.Tensor
+    sequence: torch.Tensor
+
+
+def masked(masks: torch.Tensor, present: torch.Tensor | None, sequences: int, device: torch.device) -> Masked:
+    """(N, S·P) bool masks and (N, S) presence, both on the host, for a device."""
+    places = of_present(masks, present).flatten().nonzero().squeeze(1)
+    share = (1 / masks.sum(dim=1).clamp(min=1) / len(masks)).unsqueeze(1).expand_as(masks)[masks]
+    each = masks.unflatten(1, (sequences, -1))
+    whole = each.all(dim=2, keepdim=True).expand_as(each)[each].nonzero().squeeze(1)
+    sequence = torch.arange(sequences).view(1, -1, 1).expand_as(each)[each][whole]
+    return Masked(*(sent(one, device) for one in (masks, places, share, whole, sequence)))
 
 
 def _mask(

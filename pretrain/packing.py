@@ -47,10 +47,3 @@ def unpack(row: torch.Tensor, runs: Sequence[Run]) -> list[torch.Tensor]:
     """The (N, T, …) views of a row, one for each run."""
     parts = row.split([run.count * run.length for run in runs])
     return [part.unflatten(0, run) for part, run in zip(parts, runs)]
-
-
-def per_token(values: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
-    """(ΣN,) values of samples → (ΣN·T, 1), each repeated for the sample's tokens."""
-    parts = values.split([run.count for run in runs])
-    repeated = [part.unsqueeze(1).expand(-1, run.length).flatten() for part, run in zip(parts, runs)]
-    return torch.cat(repeated).unsqueeze(1)

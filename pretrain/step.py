@@ -9,23 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import nn
 
+from pretrain.assignment import Assignment, scalings
+from pretrain.cross_entropy import Compared, Comparison
 from pretrain.distributed import ALONE, World, without_averaging
 from pretrain.heads import ClassHeads, ProjectionHead
-from pretrain.losses import (
-    balanced_targets,
-    class_loss,
-    dino_loss,
-    gram_loss,
-    ibot_loss,
-    koleo_loss,
-    marginal_entropy,
-    resize_patches,
-)
+from pretrain.losses import class_loss, gram_loss, koleo_loss, marginal_entropy, resize_patches
+from pretrain.masking import Masked, masked
 from pretrain.presence import repeated
 from pretrain.stochastic import Draws
 from pretrain.views import Views
@@ -50,17 +45,17 @@ class Model(nn.Module):
             self.class_heads = class_heads
 
     def forward(
-        self, groups: Sequence[Crops], masks: torch.Tensor
-    ) -> tuple[list[Features], torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        self, groups: Sequence[Crops], places: torch.Tensor, cls: Comparison, patches: Comparison
+    ) -> tuple[list[Features], Compared, Compared, dict[str, torch.Tensor]]:
         """What a step asks of the student, in one call, so that what wraps a model sees all of it.
 
-        Features of each group; (N, K) logits of all their cls tokens; (M, K) of the first group's masked patches; of
-        the first group's cls tokens the logits of each label column.
+        Features of each group; all their cls tokens compared with the teacher's, and the first group's patches at
+        `places` (of Features.at); of the first group's cls tokens the logits of each label column.
         """
         found = self.backbone.packed(groups)
-        cls = self.dino_head(torch.cat([each.cls for each in found]))
+        dino = self.dino_head(torch.cat([each.cls for each in found]), cls)
         classes = self.class_heads(found[0].cls) if hasattr(self, "class_heads") else {}
-        return found, cls, self.ibot_head(found[0].at(masks)), classes
+        return found, dino, self.ibot_head(found[0].at(places), patches), classes
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Fresh weights for all parts, drawn one after the other from `generator`."""
@@ -95,7 +90,7 @@ class StepWeights:
 class Part:
     """Some images of a batch, or all of them, as the networks get them.
 
-    masks   (2·B, S·P) bool, all crops of global crop 0 first
+    masks   (2·B, S·P) bool on the host, all crops of global crop 0 first
     counts  images that every rank has of this part, in the order of ranks; empty where there is one rank
     """
 
@@ -113,6 +108,12 @@ class Part:
         """How many sequences an image may have."""
         return max(len(self.views.sequences), 1)
 
+    @cached_property
+    def masked(self) -> Masked:
+        """The masks on the device of the crops, and which patches they are: known without asking the device."""
+        present = repeated(self.views.present, 2)
+        return masked(self.masks, present, self.sequences, self.views.global_crops.device)
+
     def crops(self, images: torch.Tensor, **more) -> Crops:
         """(2 or L, B, S, h, w) crops as a group for a network."""
         present = repeated(self.views.present, len(images))
@@ -121,10 +122,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says of a part: cls (2, B, K), patches (M, K) of the masked patches in row-major order."""
+    """What the teacher says of a part: of both global crops' cls tokens (2, B, K), of its masked patches (1, M, K).
 
-    cls: torch.Tensor
-    patches: torch.Tensor
+    The patches are those at `Masked.places`.
+    """
+
+    cls: Assignment
+    patches: Assignment
 
 
 def parts(
@@ -180,16 +184,27 @@ def targets(
     """The teacher's targets for each part, balanced over all parts of all ranks, and the monitors (`monitor/…`)."""
     seen = [teacher.backbone.packed([part.crops(part.views.global_crops)])[0] for part in batch]
     cls = [teacher.dino_head(each.cls) for each in seen]
-    patches = [teacher.ibot_head(each.at(part.masks)) for part, each in zip(batch, seen)]
-    logits = [torch.cat(cls), torch.cat(patches)]
-    balanced = balanced_targets(logits, weights.teacher_temp, weights.sinkhorn_iterations, world)
-    found = (whole.split([len(each) for each in of]) for whole, of in zip(balanced, (cls, patches)))
-    goals = [Targets(one.unflatten(0, (2, -1)), other) for one, other in zip(*found)]
+    patches = [teacher.ibot_head(each.at(part.masked.places)) for part, each in zip(batch, seen)]
+    temperature = weights.teacher_temp
+    whole = [joined(cls), joined(patches)]
+    scaling = scalings(whole, temperature, weights.sinkhorn_iterations, world)
+    goals = [
+        Targets(
+            Assignment(of_cls.unflatten(0, (2, -1)), temperature, scaling[0]),
+            Assignment(of_patches.unsqueeze(0), temperature, scaling[1]),
+        )
+        for of_cls, of_patches in zip(cls, patches)
+    ]
     counts = [2 * sum(images) for images in zip(*(part.counts for part in batch))]
-    monitors = _monitors(balanced[0], torch.cat([each.cls for each in seen]), counts, world)
+    monitors = _monitors([goal.cls for goal in goals], joined([each.cls for each in seen]), counts, world)
     if batch[0].sequences > 1:
-        monitors |= _marginal(batch, balanced[1], world)
+        monitors |= _marginal(batch, [goal.patches for goal in goals], world)
     return goals, monitors
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The rows of all parts; of one part itself, not a copy of it."""
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def losses(
@@ -202,41 +217,61 @@ def losses(
 ) -> dict[str, torch.Tensor]:
     """The terms by name, unweighted, and their weighted sum `total`: of this rank's images, KoLeo of all ranks'.
 
-    `sequences/…` as `_of_lost` gives them.
+    The total alone has a gradient. `sequences/…` as `_of_lost` gives them.
     """
     views, draws = part.views, part.draws
-    images, crops = part.images, len(views.local_crops)
+    crops = len(views.local_crops)
     drop = draws.of_crops(slice(2)), draws.of_crops(slice(2, None))
-    groups = [part.crops(views.global_crops, mask=part.masks, drop=drop[0], stretch=draws.stretch[0])]
+    groups = [part.crops(views.global_crops, mask=part.masked.patches, drop=drop[0], stretch=draws.stretch[0])]
     if crops:
         groups.append(part.crops(views.local_crops, local=True, drop=drop[1], stretch=draws.stretch[1]))
-    (whole, *_), cls_logits, patch_logits, class_logits = student(groups, part.masks)
-    cls_logits = cls_logits.unflatten(0, (2 + crops, images))
-    with torch.autocast(cls_logits.device.type, enabled=False):  # the terms are float32 throughout
-        temperature = weights.student_temp
-        terms = {"dino_global": dino_loss(cls_logits[:2], goal.cls, temperature, ignore_diagonal=True)}
+    comparisons = _comparisons(part, goal, weights)
+    (whole, *_), dino, ibot, class_logits = student(groups, part.masked.places, *comparisons)
+    with torch.autocast(ibot.loss.device.type, enabled=False):  # the terms are float32 throughout
+        terms = {"dino_global": dino.terms[:2].mean()}
         if crops:
-            terms["dino_local"] = dino_loss(cls_logits[2:], goal.cls, temperature)
-        terms["ibot"] = ibot_loss(patch_logits, goal.patches, part.masks, temperature)
+            terms["dino_local"] = dino.terms[2:].mean()
+        terms["ibot"] = (ibot.terms * part.masked.share).sum()
         everyone = [world.gather(crop, part.counts) for crop in whole.cls.chunk(2)]
         terms["koleo"] = sum(koleo_loss(crop, weights.koleo_group) for crop in everyone) / 2
+        total = dino.loss + ibot.loss + 2 * weights.koleo * terms["koleo"]
         if gram_teacher is not None:
             terms["gram"] = _gram(gram_teacher, part, whole)
+            total = total + weights.gram * terms["gram"]
         if class_logits:
             terms["classes"] = _classes(class_logits, views.labels, weights)
-        lost = _of_lost(part, patch_logits.detach(), goal.patches, temperature)
-    return {**terms, "total": _total(terms, crops, weights), **lost}
+            total = total + weights.classes * terms["classes"]
+        lost = _of_lost(part, ibot.terms)
+    return {**terms, "total": total, **lost}
 
 
-def _total(terms: dict[str, torch.Tensor], crops: int, weights: StepWeights) -> torch.Tensor:
-    # each DINO term counts by its number of crop pairs: 2 of global crops, 2 · L with local ones
-    dino = 2 * terms["dino_global"] / (2 + 2 * crops)
-    if crops:
-        dino = dino + 2 * crops * weights.dino_local * terms["dino_local"] / (2 + 2 * crops)
-    total = weights.dino * dino + weights.ibot * terms["ibot"] + 2 * weights.koleo * terms["koleo"]
-    for name, weight in (("gram", weights.gram), ("classes", weights.classes)):
-        total = total + weight * terms[name] if name in terms else total
-    return total
+def _comparisons(part: Part, goal: Targets, weights: StepWeights) -> tuple[Comparison, Comparison]:
+    """What the student's cls tokens and its masked patches are compared with."""
+    device = part.masked.share.device
+    crops = len(part.views.local_crops)
+    one, local = crop_weights(crops, weights)
+    each = torch.cat([torch.full((2, 1), one, device=device), torch.full((crops, 1), local, device=device)])
+    alone = torch.ones(1, 1, device=device)
+    temperature = weights.student_temp
+    return (
+        Comparison(goal.cls, _other_crops(crops, device), each / part.images, temperature),
+        Comparison(goal.patches, alone, weights.ibot * part.masked.share.unsqueeze(0), temperature),
+    )
+
+
+def crop_weights(crops: int, weights: StepWeights) -> tuple[float, float]:
+    """What DINO's term of one global and of one of `crops` local crops weighs in the total.
+
+    Each kind counts by its number of crop pairs: 2 of global crops, which are not compared with themselves, 2 · L.
+    """
+    pairs = 2 + 2 * crops
+    return weights.dino * 2 / pairs / 2, weights.dino * weights.dino_local * 2 / pairs
+
+
+@lru_cache(maxsize=16)
+def _other_crops(crops: int, device: torch.device) -> torch.Tensor:
+    """(2 + L, 2) what a student's crop is compared with: a global crop with the other one, a local crop with both."""
+    return torch.tensor([[0.0, 1.0], [1.0, 0.0], *[[0.5, 0.5]] * crops], device=device)
 
 
 def _gram(teacher: VisionTransformer, part: Part, student: Features) -> torch.Tensor:
@@ -258,44 +293,43 @@ def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: Ste
     return sum(terms) / len(terms)
 
 
-def _of_lost(part: Part, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> dict[str, torch.Tensor]:
+def _of_lost(part: Part, terms: torch.Tensor) -> dict[str, torch.Tensor]:
     """iBOT on the patches of entirely masked sequences and their number, both by image: sums that parts can add."""
     if part.sequences == 1:
         return {}
-    lost, _ = _lost(part)
-    entropy = -(targets[lost] * torch.log_softmax(logits[lost].float() / temperature, dim=-1)).sum()
-    return {"sequences/loss": entropy / part.images, "sequences/patches": lost.sum().float() / part.images}
+    lost = part.masked.lost
+    count = torch.full((), len(lost) / part.images, device=terms.device)
+    return {"sequences/loss": terms[0, lost].sum() / part.images, "sequences/patches": count}
 
 
-def _lost(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every masked patch, in the masks' row-major order: is its sequence masked entirely, and which one is it."""
-    each = part.masks.unflatten(1, (part.sequences, -1))
-    whole = each.all(dim=2, keepdim=True).expand_as(each)
-    number = torch.arange(part.sequences, device=each.device).view(1, -1, 1).expand_as(each)
-    return whole[each], number[each]
-
-
-def _marginal(batch: Sequence[Part], targets: torch.Tensor, world: World) -> dict[str, torch.Tensor]:
+def _marginal(batch: Sequence[Part], goals: Sequence[Assignment], world: World) -> dict[str, torch.Tensor]:
     """`sequences/marginal` over the entirely masked sequences of all ranks; nothing where no sequence is."""
-    lost, number = (torch.cat(each) for each in zip(*map(_lost, batch)))
-    counted = torch.cat([targets[lost], targets.new_ones(int(lost.sum()), 1)], dim=1)
-    sums = targets.new_zeros(batch[0].sequences, counted.shape[1]).index_add_(0, number[lost], counted)
+    scaling = goals[0].scaling
+    sums = scaling.new_zeros(batch[0].sequences, len(scaling) + 1)
+    for part, goal in zip(batch, goals):
+        lost, number = part.masked.lost, part.masked.sequence
+        of_lost = replace(goal, logits=goal.logits[:, lost])
+        for some in of_lost.chunks():
+            probable = of_lost.at(some)[0]
+            sums.index_add_(0, number[some], torch.cat([probable, probable.new_ones(len(probable), 1)], dim=1))
     sums = world.sum_(sums)
     return {"sequences/marginal": marginal_entropy(sums[:, :-1], sums[:, -1])} if bool(sums[:, -1].any()) else {}
 
 
 @torch.no_grad()
-def _monitors(targets: torch.Tensor, cls: torch.Tensor, counts: list[int], world: World) -> dict[str, torch.Tensor]:
+def _monitors(
+    targets: Sequence[Assignment], cls: torch.Tensor, counts: list[int], world: World
+) -> dict[str, torch.Tensor]:
     """Signs of collapse: entropy of the targets by ln K, share of prototypes in use, spread and rank of the features.
 
     Of the rows of all ranks, `counts` of each. The rank is the participation ratio of the covariance's eigenvalues,
     (Σλ)² / Σλ², by the largest it can be.
     """
-    prototypes = targets.shape[1]
-    own = torch.stack([torch.special.entr(targets).sum(dim=-1), targets.argmax(dim=-1).float()], dim=1)
+    prototypes = len(targets[0].scaling)
+    own = torch.cat([_uncertainty(each) for each in targets])
     rows = world.gather(torch.cat([own, cls.float()], dim=1), counts)  # in one message
     entropy = rows[:, 0].mean() / math.log(prototypes)
-    used = torch.zeros(prototypes, device=targets.device).scatter_(0, rows[:, 1].long(), 1.0).mean()
+    used = torch.zeros(prototypes, device=rows.device).scatter_(0, rows[:, 1].long(), 1.0).mean()
     cls = rows[:, 2:]
     spread = torch.nn.functional.normalize(cls, dim=-1).std(dim=0).mean() * cls.shape[-1] ** 0.5
     centred = cls - cls.mean(dim=0)
@@ -307,3 +341,12 @@ def _monitors(targets: torch.Tensor, cls: torch.Tensor, counts: list[int], world
         "monitor/feature_spread": spread,
         "monitor/feature_rank": rank,
     }
+
+
+def _uncertainty(targets: Assignment) -> torch.Tensor:
+    """(T · N, 2) entropy of each row, and its likeliest prototype."""
+    found = []
+    for some in targets.chunks():
+        each = targets.at(some)
+        found.append(torch.stack([torch.special.entr(each).sum(dim=-1), each.argmax(dim=-1).float()], dim=-1))
+    return torch.cat(found, dim=1).flatten(0, 1)

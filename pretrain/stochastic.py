@@ -21,16 +21,13 @@ _DROP, _STRETCH = 128, 129  # purposes of the randomness
 class Draws:
     """A step's draws for the student; None where the model has no use for them.
 
-    drop     (depth, 2, 2 + L, B) float32 in [0, 1): of every block's two branches, for global and then local crops
+    drop     (depth, 2, 2 + L, B) float32 in [0, 1) on the host: of every block's two branches, for global crops and
+             then for local ones
     stretch  factors of RoPE's coordinates for global and for local crops
     """
 
     drop: torch.Tensor | None = None
     stretch: tuple[float, float] | tuple[None, None] = (None, None)
-
-    def to(self, device: torch.device) -> Draws:
-        """The draws on the device where the student is."""
-        return self if self.drop is None else replace(self, drop=self.drop.to(device, non_blocking=True))
 
     def part(self, rows: slice) -> Draws:
         """The draws of some of the batch's images."""

@@ -29,8 +29,8 @@ import torch
 from data_prep.disk import BusyError, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, build, checkpoint, compiling, distributed, ema, initialise, mixture, optim, order
-from pretrain import parallel, ranks, snapshot, step, stream, views
+from pretrain import accumulate, allocator, build, checkpoint, compiling, distributed, ema, initialise, mixture, optim
+from pretrain import order, parallel, ranks, snapshot, step, stream, views
 from pretrain import config as configuration
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import Config, StageConfig
@@ -191,12 +191,12 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             batch = batch.to(device)
             seen = settings[plan.choice[number]]
             crops = views.make(batch, seen, seed=config.seed)
-            masks = build.masks(stage, config, batch, seen.global_size).to(device)
+            masks = build.masks(stage, config, batch, seen.global_size)
             if number == 0 and world.first:
                 save_crops(folder / "crops.npz", crops)
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
-            draws = build.draws(config, stage, batch, number).to(device)
+            draws = build.draws(config, stage, batch, number)
             weights = build.step_weights(stage, now, class_weights)
             batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])], world.rank)
             losses = step.gradients(
@@ -337,6 +337,8 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
         config = configuration.load(options.config, options.overrides)
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
         parallel.kind(config.machine.parallel, World(**who) if who else ALONE)  # before they meet: all of them know it
+        if device.type == "cpu":
+            allocator.keep_memory()
         with Stop() as stop:
             world = distributed.start(device, config.machine.hang_timeout)
             run(config, options.stage, world, stop)

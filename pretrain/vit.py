@@ -20,10 +20,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.attention import Kernel, bias_of
+from pretrain.drop_path import kept
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
 from pretrain.packing import Packing, pack, unpack
 from pretrain.positions import resampled
-from pretrain.presence import Layout, layout, of_present
+from pretrain.presence import Layout, layout
 from pretrain.rope import RotaryEmbedding, Rotation
 
 
@@ -43,9 +44,9 @@ class Features:
     patches: torch.Tensor
     present: torch.Tensor | None = None
 
-    def at(self, mask: torch.Tensor) -> torch.Tensor:
-        """(…, D) the patch tokens at which an (N, S·P) mask is set, in its row-major order."""
-        return self.patches[of_present(mask, self.present).view(self.patches.shape[:2])]
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """(n, D) the patch tokens at some of the M·P places (`masking.Masked.places`)."""
+        return self.patches.flatten(0, 1)[places]
 
     def merged(self) -> torch.Tensor:
         """(N, P, D) the mean over each sample's sequences of the patches at a place."""
@@ -65,7 +66,8 @@ class Crops:
              multiples of the patch size
     mask     (N, S·P) bool, patches that the mask token replaces, or None
     local    they are local crops, whose cls token and registers have a norm of their own in training
-    drop     (depth, 2, N) uniform numbers in [0, 1) that drop path compares, needed in training where there is any
+    drop     (depth, 2, N) uniform numbers in [0, 1) on the host that drop path compares, needed in training where there
+             is any
     stretch  factor of RoPE's coordinates, needed in training where the model has `rope_rescale`
     present  (N, S) bool on the host, which sequences a sample has, or None: all. The others' pixels are not looked at
     sequences  names of the S sequences; (): all that the model knows, in its order
@@ -189,13 +191,13 @@ class VisionTransformer(nn.Module):
     def packed(self, groups: Sequence[Crops]) -> list[Features]:
         """Features of the last block for crops of several sizes, through the blocks in one row of tokens."""
         tokens, packing, layouts = self._pack(groups)
-        kept = self._kept(groups, layouts, packing, tokens)
+        paths = self._kept(groups, layouts, packing, tokens.device)
         again = self.recompute and torch.is_grad_enabled()
-        for block, factors in zip(self.blocks, kept):
+        for block, path in zip(self.blocks, paths):
             if again:
-                tokens = checkpoint(block, tokens, packing, factors, use_reentrant=False)
+                tokens = checkpoint(block, tokens, packing, path, use_reentrant=False)
             else:
-                tokens = block(tokens, packing, factors)
+                tokens = block(tokens, packing, path)
         return self._finish(tokens, packing, groups, layouts)
 
     def intermediate(
@@ -241,14 +243,18 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"sequence {strange[0]!r}: the model knows {', '.join(self.sequences)}")
         return count
 
-    def _kept(self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing, like: torch.Tensor) -> list:
-        """Drop path's factors, block by block."""
+    def _kept(self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing, device: torch.device) -> list:
+        """Who goes through each block's branches; None: all. Raises ValueError where training lacks draws."""
+        rates = [block.drop_path for block in self.blocks]
+        if not self.training or not any(rates):
+            return [None] * self.depth
+        if any(group.drop is None for group in groups):
+            raise ValueError("drop_path: training needs draws, so that a run can be repeated")
         draws = [
-            group.drop if group.drop is None or place.order is None else group.drop[..., place.order]
+            group.drop if place.order is None else group.drop[..., place.order]
             for group, place in zip(groups, layouts)
         ]
-        whole = [None] * self.depth if any(each is None for each in draws) else torch.cat(draws, dim=-1)
-        return [block.keep(each, packing.runs, like) for block, each in zip(self.blocks, whole)]
+        return kept(torch.cat(draws, dim=-1), rates, packing, self.blocks[0].attn.kernel, device)
 
     def _stretch(self, group: Crops) -> float:
         if not self.rope_rescale or not self.training:

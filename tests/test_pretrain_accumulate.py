@@ -65,12 +65,11 @@ def test_parts_add_up_to_the_batch() -> None:
 
 
 def test_half_the_local_weight_halves_the_local_part() -> None:
-    """total = dino·(global + w·local by pairs) + ibot + …, to the last term."""
-    values = {"dino_global": 3.0, "dino_local": 5.0, "ibot": 2.0, "koleo": 1.0}
-    terms = {name: torch.tensor(value) for name, value in values.items()}
-    whole, half = (step._total(terms, 4, StepWeights(0.04, dino_local=weight)) for weight in (1.0, 0.5))
-    assert float(whole) == pytest.approx(0.2 * 3 + 0.8 * 5 + 2 + 0.2)
-    assert float(half) == pytest.approx(0.2 * 3 + 0.5 * 0.8 * 5 + 2 + 0.2)
+    """Crops count by their pairs, 2 of global and 2·L of local ones; the local part by its own weight besides."""
+    for local in (1.0, 0.5):
+        one, other = step.crop_weights(4, StepWeights(0.04, dino=3.0, dino_local=local))
+        assert 2 * one == pytest.approx(3 * 0.2) and 4 * other == pytest.approx(3 * 0.8 * local)
+    assert step.crop_weights(0, StepWeights(0.04))[0] == 0.5
 
 
 def test_koleo_in_groups_is_the_mean_of_the_groups() -> None:

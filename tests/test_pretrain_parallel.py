@@ -28,6 +28,7 @@ from tiny_run import CONFIG, rows
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
 from pretrain import accumulate, checkpoint, config, distributed, losses, metrics, order, parallel, ranks, snapshot
+from pretrain.assignment import Assignment, scalings
 from pretrain.distributed import World
 from pretrain.heartbeat import Heartbeat
 from pretrain.order import Chain
@@ -384,9 +385,9 @@ def test_scaling_vectors_of_both_heads_travel_together() -> None:
     generator = torch.Generator().manual_seed(0)
     heads = [torch.randn(20, 7, generator=generator), torch.randn(50, 11, generator=generator)]
     heads[0][:, 3] -= 60  # scores of minus thousands
-    together = losses.balanced_targets(heads, 0.01, 3)
-    for head, found in zip(heads, together):
-        assert torch.equal(found, losses.sinkhorn_targets(head, 0.01, 3)) and found.isfinite().all()
+    for head, scaling in zip(heads, scalings(heads, 0.01, 3)):
+        assert torch.equal(scaling, *scalings([head], 0.01, 3))
+        found = Assignment(head.unsqueeze(0), 0.01, scaling).at(slice(None))[0]
         exact = _by_definition(head.double() / 0.01, 3)
         torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
     messages = []
@@ -394,7 +395,7 @@ def test_scaling_vectors_of_both_heads_travel_together() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(World, "sum_", lambda self, tensor: messages.append(tensor.shape) or tensor)
         patch.setattr(World, "max_", lambda self, tensor: tensor)
-        losses.balanced_targets(heads, 0.1, 3, count)
+        scalings(heads, 0.1, 3, count)
     assert messages == [(18,)] * 3
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.masking import masked
 from pretrain.presence import layout, of_present
 from pretrain.vit import Crops, VisionTransformer
 
@@ -158,7 +159,8 @@ def test_features_at_a_mask_are_in_the_masks_own_order() -> None:
     mask[0, 1, 4] = mask[1, 1, 2] = mask[2, 0, 0] = mask[2, 1, 8] = True
     with torch.inference_mode():
         features = model(images, None, present, ("t2", "t1"))
-    chosen = features.at(mask.flatten(1))
+    found = masked(mask.flatten(1), present, 2, torch.device("cpu"))
+    chosen = features.at(found.places)
     expected = torch.stack([features.patches[image, patch] for image, patch in ((1, 4), (2, 2), (3, 0), (4, 8))])
     assert torch.equal(chosen, expected)
     assert torch.equal(of_present(mask.flatten(1), present).nonzero(), torch.tensor([[1, 4], [2, 2], [3, 0], [4, 8]]))

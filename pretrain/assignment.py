@@ -1,0 +1,83 @@
+"""The teacher's targets: soft assignments of samples to prototypes, each prototype used equally.
+
+Sinkhorn-Knopp (SwAV, arXiv 2006.09882) finds one scaling for each prototype. It and the teacher's logits are all that
+is kept: probabilities are made of some samples at a time, where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.distributed import ALONE, World
+
+_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}  # float32 numbers that are worked on at a time
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Probabilities of T views of N samples: softmax(logits / temperature + scaling) over K prototypes.
+
+    logits (T, N, K) float32 of the teacher, scaling (K,) float32 as `scalings` gives it.
+    """
+
+    logits: torch.Tensor
+    temperature: float
+    scaling: torch.Tensor
+
+    def at(self, samples: slice) -> torch.Tensor:
+        """(T, n, K) float32 of some samples; rows sum to 1."""
+        return torch.softmax(_scaled(self.logits[:, samples], self.temperature, self.scaling), dim=-1)
+
+    def chunks(self, more: int = 1) -> Iterator[slice]:
+        """All samples, few enough at a time where each takes T · K numbers `more` times."""
+        views, samples, prototypes = self.logits.shape
+        return chunks(samples, views * prototypes * more, self.logits.device)
+
+
+@torch.no_grad()
+def scalings(
+    heads: Sequence[torch.Tensor], temperature: float, iterations: int = 3, world: World = ALONE
+) -> list[torch.Tensor]:
+    """(K,) of each head from its teacher's (M, K) float32 logits, over the samples of all ranks. M may be 0.
+
+    Scalings are kept as logarithms. A prototype's starts at minus its highest score anywhere. A round gives every
+    prototype a sum of 1 over the samples and then every sample a sum of 1 over the prototypes, so that a prototype's
+    sum lies between 1 / (M · K) and M: no exponential overflows and no sum vanishes, however low the temperature and
+    however far a prototype is from every sample. The sums of all heads travel in one message an iteration; samples' own
+    factors are found anew from the scaling, in the same look at the logits as the next sum.
+    """
+    widths = [head.shape[1] for head in heads]
+    highest = torch.cat([_highest(head) for head in heads])
+    found = -world.max_(highest).div_(temperature)
+    for iteration in range(iterations):
+        each = zip(heads, found.split(widths))
+        sums = torch.cat([_sums(head, temperature, scaling, bool(iteration)) for head, scaling in each])
+        found = found - world.sum_(sums).log()
+    return list(found.split(widths))
+
+
+def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """0 … count, few enough at a time where each takes `width` float32 numbers."""
+    size = max(_LOGITS.get(device.type, _LOGITS["cuda"]) // width, 1)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _sums(logits: torch.Tensor, temperature: float, scaling: torch.Tensor, balanced: bool) -> torch.Tensor:
+    """(K,) of each prototype's probabilities over the samples; `balanced`: when each sample's sum to 1."""
+    sums = torch.zeros_like(scaling)
+    for some in chunks(len(logits), logits.shape[1], logits.device):
+        scores = _scaled(logits[some], temperature, scaling)
+        sums += (torch.softmax(scores, dim=1) if balanced else scores.exp_()).sum(dim=0)
+    return sums
+
+
+def _scaled(logits: torch.Tensor, temperature: float, scaling: torch.Tensor) -> torch.Tensor:
+    return torch.add(scaling, logits, alpha=1 / temperature)
+
+
+def _highest(logits: torch.Tensor) -> torch.Tensor:
+    """(K,) highest of each column; minus infinity where there are no rows."""
+    return logits.amax(dim=0) if len(logits) else logits.new_full(logits.shape[1:], -torch.inf)
