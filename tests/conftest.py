@@ -56,7 +56,7 @@ def brain_shards(brains: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Folder of the references' own numbers; skips where it is missing."""
     return _folder("golden")

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pretrain import compiling
 from pretrain.heads import ProjectionHead
 from pretrain.step import Model, Part, StepWeights, gradients
 from pretrain.views import Views
@@ -30,9 +31,12 @@ def model_of(tensors: dict[str, torch.Tensor], role: str, heads: dict) -> Model:
     return model
 
 
-@pytest.fixture
-def step(golden_dir: Path):
-    """(tensors, student, losses by name) of the golden step, gradients computed."""
+@pytest.fixture(scope="module", params=["eager", "compiled"])
+def step(golden_dir: Path, request: pytest.FixtureRequest):
+    """(tensors, student, losses by name) of the golden step, gradients computed.
+
+    Compiled: of its second run, in which no new graph may be made.
+    """
     path = golden_dir / "dinov3_step.safetensors"
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -53,8 +57,20 @@ def step(golden_dir: Path):
         gram=hyper["gram_weight"],
         sinkhorn_iterations=hyper["sinkhorn_iterations"],
     )
-    found = gradients(student, teacher, [Part(views, tensors["input.masks"].bool())], weights, gram_teacher=anchor)
-    return tensors, student, found
+
+    def run() -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        part = Part(views, tensors["input.masks"].bool())
+        return gradients(student, teacher, [part], weights, gram_teacher=anchor)
+
+    if request.param == "eager":
+        return tensors, student, run()
+    pytest.importorskip("torch._inductor")
+    for network in (student.backbone, teacher.backbone):
+        compiling.compile_blocks(network)
+    run()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        return tensors, student, run()
 
 
 def test_every_loss_of_the_step_is_the_references(step) -> None:
