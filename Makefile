@@ -10,12 +10,13 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-prep bench-probes bench-sequences bench-masking lint
+.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
 	@echo "make bench-prep [INPUT=FOLDER]   how fast images become shards, as ratios"
 	@echo "make bench-loader [INPUT=SHARDS] how fast samples are read, decoded and made into views, as ratios"
+	@echo "make bench-step                  our training step beside a plain one and the machine's matrix rate"
 	@echo "make bench-probes                what probing costs from cached features, 52 linear heads beside one"
 	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
 	@echo "make bench-masking               what whole-sequence masking and unlabelled patients buy, three seeds"
@@ -67,6 +68,9 @@ bench-probes: setup
 
 bench-loader: setup
 	$(PY) benchmarks/loader.py $(if $(INPUT),--input $(INPUT))
+
+bench-step: setup
+	$(PY) benchmarks/step.py
 
 bench-prep: setup
 	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))

@@ -113,8 +113,13 @@ def prepare(model: VisionTransformer, machine: MachineConfig, device: torch.devi
         raise SettingsError(
             "machine.compile=true: patients with different sequences make every batch's shapes new; use compile=false"
         )
+    if machine.cuda_graphs and not machine.compile:
+        raise SettingsError("machine.cuda_graphs=true: what is recorded is compiled blocks; set machine.compile=true")
+    if machine.cuda_graphs and machine.parallel == "fsdp":
+        raise SettingsError("machine.cuda_graphs=true: sharded parameters move; use machine.parallel=ddp")
     if machine.compile:
-        compiling.compile_blocks(model)
+        learns = any(parameter.requires_grad for parameter in model.parameters())
+        compiling.compile_blocks(model, replayed=machine.cuda_graphs and not learns)
 
 
 def intensity(config: IntensityConfig) -> Intensity:

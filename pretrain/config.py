@@ -207,6 +207,7 @@ class MachineConfig:
     recompute: bool = False  # less memory, a quarter more time: activations are computed again for the gradient
     accumulate: int = 1  # parts of a batch that go through the student one after the other: less memory, same results
     compile: bool = False  # blocks by torch.compile: faster after some minutes
+    cuda_graphs: bool = False  # with compile: a teacher's kernels are recorded once and started together
     attention: str = "auto"  # auto | sdpa | xformers; auto is xFormers' where it and a GPU are there
     parallel: str = "ddp"  # none | ddp | fsdp: how several processes share the networks; one process has all of them
     reshard: bool = False  # fsdp: a block's parameters go again after the forward pass; for models that do not fit

@@ -20,6 +20,7 @@ from pretrain.cross_entropy import Compared, Comparison
 from pretrain.distributed import ALONE, World, without_averaging
 from pretrain.heads import ClassHeads, ProjectionHead
 from pretrain.losses import class_loss, gram_loss, koleo_loss, marginal_entropy, resize_patches
+from pretrain.machine import sent
 from pretrain.masking import Masked, masked
 from pretrain.presence import repeated
 from pretrain.stochastic import Draws
@@ -271,7 +272,7 @@ def crop_weights(crops: int, weights: StepWeights) -> tuple[float, float]:
 @lru_cache(maxsize=16)
 def _other_crops(crops: int, device: torch.device) -> torch.Tensor:
     """(2 + L, 2) what a student's crop is compared with: a global crop with the other one, a local crop with both."""
-    return torch.tensor([[0.0, 1.0], [1.0, 0.0], *[[0.5, 0.5]] * crops], device=device)
+    return sent(torch.tensor([[0.0, 1.0], [1.0, 0.0], *[[0.5, 0.5]] * crops]), device)
 
 
 def _gram(teacher: VisionTransformer, part: Part, student: Features) -> torch.Tensor:
@@ -288,7 +289,7 @@ def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: Ste
     """Mean over label columns of the classifiers' loss; logits (2·B, classes) by column, labels (B, columns)."""
     terms = []
     for place, (column, each) in enumerate(logits.items()):
-        balance = each.new_tensor(weights.class_weights[column])
+        balance = sent(torch.tensor(weights.class_weights[column]), each.device)
         terms.append(class_loss(each, labels[:, place].repeat(2), balance, weights.label_smoothing))
     return sum(terms) / len(terms)
 

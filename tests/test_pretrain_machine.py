@@ -1,12 +1,16 @@
-"""Which precision `auto` is, and words that are none."""
+"""Which precision `auto` is, words that are none, and what a GPU must never be asked within a step."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from benchmarks import step as bench
 from data_prep.settings import SettingsError
+from pretrain import build, step, views
+from pretrain.config import MachineConfig
 from pretrain.machine import autocast, pick_device, uses_bf16
+from pretrain.vit import VisionTransformer
 
 CPU = torch.device("cpu")
 
@@ -29,3 +33,37 @@ def test_what_is_no_precision_or_device_is_one_line() -> None:
         uses_bf16("half", CPU)
     with pytest.raises(SettingsError, match="machine.device: 'gpu' is no device; use auto, cpu or cuda"):
         pick_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"cuda_graphs": True}, "set machine.compile=true"),
+        ({"cuda_graphs": True, "compile": True, "parallel": "fsdp"}, "use machine.parallel=ddp"),
+    ],
+)
+def test_graphs_that_cannot_be_recorded_are_refused(words: dict, said: str) -> None:
+    """Without compiled blocks, or of parameters that move: one line each."""
+    model = VisionTransformer(embed_dim=32, depth=1, num_heads=2)
+    with pytest.raises(SettingsError, match=f"machine.cuda_graphs=true: .*{said}"):
+        build.prepare(model, MachineConfig(**words), CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_never_waits_for_the_gpu() -> None:
+    """From views and masks to gradients the host asks the device nothing, drop path included."""
+    device = torch.device("cuda")
+    config = bench.Task("s", (112, 48), batch=4, prototypes=512, drop_path=0.3, depth=2).config
+    inputs = bench.inputs_of(config, 4)
+    student, teacher = build.student_and_teacher(config, device)
+    seen = views.Views(inputs.crops.global_crops.to(device), inputs.crops.local_crops.to(device))
+    whole = step.parts(seen, inputs.masks, inputs.draws, [(4,)])
+    weights = step.StepWeights(teacher_temp=0.07)
+    for _ in range(2):  # the first one allocates
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = step.gradients(student, teacher, whole, weights, precision=autocast("bf16", device))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert found["total"].isfinite()
