@@ -1,6 +1,6 @@
 """How fast a training step is, beside the same step written plainly, and beside the machine's matrix products.
 
-    python benchmarks/step.py [--crops 112/48] [--batch 32] [--rounds 5] [--drop-path 0.3] [--size s] [--output FILE]
+    python benchmarks/step.py [--crops 112/48] [--batch 16] [--rounds 5] [--drop-path 0.3] [--size s] [--output FILE]
 
 A step goes from views and masks to the teacher's update: both networks, losses, gradients, clipping, optimizer, moving
 average. The ways take turns, a step each, on the same views and from the same weights, so that their losses must agree;
@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Our training step beside a plain one, on the CPU.")
     parser.add_argument("--size", choices=SIZES, default="s")
     parser.add_argument("--crops", nargs="+", default=["112/48", "224/96"], metavar="GLOBAL/LOCAL", help="pixels")
-    parser.add_argument("--batch", type=int, help="images; default: 32, fewer for larger crops")
+    parser.add_argument("--batch", type=int, help="images; default: 16, fewer for larger crops")
     parser.add_argument("--prototypes", type=int, default=65536)
     parser.add_argument("--drop-path", type=float, default=0.0, help="of the last block")
     parser.add_argument("--rounds", type=int, default=5)
@@ -269,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     texts = [f"{date.today()}, {machine()}"]
     for words in options.crops:
         crops = tuple(int(side) for side in words.split("/"))
-        batch = options.batch or max(1, round(32 * (112 / crops[0]) ** 2))
+        batch = options.batch or max(1, round(16 * (112 / crops[0]) ** 2))
         task = Task(options.size, crops, batch, options.prototypes, options.drop_path)
         texts.append(table(task, *measure(task, WAYS, options.rounds)))
         print("\n\n".join(texts[-2:] if len(texts) == 2 else texts[-1:]) + "\n", flush=True)
