@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -24,8 +24,8 @@ from pretrain.config import Config, LossConfig, MaskConfig, StageConfig  # noqa:
 from pretrain.step import Model  # noqa: E402
 
 _WORD = 4  # bytes of a float32
-# times that a step reads or writes its logits, one for each pass over them
-_TARGET_PASSES, _ITERATION_PASSES, _LOSS_PASSES = 8, 13, 12
+# times that a step reads or writes its logits: the teacher's once and in each iteration, the student's
+_TARGET_PASSES, _ITERATION_PASSES, _LOSS_PASSES = 8, 8, 18
 # the same of every weight: AdamW 7 (weight, gradient, two moments), clipping 3, moving average 3, copies in bf16 3
 _UPDATE_PASSES = 16
 
@@ -38,7 +38,7 @@ class Products:
     linear      queries, keys and values, output, feed-forward of all blocks
     attention   queries by keys, and weights by values
     heads       what lies before the prototypes
-    prototypes  in float32 whatever the precision of the rest
+    prototypes  logits over them
     """
 
     embedding: float = 0.0
@@ -65,7 +65,7 @@ class Step:
     student, gradient   forward and backward pass over global and local crops
     again     what activation checkpointing computes a second time; nothing without it
     teacher   over global crops, and `anchor`, the Gram teacher's over its finer ones: forward alone
-    losses    similarities of Gram anchoring, KoLeo and the monitors, cross-entropies of all crop pairs; float32
+    losses    similarities of Gram anchoring, KoLeo and the monitors, cross-entropies; float32
     views     crop, resize and blur of every crop; float32
     logit_bytes   read and written by Sinkhorn and the losses
     update_bytes  read and written by clipping, optimizer and moving average
@@ -96,8 +96,7 @@ class Step:
     @property
     def float32(self) -> float:
         """Those of `total` that are float32 also where the rest is bfloat16."""
-        networks = (self.student, self.gradient, self.again, self.teacher, self.anchor)
-        return sum(each.prototypes for each in networks) + self.losses + self.views
+        return self.losses + self.views
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,9 @@ class Costs:
     embedding   of a patch
     linear      of a token, all blocks
     attention   of a pair of tokens of one sample, all blocks
+    stays       expected share of samples that drop path sends through a branch in training
     heads, prototypes   of a row through the DINO and through the iBOT head
-    parameters  of the backbone with both heads
+    parameters  of the backbone with both heads, backbone_parameters and block_parameters of these
     """
 
     patch_size: int
@@ -119,10 +119,13 @@ class Costs:
     embedding: float
     linear: float
     attention: float
+    stays: float
     heads: tuple[float, float]
     prototypes: tuple[float, float]
     columns: tuple[int, int]
     parameters: int
+    backbone_parameters: int
+    block_parameters: int
 
     @classmethod
     def of(cls, model: Model) -> Costs:
@@ -136,10 +139,13 @@ class Costs:
             embedding=2.0 * backbone.patch_embed.proj.weight.numel(),
             linear=2.0 * _matrices(backbone.blocks),
             attention=4.0 * backbone.embed_dim * backbone.depth,
+            stays=1 - sum(block.drop_path for block in backbone.blocks) / backbone.depth,
             heads=tuple(2.0 * _matrices(head.mlp) for head in heads),
             prototypes=tuple(2.0 * head.last_layer.weight.numel() for head in heads),
             columns=tuple(head.last_layer.out_features for head in heads),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            parameters=_numbers(model),
+            backbone_parameters=_numbers(backbone),
+            block_parameters=_numbers(backbone.blocks),
         )
 
     def crops(self, count: float, size: int, sequences: int = 1) -> Products:
@@ -158,6 +164,10 @@ class Costs:
         """Of cls tokens through the DINO head and patches through the iBOT head."""
         heads, prototypes = (cls * one + patches * two for one, two in (self.heads, self.prototypes))
         return Products(heads=heads, prototypes=prototypes)
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _matrices(module: nn.Module) -> int:
@@ -216,7 +226,11 @@ def step(
     if masked is None:
         masked = 2 * images * patches * masked_share(stage.masks, count)
     whole = found.crops(2 * images, crops.global_size, count)
-    student = whole + found.crops(crops.local_number * images, crops.local_size, count)
+    everything = whole + found.crops(crops.local_number * images, crops.local_size, count)
+    # branches that drop path skips cost nothing
+    student = replace(
+        everything, linear=found.stays * everything.linear, attention=found.stays * everything.attention
+    )
     forward = student + found.rows((2 + crops.local_number) * images, masked)
     # a product has two in its gradient, but nobody asks for that of the pixels
     gradient = forward * 2 + Products(embedding=-forward.embedding)
@@ -231,7 +245,7 @@ def step(
         again=Products(linear=student.linear, attention=student.attention) * config.machine.recompute,
         teacher=whole + found.rows(2 * images, masked),
         anchor=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
-        losses=_losses(found, stage, images, count),
+        losses=_losses(found, stage, images, masked, count),
         views=images * views(stage, pixels, count),
         logit_bytes=logits * (_TARGET_PASSES + _ITERATION_PASSES * stage.loss.sinkhorn_iterations)
         + learned * _LOSS_PASSES,
@@ -239,11 +253,11 @@ def step(
     )
 
 
-def _losses(known: Costs, stage: StageConfig, images: int, sequences: int) -> float:
+def _losses(known: Costs, stage: StageConfig, images: int, masked: float, sequences: int) -> float:
     """Products within the losses and monitors."""
-    crops, columns = stage.crops, known.columns[0]
-    pairs = 2 * 2.0 * images * columns * (2 + crops.local_number)  # two teacher crops by every student crop
-    total = 2 * pairs  # the targets have no gradient
+    crops, (cls, patches) = stage.crops, known.columns
+    # every student crop by both of the teacher's, and a masked patch by its own target; the targets have no gradient
+    total = 2 * 2.0 * (2 * (2 + crops.local_number) * images * cls + masked * patches)
     total += 2 * _koleo(images, stage.loss, known.dim)
     total += 2.0 * (2 * images) ** 2 * known.dim  # the monitors' covariance
     if stage.gram.teacher_from:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,12 @@ def batch_of(images: int, sequences: int) -> Batch:
     return Batch(pixels, box, present, number, 0 * number, torch.empty(images, 0).long())
 
 
-def run(config: Config, of: StageConfig, images: int) -> tuple[float, float, int]:
+def added(total: torch.Size, one: torch.Size, other: torch.Size, *_, **__) -> int:
+    """Operations of total += one @ other."""
+    return 2 * math.prod(one) * other[1]
+
+
+def run(config: Config, of: StageConfig, images: int, drop: torch.Tensor | None = None) -> tuple[float, float, int]:
     """Operations that PyTorch counts in a step and in its views, and the masked patches of the step."""
     device, names = torch.device("cpu"), tuple(config.data.sequences)
     student, teacher = build.student_and_teacher(config, device)
@@ -59,10 +65,12 @@ def run(config: Config, of: StageConfig, images: int) -> tuple[float, float, int
         crops = views.make(batch, build.view_settings(of, config.intensity, names), seed=0, products=True)
     masks = build.masks(of, config, batch, of.crops.global_size)
     draws = build.draws(config, of, batch, 0)
+    draws = draws if drop is None else dataclasses.replace(draws, drop=drop)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
     parts = step.parts(crops, masks, draws, [(images,)])
-    # fused attention is not counted on a CPU; written as products it is
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as of_step:
+    # fused attention is not counted on a CPU, written as products it is; nor are products added to what is there
+    in_place = {torch.ops.aten.addmm_: added}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as of_step:
         step.gradients(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
     return of_step.get_total_flops(), of_views.get_total_flops(), int(masks.sum())
 
@@ -95,6 +103,16 @@ def test_views_cost_little_beside_a_step() -> None:
     for name in ("adapt", "gram"):
         found = counting.step(config, stage(config, name), 512, pixels=(512, 512))
         assert 0 < found.views < 0.03 * found.model
+
+
+def test_what_drop_path_skips_is_not_counted() -> None:
+    """Where exactly the expected share of samples is drawn, operations are those of the step to the last one."""
+    config, images = config_of(model={"drop_path": 0.5}), 8
+    of = stage(config, "adapt")
+    whole, local = (torch.arange(count * images).view(count, images) / (count * images) for count in (2, 3))
+    drop = torch.cat([whole, local]).expand(3, 2, -1, -1)
+    made, _, masked = run(config, of, images, drop)
+    assert counting.step(config, of, images, masked=masked).model == made
 
 
 def test_masks_are_as_many_as_expected() -> None:
