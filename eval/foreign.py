@@ -17,8 +17,8 @@ from torch import nn
 
 from data_prep.settings import SettingsError
 from pretrain.machine import autocast, pick_device
+from pretrain.published import normalisation
 
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _TOP = ("pooler", "head", "classifier")
 _NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm")
 Tokens = list[tuple[torch.Tensor, torch.Tensor]]
@@ -95,7 +95,7 @@ class TransformersEncoder(ForeignEncoder):
         if not all(isinstance(each, int) for each in sizes):
             raise SettingsError(f"{folder}: {type(model).__name__} has no patches or no blocks; is it a plain ViT?")
         self.patch_size, self.embed_dim, self.depth = sizes
-        mean, std = _normalisation(folder, getattr(config, "num_channels", 3))
+        mean, std = _of_channels(folder, getattr(config, "num_channels", 3))
         super().__init__(folder, model, mean, std, bf16)
         self._norm = next((getattr(model, name) for name in _NORMS if hasattr(model, name)), nn.Identity())
 
@@ -132,9 +132,7 @@ class TimmEncoder(ForeignEncoder):
             raise SettingsError(f"{folder}: {said['architecture']} is no plain vision transformer")
         self.patch_size, self.embed_dim = model.patch_embed.patch_size[0], model.embed_dim
         self.depth = len(model.blocks)
-        described = said.get("pretrained_cfg", {})
-        mean, std = described.get("mean", _IMAGENET[0]), described.get("std", _IMAGENET[1])
-        super().__init__(folder, model, mean, std, bf16)
+        super().__init__(folder, model, *normalisation(folder), bf16)
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
         """(N, tokens, D) after each of the blocks, through the final norm."""
@@ -146,11 +144,9 @@ class TimmEncoder(ForeignEncoder):
         return [whole[number] for number in blocks]
 
 
-def _normalisation(folder: Path, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel as preprocessor_config.json says, else ImageNet's."""
-    path = folder / "preprocessor_config.json"
-    said = json.loads(path.read_text()) if path.is_file() else {}
-    mean, std = said.get("image_mean", _IMAGENET[0]), said.get("image_std", _IMAGENET[1])
+def _of_channels(folder: Path, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of as many channels as the model has."""
+    mean, std = normalisation(folder)
     if len(mean) == channels:
-        return mean, std
+        return list(mean), list(std)
     return [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels

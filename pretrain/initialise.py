@@ -1,7 +1,7 @@
 """Published weights put into a backbone of ours: one channel instead of three, another patch size, another grid.
 
 All of it exact where it can be: the patch embedding of a grey image repeated three times is a patch embedding of one
-channel, and ImageNet's normalisation is a factor and a shift that the kernel and the bias absorb.
+channel, and their normalisation is a factor and a shift that the kernel and the bias absorb.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.published import Published, WeightsError
 from pretrain.vit import VisionTransformer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
 # settings that the names and shapes of our own weights do not tell
 _OURS = ("embed_dim", "depth", "num_heads", "ffn", "registers", "position", "norm_eps", "rope_base", "mask_k_bias")
@@ -55,7 +54,9 @@ def load(model: VisionTransformer, found: Published, config: ModelConfig, intens
     if found.grey:
         kernel = kernel.double().sum(dim=1, keepdim=True).float()
     elif kernel.shape[1] == 3:
-        kernel, bias = one_channel(kernel, bias, intensity.mean, intensity.std)
+        if len(found.mean) != 3 or len(found.std) != 3:
+            raise WeightsError(f"{found.source}: three channels, but a mean of {len(found.mean)}; name one for each")
+        kernel, bias = one_channel(kernel, bias, found, intensity)
     weights[f"{_PROJ}.weight"], weights[f"{_PROJ}.bias"] = resample_kernel(kernel, config.patch_size), bias
     if "pos_embed" in weights and config.grid:
         weights["pos_embed"] = resample_positions(weights["pos_embed"], config.grid)
@@ -81,14 +82,16 @@ def sequence_rows(
     return torch.stack([known.get(name, row) for name, row in zip(names, fresh)])
 
 
-def one_channel(kernel: torch.Tensor, bias: torch.Tensor, mean: float, std: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The patch embedding of a grey image x, seen as (x·std + mean) in three channels with ImageNet's normalisation.
+def one_channel(
+    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patch embedding of a grey image x, seen as (x·std + mean), ours, in three channels with their normalisation.
 
     kernel (D, 3, p, p) and bias (D,) become (D, 1, p, p) and (D,); in float64, so that nothing is lost.
     """
-    theirs_mean, theirs_std = (torch.tensor(each, dtype=torch.float64) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    theirs_mean, theirs_std = (torch.tensor(each, dtype=torch.float64) for each in (theirs.mean, theirs.std))
     exact = kernel.double()
-    factor, shift = std / theirs_std, (mean - theirs_mean) / theirs_std
+    factor, shift = ours.std / theirs_std, (ours.mean - theirs_mean) / theirs_std
     folded = torch.einsum("dcij,c->dij", exact, factor).unsqueeze(1)
     return folded.float(), (bias.double() + torch.einsum("dcij,c->d", exact, shift)).float()
 

@@ -70,6 +70,9 @@ _DERIVED = re.compile(
 )
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 class WeightsError(ValueError):
     """A file of weights that cannot be used; one line that names it and says why."""
 
@@ -81,7 +84,8 @@ class Published:
     kind       huggingface, meta or timm
     settings   what the weights, or the configuration beside them, say of the model: ModelConfig's names
     sequences  names of the rows of the sequence embedding; () where there is none
-    grey       three channels see the same grey image as it is, not ImageNet's normalisation of it
+    grey       three channels see the same grey image as it is, not a normalisation of it
+    mean, std  of each channel, of images between 0 and 1, as the weights expect them normalised
     """
 
     source: str
@@ -90,6 +94,8 @@ class Published:
     settings: dict[str, object] = field(default_factory=dict)
     sequences: tuple[str, ...] = ()
     grey: bool = False
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
 
 def read(path: str | Path) -> Published:
@@ -104,7 +110,25 @@ def read(path: str | Path) -> Published:
         raise WeightsError(f"{path}: a cls token, but no attention blocks that are known; its keys begin {_some(mine)}")
     grey = "sequence_embed.weight" in weights
     sequences = _sequences(path, weights)
-    return Published(str(path), kind, _tidied(weights), _settings(path, weights), sequences, grey)
+    return Published(str(path), kind, _tidied(weights), _settings(path, weights), sequences, grey, *normalisation(path))
+
+
+def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel as transformers' or timm's file in a folder says, else ImageNet's."""
+    said = _described(path / "preprocessor_config.json")
+    timm = _described(path / "config.json").get("pretrained_cfg") or {}
+    mean = said.get("image_mean") or timm.get("mean") or IMAGENET_MEAN
+    std = said.get("image_std") or timm.get("std") or IMAGENET_STD
+    if said.get("do_normalize") is False:
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    return tuple(mean), tuple(std)
+
+
+def _described(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise WeightsError(f"{path}: no JSON ({error}); copy it again") from error
 
 
 def _tensors(path: Path) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def loaded(found: published.Published, **more: object):
 def grey(intensity: IntensityConfig, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """A windowed image as we feed it, and as three channels with ImageNet's normalisation."""
     image = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(1))
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (initialise.IMAGENET_MEAN, initialise.IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (published.IMAGENET_MEAN, published.IMAGENET_STD))
     return (image - intensity.mean) / intensity.std, (image - mean) / std
 
 
@@ -89,6 +90,29 @@ def test_a_folder_of_hugging_face_gives_its_features(kind: str, tmp_path: Path) 
             expected, features = theirs(rgb).last_hidden_state, ours(mine)
         together = torch.cat([features.cls[:, None], features.registers, features.patches], dim=1)
         torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "described", "mean", "std"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.53] * 3, "image_std": [0.26] * 3}, (0.53,) * 3, (0.26,) * 3),
+        ("preprocessor_config.json", {"image_mean": [0.5] * 3, "do_normalize": False}, (0.0,) * 3, (1.0,) * 3),
+        ("config.json", {"pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5] * 3}}, (0.5, 0.4, 0.3), (0.5,) * 3),
+    ],
+)
+def test_images_are_normalised_as_the_folder_says(name: str, described: dict, mean, std, tmp_path: Path) -> None:
+    """RAD-DINO's, timm's and other models' own mean and deviation, folded into the one channel, to 1e-5."""
+    theirs = theirs_of("dinov2")
+    theirs.save_pretrained(tmp_path)
+    before = json.loads((tmp_path / name).read_text()) if (tmp_path / name).is_file() else {}
+    (tmp_path / name).write_text(json.dumps({**before, **described}))
+    found = published.read(tmp_path)
+    assert (found.mean, found.std) == (mean, std)
+    image, intensity = torch.rand(2, 1, 70, 70), IntensityConfig()
+    rgb = (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        mine = loaded(found)((image - intensity.mean) / intensity.std)
+        torch.testing.assert_close(mine.cls, theirs(rgb).last_hidden_state[:, 0], atol=1e-5, rtol=1e-4)
 
 
 def meta_file(tmp_path: Path) -> tuple[dict[str, torch.Tensor], Path]:
