@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pretrain.assignment import Assignment
 from pretrain.distributed import ALONE
 from pretrain.step import _monitors
 from pretrain.watch import Watch
@@ -14,8 +15,9 @@ def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dic
     """Of (B, D) features and (M, K) targets, taken again and again until there are as many."""
     if targets is None:
         targets = torch.full((8, 16), 1 / 16)
-    targets = targets[torch.arange(len(features)) % len(targets)]
-    found = _monitors(targets, features, [len(features)], ALONE)
+    logits = targets.log()[None, torch.arange(len(features)) % len(targets)]
+    assigned = Assignment(logits, temperature=1.0, scaling=torch.zeros(logits.shape[-1]))
+    found = _monitors([assigned], features, [len(features)], ALONE)
     return {name.removeprefix("monitor/"): float(value) for name, value in found.items()}
 
 
