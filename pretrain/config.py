@@ -331,6 +331,11 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
     return flat
 
 
+def default_recipe(name: str) -> dict[str, Any]:
+    """`recipe` with every setting at its default."""
+    return recipe(Config(stages={name: {"steps": 1}}), name)  # steps have no default
+
+
 def as_text(config: Config) -> str:
     """The resolved configuration as YAML; `load` reads it again."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))

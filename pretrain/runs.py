@@ -85,11 +85,15 @@ def gram_teacher(
 
 
 def check_identity(own: Checkpoint, identity: dict) -> None:
-    """Raises TrainingError where the run on the disk was made by another recipe or from other data."""
+    """Raises TrainingError where the run on the disk was made by another recipe or from other data.
+
+    Settings that came after the version which began the run had their defaults then.
+    """
     if own.state["data_digest"] != identity["data_digest"]:
         raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
+    recipe = configuration.default_recipe(identity["stage"]) | own.state["recipe"]
     for key, value in identity["recipe"].items():
-        if (was := own.state["recipe"].get(key)) != value:
+        if (was := recipe.get(key)) != value:
             raise TrainingError(
                 f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name="
             )

@@ -164,6 +164,18 @@ def test_errors_are_one_line(run, tmp_path: Path, capsys) -> None:
     assert "the shards changed since this run began" in capsys.readouterr().err
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(run, tmp_path: Path, capsys) -> None:
+    """A setting that the run's recipe does not name had its default: the same is taken, another value is refused."""
+    assert run("a", "--stage", "adapt") == 0
+    for file in (tmp_path / "a" / "adapt").glob("*/state.json"):
+        state = json.loads(file.read_text())
+        del state["recipe"]["stages.adapt.loss.koleo_group"], state["recipe"]["model.rope_rescale"]
+        file.write_text(json.dumps(state))
+    assert run("a", "--stage", "adapt", "model.rope_rescale=2.0") == 1
+    assert "model.rope_rescale was None when this run began, now 2.0" in capsys.readouterr().err
+    assert run("a", "--stage", "adapt") == 0
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path: Path, monkeypatch, capsys) -> None:
     """No room for the second checkpoint: one line, the first is whole, and with room again the end is the same."""
     real = checkpoint.save_file
