@@ -10,7 +10,7 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking lint
+.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking bench-memory lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-probes                what probing costs from cached features, 52 linear heads beside one"
 	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
 	@echo "make bench-masking               what whole-sequence masking and unlabelled patients buy, three seeds"
+	@echo "make bench-memory                peak memory of ViT-B and ViT-L steps, and how many images fit a GPU"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
 	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
 
@@ -71,6 +72,9 @@ bench-loader: setup
 
 bench-step: setup
 	$(PY) benchmarks/step.py
+
+bench-memory: setup
+	$(PY) benchmarks/memory.py
 
 bench-prep: setup
 	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))

@@ -1,0 +1,142 @@
+"""A training step to be measured: the networks of a configuration, a batch of made-up slices, and what a step does.
+
+Everything is what `pretrain.train` calls; nothing but the pixels is made up.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import nn
+
+from benchmarks import counting
+from pretrain import build, ema, optim, step, views
+from pretrain.config import Config, StageConfig
+from pretrain.machine import autocast
+from pretrain.stream import Batch
+from pretrain.views import Views
+from pretrain.vit import VisionTransformer
+
+
+def networks(
+    config: Config, stage: StageConfig, device: torch.device
+) -> tuple[step.Model, step.Model, VisionTransformer | None]:
+    """Student, teacher and Gram teacher (None where the stage has none) with the weights that the seed gives."""
+    student, teacher = build.student_and_teacher(config, device)
+    anchor = None
+    if stage.gram.teacher_from:
+        anchor = build.backbone(config.model).to(device).requires_grad_(False).eval()
+        anchor.load_state_dict(teacher.backbone.state_dict())
+    for network in backbones(student, teacher, anchor):
+        build.prepare(network, config.machine, device)
+    return student, teacher, anchor
+
+
+def backbones(*models: nn.Module | None) -> list[VisionTransformer]:
+    """The transformers of some networks; None is passed over."""
+    return [getattr(model, "backbone", model) for model in models if model is not None]
+
+
+def batch_of(images: int, sequences: int, side: int, device: torch.device) -> Batch:
+    """Slices of `side` × `side` random pixels without labels, all of them foreground and every sequence there."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(-1000, 1000, (images, sequences, side, side), dtype=torch.int16, generator=generator)
+    number = torch.arange(images)
+    return Batch(
+        pixels.to(device),
+        box=torch.tensor([[0, side, 0, side]]).repeat(images, 1),
+        present=torch.ones(images, sequences, dtype=torch.bool),
+        sample=number,
+        epoch=torch.zeros_like(number),
+        labels=torch.empty(images, 0, dtype=torch.int64),
+    )
+
+
+def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> torch.Tensor:
+    """(2 · images, S·P) masks with the same share of every crop's patches."""
+    patches = len(config.data.sequences) * (stage.crops.global_size // config.model.patch_size) ** 2
+    masks = torch.zeros(2 * images, patches, dtype=torch.bool)
+    masks[:, : round(share * patches)] = True
+    return masks
+
+
+class Arm:
+    """One of a stage's variants (`mixture.plan`) on a device.
+
+    masked  share of the global crops' patches that are masked; None: as many as are expected
+    side    of a slice in pixels
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stage: StageConfig,
+        images: int,
+        device: torch.device,
+        *,
+        masked: float | None = None,
+        side: int = 512,
+    ) -> None:
+        self.config, self.stage, self.images, self.device = config, stage, images, device
+        self.student, self.teacher, self.anchor = networks(config, stage, device)
+        self.optimizer = build.optimizer(stage, self.student, config.model.depth)
+        names = tuple(config.data.sequences)
+        self.settings = build.view_settings(stage, config.intensity, names)
+        self.batch = batch_of(images, len(names), side, device)
+        share = counting.masked_share(stage.masks, len(names)) if masked is None else masked
+        self.masks = masks_of(config, stage, images, share)
+        self.counted = counting.step(config, stage, images, pixels=(side, side), masked=int(self.masks.sum()))
+
+    @property
+    def precision(self) -> AbstractContextManager:
+        return autocast(self.config.machine.precision, self.device)
+
+    def views(self) -> Views:
+        """The crops of the batch."""
+        return views.make(self.batch, self.settings, seed=0)
+
+    def gradients(self, crops: Views) -> dict[str, torch.Tensor]:
+        """Forward and backward pass of all networks."""
+        return step.gradients(
+            self.student,
+            self.teacher,
+            [self.part(crops)],
+            self.weights,
+            gram_teacher=self.anchor,
+            precision=self.precision,
+        )
+
+    def part(self, crops: Views) -> step.Part:
+        """The whole batch as one part."""
+        draws = build.draws(self.config, self.stage, self.batch, 0)
+        (whole,) = step.parts(crops, self.masks, draws, [(self.images,)])
+        return whole
+
+    @property
+    def weights(self) -> step.StepWeights:
+        return weights_of(self.stage)
+
+    def update(self) -> None:
+        """Clipping, optimizer and moving average."""
+        optim.clip(self.student, self.stage.optim.clip)
+        optim.set_step(self.optimizer, lr=1e-6, weight_decay=0.04, freeze_last_layer=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        ema.update(self.teacher, self.student, 0.994)
+
+    def step(self) -> None:
+        """A whole training step, from a batch on the device to new weights."""
+        self.gradients(self.views())
+        self.update()
+
+
+def weights_of(stage: StageConfig) -> step.StepWeights:
+    """Of a stage's first step."""
+    now = {name: float(values[0]) for name, values in build.schedules(stage).items()}
+    return build.step_weights(stage, now)

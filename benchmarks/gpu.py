@@ -1,0 +1,385 @@
+"""What a GPU makes of it, in one run of at most eight minutes: loader, views, steps of ViT-S/B/L, memory, waiting.
+
+    python benchmarks/gpu.py [--seconds 450] [--profile] [--output FILE]
+    python benchmarks/gpu.py --list                    what would be measured, as a table that says "not measured"
+    python benchmarks/gpu.py --device cpu --quick      everything in miniature: does it run?
+
+What matters most comes first; what no time is left for says so. A step goes from a batch on the GPU to new weights:
+views, all networks, losses, gradients, clipping, optimizer, moving average. Its share is the model's counted operations
+a second (counting.py) by those of bf16 matrix products of 8192 × 8192, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.util
+import itertools
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import memory, rates
+from benchmarks.arms import Arm
+from data_prep import convert_ct, generate, sharding
+from data_prep.config import CtConfig, SplitConfig
+from data_prep.schema import Split
+from data_prep.settings import SettingsError
+from pretrain import config as configuration
+from pretrain import stream
+from pretrain.config import Config, StageConfig
+from pretrain.machine import pick_device
+
+CONFIGS = Path(configuration.__file__).parent / "configs"
+RESULTS = Path(__file__).resolve().parent / "results"
+SIZES = {  # configuration, and what makes it smaller
+    "ViT-S/16": ("meddinov3_vitb16.yaml", ["model.embed_dim=384", "model.num_heads=6"]),
+    "ViT-B/16": ("meddinov3_vitb16.yaml", []),
+    "ViT-L/16": ("dinov3_vitl16.yaml", []),
+}
+_HEAD = ("prototypes=128", "hidden_dim=32", "bottleneck_dim=16")
+_TINY = ["model.embed_dim=64", "model.depth=2", "model.num_heads=2", "model.rope_rescale=null"]
+_TINY += [f"{head}_head.{key}" for head in ("dino", "ibot") for key in _HEAD]
+TARGETS = {"ViT-B/16": 0.50, "ViT-L/16": 0.55}  # of the bf16 matrix rate, stage 1
+NOT_MEASURED = "not measured"
+_WAITING = 0.02  # share of the time that a trainer may wait for its loader
+_VIEWS = 0.03  # of a ViT-B step
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to be measured: which ViT, stage 1 to 3, compiled or not, by which attention."""
+
+    size: str
+    stage: int
+    compiled: bool
+    attention: str
+
+    @property
+    def target(self) -> float | None:
+        return TARGETS.get(self.size) if self.stage == 1 and self.compiled else None
+
+
+def cases() -> list[Case]:
+    """All of them: the targets' first, then the rest of stage 1, then what has most to say for its time."""
+    backends = ["sdpa", "xformers"] if importlib.util.find_spec("xformers") else ["sdpa"]
+    every = [Case(*each) for each in itertools.product(SIZES, (1, 2, 3), (True, False), backends)]
+    return sorted(every, key=lambda each: (each.target is None, each.stage != 1, each.compiled and each.stage != 1))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is: as it is, or in miniature.
+
+    images   of a step on one GPU at a stage's own crop sizes
+    least    seconds that a step is repeated for
+    side, patients   of the slices that are loaded: pixels, and how many have 40 each
+    matrix   side of the matrices whose products are measured; None: as large as they must be
+    """
+
+    overrides: tuple[str, ...] = ()
+    images: int = 64
+    least: float = 2.0
+    side: int = 512
+    patients: int = 6
+    matrix: int | None = None
+
+    def stage(self, config: Config, number: int) -> tuple[StageConfig, int]:
+        """Stage `number` with its largest crops, and its images."""
+        _, stage, images = list(memory.variants(config, self.images))[number - 1]
+        if not self.overrides:
+            return stage, images
+        crops = replace(stage.crops, global_size=48 if number == 3 else 32, local_size=16, local_number=2)
+        return replace(stage, crops=crops, gram=replace(stage.gram, size=64)), 2
+
+
+QUICK = Scale(tuple(_TINY), images=2, least=0.0, side=64, patients=1, matrix=128)
+
+
+@dataclass
+class Run:
+    """One run: where, how large, and the time that it has."""
+
+    device: torch.device
+    scale: Scale
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    low: float = 0.0
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.began)
+
+    def config(self, case: Case) -> Config:
+        """The configuration of a case."""
+        file, smaller = SIZES[case.size]
+        machine = [f"machine.compile={case.compiled}", f"machine.attention={case.attention}", "machine.recompute=false"]
+        precision = "machine.precision=bf16"
+        words = ["data.root=none", *smaller, *machine, precision, *self.scale.overrides]
+        return configuration.load(CONFIGS / file, words)
+
+    def arm(self, case: Case) -> Arm:
+        """The case's step, warm; of half as many images until it fits."""
+        config = self.config(case)
+        stage, images = self.scale.stage(config, case.stage)
+        while True:
+            try:
+                arm = Arm(config, stage, images, self.device, side=self.scale.side)
+                for _ in range(2):
+                    arm.step()
+                return arm
+            except torch.OutOfMemoryError:
+                if images == 1:
+                    raise
+                images, arm = images // 2, None  # what it holds must go before there is another one
+            forget(self.device)
+
+
+def forget(device: torch.device) -> None:
+    """Let what the last case had go."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: torch.device) -> str:
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if device.type == "cuda" else NOT_MEASURED
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def machine(run: Run) -> Iterator[str]:
+    """Its rates, which everything else is told by."""
+    name, size = str(run.device), run.scale.matrix
+    run.low = rates.products(name, "bf16", size)
+    yield f"| bf16 matrix products | {run.low / 1e12:.3g} TFLOP/s |"
+    for precision in ("float32", "tf32") if run.device.type == "cuda" else ("float32",):
+        yield f"| {precision} matrix products | {rates.products(name, precision, size) / 1e12:.3g} TFLOP/s |"
+    yield f"| copies within its memory | {rates.copies(name) / 1e9:.4g} GB/s |"
+
+
+def step(run: Run, case: Case) -> tuple[str, float]:
+    """Its line of the table from images on, and its share of the matrix rate."""
+    arm = run.arm(case)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    took = rates.taken(arm.step, run.device, run.scale.least)
+    share = arm.counted.model / took / run.low
+    wanted = "" if case.target is None else f"{case.target:.0%} {'met' if share >= case.target else 'NOT MET'}"
+    crops = f"{arm.stage.crops.global_size}/{arm.stage.crops.local_size}"
+    speed = f"{took * 1e3:.1f} | {arm.images / took:.1f} | {arm.counted.model / took / 1e12:.3g}"
+    return f"{crops} | {arm.images} | {speed} | {share:.0%} | {wanted} | {peak(run.device)} |", share
+
+
+def views(run: Run) -> Iterator[str]:
+    """What they cost of a ViT-B step, and how near they are to PyTorch's own resize."""
+    case = Case("ViT-B/16", 1, False, "sdpa")
+    arm = run.arm(case)
+    of_views, whole = (rates.taken(work, run.device, run.scale.least / 2) for work in (arm.views, arm.step))
+    share = of_views / whole
+    yield f"| views of {arm.images} images | {of_views * 1e3:.2f} ms |"
+    yield f"| of a ViT-B/16 step, not compiled | {share:.1%} (wanted < {_VIEWS:.0%}) |"
+    yield f"| of its counted operations | {arm.counted.views / arm.counted.total:.2%} |"
+
+
+def waiting(run: Run) -> Iterator[str]:
+    """Whether the host ever waits for the GPU within a step."""
+    arm = run.arm(Case("ViT-B/16", 1, False, "sdpa"))
+    if run.device.type != "cuda":
+        arm.step()
+        yield f"| host waits for the GPU within a step | {NOT_MEASURED} |"
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        arm.step()
+        yield "| host waits for the GPU within a step | never |"
+    except RuntimeError as error:
+        place = _place(error)
+        yield f"| host waits for the GPU within a step | yes, NOT MET: {place} |"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _place(error: RuntimeError) -> str:
+    """The innermost line of ours that an error came through."""
+    trace, found = error.__traceback__, "?"
+    while trace is not None:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.parent.name == "pretrain":
+            found = f"{file.name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
+def shards(folder: Path, scale: Scale) -> Split:
+    """Synthetic CT, all of it to train on."""
+    size = generate.GenerateConfig(patients=scale.patients, size=scale.side, odd=False)
+    generate.generate(folder / "patients", size)
+    request = sharding.Request(
+        root=folder / "patients",
+        output=folder / "shards",
+        masks=None,
+        modality="CT",
+        convert=convert_ct.convert,
+        config=CtConfig(workers=1, split=SplitConfig(train=1.0, val=0.0, test=0.0)),
+        salt=b"benchmark",
+    )
+    sharding.run(request)
+    return Split(folder / "shards", "train")
+
+
+def loading(run: Run) -> Iterator[str]:
+    """Slices a second from shards to batches on the device, and what a ViT-B trainer waits for them."""
+    arm = run.arm(Case("ViT-B/16", 1, False, "sdpa"))
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder, redirect_stderr(StringIO()):
+        split = shards(Path(folder), run.scale)
+        gpu, count = run.device.type == "cuda", max(4, int(run.scale.least * 10))
+        batches = stream.batches(split, batch_size=arm.images, seed=0, threads=4, prefetch=4, pin=gpu)
+        try:
+            next(batches).to(run.device)
+            began = time.perf_counter()
+            for _ in range(count):
+                next(batches).to(run.device)
+            yield f"| loader, 4 threads | {count * arm.images / (time.perf_counter() - began):.0f} slices/s |"
+            waited, began = 0.0, time.perf_counter()
+            for _ in range(count):
+                asked = time.perf_counter()
+                arm.batch = next(batches).to(run.device)
+                waited += time.perf_counter() - asked
+                arm.step()
+                if gpu:
+                    torch.cuda.synchronize()
+            share = waited / (time.perf_counter() - began)
+            yield f"| ViT-B/16's trainer waits for it | {share:.1%} of the time (wanted < {_WAITING:.0%}) |"
+        finally:
+            batches.close()
+
+
+def kernels(run: Run, case: Case) -> str:
+    """PyTorch's profile of two steps: the most expensive operations first."""
+    arm = run.arm(case)
+    gpu = run.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
+    with profile(activities=activities) as found:
+        for _ in range(2):
+            arm.step()
+    by = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+    return found.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
+
+
+# ---------------------------------------------------------------- the table
+
+_COLUMNS = "step stage compiled attention crops images ms images/s TFLOP/s share wanted peak_GB".split()
+
+
+def label(case: Case) -> str:
+    return f"| {case.size} | {case.stage} | {'yes' if case.compiled else 'no'} | {case.attention} |"
+
+
+def written(run: Run | None, with_profile: bool = False) -> Iterator[str]:
+    """The page, line by line; of no run, every row "not measured"."""
+    device = run.device if run else None
+    name = torch.cuda.get_device_name(device) if device and device.type == "cuda" else platform.processor() or "CPU"
+    yield f"# {datetime.date.today()}: {name if run else 'no GPU'}, PyTorch {torch.__version__}"
+    yield "\nMemory in GB of 2³⁰ bytes. A share is the model's counted operations a second by the bf16 matrix rate.\n"
+    parts: dict[str, Callable[[Run], Iterator[str]]] = {
+        "the machine's rates": machine,
+        "views": views,
+        "host waits within a step": waiting,
+        "loader": loading,
+    }
+    yield "| | |\n|---|---|"
+    for what, part in parts.items():
+        yield from _rows(run, what, part)
+    yield f"\n| {' | '.join(_COLUMNS)} |\n" + "|---" * len(_COLUMNS) + "|"
+    slowest: tuple[float, Case] | None = None
+    for case in cases():
+        line, share = _step(run, case)
+        yield f"{label(case)} {line}"
+        if share is not None and case.stage == 1 and case.size in TARGETS:
+            slowest = min(slowest or (share, case), (share, case), key=lambda each: each[0])
+    if run and with_profile and slowest:
+        yield f"\nThe worst of stage 1, {label(slowest[1])}\n\n```\n{kernels(run, slowest[1])}\n```"
+    if run:
+        yield f"\n{time.monotonic() - run.began:.0f} s in all."
+
+
+def _rows(run: Run | None, what: str, part: Callable[[Run], Iterator[str]]) -> Iterator[str]:
+    if run is None:
+        yield f"| {what} | {NOT_MEASURED} |"
+        return
+    if run.left <= 0:
+        yield f"| {what} | {NOT_MEASURED}: no time left |"
+        return
+    try:
+        yield from part(run)
+    except torch.OutOfMemoryError:
+        yield f"| {what} | {NOT_MEASURED}: out of memory |"
+    forget(run.device)
+
+
+def _step(run: Run | None, case: Case) -> tuple[str, float | None]:
+    """A case's line from its crops on, and its share; None where it is not measured."""
+    nothing = "| " * 7 + "|"
+    if run is None:
+        return f"{NOT_MEASURED} {nothing}", None
+    if run.left <= (60 if case.compiled and run.device.type == "cuda" else 0):
+        return f"{NOT_MEASURED}: no time left {nothing}", None
+    try:
+        return step(run, case)
+    except (torch.OutOfMemoryError, SettingsError) as error:
+        return f"{NOT_MEASURED}: {str(error).splitlines()[0]} {nothing}", None
+    finally:
+        forget(run.device)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(description="What a GPU makes of it: loader, views, steps, memory, waiting.")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu with --quick")
+    parser.add_argument("--seconds", type=float, default=450.0, help="after which nothing new is begun (default 450)")
+    parser.add_argument("--quick", action="store_true", help="in miniature, which says nothing about speed")
+    parser.add_argument("--profile", action="store_true", help="and a profile of the slowest step by its rate")
+    parser.add_argument("--list", action="store_true", help="what would be measured, without measuring")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default benchmarks/results/DATE-gpu.md")
+    options = parser.parse_args(arguments)
+    run = None
+    if not options.list:
+        try:
+            device = pick_device(options.device)
+        except SettingsError:
+            print("error: PyTorch finds no GPU; --device cpu --quick tries everything in miniature", file=sys.stderr)
+            return 1
+        if device.type != "cuda" and not options.quick:
+            print("error: a CPU is measured by make bench-step; here it needs --quick", file=sys.stderr)
+            return 1
+        run = Run(device, QUICK if options.quick else Scale(), options.seconds)
+    target = options.output or RESULTS / f"{datetime.date.today()}-gpu.md"
+    lines = []
+    for line in written(run, options.profile):
+        print(line, flush=True)
+        lines.append(line)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(lines) + "\n")
+    print(f"\nwritten to {target}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

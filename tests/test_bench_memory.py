@@ -1,0 +1,126 @@
+"""Computed memory of a step against the bytes that PyTorch's allocator gives out during a real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_bench_counting import TINY
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import arms, memory
+from data_prep.settings import merge
+from pretrain import build
+from pretrain.config import Config, StageConfig, stage
+
+CPU = torch.device("cpu")
+LARGER = {"model": {"embed_dim": 64, "depth": 4}, "machine": {"device": "cpu"}}
+
+
+def config_of(**more) -> Config:
+    return merge(Config, ("tiny", TINY), ("larger", LARGER), ("more", more))
+
+
+def allocated(config: Config, of: StageConfig, images: int, masked: float) -> int:
+    """The most bytes that a real step on the CPU has in use at once, beyond what there was before it."""
+    arm = arms.Arm(config, of, images, CPU, masked=masked, side=64)
+    crops = arm.views()
+    arm.gradients(crops)
+    arm.optimizer.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        arm.gradients(crops)
+    events = [each for each in found.profiler.kineto_results.events() if each.name() == "[memory]"]
+    now = most = 0
+    for each in sorted(events, key=lambda each: each.start_ns()):
+        now += each.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"machine": {"precision": "float32"}},
+        {"machine": {"precision": "bf16"}},
+        {"machine": {"precision": "float32", "recompute": True}},
+        {"machine": {"precision": "float32"}, "model": {"drop_path": 0.5, "ffn": "swiglu"}},
+    ],
+    ids=["float32", "bf16", "recompute", "drop path"],
+)
+@pytest.mark.parametrize("name", ["adapt", "gram"])
+def test_a_computed_peak_is_what_a_real_step_allocates(name: str, more: dict) -> None:
+    """Within two in a hundred of the allocator's own peak on a CPU, without any tensor having been there."""
+    config = config_of(**more)
+    of = stage(config, name)
+    found = memory.computed(config, of, 12, masked=0.2, side=64, gpu=False)
+    passing = found.peak - found.networks - found.moments - found.inputs
+    assert passing == pytest.approx(allocated(config, of, 12, 0.2), rel=0.02)
+
+
+def test_activation_checkpointing_and_parts_take_less() -> None:
+    """Both keep fewer activations and lower the peak; networks and moments stay what they are."""
+    plain = memory.computed(config_of(), stage(config_of(), "gram"), 12)
+    again = memory.computed(config_of(machine={"recompute": True}), stage(config_of(), "gram"), 12)
+    parts = memory.computed(config_of(machine={"accumulate": 3}), stage(config_of(), "gram"), 12)
+    for less in (again, parts):
+        assert less.activations < 0.6 * plain.activations and less.peak < plain.peak
+        assert (less.networks, less.moments) == (plain.networks, plain.moments)
+
+
+def test_weights_and_moments_are_the_models() -> None:
+    """Three networks where there is a Gram teacher, two moments of the student, all float32."""
+    config = config_of()
+    model = build.networks(config)[0]
+    size = 4 * sum(each.numel() for each in model.state_dict().values())
+    backbone = 4 * sum(each.numel() for each in model.backbone.state_dict().values())
+    found = memory.computed(config, stage(config, "gram"), 2)
+    assert found.networks == 2 * size + backbone and found.moments == 2 * size
+    assert found.rest > 0
+
+
+def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
+    """By the peaks themselves, for two sizes of GPU; no image fits a GPU smaller than the networks."""
+    config = config_of()
+    of = stage(config, "adapt")
+    known = memory.computed(config, of, 8)
+    sizes = [1.9 * known.peak / 2**30, 4.0 * known.peak / 2**30, known.networks / 2**30]
+    most = memory.largest(config, of, known, sizes)
+    for images, size in zip(most[:2], sizes):
+        assert memory.computed(config, of, images).peak <= memory.room(size)
+        assert memory.computed(config, of, images + 1).peak > memory.room(size)
+    assert most[2] == 0 and most[1] > most[0] > 8
+
+
+def test_the_stages_rows_have_their_largest_crops() -> None:
+    """Of a mixture the pair with most pixels that is drawn at all, with the fewer images that it has."""
+    config = config_of()
+    pairs = [{"ratio": 1.0, "global_size": 48, "local_size": 24}, {"ratio": 1.0, "global_size": 96, "local_size": 48}]
+    config = replace(config, stages={"adapt": {"steps": 50, "crops": {"local_number": 3, "mixture": pairs}}})
+    (row,) = memory.variants(config, 64)
+    whole = stage(config, "adapt").crops
+    pixels = [2 * large**2 + 3 * small**2 for large, small in ((whole.global_size, whole.local_size), (96, 48))]
+    assert row[1].crops.global_size == 96 and row[2] == min(64, int(64 * pixels[0] / pixels[1]))
+
+
+def test_the_table_has_every_stage_twice(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    """Without and with activation checkpointing, its parts add up to the peak, nothing is said to be measured."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "name: tiny\nmodel: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}\n"
+        "dino_head: {prototypes: 64}\nibot_head: {prototypes: 64}\n"
+        "stages: {adapt: {steps: 1, crops: {global_size: 32, local_size: 16, local_number: 2}}}\n"
+    )
+    memory_sizes, memory.GPUS = memory.GPUS, (0.5,)
+    try:
+        assert memory.main(["--config", str(path), "--device", "cpu"]) == 0
+    finally:
+        memory.GPUS = memory_sizes
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny adapt")]
+    peaks, fits = rows[:2], rows[2:]
+    assert len(rows) == 4 and "recompute" in peaks[1][0]
+    for row in peaks:
+        assert sum(map(float, row[3:9])) == pytest.approx(float(row[9]), abs=0.31)
+        assert row[10].strip() == "not measured"
+    assert int(fits[1][2]) >= int(fits[0][2]) > 0
+    assert memory.main(["--config", "nowhere.yaml"]) == 1
