@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
-import importlib.util
-import itertools
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 
@@ -32,129 +28,17 @@ if __package__ in (None, ""):
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import memory, rates
-from benchmarks.arms import Arm
-from data_prep import convert_ct, generate, sharding
-from data_prep.config import CtConfig, SplitConfig
+from benchmarks import archive, rates
+from benchmarks.cases import QUICK, TARGETS, Case, Run, Scale, cases, forget
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
-from pretrain import config as configuration
 from pretrain import stream
-from pretrain.config import Config, StageConfig
 from pretrain.machine import pick_device
 
-CONFIGS = Path(configuration.__file__).parent / "configs"
 RESULTS = Path(__file__).resolve().parent / "results"
-SIZES = {  # configuration, and what makes it smaller
-    "ViT-S/16": ("meddinov3_vitb16.yaml", ["model.embed_dim=384", "model.num_heads=6"]),
-    "ViT-B/16": ("meddinov3_vitb16.yaml", []),
-    "ViT-L/16": ("dinov3_vitl16.yaml", []),
-}
-_HEAD = ("prototypes=128", "hidden_dim=32", "bottleneck_dim=16")
-_TINY = ["model.embed_dim=64", "model.depth=2", "model.num_heads=2", "model.rope_rescale=null"]
-_TINY += [f"{head}_head.{key}" for head in ("dino", "ibot") for key in _HEAD]
-TARGETS = {"ViT-B/16": 0.50, "ViT-L/16": 0.55}  # of the bf16 matrix rate, stage 1
 NOT_MEASURED = "not measured"
 _WAITING = 0.02  # share of the time that a trainer may wait for its loader
 _VIEWS = 0.03  # of a ViT-B step
-
-
-@dataclass(frozen=True)
-class Case:
-    """A step to be measured: which ViT, stage 1 to 3, compiled or not, by which attention."""
-
-    size: str
-    stage: int
-    compiled: bool
-    attention: str
-
-    @property
-    def target(self) -> float | None:
-        return TARGETS.get(self.size) if self.stage == 1 and self.compiled else None
-
-
-def cases() -> list[Case]:
-    """All of them: the targets' first, then the rest of stage 1, then what has most to say for its time."""
-    backends = ["sdpa", "xformers"] if importlib.util.find_spec("xformers") else ["sdpa"]
-    every = [Case(*each) for each in itertools.product(SIZES, (1, 2, 3), (True, False), backends)]
-    return sorted(every, key=lambda each: (each.target is None, each.stage != 1, each.compiled and each.stage != 1))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is: as it is, or in miniature.
-
-    images   of a step on one GPU at a stage's own crop sizes
-    least    seconds that a step is repeated for
-    side, patients   of the slices that are loaded: pixels, and how many have 40 each
-    matrix   side of the matrices whose products are measured; None: as large as they must be
-    """
-
-    overrides: tuple[str, ...] = ()
-    images: int = 64
-    least: float = 2.0
-    side: int = 512
-    patients: int = 6
-    matrix: int | None = None
-
-    def stage(self, config: Config, number: int) -> tuple[StageConfig, int]:
-        """Stage `number` with its largest crops, and its images."""
-        _, stage, images = list(memory.variants(config, self.images))[number - 1]
-        if not self.overrides:
-            return stage, images
-        crops = replace(stage.crops, global_size=48 if number == 3 else 32, local_size=16, local_number=2)
-        return replace(stage, crops=crops, gram=replace(stage.gram, size=64)), 2
-
-
-QUICK = Scale(tuple(_TINY), images=2, least=0.0, side=64, patients=1, matrix=128)
-
-
-@dataclass
-class Run:
-    """One run: where, how large, and the time that it has."""
-
-    device: torch.device
-    scale: Scale
-    seconds: float
-    began: float = field(default_factory=time.monotonic)
-    low: float = 0.0
-
-    @property
-    def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.began)
-
-    def config(self, case: Case) -> Config:
-        """The configuration of a case."""
-        file, smaller = SIZES[case.size]
-        machine = [f"machine.compile={case.compiled}", f"machine.attention={case.attention}", "machine.recompute=false"]
-        precision = "machine.precision=bf16"
-        words = ["data.root=none", *smaller, *machine, precision, *self.scale.overrides]
-        return configuration.load(CONFIGS / file, words)
-
-    def arm(self, case: Case) -> Arm:
-        """The case's step, warm; of half as many images until it fits."""
-        config = self.config(case)
-        stage, images = self.scale.stage(config, case.stage)
-        while True:
-            try:
-                arm = Arm(config, stage, images, self.device, side=self.scale.side)
-                for _ in range(2):
-                    arm.step()
-                return arm
-            except torch.OutOfMemoryError:
-                if images == 1:
-                    raise
-                images, arm = images // 2, None  # what it holds must go before there is another one
-            forget(self.device)
-
-
-def forget(device: torch.device) -> None:
-    """Let what the last case had go."""
-    torch._dynamo.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def peak(device: torch.device) -> str:
@@ -227,28 +111,11 @@ def _place(error: RuntimeError) -> str:
     return found
 
 
-def shards(folder: Path, scale: Scale) -> Split:
-    """Synthetic CT, all of it to train on."""
-    size = generate.GenerateConfig(patients=scale.patients, size=scale.side, odd=False)
-    generate.generate(folder / "patients", size)
-    request = sharding.Request(
-        root=folder / "patients",
-        output=folder / "shards",
-        masks=None,
-        modality="CT",
-        convert=convert_ct.convert,
-        config=CtConfig(workers=1, split=SplitConfig(train=1.0, val=0.0, test=0.0)),
-        salt=b"benchmark",
-    )
-    sharding.run(request)
-    return Split(folder / "shards", "train")
-
-
 def loading(run: Run) -> Iterator[str]:
     """Slices a second from shards to batches on the device, and what a ViT-B trainer waits for them."""
     arm = run.arm(Case("ViT-B/16", 1, False, "sdpa"))
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder, redirect_stderr(StringIO()):
-        split = shards(Path(folder), run.scale)
+        split = Split(archive.shards(Path(folder), run.scale.patients, run.scale.side), "train")
         gpu, count = run.device.type == "cuda", max(4, int(run.scale.least * 10))
         batches = stream.batches(split, batch_size=arm.images, seed=0, threads=4, prefetch=4, pin=gpu)
         try:
@@ -371,12 +238,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         run = Run(device, QUICK if options.quick else Scale(), options.seconds)
     target = options.output or RESULTS / f"{datetime.date.today()}-gpu.md"
-    lines = []
-    for line in written(run, options.profile):
-        print(line, flush=True)
-        lines.append(line)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("\n".join(lines) + "\n")
+    with open(target, "w", buffering=1) as page:  # a run that is cut off leaves what it has measured
+        for line in written(run, options.profile):
+            print(line, flush=True)
+            print(line, file=page)
     print(f"\nwritten to {target}", file=sys.stderr)
     return 0
 

@@ -19,7 +19,6 @@ import argparse
 import gc
 import io
 import json
-import math
 import os
 import platform
 import statistics
@@ -38,42 +37,20 @@ if __package__ in (None, ""):
 import blosc2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 import webdataset  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from data_prep import convert_ct, generate, schema, sharding  # noqa: E402
-from data_prep.config import CtConfig  # noqa: E402
+from benchmarks import archive  # noqa: E402
+from benchmarks.multicrop import MultiCrop, torchvision  # noqa: E402
+from data_prep import schema  # noqa: E402
 from pretrain import build, stream, views  # noqa: E402
 from pretrain import config as configuration  # noqa: E402
-
-try:
-    import torchvision
-    from torchvision.transforms import v2
-except (ImportError, RuntimeError):  # not there, or made for another PyTorch
-    v2 = None
 
 BATCH = 64
 CONFIG = Path(__file__).resolve().parent.parent / "pretrain/configs/meddinov3_vitb16.yaml"
 _WARM, _STEADY = 8, 24  # batches
 _TWO_CORES = "decode: MedDAP, on two cores, threads: {}"
 _LARGE = 1 << 26  # bytes: more than a cache holds
-
-
-def shards(folder: Path) -> Path:
-    """A data set of synthetic CT patients."""
-    generate.generate(folder / "patients", generate.GenerateConfig(patients=6, size=512, odd=False))
-    request = sharding.Request(
-        root=folder / "patients",
-        output=folder / "shards",
-        masks=None,
-        modality="CT",
-        convert=convert_ct.convert,
-        config=CtConfig(workers=1),
-        salt=b"benchmark",
-    )
-    sharding.run(request)
-    return folder / "shards"
 
 
 def largest(root: Path) -> schema.Split:
@@ -92,71 +69,6 @@ def write_png(folder: Path, split: schema.Split, count: int) -> list[str]:
             Image.fromarray(shifted).save(memory, "PNG")
             sink.write({"__key__": sample.key, "png": memory.getvalue(), "json": {"order": sample.order}})
     return [path]
-
-
-class MultiCrop:
-    """(b)'s crops of a picture (C, H, W): as many, of the sizes and with the probabilities of `settings`."""
-
-    def __init__(self, settings: views.ViewSettings) -> None:
-        self.settings, one = settings, settings
-        crops = [(one.global_size, one.global_scale, blur_p) for blur_p in one.blur_p[:2]]
-        crops += [(one.local_size, one.local_scale, one.blur_p[2])] * one.local_number
-        make = self.torchvision if v2 else self.plain
-        self.crops = [make(*crop) for crop in crops]
-
-    def __call__(self, picture: torch.Tensor) -> list[torch.Tensor]:
-        return [crop(picture) for crop in self.crops]
-
-    def torchvision(self, size: int, scale: tuple[float, float], blur_p: float) -> Callable:
-        """One crop by torchvision's transforms."""
-        s = self.settings
-        return v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale, s.aspect, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-                v2.RandomHorizontalFlip(s.flip),
-                v2.RandomApply([v2.GaussianBlur(9, s.blur_sigma)], blur_p),
-                v2.RandomApply([v2.GaussianNoise(0.0, s.noise_std, clip=False)], s.noise_p),
-                v2.Normalize([s.intensity.mean], [s.intensity.std]),
-            ]
-        )
-
-    def plain(self, size: int, scale: tuple[float, float], blur_p: float) -> Callable:
-        """The same operations without torchvision."""
-        s = self.settings
-
-        def crop(picture: torch.Tensor) -> torch.Tensor:
-            row, column, height, width = _box(picture.shape[1:], scale, s.aspect)
-            cut = picture[None, :, row : row + height, column : column + width]
-            made = F.interpolate(cut, (size, size), mode="bicubic", antialias=True, align_corners=False)
-            if torch.rand(()) < s.flip:
-                made = made.flip(-1)
-            if torch.rand(()) < blur_p:
-                made = _blurred(made, torch.empty(()).uniform_(*s.blur_sigma).item())
-            if torch.rand(()) < s.noise_p:
-                made = made + torch.randn_like(made) * s.noise_std
-            return ((made - s.intensity.mean) / s.intensity.std)[0]
-
-        return crop
-
-
-def _box(shape: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int, int, int]:
-    for _ in range(10):
-        area = shape[0] * shape[1] * torch.empty(()).uniform_(*scale).item()
-        ratio = math.exp(torch.empty(()).uniform_(math.log(aspect[0]), math.log(aspect[1])).item())
-        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < width <= shape[1] and 0 < height <= shape[0]:
-            row = int(torch.randint(0, shape[0] - height + 1, ()))
-            return row, int(torch.randint(0, shape[1] - width + 1, ())), height, width
-    return 0, 0, *shape
-
-
-def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """As torchvision blurs: one two-dimensional kernel of nine pixels a side, for each channel."""
-    place = torch.linspace(-4, 4, 9)
-    line = torch.exp(-0.5 * (place / sigma) ** 2)
-    line = line / line.sum()
-    kernel = (line[:, None] @ line[None]).expand(image.shape[1], 1, 9, 9)
-    return F.conv2d(F.pad(image, (4, 4, 4, 4), mode="reflect"), kernel, groups=image.shape[1])
 
 
 class Arms:
@@ -345,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
     with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=options.folder) as folder:
-        split = largest(options.input or shards(Path(folder)))
+        split = largest(options.input or archive.shards(Path(folder)))
         count = min(options.samples, len(split)) // BATCH * BATCH
         if count == 0:
             parser.error(f"{split.root}: {len(split)} samples, at least {BATCH} are needed; name another --input")
@@ -359,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
             held = growth(arms, options.growth) if options.growth else None
     size = split.index["size"].mean()
     print(f"{cpu()}, one core of it; PyTorch {torch.__version__}, WebDataset {webdataset.__version__}", end="; ")
-    print(f"(b) by torchvision {torchvision.__version__}" if v2 else "(b) by torch alone: no torchvision")
+    print(f"(b) by torchvision {torchvision.__version__}" if torchvision else "(b) by torch alone: no torchvision")
     height, width = arms.pixels.shape[1:]
     print(f"{count} slices of {height} × {width} pixels; {2 * height * width / 1e3:.0f} kB of pixels, ", end="")
     crops = f"2 crops of {arms.settings.global_size} and {arms.settings.local_number} of {arms.settings.local_size}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,10 +26,9 @@ if __package__ in (None, ""):
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks import arms
+from benchmarks.live import GPU_BLOCK, Live
 from data_prep.settings import SettingsError
 from pretrain import accumulate, assignment, attention, build, mixture, step
 from pretrain import config as configuration
@@ -42,7 +40,6 @@ CONFIGS = ("meddinov3_vitb16", "dinov3_vitl16")
 IMAGES = 64  # on one GPU of the configurations' 8 and 32
 GPUS = (24, 40, 80, 141)
 _USABLE = 11 / 12
-_BLOCK = 512  # bytes that PyTorch's allocator for GPUs rounds up to
 
 
 @dataclass(frozen=True)
@@ -69,45 +66,6 @@ class Peak:
     def rest(self) -> int:
         """Gradients, and what comes and goes."""
         return self.peak - self.networks - self.moments - self.inputs - self.logits - self.activations
-
-
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that are made within it and still there.
-
-    now       as far as it is; peak: the most there has been
-    kept      when the first backward pass began; None before
-    block     bytes that a tensor's memory is rounded up to
-    """
-
-    def __init__(self, block: int = _BLOCK) -> None:
-        super().__init__()
-        self.block, self.now, self.peak, self.kept = block, 0, 0, None
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.kept is None and torch._C._current_graph_task_id() >= 0:
-            self.kept = self.now
-        for each in tree_leaves((args, kwargs)):
-            if isinstance(each, torch.Tensor):
-                self._seen(each.untyped_storage(), 0)  # it was there before
-        given = func(*args, **(kwargs or {}))
-        for each in tree_leaves(given):
-            if isinstance(each, torch.Tensor):
-                storage = each.untyped_storage()
-                self._seen(storage, math.ceil(storage.nbytes() / self.block) * self.block)
-        return given
-
-    def _seen(self, storage: torch.UntypedStorage, size: int) -> None:
-        place = id(storage)  # a storage is one Python object as long as it lives
-        if place in self._sizes:
-            return
-        self._sizes[place] = size
-        self.now += self._sizes[place]
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, place)
-
-    def _gone(self, place: int) -> None:
-        self.now -= self._sizes.pop(place)
 
 
 @contextmanager
@@ -159,7 +117,7 @@ def computed(
     draws = build.draws(config, stage, arms.batch_of(images, 1, 1, torch.device("cpu")), 0)
     sizes = accumulate.part_sizes(images, machine.accumulate, stage.loss.koleo_group or images)
     batch = step.parts(crops, masks, draws, [(size,) for size in sizes])
-    live, low = Live(_BLOCK if gpu else 1), machine.precision != "float32"
+    live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
         step.gradients(student, teacher, batch, arms.weights_of(stage), gram_teacher=anchor, precision=precision)

@@ -20,13 +20,13 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import counting, memory, rates
+from benchmarks.traffic import messages
 from data_prep.settings import SettingsError
 from pretrain import config as configuration
 from pretrain import mixture
 from pretrain.config import Config, SaveConfig, StageConfig
 
 _SHARE = 0.7  # of the float32 rate, and of bandwidths, that is reached
-_BUCKET = 25 * 2**20  # bytes of gradients in one of DDP's messages; the first has 1 MB
 
 
 @dataclass(frozen=True)
@@ -84,45 +84,6 @@ def reached(counted: counting.Step, machine: Machine, took: float) -> Machine:
     """The machine with the share `mfu` with which a step takes as long as it took."""
     found = seconds(counted, machine)
     return replace(machine, mfu=found.low * machine.mfu / max(took - found.float32 - found.bytes, 1e-12))
-
-
-@dataclass(frozen=True)
-class Message:
-    """Messages of one kind in a step, and the bytes of them that each device sends."""
-
-    what: str
-    count: int
-    sent: float
-
-
-def messages(config: Config, stage: StageConfig, images: int, devices: int) -> list[Message]:
-    """What `devices` devices with `images` each tell each other in a step; nothing where there is one."""
-    if devices == 1:
-        return []
-    known, parts = counting.costs(config), config.machine.accumulate
-    others = (devices - 1) / devices  # a ring sends everything but one part, for a sum twice
-    columns, dim, sums = sum(known.columns), known.dim, 1 + stage.loss.sinkhorn_iterations
-    said = [
-        Message("Sinkhorn's sums", sums, sums * 4 * columns * 2 * others),
-        Message("cls tokens for KoLeo", 2 * parts, 4 * 2 * images * dim * (devices - 1)),
-        Message("cls tokens for the monitors", 1, 4 * 2 * images * (dim + 2) * (devices - 1)),
-        Message("losses and timing", 1, 8 * 32 * (devices - 1)),
-    ]
-    if config.machine.parallel == "ddp":
-        size = 4 * known.parameters
-        count = 1 + math.ceil(max(size - 2**20, 0) / _BUCKET)
-        return [Message("gradients", count, 2 * size * others), *said]
-    depth, width = config.model.depth, 2 if config.machine.precision != "float32" else 4
-    blocks, rest = known.block_parameters, known.parameters - known.block_parameters
-    times = 2 if config.machine.reshard else 1
-    gathered = (times * parts + 1) * (width * blocks + 4 * rest)  # the student's, and the teacher's once
-    anchors = parts if stage.gram.teacher_from else 0
-    count = (times * parts + 1) * (depth + 3) + anchors * (depth + 1)
-    return [
-        Message("parameters", count, (gathered + anchors * width * blocks) * others),
-        Message("gradients", parts * (depth + 3), parts * 4 * known.parameters * others),
-        *said,
-    ]
 
 
 @dataclass(frozen=True)
@@ -220,10 +181,10 @@ def report(config: Config, options: argparse.Namespace, machine: Machine) -> Ite
         )
         rows.append(row)
         yield f"{name:10}{row.steps:9,}{row.images:12,}{row.operations / 1e12:12,.0f}{row.time.total:9.3f}" + (
-            f"{row.rate:10,.0f}{row.days:8.2f}{row.days * 24 * devices:11,.0f}" + _fits(row, machine)
+            f"{row.rate:10,.0f}{row.days:8.3f}{row.days * 24 * devices:11,.0f}" + _fits(row, machine)
         )
     days = sum(row.days for row in rows)
-    yield f"{'total':10}{sum(row.steps for row in rows):9,}{'':43}{days:8.2f}{days * 24 * devices:11,.0f}"
+    yield f"{'total':10}{sum(row.steps for row in rows):9,}{'':43}{days:8.3f}{days * 24 * devices:11,.0f}"
     yield ""
     kinds = {"low": "matrix products", "float32": "such in float32", "bytes": "bytes", "messages": "messages"}
     spent = [sum(row.steps * getattr(row.time, kind) for row in rows) for kind in kinds]
@@ -295,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--slices", type=int, metavar="N", help="in the data set: epochs and storage")
     parser.add_argument("--side", type=int, default=512, help="of a slice, pixels (default 512)")
     parser.add_argument("--slice-kb", type=float, default=174.0, help="kB of a slice in a shard (real CT of 512²: 174)")
-    parser.add_argument("--decode", type=int, default=1490, help="slices/s of a core (make bench-loader; default 1490)")
+    parser.add_argument("--decode", type=int, default=2400, help="slices/s of a core (make bench-loader; default 2400)")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the peak memory out: faster")
     options = parser.parse_intermixed_args(arguments)
     if options.gpus < 1 or options.gpus_per_node < 1:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import cases, gpu
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """ViT-B alone, and nothing is compiled: both take minutes and have tests of their own."""
-    monkeypatch.setattr(gpu, "SIZES", {"ViT-B/16": gpu.SIZES["ViT-B/16"]})
+    monkeypatch.setattr(cases, "SIZES", {"ViT-B/16": cases.SIZES["ViT-B/16"]})
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
@@ -50,7 +50,7 @@ def test_without_a_gpu_it_lists_or_says_one_line(tmp_path: Path, capsys: pytest.
     """`--list` writes the table with "not measured"; a run without a GPU ends with one line of what to do."""
     target = tmp_path / "page.md"
     assert gpu.main(["--list", "--output", str(target)]) == 0
-    assert sum(gpu.NOT_MEASURED in line for line in target.read_text().splitlines()) == 4 + len(gpu.cases())
+    assert sum(gpu.NOT_MEASURED in line for line in target.read_text().splitlines()) == 4 + len(cases.cases())
     if torch.cuda.is_available():
         return
     capsys.readouterr()
@@ -73,8 +73,8 @@ def test_what_does_not_fit_is_tried_with_half_the_images(few: None, monkeypatch:
         def step(self) -> None:
             pass
 
-    monkeypatch.setattr(gpu, "Arm", Arm)
-    run = gpu.Run(torch.device("cpu"), gpu.QUICK, 10.0)
-    assert isinstance(run.arm(gpu.cases()[0]), Arm) and made == [2, 1]
+    monkeypatch.setattr(cases, "Arm", Arm)
+    run = cases.Run(torch.device("cpu"), cases.QUICK, 10.0)
+    assert isinstance(run.arm(cases.cases()[0]), Arm) and made == [2, 1]
     fits = 0
-    assert gpu._step(run, gpu.cases()[0])[0].startswith("not measured: no room")
+    assert gpu._step(run, cases.cases()[0])[0].startswith("not measured: no room")

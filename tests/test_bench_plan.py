@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from test_bench_counting import config_of
 
-from benchmarks import arms, memory, plan, rates
+from benchmarks import arms, memory, plan, rates, traffic
 from pretrain import build, checkpoint, step
 from pretrain.config import SaveConfig, stage
 from pretrain.distributed import World
@@ -40,7 +40,7 @@ def test_messages_are_those_of_a_step() -> None:
     draws = build.draws(config, of, arm.batch, 0)
     batch = step.parts(arm.views(), arm.masks, draws, [(4, 4)])
     step.gradients(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
-    found = {each.what: each for each in plan.messages(config, of, 4, 2)}
+    found = {each.what: each for each in traffic.messages(config, of, 4, 2)}
     sums = [size for kind, size in said if kind == "sinkhorn"]
     gathered = [size for kind, size in said if kind == "gather"]
     assert found["Sinkhorn's sums"].count == len(sums)
@@ -48,7 +48,7 @@ def test_messages_are_those_of_a_step() -> None:
     koleo, monitors = found["cls tokens for KoLeo"], found["cls tokens for the monitors"]
     assert koleo.count + monitors.count == len(gathered)
     assert koleo.sent + monitors.sent == sum(4 * size for size in gathered)
-    assert plan.messages(config, of, 4, 1) == []
+    assert traffic.messages(config, of, 4, 1) == []
 
 
 def test_checkpoints_are_as_large_and_as_many_as_planned(tmp_path: Path) -> None:
