@@ -107,7 +107,9 @@ class Costs:
     embedding   of a patch
     linear      of a token, all blocks
     attention   of a pair of tokens of one sample, all blocks
-    stays       expected share of samples that drop path sends through a branch in training
+    last        of a token behind the last block's attention: what is spared where nobody asks for the token
+    stays       expected share of samples that drop path sends through a branch in training, the mean over blocks and
+                the last one's
     heads, prototypes   of a row through the DINO and through the iBOT head
     parameters  of the backbone with both heads, backbone_parameters and block_parameters of these
     """
@@ -119,7 +121,8 @@ class Costs:
     embedding: float
     linear: float
     attention: float
-    stays: float
+    last: float
+    stays: tuple[float, float]
     heads: tuple[float, float]
     prototypes: tuple[float, float]
     columns: tuple[int, int]
@@ -131,34 +134,40 @@ class Costs:
     def of(cls, model: Model) -> Costs:
         """Of a network, which may be without memory (device "meta")."""
         backbone, heads = model.backbone, (model.dino_head, model.ibot_head)
+        blocks, last = backbone.blocks, backbone.blocks[-1]
         return cls(
             patch_size=backbone.patch_size,
             prefix=1 + backbone.register_count,
             grid=math.isqrt(backbone.pos_embed.shape[1] - 1) if hasattr(backbone, "pos_embed") else 0,
             dim=backbone.embed_dim,
             embedding=2.0 * backbone.patch_embed.proj.weight.numel(),
-            linear=2.0 * _matrices(backbone.blocks),
+            linear=2.0 * _matrices(blocks),
             attention=4.0 * backbone.embed_dim * backbone.depth,
-            stays=1 - sum(block.drop_path for block in backbone.blocks) / backbone.depth,
+            last=2.0 * (_matrices(last.attn.proj) + _matrices(last.mlp)),
+            stays=(1 - sum(block.drop_path for block in blocks) / backbone.depth, 1 - last.drop_path),
             heads=tuple(2.0 * _matrices(head.mlp) for head in heads),
             prototypes=tuple(2.0 * head.last_layer.weight.numel() for head in heads),
             columns=tuple(head.last_layer.out_features for head in heads),
             parameters=_numbers(model),
             backbone_parameters=_numbers(backbone),
-            block_parameters=_numbers(backbone.blocks),
+            block_parameters=_numbers(blocks),
         )
 
     def crops(self, count: float, size: int, sequences: int = 1) -> Products:
         """Of `count` crops of `size` pixels through the backbone, each of so many sequences."""
         side = size // self.patch_size
-        patches = sequences * side**2
-        tokens = self.prefix + patches
+        tokens = self.tokens(size, sequences)
+        patches = tokens - self.prefix
         positions = 2.0 * side * self.grid * (self.grid + side) * self.dim if count else 0.0
         return Products(
             embedding=count * patches * self.embedding + positions,
             linear=count * tokens * self.linear,
             attention=count * tokens**2 * self.attention,
         )
+
+    def tokens(self, size: int, sequences: int) -> int:
+        """Of a crop."""
+        return self.prefix + sequences * (size // self.patch_size) ** 2
 
     def rows(self, cls: float, patches: float) -> Products:
         """Of cls tokens through the DINO head and patches through the iBOT head."""
@@ -227,14 +236,21 @@ def step(
         masked = 2 * images * patches * masked_share(stage.masks, count)
     whole = found.crops(2 * images, crops.global_size, count)
     everything = whole + found.crops(crops.local_number * images, crops.local_size, count)
+    anchored = bool(stage.gram.teacher_from)
+    # of the last block's tokens cls tokens and masked patches are read, by Gram anchoring all of the global crops
+    unread = 2 * images * (found.tokens(crops.global_size, count) - 1) - masked
+    of_student = 0 if anchored else unread
+    of_student += crops.local_number * images * (found.tokens(crops.local_size, count) - 1)
     # branches that drop path skips cost nothing
+    stays, last_stays = found.stays
     student = replace(
-        everything, linear=found.stays * everything.linear, attention=found.stays * everything.attention
+        everything,
+        linear=stays * everything.linear - last_stays * of_student * found.last,
+        attention=stays * everything.attention,
     )
     forward = student + found.rows((2 + crops.local_number) * images, masked)
     # a product has two in its gradient, but nobody asks for that of the pixels
     gradient = forward * 2 + Products(embedding=-forward.embedding)
-    anchored = bool(stage.gram.teacher_from)
     rows = [(2 * images, found.columns[0]), (masked, found.columns[1])]
     learned = [((2 + crops.local_number) * images, found.columns[0]), (masked, found.columns[1])]
     logits, learned = (_WORD * sum(count * width for count, width in each) for each in (rows, learned))
@@ -243,7 +259,7 @@ def step(
         student=forward,
         gradient=gradient,
         again=Products(linear=student.linear, attention=student.attention) * config.machine.recompute,
-        teacher=whole + found.rows(2 * images, masked),
+        teacher=whole + Products(linear=-unread * found.last) + found.rows(2 * images, masked),
         anchor=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
         losses=_losses(found, stage, images, masked, count),
         views=images * views(stage, pixels, count),

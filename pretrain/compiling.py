@@ -20,15 +20,17 @@ def compile_blocks(model: VisionTransformer, *, replayed: bool = False) -> None:
     """Compile every block in place; parameters keep their names. A break in a block's graph is an error.
 
     The forward function alone is compiled: what gathers and frees sharded parameters runs around it.
-    replayed  on a GPU each graph's kernels are recorded once and started as one (CUDA graphs): for a network without
-              gradients, whose crops have one size
+    replayed  on a GPU each graph's kernels are recorded once and started as one (CUDA graphs), but the last block's:
+              for a network without gradients, whose crops have one size
     """
     torch.fx.experimental._config.use_duck_shape = False  # numbers that happen to be equal once need not stay so
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     for block in model.blocks:
-        # drop path lets other numbers of samples through in every step: once seen to change, they are any number
-        dynamic = None if block.drop_path else False
-        mode = "reduce-overhead" if replayed else None
+        # drop path lets other numbers of samples through in every step, and other numbers of masked patches are asked
+        # of the last block: once seen to change, they are any number
+        varies = block.drop_path or block is model.blocks[-1]
+        dynamic = None if varies else False
+        mode = "reduce-overhead" if replayed and not varies else None
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=dynamic, mode=mode)
     if replayed:
         model.blocks[0].forward = _beginning(model.blocks[0].forward)

@@ -27,7 +27,8 @@ from pretrain.checkpoint import CheckpointError
 from pretrain.config import ModelConfig
 from pretrain.encoder import Encoder
 from pretrain.published import Tensors, WeightsError
-from pretrain.vit import Features, VisionTransformer
+from pretrain.tokens import Features
+from pretrain.vit import VisionTransformer
 
 _SUFFIX = {"huggingface": "", "dinov3": ".pth", "onnx": ".onnx"}
 _CLOSE = 1e-4  # largest difference of features between ours and what was handed out

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.attention import Kernel, by_run
-from pretrain.drop_path import Kept
+from pretrain.drop_path import Path, of
 from pretrain.packing import Packing
 
 
@@ -63,9 +63,11 @@ class Attention(nn.Module):
         self.qkv = QkvLinear(dim, qkv_bias, mask_k_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(T, D) → (T, D)."""
-        return self.proj(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing))
+    def forward(
+        self, tokens: torch.Tensor, packing: Packing, asked: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(T, D) → (A, D) for the tokens at `asked`; None: for all of them."""
+        return self.proj(of(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing), asked))
 
 
 class Mlp(nn.Module):
@@ -134,11 +136,9 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(
-        self, tokens: torch.Tensor, packing: Packing, kept: tuple[Kept, Kept] | None = None
-    ) -> torch.Tensor:
-        """(T, D) packed tokens; `kept`: of each branch, whose samples' tokens go through it. None: all of them."""
-        whole = Kept(packing)
-        one, other = kept or (whole, whole)
-        tokens = one.add(tokens, lambda some: self.ls1(self.attn(self.norm1(some), one.packing)))
-        return other.add(tokens, lambda some: self.ls2(self.mlp(self.norm2(some))))
+    def forward(self, tokens: torch.Tensor, path: Path) -> torch.Tensor:
+        """(T, D) packed tokens → (A, D), those that the path asks for."""
+        one, other = path.attention, path.feed_forward
+        mixed = self.attn(self.norm1(of(tokens, one.rows)), one.packing, one.asked)
+        tokens = one.add(of(tokens, path.asked), self.ls1(mixed))
+        return other.add(tokens, self.ls2(self.mlp(self.norm2(of(tokens, other.rows)))))

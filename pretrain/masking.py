@@ -69,12 +69,14 @@ def over_sequences(
 class Masked:
     """The masks of N crops on a device, with what the host knows of them, so that nobody waits for the device to tell.
 
+    listed    (M,) int64 on the host: the masked patches among those of the present sequences, flat, in row-major order
     patches   (N, S·P) bool
-    places    (M,) int64 the masked patches among those of the present sequences, flat and in row-major order
+    places    `listed` on the device
     share     (M,) float32 of each masked patch in the mean over crops of the means over a crop's masked patches
     lost      (L,) int64 which of the M belong to entirely masked sequences, and `sequence` (L,) int64 which one it is
     """
 
+    listed: torch.Tensor
     patches: torch.Tensor
     places: torch.Tensor
     share: torch.Tensor
@@ -89,7 +91,7 @@ def masked(masks: torch.Tensor, present: torch.Tensor | None, sequences: int, de
     each = masks.unflatten(1, (sequences, -1))
     whole = each.all(dim=2, keepdim=True).expand_as(each)[each].nonzero().squeeze(1)
     sequence = torch.arange(sequences).view(1, -1, 1).expand_as(each)[each][whole]
-    return Masked(*(sent(one, device) for one in (masks, places, share, whole, sequence)))
+    return Masked(places, *(sent(one, device) for one in (masks, places, share, whole, sequence)))
 
 
 def _mask(

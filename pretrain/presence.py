@@ -46,6 +46,23 @@ def layout(present: torch.Tensor | None, count: int, sequences: int) -> Layout:
     return Layout(runs, order, back, images[along], along.argsort())
 
 
+def token_places(place: Layout, prefix: int, patches: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) places of the cls tokens and (M,) of every image's first patch, in a row of tokens that begins at `start`.
+
+    A sample has `prefix` tokens, then `patches` of each of its sequences. In the order of samples, and of present
+    images.
+    """
+    cls, first = [], []
+    for count, sequences in place.runs:
+        length = prefix + sequences * patches
+        begins = start + length * torch.arange(count)
+        cls.append(begins)
+        first.append((begins.unsqueeze(1) + prefix + patches * torch.arange(sequences)).flatten())
+        start += count * length
+    cls, first = torch.cat(cls), torch.cat(first)
+    return (cls, first) if place.back is None else (cls[place.back], first[place.images_back])
+
+
 def of_present(values: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
     """(N, S·P) values → (M, P), those of the present images in row-major order of `present`."""
     if present is None:

@@ -25,7 +25,11 @@ from pretrain.masking import Masked, masked
 from pretrain.presence import repeated
 from pretrain.stochastic import Draws
 from pretrain.views import Views
-from pretrain.vit import Crops, Features, VisionTransformer
+from pretrain.tokens import Asked, Crops, Features
+from pretrain.vit import VisionTransformer
+
+
+_NO_PATCHES = torch.empty(0, dtype=torch.int64)
 
 
 class Model(nn.Module):
@@ -47,16 +51,17 @@ class Model(nn.Module):
 
     def forward(
         self, groups: Sequence[Crops], places: torch.Tensor, cls: Comparison, patches: Comparison
-    ) -> tuple[list[Features], Compared, Compared, dict[str, torch.Tensor]]:
+    ) -> tuple[list[Features | Asked], Compared, Compared, dict[str, torch.Tensor]]:
         """What a step asks of the student, in one call, so that what wraps a model sees all of it.
 
         Features of each group; all their cls tokens compared with the teacher's, and the first group's patches at
-        `places` (of Features.at); of the first group's cls tokens the logits of each label column.
+        `places` (of Features.at; those that it asks for where it does); of the first group's cls tokens the logits of
+        each label column.
         """
         found = self.backbone.packed(groups)
         dino = self.dino_head(torch.cat([each.cls for each in found]), cls)
         classes = self.class_heads(found[0].cls) if hasattr(self, "class_heads") else {}
-        return found, dino, self.ibot_head(found[0].at(places), patches), classes
+        return found, dino, self.ibot_head(_masked(found[0], places), patches), classes
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Fresh weights for all parts, drawn one after the other from `generator`."""
@@ -183,9 +188,10 @@ def targets(
     teacher: Model, batch: Sequence[Part], weights: StepWeights, world: World = ALONE
 ) -> tuple[list[Targets], dict[str, torch.Tensor]]:
     """The teacher's targets for each part, balanced over all parts of all ranks, and the monitors (`monitor/…`)."""
-    seen = [teacher.backbone.packed([part.crops(part.views.global_crops)])[0] for part in batch]
+    crops = [part.crops(part.views.global_crops, asked=part.masked.listed) for part in batch]
+    seen = [teacher.backbone.packed([each])[0] for each in crops]
     cls = [teacher.dino_head(each.cls) for each in seen]
-    patches = [teacher.ibot_head(each.at(part.masked.places)) for part, each in zip(batch, seen)]
+    patches = [teacher.ibot_head(each.patches) for each in seen]
     temperature = weights.teacher_temp
     whole = [joined(cls), joined(patches)]
     scaling = scalings(whole, temperature, weights.sinkhorn_iterations, world)
@@ -201,6 +207,11 @@ def targets(
     if batch[0].sequences > 1:
         monitors |= _marginal(batch, [goal.patches for goal in goals], world)
     return goals, monitors
+
+
+def _masked(found: Features | Asked, places: torch.Tensor) -> torch.Tensor:
+    """(M, D) the masked patches at `places`, which are those that were asked for if any were."""
+    return found.patches if isinstance(found, Asked) else found.at(places)
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -223,9 +234,14 @@ def losses(
     views, draws = part.views, part.draws
     crops = len(views.local_crops)
     drop = draws.of_crops(slice(2)), draws.of_crops(slice(2, None))
-    groups = [part.crops(views.global_crops, mask=part.masked.patches, drop=drop[0], stretch=draws.stretch[0])]
+    # Gram anchoring looks at all patches of global crops
+    asked = part.masked.listed if gram_teacher is None else None
+    groups = [
+        part.crops(views.global_crops, mask=part.masked.patches, drop=drop[0], stretch=draws.stretch[0], asked=asked)
+    ]
     if crops:
-        groups.append(part.crops(views.local_crops, local=True, drop=drop[1], stretch=draws.stretch[1]))
+        local = {"local": True, "asked": _NO_PATCHES}
+        groups.append(part.crops(views.local_crops, drop=drop[1], stretch=draws.stretch[1], **local))
     comparisons = _comparisons(part, goal, weights)
     (whole, *_), dino, ibot, class_logits = student(groups, part.masked.places, *comparisons)
     with torch.autocast(ibot.loss.device.type, enabled=False):  # the terms are float32 throughout

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,66 +19,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.attention import Kernel, bias_of
-from pretrain.drop_path import kept
+from pretrain.drop_path import Branch, Path, of, paths
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
-from pretrain.packing import Packing, pack, unpack
+from pretrain.packing import Packing, Run, pack, unpack
 from pretrain.positions import resampled
-from pretrain.presence import Layout, layout
+from pretrain.presence import Layout, layout, token_places
 from pretrain.rope import RotaryEmbedding, Rotation
-
-
-@dataclass(frozen=True)
-class Features:
-    """Tokens after the final norm.
-
-    cls        (N, D)
-    registers  (N, R, D)
-    patches    (M, P, D) of each present sequence of each sample, in row-major order of `present`; patches row by row.
-               M is N where there is one sequence, N·S where all are present
-    present    (N, S) bool on the host, or None: all
-    """
-
-    cls: torch.Tensor
-    registers: torch.Tensor
-    patches: torch.Tensor
-    present: torch.Tensor | None = None
-
-    def at(self, places: torch.Tensor) -> torch.Tensor:
-        """(n, D) the patch tokens at some of the M·P places (`masking.Masked.places`)."""
-        return self.patches.flatten(0, 1)[places]
-
-    def merged(self) -> torch.Tensor:
-        """(N, P, D) the mean over each sample's sequences of the patches at a place."""
-        count = len(self.cls)
-        if self.present is None or bool(self.present.all()):
-            return self.patches.unflatten(0, (count, -1)).mean(dim=1) if len(self.patches) > count else self.patches
-        owner = self.present.nonzero()[:, 0].to(self.patches.device)
-        total = self.patches.new_zeros(count, *self.patches.shape[1:]).index_add_(0, owner, self.patches)
-        return total / self.present.sum(dim=1).to(total).view(-1, 1, 1)
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Images of one size, one part of a packed call.
-
-    images   (N, S·C, h, w): S sequences of C channels (S = 1 where the model knows no sequences); h and w are
-             multiples of the patch size
-    mask     (N, S·P) bool, patches that the mask token replaces, or None
-    local    they are local crops, whose cls token and registers have a norm of their own in training
-    drop     (depth, 2, N) uniform numbers in [0, 1) on the host that drop path compares, needed in training where there
-             is any
-    stretch  factor of RoPE's coordinates, needed in training where the model has `rope_rescale`
-    present  (N, S) bool on the host, which sequences a sample has, or None: all. The others' pixels are not looked at
-    sequences  names of the S sequences; (): all that the model knows, in its order
-    """
-
-    images: torch.Tensor
-    mask: torch.Tensor | None = None
-    local: bool = False
-    drop: torch.Tensor | None = None
-    stretch: float | None = None
-    present: torch.Tensor | None = None
-    sequences: tuple[str, ...] = ()
+from pretrain.tokens import Asked, Crops, Features
 
 
 class VisionTransformer(nn.Module):
@@ -188,17 +134,17 @@ class VisionTransformer(nn.Module):
         """Features of the last block for images of one size; the arguments are those of Crops."""
         return self.packed([Crops(images, mask, present=present, sequences=sequences)])[0]
 
-    def packed(self, groups: Sequence[Crops]) -> list[Features]:
-        """Features of the last block for crops of several sizes, through the blocks in one row of tokens."""
+    def packed(self, groups: Sequence[Crops]) -> list[Features | Asked]:
+        """Features of the last block for crops of several sizes, through the blocks in one row of tokens.
+
+        Of groups that ask for some tokens, those.
+        """
         tokens, packing, layouts = self._pack(groups)
-        paths = self._kept(groups, layouts, packing, tokens.device)
+        asked = self._asked(groups, layouts, packing)
         again = self.recompute and torch.is_grad_enabled()
-        for block, path in zip(self.blocks, paths):
-            if again:
-                tokens = checkpoint(block, tokens, packing, path, use_reentrant=False)
-            else:
-                tokens = block(tokens, packing, path)
-        return self._finish(tokens, packing, groups, layouts)
+        for block, path in zip(self.blocks, self._paths(groups, layouts, packing, asked, tokens.device)):
+            tokens = checkpoint(block, tokens, path, use_reentrant=False) if again else block(tokens, path)
+        return self._finish(tokens, packing, groups, layouts, asked)
 
     def intermediate(
         self,
@@ -212,8 +158,9 @@ class VisionTransformer(nn.Module):
         groups = [Crops(images, present=present, sequences=sequences)]
         tokens, packing, layouts = self._pack(groups)
         found = {}
+        path = Path(Branch(packing=packing))
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens, packing)
+            tokens = block(tokens, path)
             if number in wanted:
                 found[number] = self._finish(tokens, packing, groups, layouts)[0]
         return [found[number] for number in wanted]
@@ -243,18 +190,45 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"sequence {strange[0]!r}: the model knows {', '.join(self.sequences)}")
         return count
 
-    def _kept(self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing, device: torch.device) -> list:
-        """Who goes through each block's branches; None: all. Raises ValueError where training lacks draws."""
-        rates = [block.drop_path for block in self.blocks]
-        if not self.training or not any(rates):
-            return [None] * self.depth
-        if any(group.drop is None for group in groups):
-            raise ValueError("drop_path: training needs draws, so that a run can be repeated")
-        draws = [
-            group.drop if place.order is None else group.drop[..., place.order]
-            for group, place in zip(groups, layouts)
-        ]
-        return kept(torch.cat(draws, dim=-1), rates, packing, self.blocks[0].attn.kernel, device)
+    def _asked(
+        self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing
+    ) -> list[torch.Tensor] | None:
+        """Places in the row, on the host, of the tokens that each group asks for; None: all of all groups."""
+        if all(group.asked is None for group in groups):
+            return None
+        found, start = [], 0
+        for group, place, runs in zip(groups, layouts, _by_group(packing, layouts)):
+            end = start + sum(run.count * run.length for run in runs)
+            if group.asked is None:
+                found.append(torch.arange(start, end))
+            else:
+                patches = self._patches(group)
+                cls, first = token_places(place, 1 + self.register_count, patches, start)
+                found.append(torch.cat([cls, first[group.asked // patches] + group.asked % patches]))
+            start = end
+        return found
+
+    def _patches(self, group: Crops) -> int:
+        rows, columns = (side // self.patch_size for side in group.images.shape[-2:])
+        return rows * columns
+
+    def _paths(
+        self,
+        groups: Sequence[Crops],
+        layouts: Sequence[Layout],
+        packing: Packing,
+        asked: list[torch.Tensor] | None,
+        device: torch.device,
+    ) -> list[Path]:
+        """The way through each block. Raises ValueError where training lacks draws."""
+        rates, draws = [block.drop_path for block in self.blocks], None
+        if self.training and any(rates):
+            if any(group.drop is None for group in groups):
+                raise ValueError("drop_path: training needs draws, so that a run can be repeated")
+            draws = [of(group.drop.movedim(-1, 0), place.order) for group, place in zip(groups, layouts)]
+            draws = torch.cat(draws).movedim(0, -1)
+        asked = None if asked is None else torch.cat(asked)
+        return paths(draws, rates, packing, asked, self.blocks[0].attn.kernel, device)
 
     def _stretch(self, group: Crops) -> float:
         if not self.rope_rescale or not self.training:
@@ -305,24 +279,55 @@ class VisionTransformer(nn.Module):
         return tuple(torch.cat([part[:prefix], part[prefix:].repeat(sequences, 1)]) for part in rotation)
 
     def _finish(
-        self, tokens: torch.Tensor, packing: Packing, groups: Sequence[Crops], layouts: Sequence[Layout]
-    ) -> list[Features]:
-        """The features of each group, its samples and sequences in the order in which they came."""
-        runs, found = iter(unpack(tokens, packing.runs)), []
-        for group, place in zip(groups, layouts):
-            parts = [self._normed(next(runs), sequences, group.local) for _, sequences in place.runs]
-            prefix, patches = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*parts))
-            if place.back is not None:
-                prefix, patches = prefix[place.back], patches[place.images_back]
-            found.append(Features(prefix[:, 0], prefix[:, 1:], patches, group.present))
-        return found
+        self,
+        tokens: torch.Tensor,
+        packing: Packing,
+        groups: Sequence[Crops],
+        layouts: Sequence[Layout],
+        asked: list[torch.Tensor] | None = None,
+    ) -> list[Features | Asked]:
+        """What the groups ask for, their samples and sequences in the order in which they came."""
+        by_group = _by_group(packing, layouts)
+        sizes = [sum(run.count * run.length for run in runs) for runs in by_group]
+        sizes = sizes if asked is None else [len(each) for each in asked]
+        rows = tokens.split(sizes) if len(sizes) > 1 else [tokens]
+        return [
+            self._whole(row, runs, group, place) if group.asked is None else self._some(row, group)
+            for row, runs, group, place in zip(rows, by_group, groups, layouts)
+        ]
+
+    def _whole(self, row: torch.Tensor, runs: Sequence[Run], group: Crops, place: Layout) -> Features:
+        """Of a group's (T, D) tokens."""
+        parts = [
+            self._normed(part, sequences, group.local)
+            for part, (_, sequences) in zip(unpack(row, runs), place.runs)
+        ]
+        prefix, patches = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*parts))
+        if place.back is not None:
+            prefix, patches = prefix[place.back], patches[place.images_back]
+        return Features(prefix[:, 0], prefix[:, 1:], patches, group.present)
+
+    def _some(self, row: torch.Tensor, group: Crops) -> Asked:
+        """Of (N + n, D) cls tokens and patches that a group asks for."""
+        cls, patches = row.split([len(row) - len(group.asked), len(group.asked)])
+        return Asked(self._norm_of(group.local)(cls), self.norm(patches))
 
     def _normed(self, tokens: torch.Tensor, sequences: int, local: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 1 + R, D) cls tokens and registers, and (n·k, P, D) patches of a run, after their norms."""
         split = 1 + self.register_count
-        if local and self.training and self.local_cls_norm is not None:
-            prefix, patches = self.local_cls_norm(tokens[:, :split]), self.norm(tokens[:, split:])
+        if (norm := self._norm_of(local)) is not self.norm:
+            prefix, patches = norm(tokens[:, :split]), self.norm(tokens[:, split:])
         else:
             normed = self.norm(tokens)
             prefix, patches = normed[:, :split], normed[:, split:]
         return prefix, patches.unflatten(1, (sequences, -1)).flatten(0, 1) if sequences > 1 else patches
+
+    def _norm_of(self, local: bool) -> nn.LayerNorm:
+        """The final norm of cls tokens and registers."""
+        return self.local_cls_norm if local and self.training and self.local_cls_norm is not None else self.norm
+
+
+def _by_group(packing: Packing, layouts: Sequence[Layout]) -> list[list[Run]]:
+    """The runs of each group."""
+    runs = iter(packing.runs)
+    return [[next(runs) for _ in place.runs] for place in layouts]

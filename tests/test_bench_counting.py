@@ -111,6 +111,8 @@ def test_what_drop_path_skips_is_not_counted() -> None:
     of = stage(config, "adapt")
     whole, local = (torch.arange(count * images).view(count, images) / (count * images) for count in (2, 3))
     drop = torch.cat([whole, local]).expand(3, 2, -1, -1)
+    # of as many patches in every crop the share that is asked for is exact too
+    of = dataclasses.replace(of, masks=dataclasses.replace(of.masks, probability=1.0, ratio=[0.25, 0.25]))
     made, _, masked = run(config, of, images, drop)
     assert counting.step(config, of, images, masked=masked).model == made
 

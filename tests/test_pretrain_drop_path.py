@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain import compiling
-from pretrain.vit import Crops, VisionTransformer
+from pretrain.tokens import Crops
+from pretrain.vit import VisionTransformer
 
 RATE = 0.5
 

@@ -15,7 +15,8 @@ from pretrain import config as configuration
 from pretrain import accumulate, build, mixture, stochastic, stream, train
 from pretrain.config import CropsConfig, PairConfig, StageConfig
 from pretrain.order import Chain
-from pretrain.vit import Crops, VisionTransformer
+from pretrain.tokens import Crops
+from pretrain.vit import VisionTransformer
 
 PAIRS = [PairConfig(3.0, 32, 16), PairConfig(1.0, 64, 16, 96), PairConfig(1.0, 96, 32)]
 MIXED = CONFIG.replace(

@@ -13,7 +13,8 @@ from tiny_run import CONFIG
 from data_prep.settings import SettingsError
 from pretrain import attention, compiling, packing, step, train
 from pretrain.packing import Run
-from pretrain.vit import Crops, VisionTransformer
+from pretrain.tokens import Crops
+from pretrain.vit import VisionTransformer
 
 SHAPES = {"rope": {}, "learned": {"position": "learned", "grid": 4, "registers": 0}}
 

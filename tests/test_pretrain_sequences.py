@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.masking import masked
 from pretrain.presence import layout, of_present
-from pretrain.vit import Crops, VisionTransformer
+from pretrain.tokens import Crops
+from pretrain.vit import VisionTransformer
 
 NAMES = ("t1", "t1c", "t2", "flair")
 BACKBONES = {

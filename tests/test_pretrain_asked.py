@@ -1,0 +1,80 @@
+"""Tokens that nobody asks for are not computed behind the last block: the others are what they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.tokens import Asked, Crops, Features
+from pretrain.vit import VisionTransformer
+
+SEQUENCES = ("t1", "t2", "flair")
+ASKED = torch.tensor([0, 5, 17, 40, 41])
+
+
+def model_of(**more) -> VisionTransformer:
+    """A small transformer in training, every weight drawn."""
+    torch.manual_seed(0)
+    how = {"embed_dim": 32, "depth": 3, "num_heads": 2, "registers": 2, "local_norm": True, "recompute": False} | more
+    recompute = how.pop("recompute")
+    model = VisionTransformer(patch_size=8, **how)
+    model.recompute = recompute
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.train()
+
+
+def groups_of(model: VisionTransformer) -> list[Crops]:
+    """Global crops, local crops and others: each group asks for less than the one after it."""
+    generator = torch.Generator().manual_seed(1)
+    count, present = max(len(model.sequences), 1), None
+    if model.sequences:
+        present = torch.tensor([[True, False, True], [True, True, True], [False, True, False], [True, True, False]])
+    groups = []
+    for side, local in ((32, False), (16, True), (24, False)):
+        images = torch.randn(4, count, side, side, generator=generator)
+        drop = torch.rand(3, 2, 4, generator=generator)
+        groups.append(Crops(images, local=local, drop=drop, present=present))
+    return groups
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"drop_path": 0.6}, {"sequences": SEQUENCES}, {"sequences": SEQUENCES, "drop_path": 0.6}, {"recompute": True}],
+    ids=["plain", "drop path", "sequences", "sequences and drop path", "recompute"],
+)
+def test_what_is_asked_for_is_what_it_would_be(more: dict) -> None:
+    """Cls tokens, patches and all gradients to 1e-5, beside a group of which everything is computed."""
+    model = model_of(**more)
+    asked = (ASKED, torch.empty(0, dtype=torch.int64), None)
+    some = [replace(group, asked=places) for group, places in zip(groups_of(model), asked)]
+    found = []
+    for groups in (groups_of(model), some):
+        model.zero_grad()
+        whole, local, third = model.packed(groups)
+        patches = whole.at(ASKED) if isinstance(whole, Features) else whole.patches
+        tokens = [whole.cls, patches, local.cls, third.cls, third.registers, third.patches]
+        sum(each.square().sum() for each in tokens).backward()
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        found.append([*(each.detach() for each in tokens), *(each.clone() for each in gradients)])
+    assert isinstance(whole, Asked) and isinstance(local, Asked) and local.patches.shape == (0, 32)
+    assert isinstance(third, Features) and len(found[0]) == len(found[1])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def test_the_rest_costs_nothing() -> None:
+    """Of the last block the products behind attention are those of the tokens that are asked for, forward and back."""
+    model, counts = model_of(depth=1), []
+    for asked in (None, ASKED):
+        groups = [replace(groups_of(model)[0], asked=asked)]
+        with FlopCounterMode(display=False) as counter:
+            (found,) = model.packed(groups)
+            (found.cls.sum() + found.patches.sum()).backward()
+        counts.append(counter.get_total_flops())
+    tokens, left, behind = 4 * 19, 4 + len(ASKED), 2 * (32 * 32 + 2 * 32 * 128)
+    assert counts[0] - counts[1] == 3 * (tokens - left) * behind
