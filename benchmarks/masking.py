@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -26,8 +26,8 @@ import numpy as np
 from data_prep.brain import SEQUENCES
 from data_prep.identity import VARIABLE
 from data_prep.settings import SettingsError
-from eval import bootstrap, results
-from eval.predictions import Scored
+from eval import bootstrap, metrics, results
+from eval.predictions import Prediction, Scored
 
 _SELF = "pretrain/configs/synthetic_mri.yaml"
 _LABELS = "pretrain/configs/synthetic_mri_supervised.yaml"
@@ -40,6 +40,7 @@ ARMS = {
 SEEN = {"all four": SEQUENCES} | {
     f"no {each}": tuple(name for name in SEQUENCES if name != each) for each in SEQUENCES
 }
+_MEAN = "one withheld, mean"
 _METRIC, _DRAWS = "auroc", 3000
 
 
@@ -84,14 +85,36 @@ def joined(folders: list[Path]) -> dict[str, Scored]:
     return found
 
 
-def withheld(found: dict[str, Scored]) -> Scored:
-    """The predictions with one sequence withheld, whichever: those of each as so many fits."""
-    parts = [each for seen, each in found.items() if seen != "all four"]
-    return replace(parts[0], scores=np.concatenate([part.scores for part in parts]))
+@dataclass(frozen=True)
+class Mean:
+    """Predictions for the same patients whose figures are averaged, each resample's and each fit's."""
+
+    parts: tuple[Scored, ...]
+    names: tuple[str, ...] = ("all",)
+
+    @property
+    def subjects(self) -> np.ndarray:
+        return self.parts[0].subjects
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Of one part: as many fits as all have."""
+        return self.parts[0].scores
+
+    def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """(R, 1), see eval.predictions.Prediction."""
+        each = [metrics.macro(part.figures(metric, counts, patients, draws)) for part in self.parts]
+        return np.mean(each, axis=0)[:, None]
 
 
-def shown(figure: bootstrap.Figure, sign: str = "") -> str:
-    """A figure, its interval and its value of every seed."""
+def withheld(found: dict[str, Scored]) -> Mean:
+    """The mean over the sequences, each of them withheld in turn."""
+    return Mean(tuple(each for seen, each in found.items() if seen != "all four"))
+
+
+def shown(figures: dict[str, bootstrap.Figure], sign: str = "") -> str:
+    """The average over classes with its interval; a gain that is sure in bold."""
+    figure = figures.get("macro") or figures["all"]
     value, interval = bootstrap.shown(figure.row(), sign)
     text = f"{value} ({interval})"
     return f"**{text}**" if sign and figure.low > 0 else text
@@ -99,15 +122,17 @@ def shown(figure: bootstrap.Figure, sign: str = "") -> str:
 
 def table(arms: dict[str, dict[str, Scored]]) -> list[str]:
     """Markdown: a row for what the test patients have; figures of each arm and differences of `masked`."""
-    arms = {arm: {**found, "one withheld": withheld(found)} for arm, found in arms.items()}
+    arms: dict[str, dict[str, Prediction]] = {
+        arm: {**found, _MEAN: withheld(found)} for arm, found in arms.items()
+    }
     others = [arm for arm in arms if arm != "masked"]
     heads = ["test patients have", *arms, *(f"masked − {arm}" for arm in others)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for seen in [*SEEN, "one withheld"]:
-        cells = [shown(bootstrap.figures(found[seen], _METRIC, _DRAWS, 0)["macro"]) for found in arms.values()]
+    for seen in [*SEEN, _MEAN]:
+        cells = [shown(bootstrap.figures(found[seen], _METRIC, _DRAWS, 0)) for found in arms.values()]
         for arm in others:
             one, other = arms[arm][seen], arms["masked"][seen]
-            cells.append(shown(bootstrap.differences(one, other, _METRIC, _DRAWS, 0)["macro"], "+"))
+            cells.append(shown(bootstrap.differences(one, other, _METRIC, _DRAWS, 0), "+"))
         lines.append("| " + " | ".join([seen, *cells]) + " |")
     return lines
 
