@@ -57,7 +57,7 @@ class Path:
 
 def of(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
     """The values at some places; None: all of them."""
-    return values if places is None else values[places]
+    return values if places is None else values.index_select(0, places)
 
 
 def paths(

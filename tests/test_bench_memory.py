@@ -50,12 +50,16 @@ def allocated(config: Config, of: StageConfig, images: int, masked: float) -> in
 )
 @pytest.mark.parametrize("name", ["adapt", "gram"])
 def test_a_computed_peak_is_what_a_real_step_allocates(name: str, more: dict) -> None:
-    """Within two in a hundred of the allocator's own peak on a CPU, without any tensor having been there."""
+    """Within two in a hundred of the allocator's own peak on a CPU, without any tensor having been there.
+
+    In bf16 within four: operations that mix precisions (RoPE) copy one side within themselves on a CPU.
+    """
     config = config_of(**more)
     of = stage(config, name)
     found = memory.computed(config, of, 12, masked=0.2, side=64, gpu=False)
     passing = found.peak - found.networks - found.moments - found.inputs
-    assert passing == pytest.approx(allocated(config, of, 12, 0.2), rel=0.02)
+    near = 0.02 if config.machine.precision == "float32" else 0.04
+    assert passing == pytest.approx(allocated(config, of, 12, 0.2), rel=near)
 
 
 def test_activation_checkpointing_and_parts_take_less() -> None:
