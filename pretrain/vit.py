@@ -202,15 +202,16 @@ class VisionTransformer(nn.Module):
             if group.asked is None:
                 found.append(torch.arange(start, end))
             else:
-                patches = self._patches(group)
+                patches = math.prod(self._grid(group))
                 cls, first = token_places(place, 1 + self.register_count, patches, start)
                 found.append(torch.cat([cls, first[group.asked // patches] + group.asked % patches]))
             start = end
         return found
 
-    def _patches(self, group: Crops) -> int:
-        rows, columns = (side // self.patch_size for side in group.images.shape[-2:])
-        return rows * columns
+    def _grid(self, group: Crops) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        height, width = group.images.shape[-2:]
+        return height // self.patch_size, width // self.patch_size
 
     def _paths(
         self,
@@ -239,7 +240,7 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, Rotation | None]]:
         """Of each run: (n, 1 + R + k·P, D) tokens before the first block, and the rotation of a sample's tokens."""
-        rows, columns = (side // self.patch_size for side in group.images.shape[-2:])
+        rows, columns = self._grid(group)
         images = group.images.unflatten(1, (-1, self.channels)).flatten(0, 1)
         patches = self.patch_embed(images if place.take is None else images[place.take])
         if group.mask is not None:
