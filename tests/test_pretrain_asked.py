@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain import compiling
 from pretrain.tokens import Asked, Crops, Features
 from pretrain.vit import VisionTransformer
 
@@ -78,3 +79,26 @@ def test_the_rest_costs_nothing() -> None:
         counts.append(counter.get_total_flops())
     tokens, left, behind = 4 * 19, 4 + len(ASKED), 2 * (32 * 32 + 2 * 32 * 128)
     assert counts[0] - counts[1] == 3 * (tokens - left) * behind
+
+
+@pytest.mark.stress
+def test_compiled_blocks_take_any_number_of_patches_without_a_new_graph() -> None:
+    """Two steps warm up; then other numbers of masked patches are asked for. Same tokens as the eager blocks'."""
+    pytest.importorskip("torch._inductor")
+    eager, model = model_of(depth=2), model_of(depth=2)
+    compiling.compile_blocks(model)
+
+    def run(count: int, network: VisionTransformer = model) -> list[torch.Tensor]:
+        asked = torch.arange(count), torch.empty(0, dtype=torch.int64)
+        groups = [replace(group, drop=None, asked=places) for group, places in zip(groups_of(network), asked)]
+        network.zero_grad()
+        found = network.packed(groups)
+        sum(each.cls.square().sum() + each.patches.square().sum() for each in found).backward()
+        return [*(each.cls for each in found), found[0].patches, network.blocks[-1].attn.qkv.weight.grad]
+
+    for count in (7, 20):
+        run(count)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for count in (3, 41, 0, 64):
+            for one, other in zip(run(count), run(count, eager)):
+                torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
