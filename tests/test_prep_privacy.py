@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from pydicom.tag import Tag
 
 ROOT = Path(__file__).resolve().parent.parent
 WORD, NUMBER, YEAR, UID = "CANARY", "271828", "1889", "1.2.826.31415926"  # what is looked for
+# a hashed id or a digest: one in a thousand holds the year's digits by chance. Letters tell it from a date
+HASH = re.compile(rb"(?<![0-9a-f])(?=[0-9]*[a-f])(?:[0-9a-f]{64}|[0-9a-f]{12})(?![0-9a-f])")
 # What the image itself consists of, and the whitelisted codes and numbers (data_prep/kept.py): not in annex E
 KEPT = {
     *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "PixelSpacing", "ImagePositionPatient"),
@@ -148,8 +151,8 @@ def test_nothing_planted_comes_out(command: str, tmp_path: Path) -> None:
         if path.is_file():
             payload = path.read_bytes()
             assert not leaks(payload), (path, leaks(payload))
-            if path.suffix != ".tar":  # pixels may hold any four bytes
-                assert YEAR.encode() not in payload or path.suffix in (".npy", ".html")
+            if path.suffix not in (".tar", ".npy", ".html"):  # pixels and pictures may hold any four bytes
+                assert YEAR.encode() not in HASH.sub(b"", payload), path
 
 
 def test_many_are_planted_and_would_be_found(tmp_path: Path) -> None:
