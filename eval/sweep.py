@@ -84,13 +84,23 @@ def main_figures(rows: list[dict]) -> list[dict]:
 
 
 def picture(rows: list[dict]) -> bytes:
-    """For every probe two panels: over the input size with a line per encoder, over parameters with a line per size."""
+    """For every probe its figure over the input size, a line per encoder, and over parameters, a line per size.
+
+    Parameters are left out where all encoders have equally many.
+    """
     shown = [row for row in main_figures(rows) if row["value"] is not None]
     probes = list(dict.fromkeys((row["probe"] + results.words(row["variant"]), row["metric"]) for row in shown))
-    views = (("size", "name", "input, pixels"), ("parameters", "size", "parameters"))
+    views = [("size", "name", "input, pixels"), ("parameters", "size", "parameters")]
+    if len({row["parameters"] for row in shown if row["parameters"]}) < 2:
+        del views[1]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            len(probes), 2, figsize=(7.6, 2.7 * len(probes)), squeeze=False, sharey="row", layout="constrained"
+            len(probes),
+            len(views),
+            figsize=(3.8 * len(views), 2.7 * len(probes)),
+            squeeze=False,
+            sharey="row",
+            layout="constrained",
         )
         for line, (name, metric) in zip(axes, probes):
             mine = [row for row in shown if row["probe"] + results.words(row["variant"]) == name]
@@ -109,8 +119,10 @@ def picture(rows: list[dict]) -> bytes:
                 axis.grid(alpha=0.2)
                 if placed:
                     axis.legend(frameon=False, fontsize=8)
-            line[0].set_xticks(sorted({row["size"] for row in mine}))
-            line[1].set_xscale("log")
+                if place == "parameters":
+                    axis.set_xscale("log")
+                else:
+                    axis.set_xticks(sorted({row["size"] for row in mine}))
     return png(figure)
 
 
