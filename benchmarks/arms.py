@@ -122,18 +122,27 @@ class Arm:
     def weights(self) -> step.StepWeights:
         return weights_of(self.stage)
 
-    def update(self) -> None:
-        """Clipping, optimizer and moving average."""
-        optim.clip(self.student, self.stage.optim.clip)
-        optim.set_step(self.optimizer, lr=1e-6, weight_decay=0.04, freeze_last_layer=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        ema.update(self.teacher, self.student, 0.994)
-
     def step(self) -> None:
         """A whole training step, from a batch on the device to new weights."""
         self.gradients(self.views())
-        self.update()
+        update(self.student, self.teacher, self.optimizer, clip=self.stage.optim.clip, lr=1e-6, momentum=0.994)
+
+
+def update(
+    student: step.Model,
+    teacher: step.Model,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip: float,
+    lr: float,
+    momentum: float,
+) -> None:
+    """What follows the gradients: clipping, optimizer and moving average."""
+    optim.clip(student, clip)
+    optim.set_step(optimizer, lr=lr, weight_decay=0.04, freeze_last_layer=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    ema.update(teacher, student, momentum)
 
 
 def weights_of(stage: StageConfig) -> step.StepWeights:

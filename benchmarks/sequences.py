@@ -21,6 +21,7 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
+from benchmarks.arms import batch_of
 from data_prep.settings import merge
 from pretrain import build, ema, optim, step, views
 from pretrain.config import Config, stage
@@ -78,14 +79,7 @@ def arms_of(width: int, depth: int, batch: int) -> Arms:
         },
     }
     device = pick_device("auto")
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(-16384, 16384, (batch, len(NAMES), PIXELS, PIXELS), dtype=np.int16)
-    number = torch.arange(batch)
-    box = torch.tensor([[0, PIXELS, 0, PIXELS]]).repeat(batch, 1)
-    whole = Batch(
-        torch.from_numpy(pixels).to(device), box, present_of(batch, 4), number, number * 0, torch.empty(batch, 0).long()
-    )
-    return Arms(merge(Config, ("bench", given)), device, whole)
+    return Arms(merge(Config, ("bench", given)), device, batch_of(batch, len(NAMES), PIXELS, device))
 
 
 def present_of(batch: int, count: int) -> torch.Tensor:

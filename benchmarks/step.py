@@ -27,15 +27,13 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
 import torch
 
-from benchmarks import counting, plain_step
+from benchmarks import arms, counting, plain_step
 from data_prep.settings import merge
-from pretrain import allocator, build, compiling, ema, optim, step, views
+from pretrain import allocator, build, compiling, optim, step, views
 from pretrain.config import Config, stage
 from pretrain.machine import autocast
-from pretrain.stream import Batch
 
 SIDE = 512  # pixels of a slice
 RATE, MOMENTUM, TEACHER_TEMP = 1e-4, 0.99, 0.05
@@ -81,11 +79,7 @@ class Task:
 def inputs_of(config: Config, count: int) -> Inputs:
     """Crops of a batch of random slices."""
     chosen = stage(config, "adapt")
-    generator = np.random.default_rng(0)
-    pixels = torch.from_numpy(generator.integers(-1000, 1000, (count, 1, SIDE, SIDE), dtype=np.int16))
-    number = torch.arange(count)
-    box = torch.tensor([[0, SIDE, 0, SIDE]]).repeat(count, 1)
-    batch = Batch(pixels, box, torch.ones(count, 1, dtype=torch.bool), number, number * 0, torch.empty(count, 0).long())
+    batch = arms.batch_of(count, 1, SIDE, torch.device("cpu"))
     crops = views.make(batch, build.view_settings(chosen, config.intensity), seed=0)
     masks = build.masks(chosen, config, batch, chosen.crops.global_size)
     return Inputs(crops, masks, build.draws(config, chosen, batch, 0))
@@ -104,11 +98,7 @@ def ours(config: Config, inputs: Inputs, precision: str, compiled: bool) -> Call
 
     def once() -> dict[str, torch.Tensor]:
         losses = step.gradients(student, teacher, whole, weights, precision=autocast(precision, device))
-        optim.clip(student, chosen.optim.clip)
-        optim.set_step(optimizer, lr=RATE, weight_decay=0.04, freeze_last_layer=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update(teacher, student, MOMENTUM)
+        arms.update(student, teacher, optimizer, clip=chosen.optim.clip, lr=RATE, momentum=MOMENTUM)
         return losses
 
     return once

@@ -15,7 +15,7 @@ import torch
 
 from pretrain.attention import Kernel, bias_of
 from pretrain.machine import sent
-from pretrain.packing import Packing, Run
+from pretrain.packing import Packing, Run, length
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _path(
     left = Packing(runs, packing.rotations, bias_of(runs, kernel, device))
     if asked is None:
         return Path(Branch(rows, left, None, rows, scale), Branch(others, None, None, others, scale))
-    total = sum(run.count * run.length for run in packing.runs)
+    total = length(packing.runs)
     among, still = _places(rows, total)[asked], _places(others, total)[asked]
     into, others = (each.ge(0).nonzero().squeeze(1) for each in (among, still))
     return Path(Branch(rows, left, among[into], into, scale), Branch(others, None, None, others, scale), asked)

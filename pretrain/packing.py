@@ -22,6 +22,11 @@ class Run(NamedTuple):
     length: int
 
 
+def length(runs: Sequence[Run]) -> int:
+    """How many tokens runs have together."""
+    return sum(run.count * run.length for run in runs)
+
+
 @dataclass(frozen=True)
 class Packing:
     """How samples lie in a row of tokens.

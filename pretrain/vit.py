@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.attention import Kernel, bias_of
 from pretrain.drop_path import Branch, Path, of, paths
 from pretrain.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
-from pretrain.packing import Packing, Run, pack, unpack
+from pretrain.packing import Packing, Run, length, pack, unpack
 from pretrain.positions import resampled
 from pretrain.presence import Layout, layout, token_places
 from pretrain.rope import RotaryEmbedding, Rotation
@@ -198,7 +198,7 @@ class VisionTransformer(nn.Module):
             return None
         found, start = [], 0
         for group, place, runs in zip(groups, layouts, _by_group(packing, layouts)):
-            end = start + sum(run.count * run.length for run in runs)
+            end = start + length(runs)
             if group.asked is None:
                 found.append(torch.arange(start, end))
             else:
@@ -289,8 +289,7 @@ class VisionTransformer(nn.Module):
     ) -> list[Features | Asked]:
         """What the groups ask for, their samples and sequences in the order in which they came."""
         by_group = _by_group(packing, layouts)
-        sizes = [sum(run.count * run.length for run in runs) for runs in by_group]
-        sizes = sizes if asked is None else [len(each) for each in asked]
+        sizes = [length(runs) for runs in by_group] if asked is None else [len(each) for each in asked]
         rows = tokens.split(sizes) if len(sizes) > 1 else [tokens]
         return [
             self._whole(row, runs, group, place) if group.asked is None else self._some(row, group)

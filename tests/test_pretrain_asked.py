@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import test_pretrain_drop_path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,17 +17,11 @@ SEQUENCES = ("t1", "t2", "flair")
 ASKED = torch.tensor([0, 5, 17, 40, 41])
 
 
-def model_of(**more) -> VisionTransformer:
-    """A small transformer in training, every weight drawn."""
-    torch.manual_seed(0)
-    how = {"embed_dim": 32, "depth": 3, "num_heads": 2, "registers": 2, "local_norm": True, "recompute": False} | more
-    recompute = how.pop("recompute")
-    model = VisionTransformer(patch_size=8, **how)
+def model_of(*, recompute: bool = False, **more) -> VisionTransformer:
+    """The small transformer of drop path's tests with a norm of local crops; without drop path unless it is given."""
+    model = test_pretrain_drop_path.model_of(**{"drop_path": 0.0, "registers": 2, "local_norm": True} | more)
     model.recompute = recompute
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model.train()
+    return model
 
 
 def groups_of(model: VisionTransformer) -> list[Crops]:

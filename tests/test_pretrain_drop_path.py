@@ -13,10 +13,10 @@ from pretrain.vit import VisionTransformer
 RATE = 0.5
 
 
-def model_of(depth: int = 3) -> VisionTransformer:
+def model_of(depth: int = 3, drop_path: float = RATE, **more) -> VisionTransformer:
     """A small transformer in training, every weight drawn."""
     torch.manual_seed(0)
-    model = VisionTransformer(patch_size=8, embed_dim=32, depth=depth, num_heads=2, drop_path=RATE)
+    model = VisionTransformer(patch_size=8, embed_dim=32, depth=depth, num_heads=2, drop_path=drop_path, **more)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
