@@ -44,7 +44,8 @@ def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise SettingsError(f"{where}: {_first_line(error)}") from error
+            key = f"{error.full_key}: " if error.full_key else ""
+            raise SettingsError(f"{where}: {key}{_first_line(error)}") from error
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise SettingsError(

@@ -1,7 +1,8 @@
-"""The teacher's targets: soft assignments of samples to prototypes, each prototype used equally.
+"""The teacher's targets: soft assignments of samples to prototypes, kept from using a few prototypes alone.
 
-Sinkhorn-Knopp (SwAV, arXiv 2006.09882) finds one scaling for each prototype. It and the teacher's logits are all that
-is kept: probabilities are made of some samples at a time, where they are used.
+Sinkhorn-Knopp (SwAV, arXiv 2006.09882) makes every prototype's share of a batch equal; centring (DINO, arXiv
+2104.14294, section 3.1) subtracts a moving mean of the logits. Either is one scaling for each prototype. It and the
+teacher's logits are all that is kept: probabilities are made of some samples at a time, where they are used.
 """
 
 from __future__ import annotations
@@ -57,6 +58,37 @@ def scalings(
         sums = torch.cat([_sums(head, temperature, scaling, bool(iteration)) for head, scaling in each])
         found = found - world.sum_(sums).log()
     return list(found.split(widths))
+
+
+class Centring:
+    """Moving means of the logits of several heads, to be subtracted before the softmax.
+
+    centres  (K,) float32 of each head, 0 at first
+    """
+
+    def __init__(self, widths: Sequence[int], momentum: float = 0.9, device: torch.device | None = None) -> None:
+        self.centres = [torch.zeros(width, device=device) for width in widths]
+        self.momentum = momentum
+
+    def scalings(self, temperature: float) -> list[torch.Tensor]:
+        """(K,) of each head, for an Assignment, by the centres so far."""
+        return [-centre / temperature for centre in self.centres]
+
+    @torch.no_grad()
+    def move(self, heads: Sequence[torch.Tensor], world: World = ALONE) -> None:
+        """Move each centre towards the mean of its head's (M, K) logits over all ranks; not where there are none.
+
+        In one message. Every row counts the same, whatever the rank that has it.
+        """
+        sums = [torch.cat([logits.float().sum(dim=0), logits.new_tensor([len(logits)]).float()]) for logits in heads]
+        sums = world.sum_(torch.cat(sums)).split([len(each) for each in sums])
+        for centre, each in zip(self.centres, sums):
+            mean, count = each[:-1] / each[-1].clamp(min=1), each[-1]
+            centre.copy_(torch.where(count > 0, torch.lerp(mean, centre, self.momentum), centre))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps."""
+        return {f"head{place}": centre for place, centre in enumerate(self.centres)}
 
 
 def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:

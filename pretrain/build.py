@@ -12,6 +12,7 @@ from torch import nn
 from data_prep.schema import CT, Split
 from data_prep.settings import SettingsError
 from pretrain import attention, compiling, labels, masking, optim, stochastic
+from pretrain.assignment import Centring
 from pretrain.config import (
     Config,
     DataConfig,
@@ -20,13 +21,12 @@ from pretrain.config import (
     IntensityConfig,
     MachineConfig,
     ModelConfig,
-    ScheduleConfig,
     StageConfig,
 )
 from pretrain.heads import ClassHeads, ProjectionHead
 from pretrain.intensity import Intensity
 from pretrain.labels import Labelling
-from pretrain.schedules import warmup_cosine
+from pretrain.schedules import summary
 from pretrain.stochastic import Draws
 from pretrain.step import Model, StepWeights
 from pretrain.stream import Batch
@@ -66,6 +66,7 @@ def _backbone(config: ModelConfig, student: bool) -> VisionTransformer:
         local_norm=config.local_norm,
         rope_base=config.rope_base,
         drop_path=config.drop_path if student else 0.0,
+        drop_path_over_depth=config.drop_path_over_depth,
         rope_rescale=config.rope_rescale if student else None,
         sequences=config.sequences,
     )
@@ -79,20 +80,54 @@ def _head(config: HeadConfig, width: int) -> ProjectionHead:
         bottleneck_dim=config.bottleneck_dim,
         layers=config.layers,
         unit_norm_rows=config.unit_norm_rows,
+        learned_gain=config.learned_gain,
     )
 
 
 def networks(config: Config, classes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> tuple[Model, Model]:
-    """Student and teacher, their weights not yet initialised; `classes` of each label column that they learn."""
-    return tuple(
-        Model(
-            backbone(config.model, student=role == "student"),
-            _head(config.dino_head, config.model.embed_dim),
-            _head(config.ibot_head, config.model.embed_dim),
-            ClassHeads(config.model.embed_dim, {column: len(names) for column, names in classes.items()}),
+    """Student and teacher, their weights not yet initialised; `classes` of each label column that they learn.
+
+    Raises SettingsError.
+    """
+    width, prototypes = config.model.embed_dim, config.classifier == "prototypes"
+    if prototypes:
+        _check_prototypes(config.dino_head.prototypes, classes)
+    linear = {} if prototypes else {column: len(names) for column, names in classes.items()}
+    try:
+        return tuple(
+            Model(
+                backbone(config.model, student=role == "student"),
+                _head(config.dino_head, width),
+                None if config.ibot_head is None else _head(config.ibot_head, width),
+                ClassHeads(width, linear),
+                next(iter(classes)) if prototypes else None,
+            )
+            for role in ("student", "teacher")
         )
-        for role in ("student", "teacher")
-    )
+    except ValueError as error:
+        raise error if isinstance(error, SettingsError) else SettingsError(f"dino_head, ibot_head: {error}") from error
+
+
+def _check_prototypes(prototypes: int, classes: Mapping[str, Sequence[str]]) -> None:
+    if len(classes) != 1:
+        raise SettingsError(
+            f"classifier=prototypes: the DINO head learns one label column, data.labels names {len(classes)}; "
+            "name one, or set classifier=linear"
+        )
+    ((column, names),) = classes.items()
+    if len(names) != prototypes:
+        raise SettingsError(
+            f"dino_head.prototypes={prototypes}: classifier=prototypes needs one for each class, and {column} has "
+            f"{len(names)} ({', '.join(names)}); set dino_head.prototypes={len(names)}"
+        )
+
+
+def centring(config: Config, stage: StageConfig, device: torch.device) -> Centring | None:
+    """The centres of both heads' targets, at 0; None where a stage balances by Sinkhorn-Knopp."""
+    if stage.loss.targets == "sinkhorn":
+        return None
+    heads = (config.dino_head, config.dino_head if config.ibot_head is None else config.ibot_head)
+    return Centring([head.prototypes for head in heads], stage.loss.centre_momentum, device)
 
 
 def student_and_teacher(
@@ -204,7 +239,10 @@ def masks(stage: StageConfig, config: Config, batch: Batch, size: int) -> torch.
 
 
 def step_weights(
-    stage: StageConfig, now: dict[str, float], class_weights: Mapping[str, Sequence[float]] = MappingProxyType({})
+    stage: StageConfig,
+    now: dict[str, float],
+    class_weights: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    classifier: str = "linear",
 ) -> StepWeights:
     """Weights and temperatures of the losses at one step, `now` being the schedules' values."""
     loss = stage.loss
@@ -218,6 +256,7 @@ def step_weights(
         classes=loss.classes,
         label_smoothing=loss.label_smoothing,
         class_weights=class_weights,
+        class_temp=loss.class_temp if classifier == "prototypes" else None,
         koleo_group=loss.koleo_group,
         gram=now.get("gram_weight", 0.0),
         sinkhorn_iterations=loss.sinkhorn_iterations,
@@ -235,6 +274,7 @@ def draws(config: Config, stage: StageConfig, batch: Batch, step: int) -> Draws:
         depth=config.model.depth,
         drop_path=config.model.drop_path,
         rope_rescale=config.model.rope_rescale,
+        factors=config.model.depth if config.model.rope_rescale_per == "block" else 1,
     )
 
 
@@ -247,23 +287,16 @@ def refreshes(gram: GramConfig, done: int) -> bool:
 
 def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
     """(steps,) values of what changes over a stage, by name."""
-    found = {name: _schedule(getattr(stage.optim, name), stage.steps) for name in SCHEDULES}
-    found["dino_local"] = _schedule(stage.loss.dino_local, stage.steps)
+    found = {name: getattr(stage.optim, name).values(stage.steps) for name in SCHEDULES}
+    found["dino_local"] = stage.loss.dino_local.values(stage.steps)
     if stage.gram.teacher_from:
-        found["gram_weight"] = _schedule(stage.gram.weight, stage.steps)
+        found["gram_weight"] = stage.gram.weight.values(stage.steps)
     return found
 
 
-def _schedule(config: ScheduleConfig, steps: int) -> np.ndarray:
-    end = config.peak if config.end is None else config.end
-    return warmup_cosine(
-        start=config.start,
-        peak=config.peak,
-        end=end,
-        warmup_steps=config.warmup_steps,
-        total_steps=steps,
-        cosine_steps=config.cosine_steps,
-    )
+def described(values: Mapping[str, np.ndarray]) -> str:
+    """The schedules of a stage in one line: first, peak and its step, last."""
+    return ", ".join(f"{name} {summary(each)}" for name, each in values.items())
 
 
 def optimizer(stage: StageConfig, student: nn.Module, depth: int) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@
         student.safetensors       the same names
         optimizer.safetensors     <moment>.<parameter name>
         gram.safetensors          the Gram teacher's backbone, in stages that have one
+        centres.safetensors       the moving means of targets, in stages with loss.targets=centring
         config.yaml               the configuration that made it
         state.json                step, stage, seed, data digest, git commit, SHA-256 of each file
 
@@ -90,6 +91,10 @@ class Checkpoint:
         }
         self._read_shards(found)
         return {key.removeprefix(f"{name}."): value for key, value in found.items()}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a group `name` (`gram`, `centres`)."""
+        return f"{name}.safetensors" in self.state["files"]
 
     def names(self, name: str) -> set[str]:
         """Names of the tensors of a group."""

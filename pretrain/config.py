@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from omegaconf import MISSING, OmegaConf
 
 from data_prep import settings
+from pretrain import checks
+from pretrain.schedules import warmup_cosine
 
 
 @dataclass
@@ -52,10 +55,12 @@ class ModelConfig:
     grid: int | None = None  # side of the learned position grid, in patches
     layer_scale: float | None = 1.0e-5  # initial value; null leaves LayerScale out
     norm_eps: float = 1.0e-5
-    drop_path: float = 0.0  # of the student's last block, rising linearly from 0
+    drop_path: float = 0.0  # share of samples that skip a residual branch of the student
+    drop_path_over_depth: Literal["uniform", "linear"] = "uniform"  # in every block, or rising from 0 to the last one
     local_norm: bool = False  # a norm of its own for the cls token of local crops
     rope_base: float = 100.0
     rope_rescale: float | None = None  # the student's coordinates are stretched by up to this factor in training
+    rope_rescale_per: Literal["step", "block"] = "step"  # one factor for all blocks (the paper), or each (DINOv3's code)
 
 
 @dataclass
@@ -65,6 +70,7 @@ class HeadConfig:
     bottleneck_dim: int = 256
     layers: int = 3
     unit_norm_rows: bool = False  # DINOv2's last layer; steadier with few images
+    learned_gain: bool = False  # with unit_norm_rows: a factor of each row, 1 at first (DINOv2)
 
 
 @dataclass
@@ -115,13 +121,27 @@ class MaskConfig:
 
 @dataclass
 class ScheduleConfig:
-    """Linear warm-up from `start` to `peak`, then half a cosine to `end` (or constant where `end` is null)."""
+    """Linear warm-up from `start` to `peak`, then half a cosine to `end` (or constant where `end` is null).
 
-    start: float = 0.0
+    Every number that is named takes effect, or the stage is refused: pretrain/checks.py.
+    """
+
+    start: float | None = None  # of the warm-up; null: 0
     peak: float = MISSING
     end: float | None = None
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # fewer than the stage has
     cosine_steps: int | None = None  # of the half cosine, `end` from there on; null: all that are left
+
+    def values(self, steps: int) -> np.ndarray:
+        """(steps,) float64 values of a stage. Raises ValueError where the schedule takes more steps."""
+        return warmup_cosine(
+            start=0.0 if self.start is None else self.start,
+            peak=self.peak,
+            end=self.peak if self.end is None else self.end,
+            warmup_steps=self.warmup_steps,
+            total_steps=steps,
+            cosine_steps=self.cosine_steps,
+        )
 
 
 @dataclass
@@ -133,26 +153,27 @@ class LossConfig:
     # GPU's share, which is this number there
     koleo_group: int | None = None
     # further weight of the local crops' part of DINO (the references' high-resolution stage has 0.5)
-    dino_local: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=1.0, peak=1.0))
+    dino_local: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=1.0))
     classes: float = 0.5  # of the classifier's loss where data.labels names columns, times the share that is labelled
     label_smoothing: float = 0.1
+    class_temp: float = 0.1  # with classifier=prototypes
     student_temp: float = 0.1
+    targets: Literal["sinkhorn", "centring"] = "sinkhorn"  # keeps the teacher's from using a few prototypes alone
     sinkhorn_iterations: int = 3
+    centre_momentum: float = 0.9  # of the moving mean that centring subtracts
 
 
 @dataclass
 class OptimConfig:
-    lr: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=2e-4, warmup_steps=30_000))
-    weight_decay: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=0.04, peak=0.04))
-    teacher_momentum: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=0.994, peak=0.994))
-    teacher_temp: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(start=0.04, peak=0.07, warmup_steps=30_000)
-    )
+    lr: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=2e-4))
+    weight_decay: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=0.04))
+    teacher_momentum: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=0.994))
+    teacher_temp: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=0.07))
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip: float = 3.0  # largest norm of each part's gradient (backbone, DINO head, iBOT head)
     layer_decay: float = 0.9
     patch_embed_multiplier: float = 0.2
-    freeze_last_layer_steps: int = 3_000
+    freeze_last_layer_steps: int = 0  # first steps in which the prototypes stay as they are
     freeze_backbone_steps: int = 0  # first steps in which fresh heads learn alone
 
 
@@ -162,7 +183,7 @@ class GramConfig:
 
     teacher_from: str | None = None  # STAGE or STAGE/STEP of this run, whose teacher is the anchor; null: no anchoring
     size: int = 512  # pixels of the anchor's crops: the global crops again, finer and without distortion
-    weight: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=2.0, peak=2.0))
+    weight: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(peak=2.0))
     refresh_every: int = 0  # steps after which the present teacher becomes the anchor; 0: never
     refresh_most: int | None = None  # how often at most; null: to the end
 
@@ -227,7 +248,10 @@ class Config:
     intensity: IntensityConfig = field(default_factory=IntensityConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     dino_head: HeadConfig = field(default_factory=HeadConfig)
-    ibot_head: HeadConfig = field(default_factory=HeadConfig)
+    ibot_head: HeadConfig | None = field(default_factory=HeadConfig)  # null: masked patches go through the DINO head
+    # what learns data.labels: a linear classifier of the global crops' cls tokens, or the DINO head's own prototypes, one
+    # for each class of the one column, on all crops (MM-DINOv2)
+    classifier: Literal["linear", "prototypes"] = "linear"
     stage_defaults: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = MISSING
     save: SaveConfig = field(default_factory=SaveConfig)
@@ -262,6 +286,7 @@ def stage(config: Config, name: str) -> StageConfig:
             raise settings.SettingsError(
                 f"stages.{name}.{key}={size}: no multiple of model.patch_size={config.model.patch_size}"
             )
+    checks.check_steps(f"stages.{name}", merged)
     return merged
 
 
@@ -311,9 +336,16 @@ def _layers(config: Config, name: str) -> tuple[tuple[str, dict[str, Any]], ...]
     return ("stage_defaults", config.stage_defaults), (f"stages.{name}", config.stages[name] or {})
 
 
+# what a seed draws of crops, masks and batches; a change here means that older runs cannot go on
+DRAWS = 2
+# what older versions did where they knew no such setting
+_BEFORE = {"draws": 1, "model.drop_path_over_depth": "linear"}
+
+
 def recipe(config: Config, name: str) -> dict[str, Any]:
     """Everything that changes the results of stage `name`, as flat `section.key` → value."""
     sections = {
+        "draws": DRAWS,
         "seed": config.seed,
         "data.split": config.data.split,
         "data.sequences": list(config.data.sequences),
@@ -324,6 +356,7 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
         "model": config.model,
         "dino_head": config.dino_head,
         "ibot_head": config.ibot_head,
+        "classifier": config.classifier,
         f"stages.{name}": stage(config, name),
     }
     flat = dict(_flat("", {key: asdict(value) if is_dataclass(value) else value for key, value in sections.items()}))
@@ -331,9 +364,9 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
     return flat
 
 
-def default_recipe(name: str) -> dict[str, Any]:
-    """`recipe` with every setting at its default."""
-    return recipe(Config(stages={name: {"steps": 1}}), name)  # steps have no default
+def older_recipe(name: str) -> dict[str, Any]:
+    """`recipe` as a run has it whose version knew none of today's settings: their defaults, or what it did instead."""
+    return recipe(Config(stages={name: {"steps": 1}}), name) | _BEFORE  # steps have no default
 
 
 def as_text(config: Config) -> str:

@@ -63,19 +63,20 @@ def of(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
 def paths(
     draws: torch.Tensor | None,
     rates: Sequence[float],
-    packing: Packing,
+    packings: Sequence[Packing],
     asked: torch.Tensor | None,
     kernel: Kernel,
     device: torch.device,
 ) -> list[Path]:
     """The way through each block.
 
+    packings  of the whole row, for each block: they differ in their rotations alone
     draws  (depth, 2, ΣN) uniform numbers in [0, 1) on the host, of the samples of all runs in their order; None: no
            sample skips anything
     asked  (A,) int64 on the host: the tokens that are asked for behind the last block; None: all
     """
-    found = [Path(Branch(packing=packing)) for _ in rates]
-    for number, rate in enumerate(rates):
+    found = [Path(Branch(packing=packing)) for packing in packings]
+    for number, (rate, packing) in enumerate(zip(rates, packings)):
         last = asked if number == len(rates) - 1 else None
         if draws is not None and rate:
             found[number] = _path(draws[number] < 1 - rate, 1 / (1 - rate), packing, last, kernel, device)

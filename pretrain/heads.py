@@ -19,6 +19,8 @@ class ProjectionHead(nn.Module):
     unit_norm_rows  the prototypes are used with rows of unit norm (DINOv2's weight normalisation with
                     its gain fixed at 1). Free rows may shrink until every prototype is equally likely,
                     which few images or small batches do not undo.
+    learned_gain    rows of unit norm are multiplied by a factor each, which starts at 1 and is learned (DINOv2)
+    Raises ValueError for a gain without rows of unit norm.
     """
 
     def __init__(
@@ -30,14 +32,18 @@ class ProjectionHead(nn.Module):
         bottleneck_dim: int,
         layers: int = 3,
         unit_norm_rows: bool = False,
+        learned_gain: bool = False,
     ) -> None:
         super().__init__()
+        if learned_gain and not unit_norm_rows:
+            raise ValueError("learned_gain=true needs unit_norm_rows=true")
         widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
         parts: list[nn.Module] = []
         for narrow, wide in zip(widths, widths[1:]):
             parts += [nn.Linear(narrow, wide), nn.GELU()]
         self.mlp = nn.Sequential(*parts[:-1])
         self.last_layer = nn.Linear(bottleneck_dim, prototypes, bias=False)
+        self.last_layer_gain = nn.Parameter(torch.ones(prototypes, 1)) if learned_gain else None
         self.unit_norm_rows = unit_norm_rows
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -45,17 +51,24 @@ class ProjectionHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module, generator)
+        if self.last_layer_gain is not None:
+            nn.init.ones_(self.last_layer_gain)
 
-    def forward(self, features: torch.Tensor, comparison: Comparison | None = None) -> torch.Tensor | Compared:
-        """Logits, or what their comparison with targets gives."""
+    def forward(
+        self, features: torch.Tensor, comparison: Comparison | None = None, with_logits: bool = False
+    ) -> torch.Tensor | Compared | tuple[Compared, torch.Tensor]:
+        """Logits, or what their comparison with targets gives, or both."""
         bottleneck = self.mlp(features)
         rows = self.last_layer.weight
         if self.unit_norm_rows:
             rows = F.normalize(rows, dim=-1)
+        if self.last_layer_gain is not None:
+            rows = rows * self.last_layer_gain
         directions = F.normalize(bottleneck.float(), dim=-1, eps=1e-12)
-        if comparison is not None:
-            return compare(directions, rows, comparison)
-        return Prototypes.of(rows, directions).logits(directions)
+        if comparison is None:
+            return Prototypes.of(rows, directions).logits(directions)
+        compared = compare(directions, rows, comparison)
+        return (compared, Prototypes.of(rows, directions).logits(directions)) if with_logits else compared
 
 
 class ClassHeads(nn.ModuleDict):

@@ -1,15 +1,13 @@
 """The losses of self-distillation beside its cross-entropies, on plain tensors, each computed in float32.
 
-KoLeo (arXiv 1806.03198), Gram anchoring (DINOv3, arXiv 2508.10104, section 4), classes; the centring that came before
-Sinkhorn-Knopp. DINO's and iBOT's cross-entropies are `pretrain/cross_entropy.py`.
+KoLeo (arXiv 1806.03198), Gram anchoring (DINOv3, arXiv 2508.10104, section 4), class labels. DINO's and iBOT's
+cross-entropies are `pretrain/cross_entropy.py`.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-
-from pretrain.distributed import ALONE, World
 
 _SAME = 1e-6  # distance of unit vectors below which they are one and the same
 
@@ -62,6 +60,31 @@ def class_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
     return (entropy * weights[target] * known).sum() / max(len(labels), 1)
 
 
+def prototype_class_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, temperature: float, smoothing: float
+) -> torch.Tensor:
+    """MM-DINOv2's cross-entropy of the DINO head's prototypes, which are the classes.
+
+    logits (N, K) of the head, labels (N,) int64 or −1 where unlabelled, weights (K,) of the classes. Every class of a
+    smoothed label counts by its own weight. A sum over the labelled by the number of all, as `class_loss`.
+    """
+    known = labels >= 0
+    target = F.one_hot(labels.clamp(min=0), logits.shape[1]).float()
+    target = (1 - smoothing) * target + smoothing / logits.shape[1]
+    entropy = -(weights * target * F.log_softmax(logits.float() / temperature, dim=-1)).sum(dim=-1)
+    return (entropy * known).sum() / max(len(labels), 1)
+
+
+def batch_class_weights(counts: torch.Tensor) -> torch.Tensor:
+    """(K,) ln(N / n) of each class from its (K,) number n among the N labelled images of a batch (MM-DINOv2).
+
+    A class that the batch lacks weighs ln(N / 1e-6), which counts through label smoothing alone; all are 0 where no
+    image is labelled.
+    """
+    total = counts.sum()
+    return torch.where(total > 0, (total / (counts + 1e-6)).clamp(min=1e-6).log(), 0.0)
+
+
 def gram_loss(student: torch.Tensor, teacher: torch.Tensor, *, level: str = "image", remove_negatives: bool = False):
     """Mean squared difference of the patches' cosine similarities, student against Gram teacher.
 
@@ -87,19 +110,3 @@ def resize_patches(tokens: torch.Tensor, rows: int, columns: int, to: tuple[int,
     square = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()
     return F.interpolate(square, size=to, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
-
-class Centring:
-    """DINO's first way to balanced targets: softmax of centred logits, the centre a moving mean of the batches'."""
-
-    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
-        self.center = torch.zeros(1, prototypes)
-        self.momentum = momentum
-
-    @torch.no_grad()
-    def targets(self, logits: torch.Tensor, temperature: float, world: World = ALONE) -> torch.Tensor:
-        """(M, K) probabilities by the centre so far; the batch of all ranks then moves the centre."""
-        probabilities = torch.softmax((logits.float() - self.center) / temperature, dim=-1)
-        count = logits.new_full((1,), len(logits), dtype=torch.float32)
-        sums = world.sum_(torch.cat([logits.float().sum(dim=0), count]))
-        self.center = torch.lerp((sums[:-1] / sums[-1:]).unsqueeze(0), self.center, self.momentum)
-        return probabilities

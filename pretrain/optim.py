@@ -11,11 +11,14 @@ from pretrain.sharded import whole
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a parameter: 0 for embeddings and tokens, 1 … depth for the blocks, depth + 1 behind them."""
+    """Layer of a parameter: 0 for embeddings and tokens, 1 … depth for the blocks, depth + 1 for all others.
+
+    The embedding of sequences is among the others, as MM-DINOv2 has it.
+    """
     name = name.removeprefix("backbone.")
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    embeddings = ("patch_embed.", "cls_token", "storage_tokens", "mask_token", "pos_embed", "sequence_embed.")
+    embeddings = ("patch_embed.", "cls_token", "storage_tokens", "mask_token", "pos_embed")
     return 0 if name.startswith(embeddings) else depth + 1
 
 

@@ -87,11 +87,16 @@ def gram_teacher(
 def check_identity(own: Checkpoint, identity: dict) -> None:
     """Raises TrainingError where the run on the disk was made by another recipe or from other data.
 
-    Settings that came after the version which began the run had their defaults then.
+    Settings that came after the version which began the run had their defaults then, or what that version did.
     """
     if own.state["data_digest"] != identity["data_digest"]:
         raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
-    recipe = configuration.default_recipe(identity["stage"]) | own.state["recipe"]
+    recipe = configuration.older_recipe(identity["stage"]) | own.state["recipe"]
+    if (drew := recipe["draws"]) != configuration.DRAWS:
+        raise TrainingError(
+            f"{own.path}: draws={drew}: a seed gave other crops, masks and batches in the version that began this run "
+            f"(now draws={configuration.DRAWS}); give the run another name="
+        )
     for key, value in identity["recipe"].items():
         if (was := recipe.get(key)) != value:
             raise TrainingError(

@@ -15,11 +15,19 @@ from functools import cached_property, lru_cache
 import torch
 from torch import nn
 
-from pretrain.assignment import Assignment, scalings
+from pretrain.assignment import Assignment, Centring, scalings
 from pretrain.cross_entropy import Compared, Comparison
 from pretrain.distributed import ALONE, World, without_averaging
 from pretrain.heads import ClassHeads, ProjectionHead
-from pretrain.losses import class_loss, gram_loss, koleo_loss, marginal_entropy, resize_patches
+from pretrain.losses import (
+    batch_class_weights,
+    class_loss,
+    gram_loss,
+    koleo_loss,
+    marginal_entropy,
+    prototype_class_loss,
+    resize_patches,
+)
 from pretrain.machine import sent
 from pretrain.masking import Masked, masked
 from pretrain.presence import repeated
@@ -33,21 +41,34 @@ _NO_PATCHES = torch.empty(0, dtype=torch.int64)
 
 
 class Model(nn.Module):
-    """A backbone with its two heads, and a classifier of each label column: what student and teacher each are."""
+    """A backbone with its heads: what student and teacher each are.
+
+    ibot_head         of masked patches; None: they go through the DINO head (MM-DINOv2)
+    class_heads       linear classifiers of label columns
+    prototype_column  the label column whose classes are the DINO head's prototypes (MM-DINOv2), or None
+    """
 
     def __init__(
         self,
         backbone: VisionTransformer,
         dino_head: ProjectionHead,
-        ibot_head: ProjectionHead,
+        ibot_head: ProjectionHead | None,
         class_heads: ClassHeads | None = None,
+        prototype_column: str | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
-        self.ibot_head = ibot_head
+        if ibot_head is not None:
+            self.ibot_head = ibot_head
         if class_heads:
             self.class_heads = class_heads
+        self.prototype_column = prototype_column
+
+    @property
+    def patch_head(self) -> ProjectionHead:
+        """The head of masked patches."""
+        return getattr(self, "ibot_head", self.dino_head)
 
     def forward(
         self, groups: Sequence[Crops], places: torch.Tensor, cls: Comparison, patches: Comparison
@@ -55,13 +76,18 @@ class Model(nn.Module):
         """What a step asks of the student, in one call, so that what wraps a model sees all of it.
 
         Features of each group; all their cls tokens compared with the teacher's, and the first group's patches at
-        `places` (of Features.at; those that it asks for where it does); of the first group's cls tokens the logits of
-        each label column.
+        `places` (of Features.at; those that it asks for where it does); logits of each label column, of the first
+        group's cls tokens, or of all where the DINO head's prototypes are the classes.
         """
         found = self.backbone.packed(groups)
-        dino = self.dino_head(torch.cat([each.cls for each in found]), cls)
-        classes = self.class_heads(found[0].cls) if hasattr(self, "class_heads") else {}
-        return found, dino, self.ibot_head(_masked(found[0], places), patches), classes
+        all_cls = torch.cat([each.cls for each in found])
+        if self.prototype_column is None:
+            dino = self.dino_head(all_cls, cls)
+            classes = self.class_heads(found[0].cls) if hasattr(self, "class_heads") else {}
+        else:
+            dino, logits = self.dino_head(all_cls, cls, with_logits=True)
+            classes = {self.prototype_column: logits}
+        return found, dino, self.patch_head(_masked(found[0], places), patches), classes
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Fresh weights for all parts, drawn one after the other from `generator`."""
@@ -76,6 +102,8 @@ class StepWeights:
     dino_local   further weight of the local crops' part of DINO
     koleo_group  images among which KoLeo seeks neighbours; None for all of a call
     classes      of the classifiers' loss, the mean over label columns; class_weights, of the classes of each column
+    class_temp   of the DINO head's logits where its prototypes are the classes, which then weigh by their number in
+                 the batch; None: linear classifiers, by class_weights
     """
 
     teacher_temp: float
@@ -88,6 +116,7 @@ class StepWeights:
     classes: float = 0.5
     label_smoothing: float = 0.1
     class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    class_temp: float | None = None
     gram: float = 0.0
     sinkhorn_iterations: int = 3
 
@@ -156,6 +185,7 @@ def gradients(
     weights: StepWeights,
     *,
     gram_teacher: VisionTransformer | None = None,
+    centring: Centring | None = None,
     precision: AbstractContextManager = nullcontext(),
     world: World = ALONE,
 ) -> dict[str, torch.Tensor]:
@@ -165,8 +195,10 @@ def gradients(
     but the memory, as long as none divides a group of KoLeo's. Of several ranks each has its images; a rank's terms
     count by its share of all images, times the ranks, so that the mean over ranks is the batch's, of gradients too.
     """
+    if teacher.prototype_column is not None:
+        weights = _by_batch(batch, weights, teacher.dino_head, teacher.prototype_column, world)
     with precision:
-        goals, monitors = targets(teacher, batch, weights, world)
+        goals, monitors = targets(teacher, batch, weights, world, centring)
     images, sums = sum(sum(part.counts or (part.images,)) for part in batch), {}
     for part, goal in zip(batch, goals):
         share = part.images * world.size / images
@@ -185,16 +217,27 @@ def gradients(
 
 @torch.no_grad()
 def targets(
-    teacher: Model, batch: Sequence[Part], weights: StepWeights, world: World = ALONE
+    teacher: Model,
+    batch: Sequence[Part],
+    weights: StepWeights,
+    world: World = ALONE,
+    centring: Centring | None = None,
 ) -> tuple[list[Targets], dict[str, torch.Tensor]]:
-    """The teacher's targets for each part, balanced over all parts of all ranks, and the monitors (`monitor/…`)."""
+    """The teacher's targets for each part, balanced over all parts of all ranks, and the monitors (`monitor/…`).
+
+    centring  the heads' centres (DINO, iBOT), which are moved; None: Sinkhorn-Knopp
+    """
     crops = [part.crops(part.views.global_crops, asked=part.masked.listed) for part in batch]
     seen = [teacher.backbone.packed([each])[0] for each in crops]
     cls = [teacher.dino_head(each.cls) for each in seen]
-    patches = [teacher.ibot_head(each.patches) for each in seen]
+    patches = [teacher.patch_head(each.patches) for each in seen]
     temperature = weights.teacher_temp
     whole = [joined(cls), joined(patches)]
-    scaling = scalings(whole, temperature, weights.sinkhorn_iterations, world)
+    if centring is None:
+        scaling = scalings(whole, temperature, weights.sinkhorn_iterations, world)
+    else:
+        scaling = centring.scalings(temperature)
+        centring.move(whole, world)
     goals = [
         Targets(
             Assignment(of_cls.unflatten(0, (2, -1)), temperature, scaling[0]),
@@ -302,12 +345,23 @@ def _gram(teacher: VisionTransformer, part: Part, student: Features) -> torch.Te
 
 
 def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: StepWeights) -> torch.Tensor:
-    """Mean over label columns of the classifiers' loss; logits (2·B, classes) by column, labels (B, columns)."""
+    """Mean over label columns of the classifiers' loss; logits (C·B, classes) of C crops by column, labels (B, columns)."""
     terms = []
     for place, (column, each) in enumerate(logits.items()):
-        balance = sent(torch.tensor(weights.class_weights[column]), each.device)
-        terms.append(class_loss(each, labels[:, place].repeat(2), balance, weights.label_smoothing))
+        balance = sent(torch.as_tensor(weights.class_weights[column]), each.device)
+        mine = labels[:, place].repeat(len(each) // len(labels))
+        if weights.class_temp is None:
+            terms.append(class_loss(each, mine, balance, weights.label_smoothing))
+        else:
+            terms.append(prototype_class_loss(each, mine, balance, weights.class_temp, weights.label_smoothing))
     return sum(terms) / len(terms)
+
+
+def _by_batch(batch: Sequence[Part], weights: StepWeights, head: ProjectionHead, column: str, world: World) -> StepWeights:
+    """The weights with those of the classes from their numbers in the whole batch of all ranks."""
+    classes = torch.arange(head.last_layer.out_features, device=batch[0].views.labels.device)
+    counts = sum((part.views.labels[:, :1] == classes).sum(dim=0) for part in batch).float()
+    return replace(weights, class_weights={column: batch_class_weights(world.sum_(counts))})
 
 
 def _of_lost(part: Part, terms: torch.Tensor) -> dict[str, torch.Tensor]:

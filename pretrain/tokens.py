@@ -55,7 +55,8 @@ class Crops:
     local    they are local crops, whose cls token and registers have a norm of their own in training
     drop     (depth, 2, N) uniform numbers in [0, 1) on the host that drop path compares, needed in training where there
              is any
-    stretch  factor of RoPE's coordinates, needed in training where the model has `rope_rescale`
+    stretch  factors of RoPE's coordinates, one for all blocks or one for each; needed in training where the model has
+             `rope_rescale`
     present  (N, S) bool on the host, which sequences a sample has, or None: all. The others' pixels are not looked at
     sequences  names of the S sequences; (): all that the model knows, in its order
     asked    (n,) int64 on the host: which patches are read beside the cls tokens (places of Features.at), so that the
@@ -66,7 +67,7 @@ class Crops:
     mask: torch.Tensor | None = None
     local: bool = False
     drop: torch.Tensor | None = None
-    stretch: float | None = None
+    stretch: tuple[float, ...] | None = None
     present: torch.Tensor | None = None
     sequences: tuple[str, ...] = ()
     asked: torch.Tensor | None = None

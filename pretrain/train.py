@@ -100,6 +100,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     optimizer = build.optimizer(stage, student, config.model.depth)
     names = {parameter: key for key, parameter in student.named_parameters()}
     schedules = build.schedules(stage)
+    centring = build.centring(config, stage, device)
     if origin is not None:
         origin.fill("student", student.state_dict())
         origin.fill("teacher", teacher.state_dict())
@@ -107,6 +108,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         checkpoint.load_optimizer(optimizer, own, names)
         if anchor is not None:
             own.fill("gram", anchor.state_dict())
+    if centring is not None and origin is not None and origin.has("centres"):
+        origin.fill("centres", centring.tensors())
 
     # ---------------------------------------------------------------- what is kept
     wanted = configuration.anchored_steps(config, name)
@@ -120,6 +123,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         }
         if anchor is not None:
             tensors["gram"] = anchor.state_dict()
+        if centring is not None:
+            tensors["centres"] = centring.tensors()
         seen = int(plan.starts[done])
         position = {"samples": seen, "epochs": seen / labels.samples(split)}
         made_by = {"git_commit": checkpoint.git_commit(), "code": code, "processes": world.size, "spread": spread.how}
@@ -144,6 +149,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         "bf16" if bf16 else "float32",
         f", {world.size} processes ({spread.how})" if world.size > 1 else "",
     )
+    log.info("stage %s: %s", name, build.described(schedules))
 
     # ---------------------------------------------------------------- data
     sequences = tuple(config.data.sequences)
@@ -197,10 +203,17 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             frozen = number < stage.optim.freeze_last_layer_steps
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number)
-            weights = build.step_weights(stage, now, class_weights)
+            weights = build.step_weights(stage, now, class_weights, config.classifier)
             batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])], world.rank)
             losses = step.gradients(
-                learner, teacher, batch_parts, weights, gram_teacher=anchor, precision=precision, world=world
+                learner,
+                teacher,
+                batch_parts,
+                weights,
+                gram_teacher=anchor,
+                centring=centring,
+                precision=precision,
+                world=world,
             )
             if number < stage.optim.freeze_backbone_steps:
                 student.backbone.zero_grad(set_to_none=True)  # without a gradient AdamW leaves it as it is

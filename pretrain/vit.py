@@ -34,7 +34,8 @@ class VisionTransformer(nn.Module):
     grid        side of the learned position grid in patches (`position="learned"` only)
     ffn_ratio   hidden size of the feed-forward part by the embedding size; SwiGLU takes two thirds of it
     layer_scale initial value, or None for no LayerScale
-    drop_path   of the last block, rising linearly from 0 at the first
+    drop_path   share of samples that skip a residual branch in training: in every block (`uniform`), or rising
+                linearly from 0 at the first block to this at the last (`linear`)
     rope_rescale  in training coordinates are stretched by a factor up to this one or down to its inverse, the same
                 for all crops of a size, so that other resolutions are nothing new (DINOv3, section 3.2)
     sequences   names of the sequences that the model knows; (): one sequence without a name
@@ -58,6 +59,7 @@ class VisionTransformer(nn.Module):
         grid: int | None = None,
         layer_scale: float | None = 1e-5,
         drop_path: float = 0.0,
+        drop_path_over_depth: str = "uniform",
         norm_eps: float = 1e-5,
         local_norm: bool = False,
         rope_base: float = 100.0,
@@ -71,6 +73,10 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"ffn {ffn!r}: use {' or '.join(FEED_FORWARD)}")
         if position not in ("rope", "learned") or (position == "learned") != (grid is not None):
             raise ValueError(f"position {position!r} with grid {grid}: use rope without, or learned with a grid")
+        if drop_path_over_depth not in ("uniform", "linear"):
+            raise ValueError(f"drop_path_over_depth {drop_path_over_depth!r}: use uniform or linear")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path {drop_path}: give a share from 0 to below 1")
         self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
         self.register_count, self.channels, self.sequences = registers, in_channels, tuple(sequences)
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
@@ -84,7 +90,9 @@ class VisionTransformer(nn.Module):
         self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
         self.rope_rescale = rope_rescale
         self.recompute = False  # run blocks again for their gradients instead of keeping what they computed
-        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        rates = [drop_path] * depth
+        if drop_path_over_depth == "linear":
+            rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -121,7 +129,8 @@ class VisionTransformer(nn.Module):
             if hasattr(self, name):
                 nn.init.normal_(getattr(self, name), std=0.02, generator=generator)
         if self.sequence_embed is not None:
-            nn.init.normal_(self.sequence_embed.weight, std=0.02, generator=generator)
+            # as MM-DINOv2: it is normalised, so that its length is how slowly it turns
+            nn.init.normal_(self.sequence_embed.weight, std=1.0, generator=generator)
         nn.init.zeros_(self.mask_token)
 
     def forward(
@@ -139,12 +148,12 @@ class VisionTransformer(nn.Module):
 
         Of groups that ask for some tokens, those.
         """
-        tokens, packing, layouts = self._pack(groups)
-        asked = self._asked(groups, layouts, packing)
+        tokens, packings, layouts = self._pack(groups)
+        asked = self._asked(groups, layouts, packings[0])
         again = self.recompute and torch.is_grad_enabled()
-        for block, path in zip(self.blocks, self._paths(groups, layouts, packing, asked, tokens.device)):
+        for block, path in zip(self.blocks, self._paths(groups, layouts, packings, asked, tokens.device)):
             tokens = checkpoint(block, tokens, path, use_reentrant=False) if again else block(tokens, path)
-        return self._finish(tokens, packing, groups, layouts, asked)
+        return self._finish(tokens, packings[0], groups, layouts, asked)
 
     def intermediate(
         self,
@@ -156,7 +165,7 @@ class VisionTransformer(nn.Module):
         """Features after each of `blocks` (counted from 0, negative from the end), all through the final norm."""
         wanted = [number % self.depth for number in blocks]
         groups = [Crops(images, present=present, sequences=sequences)]
-        tokens, packing, layouts = self._pack(groups)
+        tokens, (packing, *_), layouts = self._pack(groups)
         found = {}
         path = Path(Branch(packing=packing))
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
@@ -170,13 +179,18 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             block.attn.kernel = kernel
 
-    def _pack(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, Packing, list[Layout]]:
+    def _pack(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, list[Packing], list[Layout]]:
+        """The row of tokens before the first block, how it is packed for each block, and the groups' layouts."""
         # not the images' len: an exported graph keeps their number open
         layouts = [layout(group.present, group.images.shape[0], self._count(group)) for group in groups]
         embedded = [each for group, place in zip(groups, layouts) for each in self._embed(group, place)]
         tokens, runs = pack([part for part, _ in embedded])
         bias = bias_of(runs, self.blocks[0].attn.kernel, tokens.device)
-        return tokens, Packing(runs, tuple(rotation for _, rotation in embedded), bias), layouts
+        packings = [
+            Packing(runs, tuple(each[block % len(each)] for _, each in embedded), bias)
+            for block in range(max(len(each) for _, each in embedded))
+        ]
+        return tokens, packings if len(packings) > 1 else packings * self.depth, layouts
 
     def _count(self, group: Crops) -> int:
         """How many sequences a group's images are of. Raises ValueError where the model does not know them."""
@@ -217,7 +231,7 @@ class VisionTransformer(nn.Module):
         self,
         groups: Sequence[Crops],
         layouts: Sequence[Layout],
-        packing: Packing,
+        packings: Sequence[Packing],
         asked: list[torch.Tensor] | None,
         device: torch.device,
     ) -> list[Path]:
@@ -229,17 +243,18 @@ class VisionTransformer(nn.Module):
             draws = [of(group.drop.movedim(-1, 0), place.order) for group, place in zip(groups, layouts)]
             draws = torch.cat(draws).movedim(0, -1)
         asked = None if asked is None else torch.cat(asked)
-        return paths(draws, rates, packing, asked, self.blocks[0].attn.kernel, device)
+        return paths(draws, rates, packings, asked, self.blocks[0].attn.kernel, device)
 
-    def _stretch(self, group: Crops) -> float:
+    def _stretch(self, group: Crops) -> tuple[float, ...]:
+        """Factors of the coordinates: one for all blocks, or one for each. Raises ValueError."""
         if not self.rope_rescale or not self.training:
-            return 1.0
-        if group.stretch is None:
-            raise ValueError("rope_rescale: training needs a stretch, so that a run can be repeated")
+            return (1.0,)
+        if group.stretch is None or len(group.stretch) not in (1, self.depth):
+            raise ValueError(f"rope_rescale: training needs 1 or {self.depth} drawn factors, so that it can be repeated")
         return group.stretch
 
-    def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, Rotation | None]]:
-        """Of each run: (n, 1 + R + k·P, D) tokens before the first block, and the rotation of a sample's tokens."""
+    def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, tuple[Rotation | None, ...]]]:
+        """Of each run: (n, 1 + R + k·P, D) tokens before the first block, and the rotations of a sample's tokens."""
         rows, columns = self._grid(group)
         images = group.images.unflatten(1, (-1, self.channels)).flatten(0, 1)
         patches = self.patch_embed(images if place.take is None else images[place.take])
@@ -255,14 +270,15 @@ class VisionTransformer(nn.Module):
         if self.sequence_embed is not None:
             patches = patches + self._names(group, place).to(patches.dtype)
         prefix = torch.cat([cls, self.storage_tokens], dim=1) if self.register_count else cls
-        rotation = None
+        rotations: tuple[Rotation | None, ...] = (None,)
         if self.rope_embed is not None:
-            rotation = self.rope_embed(rows, columns, 1 + self.register_count, self._stretch(group))
+            prefixed = 1 + self.register_count
+            rotations = tuple(self.rope_embed(rows, columns, prefixed, each) for each in self._stretch(group))
         sizes, found = [count * each for count, each in place.runs], []
         for (count, sequences), part in zip(place.runs, patches.split(sizes) if len(sizes) > 1 else [patches]):
             tokens = part.unflatten(0, (-1, sequences)).flatten(1, 2) if sequences > 1 else part
             tokens = torch.cat([prefix.expand(count, -1, -1).to(patches.dtype), tokens], dim=1)
-            found.append((tokens, self._repeated(rotation, sequences)))
+            found.append((tokens, tuple(self._repeated(each, sequences) for each in rotations)))
         return found
 
     def _names(self, group: Crops, place: Layout) -> torch.Tensor:

@@ -15,7 +15,7 @@ from eval import features, leaks, probe, sources, splits
 from eval.config import StrideConfig, TableConfig, TaskConfig
 from eval.examples import Examples
 from test_eval_probes import Pixels
-from tiny_run import CONFIG
+from tiny_run import CONFIG, SHORT
 from pretrain import train
 
 
@@ -38,7 +38,7 @@ def tiny_run(folder: Path, data: Path) -> Path:
     """A run of one stage and no steps but the first."""
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
-    words = [f"output={folder}", f"data.root={data}", "stages.adapt.steps=1", "stages.second.steps=1"]
+    words = [f"output={folder}", f"data.root={data}", "stages.adapt.steps=1", "stages.second.steps=1", *SHORT]
     assert train.main(["--config", str(folder / "config.yaml"), *words]) == 0
     return folder / "tiny"
 

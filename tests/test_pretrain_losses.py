@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain import assignment, losses
-from pretrain.assignment import Assignment, scalings
+from pretrain.assignment import Assignment, Centring, scalings
 from pretrain.cross_entropy import Comparison, compare
 from pretrain.masking import masked
 from pretrain.prototypes import Prototypes
@@ -92,10 +92,13 @@ def test_a_few_samples_at_a_time_give_the_loss_and_gradients_of_all(monkeypatch:
 
 def test_centring_is_the_references(golden) -> None:
     """Two batches of centred probabilities and the centre between them."""
-    centring = losses.Centring(64)
-    close(centring.targets(golden["dino.teacher_logits"], 0.05), golden["dino.centered_probs_step0"])
-    close(centring.center, golden["dino.center_after_1"])
-    close(centring.targets(golden["dino.teacher_logits"], 0.05), golden["dino.centered_probs_step1"])
+    centring, logits = Centring([64]), golden["dino.teacher_logits"]
+    for step in range(2):
+        targets = Assignment(logits.unsqueeze(0), 0.05, *centring.scalings(0.05))
+        close(targets.at(slice(None))[0], golden[f"dino.centered_probs_step{step}"])
+        centring.move([logits])
+        if step == 0:
+            close(centring.centres[0].unsqueeze(0), golden["dino.center_after_1"])
 
 
 def test_koleo_is_the_references(golden) -> None:

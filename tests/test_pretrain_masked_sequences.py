@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import CONFIG, rows, stop_after_every_step, weights
+from tiny_run import CONFIG, SHORT, rows, stop_after_every_step, weights
 
 from data_prep.schema import MR_LOW, SchemaError, Split
 from pretrain import checkpoint, encoder, labels, losses, masking, metrics, step, stream, train, views
@@ -34,6 +34,9 @@ data: {sequences: [t1, t1c, t2, flair], labels: [tumour], labelled_share: 0.5}
 model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.2,
         sequences: [flair, t1, t1c, t2]}
 """
+# MM-DINOv2's way: prototypes that are the classes, one head, a moving centre
+PROTOTYPES = ["classifier=prototypes", "dino_head.prototypes=2", "dino_head.learned_gain=true", "ibot_head=null"]
+PROTOTYPES += ["stages.adapt.loss.targets=centring", "stages.second.loss.targets=centring"]
 
 
 @pytest.fixture
@@ -224,16 +227,20 @@ def run(brain_shards: Path, tmp_path: Path):
     return start
 
 
-def test_a_run_on_mri_stopped_at_every_step_ends_the_same(run, tmp_path: Path, monkeypatch) -> None:
-    """Presence, whole-sequence masks and labels are functions of the sample: resumed equals not stopped, to the bit."""
-    assert run("whole") == 0 and stop_after_every_step(lambda: run("stopped"), monkeypatch) == 11
+@pytest.mark.parametrize("words", [[], PROTOTYPES], ids=["sinkhorn", "mm_dinov2"])
+def test_a_run_on_mri_stopped_at_every_step_ends_the_same(run, words, tmp_path: Path, monkeypatch) -> None:
+    """Presence, whole-sequence masks, labels and moving centres: resumed equals not stopped, to the bit."""
+    assert run("whole", *words) == 0 and stop_after_every_step(lambda: run("stopped", *words), monkeypatch) == 11
     for stage, last in (("adapt", "00000008"), ("second", "00000003")):
         one, other = tmp_path / "whole" / stage, tmp_path / "stopped" / stage
         assert rows(one) == rows(other)
         ours, theirs = weights(one / last), weights(other / last)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     row = metrics.read(tmp_path / "whole" / "adapt" / "metrics.jsonl")[-1]
-    assert {"loss/classes", "sequences/loss", "sequences/marginal", "gradient/class_heads"} <= row.keys()
+    assert {"loss/classes", "sequences/loss", "sequences/marginal"} <= row.keys()
+    assert ("gradient/class_heads" in row) == ("gradient/ibot_head" in row) == (not words)
+    kept = checkpoint.read(tmp_path / "whole" / "second" / "00000003")
+    assert kept.has("centres") == bool(words) and (not words or kept.tensors("centres")["head0"].abs().max() > 0)
     state = checkpoint.read(tmp_path / "whole" / "adapt" / "00000008").state
     assert state["classes"] == {"tumour": ["match", "mismatch"]}
 
@@ -241,16 +248,16 @@ def test_a_run_on_mri_stopped_at_every_step_ends_the_same(run, tmp_path: Path, m
 def test_names_are_added_to_trained_weights_in_any_order(run, tmp_path: Path) -> None:
     """init_from a model of two sequences: their rows follow their names, a new name gets a fresh row; and a model
     without a vocabulary becomes one with."""
-    two = ["data.sequences=[t2,t1]", "model.sequences=[t2,t1]", "stages.adapt.steps=2"]
+    two = ["data.sequences=[t2,t1]", "model.sequences=[t2,t1]", "stages.adapt.steps=2", *SHORT]
     assert run("two", *two, "--stage", "adapt") == 0
     words = ["model.sequences=[adc,t1,t2,t1c,flair]", f"stages.adapt.init_from={tmp_path / 'two'}"]
-    assert run("more", *words, "stages.adapt.steps=1", "--stage", "adapt") == 0
+    assert run("more", *words, "stages.adapt.steps=1", *SHORT, "--stage", "adapt") == 0
     old = encoder.load_encoder(tmp_path / "two").model.sequence_embed.weight
     start = checkpoint.read(tmp_path / "more" / "adapt" / "00000000").tensors("student")
     new = start["backbone.sequence_embed.weight"]
     assert torch.equal(new[2], old[0]) and torch.equal(new[1], old[1]) and len(new) == 5
     assert new[0].norm() > 0 and not torch.equal(new[0], new[3])
-    single = ["data.sequences=[t1]", "model.sequences=[]", "stages.adapt.steps=1", "--stage", "adapt"]
+    single = ["data.sequences=[t1]", "model.sequences=[]", "stages.adapt.steps=1", *SHORT, "--stage", "adapt"]
     assert run("single", *single) == 1  # some patients have no T1
 
 
@@ -262,6 +269,10 @@ def test_names_are_added_to_trained_weights_in_any_order(run, tmp_path: Path) ->
         (["data.sequences=[t1,t1]"], "a name stands there twice"),
         (["data.labels=[grade]"], "grade is no label of"),
         (["data.labels=[]", "data.only_labelled=true"], "no label column is named"),
+        ([*PROTOTYPES, "dino_head.prototypes=3"], "tumour has 2 (match, mismatch); set dino_head.prototypes=2"),
+        (["classifier=prototypes", "data.labels=[]"], "data.labels names 0; name one, or set classifier=linear"),
+        (["dino_head.learned_gain=true", "dino_head.unit_norm_rows=false"], "learned_gain=true needs unit_norm_rows"),
+        (["stages.adapt.loss.targets=softmax"], "loss.targets: Invalid value 'softmax', expected one of"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_runs(run, words: list[str], said: str, capsys) -> None:

@@ -27,8 +27,8 @@ from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, checkpoint, config, distributed, losses, metrics, order, parallel, ranks, snapshot
-from pretrain.assignment import Assignment, scalings
+from pretrain import accumulate, checkpoint, config, distributed, metrics, order, parallel, ranks, snapshot
+from pretrain.assignment import Assignment, Centring, scalings
 from pretrain.distributed import World
 from pretrain.heartbeat import Heartbeat
 from pretrain.order import Chain
@@ -410,14 +410,14 @@ def _by_definition(scores: torch.Tensor, iterations: int) -> torch.Tensor:
 def test_a_centre_moves_with_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks with 3 and 5 samples move their centres as one with 8 does, in one message."""
     logits = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-    whole = losses.Centring(6)
-    targets = whole.targets(logits, 0.1)
+    whole = Centring([6])
+    whole.move([logits])
     total = torch.cat([logits.sum(dim=0), torch.tensor([8.0])])
     monkeypatch.setattr(World, "sum_", lambda self, tensor: total)
     for mine in (slice(0, 3), slice(3, 8)):
-        one = losses.Centring(6)
-        torch.testing.assert_close(one.targets(logits[mine], 0.1, World(0, 2)), targets[mine])
-        torch.testing.assert_close(one.center, whole.center)
+        one = Centring([6])
+        one.move([logits[mine]], World(0, 2))
+        torch.testing.assert_close(one.centres[0], whole.centres[0])
 
 
 @pytest.mark.parametrize(

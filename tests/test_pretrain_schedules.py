@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from data_prep.settings import SettingsError
 from pretrain import build, ema, optim
-from pretrain.config import GramConfig
+from pretrain import config as configuration
+from pretrain.config import Config, GramConfig, ScheduleConfig
 from pretrain.schedules import warmup_cosine
 from pretrain.vit import VisionTransformer
 
@@ -28,6 +31,72 @@ def test_schedules_are_the_references(golden_dir: Path) -> None:
             cosine_steps=args.get("cosine_iterations"),
         )
         np.testing.assert_allclose(found, case["values"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stage", "key", "why"),
+    [
+        (10, {"optim": {"lr": {"peak": 1e-3, "warmup_steps": 30000}}}, "lr.warmup_steps=30000", "has 10 steps"),
+        (10, {"optim": {"lr": {"peak": 1e-3, "warmup_steps": 10}}}, "lr.warmup_steps=10", "the peak is never reached"),
+        (1, {"optim": {"teacher_temp": {"warmup_steps": 1}}}, "teacher_temp.warmup_steps=1", "has 1 step,"),
+        (10, {"optim": {"lr": {"peak": 1e-3, "warmup_steps": -1}}}, "lr.warmup_steps=-1", "give 0 or more"),
+        (10, {"optim": {"lr": {"start": 0.0, "peak": 1e-3}}}, "lr.start=0.0", "set warmup_steps, or leave start out"),
+        (10, {"optim": {"lr": {"peak": 0.0, "end": 1e-3, "cosine_steps": 11}}}, "lr.cosine_steps=11", "2 to 10, or null"),
+        (
+            10,
+            {"optim": {"lr": {"peak": 1e-3, "end": 0.0, "warmup_steps": 4, "cosine_steps": 7}}},
+            "lr.cosine_steps=7",
+            "after 4 of warm-up; give 2 to 6",
+        ),
+        (10, {"optim": {"lr": {"peak": 1e-3, "cosine_steps": 4}}}, "lr.cosine_steps=4", "there is no end"),
+        (3, {"optim": {"lr": {"peak": 1e-3, "end": 0.0, "warmup_steps": 2}}}, "lr.end=0.0", "the end is never reached"),
+        (10, {"optim": {"lr": {"peak": 0.0}}}, "lr.peak=0", "the student would learn nothing"),
+        (10, {"optim": {"lr": {"start": 0.0, "peak": 0.0, "warmup_steps": 5}}}, "lr.peak=0", "0 in every one of 10"),
+        (10, {"optim": {"lr": {"peak": -1e-3}}}, "lr", "reaches -0.001"),
+        (10, {"optim": {"teacher_momentum": {"peak": 1.0}}}, "teacher_momentum.peak=1", "would stay as it is"),
+        (10, {"optim": {"teacher_momentum": {"peak": 0.9, "end": 1.5}}}, "teacher_momentum", "reaches 1.5"),
+        (10, {"optim": {"teacher_temp": {"peak": 0.0}}}, "teacher_temp", "reaches 0"),
+        (10, {"optim": {"freeze_last_layer_steps": 10}}, "freeze_last_layer_steps=10", "the prototypes would never"),
+        (10, {"optim": {"freeze_backbone_steps": 12}}, "freeze_backbone_steps=12", "the backbone would never learn"),
+        (10, {"gram": {"refresh_every": 20}}, "gram.refresh_every=20", "would never be refreshed"),
+        (10, {"gram": {"refresh_most": 2}}, "gram.refresh_most=2", "set that, or leave this out"),
+        (10, {"gram": {"teacher_from": "first", "weight": {"warmup_steps": 10}}}, "gram.weight.warmup_steps=10", "10"),
+        (0, {}, "steps=0", "give 1 or more"),
+    ],
+)
+def test_what_would_have_no_effect_in_a_stage_is_refused(steps: int, stage: dict, key: str, why: str) -> None:
+    """Key, value and remedy in one line, for a stage's own numbers and for those that it inherits."""
+    first = {"steps": 50}
+    inherited = Config(stage_defaults=stage, stages={"first": first, "later": {"steps": steps}})
+    named = Config(stages={"first": first, "later": {"steps": steps, **stage}})
+    for config in (inherited, named):
+        with pytest.raises(SettingsError) as caught:
+            configuration.stage(config, "later")
+        message = str(caught.value)
+        assert message.startswith("stages.later.") and f"{key}:" in message and why in message and "\n" not in message
+
+
+def test_a_stage_that_names_a_peak_alone_has_it_in_every_step() -> None:
+    """There is no warm-up, freeze or fall that nobody named: defaults are constant."""
+    values = build.schedules(configuration.stage(Config(stages={"only": {"steps": 7}}), "only"))
+    for name, peak in (("lr", 2e-4), ("weight_decay", 0.04), ("teacher_momentum", 0.994), ("teacher_temp", 0.07)):
+        assert (values[name] == peak).all() and len(values[name]) == 7
+    assert configuration.stage(Config(stages={"only": {"steps": 7}}), "only").optim.freeze_last_layer_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "said"),
+    [
+        ({"peak": 2e-4, "warmup_steps": 30}, 100, "0 → 0.0002 at step 30"),
+        ({"peak": 5.657e-3, "end": 1e-6, "warmup_steps": 12}, 120, "0 → 0.00566 at step 12 → 1e-06"),
+        ({"peak": 0.0, "end": 7e-5, "cosine_steps": 10}, 30, "0 → 7e-05 at step 9"),
+        ({"peak": 0.992, "end": 1.0}, 30, "0.992 → 1"),
+        ({"peak": 0.04}, 30, "0.04"),
+    ],
+)
+def test_a_schedule_is_described_by_its_first_highest_and_last_value(schedule: dict, steps: int, said: str) -> None:
+    """In the line that every stage logs when it starts."""
+    assert build.described({"lr": ScheduleConfig(**schedule).values(steps)}) == f"lr {said}"
 
 
 def test_parameter_groups_are_the_references(golden_dir: Path) -> None:

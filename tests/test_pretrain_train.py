@@ -176,6 +176,24 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(run, tmp_path: Path, cap
     assert run("a", "--stage", "adapt") == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("draws", "draws=1: a seed gave other crops"),
+        ("model.drop_path_over_depth", "model.drop_path_over_depth was linear when this run began, now uniform"),
+    ],
+)
+def test_a_run_of_a_version_that_did_otherwise_is_refused(key: str, said: str, run, tmp_path: Path, capsys) -> None:
+    """What a run's recipe does not name is not taken for today's default where older versions did something else."""
+    assert run("a", "--stage", "adapt") == 0
+    for file in (tmp_path / "a" / "adapt").glob("*/state.json"):
+        state = json.loads(file.read_text())
+        del state["recipe"][key]
+        file.write_text(json.dumps(state))
+    assert run("a", "--stage", "adapt") == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path: Path, monkeypatch, capsys) -> None:
     """No room for the second checkpoint: one line, the first is whole, and with room again the end is the same."""
     real = checkpoint.save_file

@@ -55,3 +55,12 @@ def test_a_sign_that_stays_is_told_once(name: str, bad: float, good: float, caus
     assert len(told) == 1 and cause in told[0] and told[0].startswith("step 499: ")
     healthy = Watch()
     assert not any(healthy.look({"step": step, f"monitor/{name}": good}) for step in range(1000))
+
+
+def test_a_rate_of_zero_that_stays_is_reported_once() -> None:
+    """After 100 steps of it, not at a warm-up's first step and not while it is small."""
+    watch, lines = Watch(), []
+    for step in range(500):
+        rate = 0.0 if step % 99 == 0 or step >= 300 else 1e-9
+        lines += watch.look({"step": step, "lr": rate})
+    assert len(lines) == 1 and lines[0].startswith("step 399: lr 0.000: the learning rate is 0")

@@ -28,6 +28,9 @@ save: {every: 3}
 machine: {device: cpu, precision: float32, tensorboard: false}
 """
 
+# for stages of one or two steps, which neither a warm-up nor a freeze fits in
+SHORT = ("stage_defaults.optim.lr.warmup_steps=0", "stage_defaults.optim.freeze_last_layer_steps=0")
+
 
 def rows(folder: Path) -> list[dict]:
     """The metrics of a stage without what the clock says."""

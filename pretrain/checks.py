@@ -1,0 +1,82 @@
+"""What a stage's settings must satisfy so that each of them does what it says.
+
+Tens of GPUs may run for weeks on a rate that a forgotten warm-up turned into another one. So whatever is named over
+the steps of a stage takes effect in it, or the stage is refused before it begins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data_prep.settings import SettingsError
+from pretrain import schedules
+
+if TYPE_CHECKING:
+    from pretrain.config import ScheduleConfig, StageConfig
+
+
+def check_steps(where: str, stage: StageConfig) -> None:
+    """Raise SettingsError for a schedule, freeze or interval that does not fit the stage's steps, and for a rate, \
+momentum or temperature with which nothing would be learned. `where` is the stage's key."""
+    if stage.steps < 1:
+        raise SettingsError(f"{where}.steps={stage.steps}: give 1 or more")
+    optim = f"{where}.optim"
+    _check(f"{optim}.lr", stage.optim.lr, stage.steps, floor=0.0, idle=0.0, why="the student would learn nothing")
+    _check(f"{optim}.weight_decay", stage.optim.weight_decay, stage.steps, floor=0.0)
+    why = "the teacher would stay as it is"
+    _check(f"{optim}.teacher_momentum", stage.optim.teacher_momentum, stage.steps, floor=0.0, top=1.0, idle=1.0, why=why)
+    _check(f"{optim}.teacher_temp", stage.optim.teacher_temp, stage.steps, floor=1e-6)
+    _check(f"{where}.loss.dino_local", stage.loss.dino_local, stage.steps, floor=0.0)
+    if stage.gram.teacher_from:
+        _check(f"{where}.gram.weight", stage.gram.weight, stage.steps, floor=0.0)  # 0 throughout measures without holding
+    for key, what in (("freeze_last_layer_steps", "the prototypes"), ("freeze_backbone_steps", "the backbone")):
+        if (frozen := getattr(stage.optim, key)) and not 0 <= frozen < stage.steps:
+            raise SettingsError(
+                f"{optim}.{key}={frozen}: the stage has {stage.steps} steps, so {what} would never learn; "
+                f"give fewer than {stage.steps}"
+            )
+    _check_refreshing(where, stage)
+
+
+def _check(
+    key: str,
+    schedule: ScheduleConfig,
+    steps: int,
+    *,
+    floor: float,
+    top: float | None = None,
+    idle: float | None = None,
+    why: str = "",
+) -> None:
+    """Raise SettingsError where a number has no effect, a value lies outside floor … top, or all of them are `idle`."""
+    found = schedules.fault(
+        start=schedule.start,
+        peak=schedule.peak,
+        end=schedule.end,
+        warmup_steps=schedule.warmup_steps,
+        total_steps=steps,
+        cosine_steps=schedule.cosine_steps,
+    )
+    if found:
+        name, remedy = found
+        raise SettingsError(f"{key}.{name}={getattr(schedule, name)}: {remedy}")
+    values = schedule.values(steps)
+    if values.min() < floor or (top is not None and values.max() > top):
+        worst = values.min() if values.min() < floor else values.max()
+        allowed = f"{floor:g} or more" if top is None else f"{floor:g} to {top:g}"
+        raise SettingsError(f"{key}: reaches {worst:g}; give numbers from {allowed}")
+    if idle is not None and (values == idle).all():
+        raise SettingsError(f"{key}.peak={schedule.peak:g}: {idle:g} in every one of {steps} steps, {why}")
+
+
+def _check_refreshing(where: str, stage: StageConfig) -> None:
+    gram = stage.gram
+    if gram.refresh_every and not 0 < gram.refresh_every <= stage.steps:
+        raise SettingsError(
+            f"{where}.gram.refresh_every={gram.refresh_every}: the stage has {stage.steps} steps, so the Gram teacher "
+            "would never be refreshed; give fewer, or 0 for never"
+        )
+    if gram.refresh_most is not None and not gram.refresh_every:
+        raise SettingsError(
+            f"{where}.gram.refresh_most={gram.refresh_most}: needs gram.refresh_every; set that, or leave this out"
+        )
