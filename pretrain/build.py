@@ -191,6 +191,7 @@ def masks(stage: StageConfig, config: Config, batch: Batch, size: int) -> torch.
         probability=chosen.probability,
         ratio=tuple(chosen.ratio),
         min_aspect=chosen.min_aspect,
+        whole=batch.whole,
     )
     return masking.over_sequences(
         patches,

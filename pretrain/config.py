@@ -106,7 +106,7 @@ class AugmentConfig:
 
 @dataclass
 class MaskConfig:
-    probability: float = 0.5  # of a global crop to be masked at all
+    probability: float = 0.5  # share of the global crops that are masked at all, exactly
     ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of its patches
     min_aspect: float = 0.3  # of a masked block
     sequence_probability: float = 0.0  # of a global crop to lose sequences entirely
