@@ -187,6 +187,9 @@ def test_views_change_with_seed_epoch_and_crop_alone(split: Split) -> None:
     for other in (views.make(batch, SETTINGS, 8), views.make(later, SETTINGS, 7)):
         assert not torch.allclose(once.global_crops, other.global_crops)
     assert not torch.allclose(once.global_crops[0], once.global_crops[1])
+    for kind in ("global", "local"):
+        one, other = (views.sample_parameters(batch, SETTINGS, 7, kind, number) for number in (0, 1))
+        assert not (one.boxes == other.boxes).all(dim=2).any() and not (one.key == other.key).any()
     assert once.global_crops.shape == (2, 6, 1, 32, 32) and once.local_crops.shape == (3, 6, 1, 16, 16)
 
 
