@@ -3,7 +3,7 @@
 Whole matrices of weights (resize.weights) would multiply by zero nineteen times of twenty there. What sums weighted
 rows fastest on a core is PyTorch's embedding bag; columns become rows by turning the image. All crops go together:
 
-    slice (H, W) int16 → float32 → rows summed (Σ size, W) → boxes turned (Σ w, size) → summed (Σ size, size) → turned
+    slice (H, W) → float32 → rows summed (Σ size, W) → boxes turned (Σ w, size) → summed (Σ size, size) → turned
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _blur(sigma: float, size: int) -> Bag:
 
 
 def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[int]) -> list[list[np.ndarray]]:
-    """Of an (H, W) int16 plane the `wanted` crops of each of the sizes, (size, size) float32, not contiguous."""
+    """Return the `wanted` crops of an (H, W) int16 or float32 plane by size: (size, size) float32, not contiguous."""
     every = [(crop, size) for of_size, size in zip(wanted, sizes) for crop in of_size]
     top, left = (min(crop.box[side] for crop, _ in every) for side in (0, 1))
     bottom, right = (max(crop.box[side] + crop.box[side + 2] for crop, _ in every) for side in (0, 1))

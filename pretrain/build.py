@@ -27,6 +27,7 @@ from pretrain.heads import ClassHeads, ProjectionHead
 from pretrain.intensity import Intensity
 from pretrain.labels import Labelling
 from pretrain.schedules import summary
+from pretrain.slices import SliceSettings
 from pretrain.stochastic import Draws
 from pretrain.step import Model, StepWeights
 from pretrain.stream import Batch
@@ -175,6 +176,16 @@ def labelling(config: DataConfig, split: Split) -> Labelling:
     return Labelling(tuple(config.labels), known, only)
 
 
+def reads_voxels(name: str, stage: StageConfig, split: Split) -> bool:
+    """Whether stage `name` centres crops at labelled voxels. Raises SettingsError where the data set has no label."""
+    if stage.crops.around_labels and not split.dataset["labels"]:
+        raise SettingsError(
+            f"stages.{name}.crops.around_labels=true: {split.root} has no label map; "
+            "shard with label maps (--masks), or set it to false"
+        )
+    return stage.crops.around_labels
+
+
 def classes(config: DataConfig, split: Split) -> dict[str, list[str]]:
     """The classes of each label column that a training learns."""
     return {column: split.dataset["classes"][column]["names"] for column in config.labels}
@@ -191,12 +202,15 @@ def view_settings(
 ) -> ViewSettings:
     """Crops and intensity augmentation of a stage."""
     crops, augment = stage.crops, stage.augment
+    once = {key: tuple(each) if isinstance(each, list) else each for key, each in vars(augment.slice).items()}
     return ViewSettings(
         global_size=crops.global_size,
         global_scale=tuple(crops.global_scale),
         local_size=crops.local_size,
         local_number=crops.local_number,
         local_scale=tuple(crops.local_scale),
+        scale_of=crops.scale_of,
+        around_labels=crops.around_labels,
         aspect=tuple(crops.aspect),
         min_body=crops.min_body,
         body_threshold_hu=crops.body_threshold_hu,
@@ -210,6 +224,9 @@ def view_settings(
         noise_std=augment.noise_std,
         blur_p=tuple(augment.blur_p),
         blur_sigma=tuple(augment.blur_sigma),
+        gamma_p=tuple(augment.gamma_p),
+        gamma=tuple(augment.gamma),
+        slice=SliceSettings(**once),
         intensity=intensity(intensity_config),
         gram_size=stage.gram.size if stage.gram.teacher_from else None,
     )
@@ -226,6 +243,7 @@ def masks(stage: StageConfig, config: Config, batch: Batch, size: int) -> torch.
         probability=chosen.probability,
         ratio=tuple(chosen.ratio),
         min_aspect=chosen.min_aspect,
+        whole=batch.whole,
     )
     return masking.over_sequences(
         patches,

@@ -19,6 +19,8 @@ from data_prep import settings
 from pretrain import checks
 from pretrain.schedules import warmup_cosine
 
+SCALES = ("area", "side")  # of crops.scale_of
+
 
 @dataclass
 class DataConfig:
@@ -86,11 +88,13 @@ class PairConfig:
 @dataclass
 class CropsConfig:
     global_size: int = 256  # pixels
-    global_scale: list[float] = field(default_factory=lambda: [0.32, 1.0])  # share of the foreground box's area
+    global_scale: list[float] = field(default_factory=lambda: [0.32, 1.0])  # share of the foreground box
     local_size: int = 112
     local_number: int = 8
     local_scale: list[float] = field(default_factory=lambda: [0.05, 0.32])
-    aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333333333333333])
+    scale_of: str = "area"  # area | side: what the scales are a share of; side multiplies each of the box's sides
+    aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333333333333333])  # area: width by height
+    around_labels: bool = False  # crops are centred at labelled voxels of slices that have some
     min_body: float = 0.3  # smallest share of body pixels in a crop
     body_threshold_hu: float = -500.0
     candidates: int = 4  # boxes tried per crop before the one with most body is taken
@@ -100,19 +104,40 @@ class CropsConfig:
 
 
 @dataclass
+class SliceAugmentConfig:
+    """Once per slice and sequence, before it is cropped, on standardised values; FlexiCT's own numbers, all off."""
+
+    noise_p: float = 0.0  # probability of noise (FlexiCT: 0.1)
+    noise_std: float = 0.1  # largest standard deviation, in standard deviations of the input
+    smooth_p: float = 0.0  # of Gaussian smoothing (0.2)
+    smooth_sigma: list[float] = field(default_factory=lambda: [0.5, 1.0])  # pixels of the slice, each axis its own
+    scale_p: float = 0.0  # of multiplying by 1 ± `scale` (0.15)
+    scale: float = 0.25
+    low_resolution_p: float = 0.0  # of a lower resolution (0.25)
+    low_resolution: list[float] = field(default_factory=lambda: [0.5, 1.0])  # share of the sides' pixels
+    gamma_p: float = 0.0  # of an exponent (0.1)
+    gamma: list[float] = field(default_factory=lambda: [0.7, 1.5])  # of values between the slice's least and largest
+
+
+@dataclass
 class AugmentConfig:
     window_shift: float = 0.0  # largest shift of the window's level, HU
     mr_shift: float = 0.0  # the same of MR sequences, in widths of the window
     window_stretch: float = 0.0  # largest relative change of the window's width
     noise_p: float = 0.0  # probability of noise
     noise_std: float = 0.0  # largest standard deviation, in widths of the window
-    blur_p: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.5])  # probability: global 1, global 2, local
+    # probability: global 1, global 2, local. The references' files name 1.0, 0.1, 0.5, but their code hands 1 − p to
+    # torchvision, so that these are what they train with (DINOv3, issue 286)
+    blur_p: list[float] = field(default_factory=lambda: [0.0, 0.9, 0.5])
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # pixels of the crop
+    gamma_p: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of an exponent: global 1, global 2, local
+    gamma: list[float] = field(default_factory=lambda: [0.75, 1.5])  # exponent of the windowed value in 0…1
+    slice: SliceAugmentConfig = field(default_factory=SliceAugmentConfig)
 
 
 @dataclass
 class MaskConfig:
-    probability: float = 0.5  # of a global crop to be masked at all
+    probability: float = 0.5  # share of the global crops that are masked at all, exactly
     ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of its patches
     min_aspect: float = 0.3  # of a masked block
     sequence_probability: float = 0.0  # of a global crop to lose sequences entirely
@@ -268,6 +293,7 @@ def stage(config: Config, name: str) -> StageConfig:
     """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
     merged = settings.merge(StageConfig, *_layers(config, name))
     _check_sequences(config)
+    _check_draws(name, merged)
     sizes = {f"crops.{key}": getattr(merged.crops, key) for key in ("global_size", "local_size")}
     if merged.gram.teacher_from:
         sizes["gram.size"] = merged.gram.size
@@ -288,6 +314,25 @@ def stage(config: Config, name: str) -> StageConfig:
             )
     checks.check_steps(f"stages.{name}", merged)
     return merged
+
+
+def _check_draws(name: str, stage: StageConfig) -> None:
+    """Settings of crops and intensities are ones that can be drawn."""
+    crops, augment = stage.crops, stage.augment
+    if crops.scale_of not in SCALES:
+        raise settings.SettingsError(f"stages.{name}.crops.scale_of={crops.scale_of}: expected {' or '.join(SCALES)}")
+    for key in ("blur_p", "gamma_p"):
+        if len(found := getattr(augment, key)) != 3:
+            raise settings.SettingsError(
+                f"stages.{name}.augment.{key}={found}: expected three probabilities, of global 1, global 2, local crops"
+            )
+    positive = {"gamma": augment.gamma, "slice.gamma": augment.slice.gamma}
+    positive |= {"slice.low_resolution": augment.slice.low_resolution}
+    for key, found in positive.items():
+        if len(found) != 2 or not 0 < found[0] <= found[1]:
+            raise settings.SettingsError(
+                f"stages.{name}.augment.{key}={found}: expected the least and the largest value, above 0"
+            )
 
 
 def _check_sequences(config: Config) -> None:

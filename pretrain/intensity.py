@@ -16,16 +16,44 @@ class Intensity:
     mean: float = 0.449
     std: float = 0.226
 
-    def normalise(self, hu: torch.Tensor, low: torch.Tensor | None = None, width: torch.Tensor | None = None):
-        """HU of any shape and type → float32; `low` and `width` (broadcastable) replace the window's own."""
+    def normalise(
+        self,
+        hu: torch.Tensor,
+        low: torch.Tensor | None = None,
+        width: torch.Tensor | None = None,
+        *,
+        gamma: torch.Tensor | None = None,
+        clip: bool = True,
+    ) -> torch.Tensor:
+        """Return float32 of HU of any shape and type.
+
+        low, width  replace the window's own
+        gamma       exponent of the windowed value u before it is standardised; below 0, which only `clip` False leaves,
+                    it is −(−u)^γ
+        clip        cut the windowed value to 0…1; without it the map is affine where there is no gamma
+        All of them broadcast.
+        """
         low = self.window[0] if low is None else low
         width = self.window[1] - self.window[0] if width is None else width
-        return (((hu.float() - low) / width).clamp_(0, 1) - self.mean) / self.std
+        value = (hu.float() - low) / width
+        if clip:
+            value = value.clamp_(0, 1)
+        if gamma is not None:
+            value = value.abs().pow_(gamma).mul_(value.sign())
+        return (value - self.mean) / self.std
 
-    def normalise_into(self, out: np.ndarray, hu: np.ndarray, low: float, width: float) -> None:
-        """The same of float32 HU under one window, on the CPU, into `out`."""
-        slope = 1 / (width * self.std)
+    def normalise_into(
+        self, out: np.ndarray, hu: np.ndarray, low: float, width: float, *, gamma: float = 1.0, clip: bool = True
+    ) -> None:
+        """Do the same to float32 HU under one window, on the CPU, into `out`."""
+        mean, std = (self.mean, self.std) if gamma == 1 else (0.0, 1.0)  # of what the first affine map gives
+        slope = 1 / (width * std)
         np.copyto(out, hu)
         np.multiply(out, np.float32(slope), out=out)
-        np.add(out, np.float32(-low * slope - self.mean / self.std), out=out)
-        np.clip(out, np.float32(-self.mean / self.std), np.float32((1 - self.mean) / self.std), out=out)
+        np.add(out, np.float32(-low * slope - mean / std), out=out)
+        if clip:
+            np.clip(out, np.float32(-mean / std), np.float32((1 - mean) / std), out=out)
+        if gamma != 1:
+            np.copyto(out, np.sign(out) * np.abs(out) ** np.float32(gamma))
+            np.multiply(out, np.float32(1 / self.std), out=out)
+            np.add(out, np.float32(-self.mean / self.std), out=out)

@@ -12,11 +12,18 @@ import numpy as np
 import torch
 
 _GOLDEN = 0x9E3779B9 - 2**32  # as an int32
+_NEXT_SEQUENCE = 4096  # added to the purpose for each sequence after the first
 
 
-def uniforms(seed: int, epoch: np.ndarray, sample: np.ndarray, purpose: int, count: int) -> np.ndarray:
-    """(B, count) float64 in [0, 1), one row per (epoch, sample)."""
-    key = [np.full_like(sample, seed), epoch, sample, np.full_like(sample, purpose)]
+def uniforms(
+    seed: int, epoch: np.ndarray, sample: np.ndarray, purpose: int, count: int, sequence: int = 0
+) -> np.ndarray:
+    """Return (B, count) float64 in [0, 1), one row per (epoch, sample).
+
+    purpose   below 4096; each number of `sequence` gives further independent rows
+    count     a longer row begins with the shorter one
+    """
+    key = [np.full_like(sample, seed), epoch, sample, np.full_like(sample, purpose + _NEXT_SEQUENCE * sequence)]
     state = np.zeros(len(sample), np.uint64)
     for part in key:
         state = mix64(state ^ part.astype(np.uint64))

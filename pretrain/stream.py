@@ -21,6 +21,7 @@ from pretrain.order import Chain, part
 from pretrain.reuse import Reuse
 
 _READER_THREADS = "meddap-decode"
+_NOWHERE = np.empty((0, 2), np.int16)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Batch:
     present  (B, S) bool, which sequences the sample has: at least one
     sample   (B,) int64 number in the split, and epoch (B,) int64: with the seed, all a view's randomness
     labels   (B, C) int64 class of each label column, −1 where the sample is unlabelled
+    voxels   (V, 2) int16 row and column of every pixel with a label inside its sample's foreground box, one sample's
+             after the other's from `voxel_starts` (B + 1,) int64 on; both None where they were not asked for
+    whole_sample, whole_epoch  (G,) int64 `sample` and `epoch` of the global batch; None where it is this batch
     """
 
     pixels: torch.Tensor
@@ -41,6 +45,17 @@ class Batch:
     sample: torch.Tensor
     epoch: torch.Tensor
     labels: torch.Tensor
+    voxels: torch.Tensor | None = None
+    voxel_starts: torch.Tensor | None = None
+    whole_sample: torch.Tensor | None = None
+    whole_epoch: torch.Tensor | None = None
+
+    @property
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample and epoch of every image of the global batch."""
+        if self.whole_sample is None or self.whole_epoch is None:
+            return self.sample, self.epoch
+        return self.whole_sample, self.whole_epoch
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its images on `device`; what views, masks and layouts are made from stays on the host."""
@@ -48,7 +63,8 @@ class Batch:
 
     def pin(self) -> Batch:
         """The batch in page-locked memory, from which a GPU copies without waiting."""
-        return Batch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: None if each is None else each.pin_memory() for name, each in every.items()})
 
 
 def batches(
@@ -61,6 +77,7 @@ def batches(
     world: int = 1,
     sequences: tuple[str, ...] = (schema.CT,),
     labels: Labelling = Labelling(),
+    voxels: bool = False,
     threads: int = 2,
     prefetch: int = 2,
     pin: bool = False,
@@ -69,6 +86,7 @@ def batches(
 
     batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
     labels      which class labels the batches carry, of whom
+    voxels      whether they carry the labelled voxels of their slices; else no label map is decoded
     Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
     """
     blosc2.set_releasegil(True)
@@ -84,8 +102,12 @@ def batches(
         else:
             size = int(starts[number + 1] - starts[number])
             drawn = chain.stretch(int(starts[number]), size)
-        sample, epoch = (array[part(size, rank, world)] for array in drawn)
-        batch = _assemble(decoders, labels.numbers(sample), epoch, sequences, labels)
+        whole = labels.numbers(drawn[0]), drawn[1]
+        sample, epoch = (array[part(size, rank, world)] for array in whole)
+        batch = _assemble(decoders, sample, epoch, sequences, labels, voxels)
+        if world > 1:
+            whole_sample, whole_epoch = (torch.from_numpy(array) for array in whole)
+            batch = replace(batch, whole_sample=whole_sample, whole_epoch=whole_epoch)
         return batch.pin() if pin else batch
 
     waiting: deque[Future[Batch]] = deque()
@@ -157,8 +179,14 @@ class _Decoders:
 
 
 def _assemble(
-    decoders: _Decoders, sample: np.ndarray, epoch: np.ndarray, sequences: tuple[str, ...], labels: Labelling
+    decoders: _Decoders,
+    sample: np.ndarray,
+    epoch: np.ndarray,
+    sequences: tuple[str, ...],
+    labels: Labelling,
+    voxels: bool = False,
 ) -> Batch:
+    labelled: list[np.ndarray] = [_NOWHERE] * len(sample)
     records: list[dict] = [{}] * len(sample)
     present = np.zeros((len(sample), len(sequences)), bool)
     # the last batch's shape is most often this one's: a sample that has it is decoded as soon as it is read
@@ -176,6 +204,8 @@ def _assemble(
     def fill(place: int, members: dict[str, memoryview]) -> None:
         try:
             _decode(members, records[place], sequences, pixels[place], present[place])
+            if voxels:
+                labelled[place] = _labelled(members, records[place])
         except (schema.SchemaError, RuntimeError, ValueError) as error:
             raise _named(decoders.split, int(sample[place]), error) from error
 
@@ -188,7 +218,9 @@ def _assemble(
     decoders.run(again, left)
     box = np.array([record["box"] for record in records], np.int64)
     classes = labels.of(sample, [record["labels"] for record in records])
-    arrays = (pixels, box, present, sample, epoch, classes)
+    arrays = [pixels, box, present, sample, epoch, classes]
+    if voxels:
+        arrays += [np.concatenate(labelled), np.cumsum([0, *(len(each) for each in labelled)], dtype=np.int64)]
     return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
@@ -220,6 +252,17 @@ def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.
             schema.signed(plane)
     if not present.any():
         raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={list(sequences)}")
+
+
+def _labelled(members: dict, record: dict) -> np.ndarray:
+    """Return (V, 2) rows and columns of the pixels with a label inside the foreground box."""
+    if "seg.b2" not in members:
+        return _NOWHERE
+    labelmap = np.empty(record["shape"], np.uint8)
+    schema.decompress_into(members["seg.b2"], labelmap)
+    row0, row1, column0, column1 = record["box"]
+    found = np.nonzero(labelmap[row0:row1, column0:column1])
+    return np.stack([found[0] + row0, found[1] + column0], axis=1).astype(np.int16)
 
 
 def _named(split: schema.Split, number: int, error: Exception) -> schema.SchemaError:

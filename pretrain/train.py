@@ -62,6 +62,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         )
     labels = build.labelling(config.data, split)
     classes, class_weights = build.classes(config.data, split), build.class_weights(config.data, split)
+    reads_voxels = build.reads_voxels(name, stage, split)
     plan = mixture.plan(stage, config.seed)
     parts = parts_of(config, name, stage, plan, world)
 
@@ -163,6 +164,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         world=world.size,
         sequences=sequences,
         labels=labels,
+        voxels=reads_voxels,
         threads=config.machine.decode_threads,
         prefetch=config.machine.prefetch,
         pin=device.type == "cuda",

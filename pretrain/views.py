@@ -6,7 +6,6 @@ Sampling the parameters of a view and applying them are two functions. Parameter
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,23 +13,26 @@ import numpy as np
 import torch
 
 from data_prep.schema import CT, span
-from pretrain import bags, resize
+from pretrain import bags, boxes, resize, slices
 from pretrain.intensity import Intensity
 from pretrain.noise import gaussian, uniforms
 from pretrain.reuse import Reuse
+from pretrain.slices import SliceSettings
 from pretrain.stream import Batch
 
 _PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
 _MEMORY = Reuse(np.float32)
 _NOISE_AT_ONCE = 100_000  # pixels
-_NEXT_SEQUENCE = 4096  # added for every sequence after the first
+_INTENSITY = 10  # numbers of a crop before those of its boxes: flip, then each sequence's intensities
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area.
+    """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area or of its sides.
 
     sequences       names of the S sequences
+    scale_of        "area" or "side", see `boxes.draw`
+    around_labels   crops are centred at labelled voxels where a sample has some
     min_body        a crop holds at least this share of pixels above `body_threshold_hu` (in MR: of foreground) in some
                     sequence: the first of `candidates` boxes that does is taken, else the one with most
     flip            probability of a left-right flip
@@ -39,6 +41,10 @@ class ViewSettings:
     noise_p         probability of Gaussian noise, noise_std its largest deviation in window widths
     blur_p          probability of blurring: global crop 0, global crop 1, local crops
     blur_sigma      range of the blur's deviation in pixels of the crop
+    gamma_p         probability of an exponent on the windowed value: global crop 0, global crop 1, local crops; `gamma`
+                    its range. Drawn for each sequence (MM-DINOv2 draws one for all)
+    slice           what is changed in the whole slice before it is cropped. Where anything can be, slices are clipped
+                    to the window before they are resampled, and crops are not clipped again
     gram_size       side of the Gram teacher's crops, or None where there is no Gram teacher
     """
 
@@ -49,6 +55,8 @@ class ViewSettings:
     local_number: int
     intensity: Intensity
     sequences: tuple[str, ...] = (CT,)
+    scale_of: str = "area"
+    around_labels: bool = False
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     min_body: float = 0.0
     body_threshold_hu: float = -500.0
@@ -61,6 +69,9 @@ class ViewSettings:
     noise_std: float = 0.0
     blur_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    gamma_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    gamma: tuple[float, float] = (0.75, 1.5)
+    slice: SliceSettings = SliceSettings()
     gram_size: int | None = None
 
     @property
@@ -104,8 +115,8 @@ class Views:
 class Parameters:
     """One crop of every sample: candidate boxes (B, K, 4) as (row, column, height, width), flip (B,).
 
-    The rest are (B, S), for each sequence its own: low and width of the window in stored values; noise 0 and blur 0
-    where there is none; key seeds the noise.
+    The rest are (B, S), for each sequence its own: low and width of the window in stored values; noise 0, blur 0 and
+    gamma 1 where there is none; key seeds the noise.
     """
 
     boxes: torch.Tensor
@@ -114,10 +125,12 @@ class Parameters:
     width: torch.Tensor
     noise: torch.Tensor
     blur: torch.Tensor
+    gamma: torch.Tensor
     key: torch.Tensor
 
 
 Kind = tuple[list[Parameters], int, ViewSettings]  # crops that share a size: what was drawn for each
+Distortions = list[list[slices.Distortion]]  # of each sample each sequence's
 
 
 def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None = None) -> Views:
@@ -133,9 +146,9 @@ def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None 
     small = [sample_parameters(batch, settings, seed, "local", number) for number in range(settings.local_number)]
     kinds = [(whole, settings.global_size, settings), (small, settings.local_size, settings)]
     if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
-        clean = replace(settings, blur_p=(0.0, 0.0, 0.0), noise_p=0.0)
+        clean = replace(settings, blur_p=(0.0, 0.0, 0.0), gamma_p=(0.0, 0.0, 0.0), noise_p=0.0)
         kinds.append(([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean))
-    crops = draw(batch.pixels, kinds)
+    crops = draw(batch, kinds, _distortions(batch, settings, seed) if settings.slice.on else None)
     labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
     return Views(*crops[:2], crops[2] if settings.gram_size else None, batch.present, settings.sequences, labels)
 
@@ -154,100 +167,154 @@ def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, .
 def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
     low, high = torch.from_numpy(settings.windows).to(parameters.low).unbind(dim=1)
     same, none = torch.ones_like(parameters.low), torch.zeros_like(parameters.low)
-    return replace(parameters, low=same * low, width=same * (high - low), noise=none, blur=none)
+    return replace(parameters, low=same * low, width=same * (high - low), noise=none, blur=none, gamma=same)
+
+
+def _distortions(batch: Batch, settings: ViewSettings, seed: int) -> Distortions:
+    """Draw what is done to the slices, nothing to those of absent sequences."""
+    drawn = [
+        slices.sample(settings.slice, seed, batch.epoch.numpy(), batch.sample.numpy(), place)
+        for place in range(len(settings.sequences))
+    ]
+    there = batch.present.tolist()
+    return [[one if has else slices.NONE for one, has in zip(each, row)] for each, row in zip(zip(*drawn), there)]
 
 
 def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str, number: int) -> Parameters:
     """Draw crop `number` of `kind` ("global" or "local") for every sample."""
     count, purpose = settings.candidates, _PURPOSES[kind] + number
     every = [
-        uniforms(seed, batch.epoch.numpy(), batch.sample.numpy(), purpose + _NEXT_SEQUENCE * place, 8 + 4 * count)
+        uniforms(
+            seed,
+            batch.epoch.numpy(),
+            batch.sample.numpy(),
+            purpose,
+            _INTENSITY + (0 if place else count * boxes.DRAWS),  # sequences share the first one's boxes
+            place,
+        )
         for place in range(len(settings.sequences))
     ]
-    draws = every[0]  # of the geometry
     scale = settings.global_scale if kind == "global" else settings.local_scale
-    boxes = _boxes(batch.box.numpy(), draws[:, 8:].reshape(-1, count, 4), scale, settings.aspect)
-    _, shift, stretch, noisy, strength, blurred, sigma, key = np.stack(every, axis=-1)[:, :8].transpose(1, 0, 2)
+    candidates = boxes.draw(
+        batch.box.numpy(),
+        every[0][:, _INTENSITY:].reshape(-1, count, boxes.DRAWS),
+        scale,
+        settings.aspect,
+        scale_of=settings.scale_of,
+        labelled=_labelled(batch) if settings.around_labels else None,
+    )
+    draws = np.stack([each[:, :_INTENSITY] for each in every], axis=-1).transpose(1, 0, 2)
+    _, shift, stretch, noisy, strength, blurred, sigma, key, bent, gamma = draws
     low, high = settings.windows.T
     width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
     is_ct = np.array([name == CT for name in settings.sequences])
     most = np.where(is_ct, settings.window_shift, settings.mr_shift * (high - low))
     level = (low + high) / 2 + most * (2 * shift - 1)
-    blur_p = settings.blur_p[number if kind == "global" else 2]
-    small, large = settings.blur_sigma
+    place = number if kind == "global" else 2
     values = (
-        boxes,
-        draws[:, 0] < settings.flip,
+        candidates,
+        every[0][:, 0] < settings.flip,
         np.float32(level - width / 2),
         np.float32(width),
         np.float32(np.where(noisy < settings.noise_p, settings.noise_std * strength, 0)),
-        np.float32(np.where(blurred < blur_p, small + (large - small) * sigma, 0)),
+        np.float32(np.where(blurred < settings.blur_p[place], _within(settings.blur_sigma, sigma), 0)),
+        np.float32(np.where(bent < settings.gamma_p[place], _within(settings.gamma, gamma), 1)),
         (key * 2**32).astype(np.int64),
     )
     return Parameters(*(torch.from_numpy(value).to(batch.pixels.device) for value in values))
 
 
-def _by_products(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
-    """(C, B, S, size, size) crops of (B, S, H, W) pixels for each kind, by matrix products of whole batches."""
-    body = _body_sums(pixels, kinds[0][2])
+def _within(bounds: tuple[float, float], draws: np.ndarray) -> np.ndarray:
+    return bounds[0] + (bounds[1] - bounds[0]) * draws
+
+
+def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    if batch.voxels is None or batch.voxel_starts is None:
+        raise ValueError("around_labels: the batch carries no labelled voxels; read it with voxels=True")
+    return batch.voxels.numpy(), batch.voxel_starts.numpy()
+
+
+def _by_products(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
+    """(C, B, S, size, size) crops of a batch for each kind, by matrix products of all of its slices."""
+    pixels, settings = batch.pixels, kinds[0][2]
+    body = boxes.body_sums(pixels, settings.lowest)
+    seen = pixels.float()
+    if distortions is not None:
+        found = [_distorted(*each, settings) for each in zip(pixels, batch.box.tolist(), distortions)]
+        seen = torch.stack([torch.stack(planes) for planes in found])
     crops = []
     for drawn, size, settings in kinds:
-        made = [render(pixels, body, parameters, size, settings) for parameters in drawn]
-        crops.append(torch.stack(made) if made else pixels.new_empty(_shape(pixels, 0, size), dtype=torch.float32))
+        made = [render(seen, body, parameters, size, settings) for parameters in drawn]
+        crops.append(torch.stack(made) if made else seen.new_empty(_shape(pixels, 0, size)))
     return crops
 
 
 def render(
     pixels: torch.Tensor, body: torch.Tensor, parameters: Parameters, size: int, settings: ViewSettings
 ) -> torch.Tensor:
-    """(B, S, size, size) crops of (B, S, H, W) pixels; `body` as `_body_sums` gives it."""
-    row, column, height, width = _choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
+    """(B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it."""
+    row, column, height, width = boxes.choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
     rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip)).unsqueeze(1)
     columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip).unsqueeze(1)
     if settings.blur_sigma[1] and any(settings.blur_p):
         blur = resize.blur_weights(parameters.blur, size)
         rows, columns = blur @ rows, blur @ columns
-    crops = resize.apply(pixels.float(), rows, columns)
+    crops = resize.apply(pixels, rows, columns)
     low, broad, noise = (each[..., None, None] for each in (parameters.low, parameters.width, parameters.noise))
-    crops = settings.intensity.normalise(crops, low, broad)
+    gamma = parameters.gamma[..., None, None] if any(settings.gamma_p) else None
+    crops = settings.intensity.normalise(crops, low, broad, gamma=gamma, clip=not settings.slice.on)
     if settings.noise_p and settings.noise_std:
         drawn = gaussian(parameters.key.flatten(), tuple(crops.shape[2:]))
         crops = crops + noise / settings.intensity.std * drawn.view(crops.shape)
     return crops
 
 
-def _by_sums(pixels: torch.Tensor, kinds: list[Kind]) -> list[torch.Tensor]:
+def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
     """The same, slice by slice while it lies in the cache: of each box, and only what it needs."""
+    pixels, settings = batch.pixels, kinds[0][2]
     crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
     numbers = [[_numbers(parameters) for parameters in drawn] for drawn, _, _ in kinds]
     sizes = [size for _, size, _ in kinds]
     for image, planes in enumerate(pixels.numpy()):
-        body = _body(planes, kinds[0][2])
+        body = boxes.body(planes, settings.lowest)
         mine = [[[values[image] for values in each] for each in of_kind] for of_kind in numbers]
-        boxes = [
-            [_choose_one(body, boxes, settings.min_body) for boxes, *_ in of_kind]
-            for of_kind, (_, _, settings) in zip(mine, kinds)
+        chosen = [
+            [boxes.choose_one(body, candidates, settings.min_body) for candidates, *_ in of_kind] for of_kind in mine
         ]
+        if distortions is not None:
+            found = _distorted(pixels[image], batch.box[image].tolist(), distortions[image], settings)
+            planes = [plane.numpy() for plane in found]
         for place, plane in enumerate(planes):
             wanted = [
-                [bags.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur) in zip(of_boxes, of_kind)]
-                for of_boxes, of_kind in zip(boxes, mine)
+                [bags.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
+                for of_boxes, of_kind in zip(chosen, mine)
             ]
-            for made, of_kind, found, (_, _, how) in zip(crops, mine, bags.crops(plane, wanted, sizes), kinds):
-                for out, crop, (_, _, low, width, _) in zip(made.numpy()[:, image, place], found, of_kind):
-                    how.intensity.normalise_into(out, crop, low[place], width[place])
-    for made, (drawn, _, settings) in zip(crops, kinds):
-        _add_noise(made, drawn, settings)
+            for made, of_kind, found in zip(crops, mine, bags.crops(plane, wanted, sizes)):
+                for out, crop, (_, _, low, width, _, gamma) in zip(made.numpy()[:, image, place], found, of_kind):
+                    settings.intensity.normalise_into(
+                        out, crop, low[place], width[place], gamma=gamma[place], clip=not settings.slice.on
+                    )
+    for made, (drawn, _, how) in zip(crops, kinds):
+        _add_noise(made, drawn, how)
     return crops
 
 
+def _distorted(
+    planes: torch.Tensor, box: list[int], drawn: list[slices.Distortion], settings: ViewSettings
+) -> list[torch.Tensor]:
+    """The (S, H, W) planes of one sample as `slices.distorted` makes them."""
+    every = zip(planes, drawn, settings.windows.tolist())
+    return [slices.distorted(plane, box, one, window, settings.intensity) for plane, one, window in every]
+
+
 def _numbers(drawn: Parameters) -> list[list]:
-    """Boxes, flip, low, width and blur of each image, as Python's numbers."""
-    return [each.tolist() for each in (drawn.boxes, drawn.flip, drawn.low, drawn.width, drawn.blur)]
+    """Boxes, flip, low, width, blur and gamma of each image, as Python's numbers."""
+    every = (drawn.boxes, drawn.flip, drawn.low, drawn.width, drawn.blur, drawn.gamma)
+    return [each.tolist() for each in every]
 
 
 def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
-    """To those of (C, B, S, size, size) crops that were drawn to have some; a few at once, in the cache."""
+    """Add noise to those of (C, B, S, size, size) crops that drew some; a few at once, in the cache."""
     if not drawn:
         return
     strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std
@@ -258,64 +325,5 @@ def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSetti
             crops[tuple(place)].add_(values, alpha=strength[tuple(place)].item())
 
 
-def _body(planes: np.ndarray, settings: ViewSettings) -> np.ndarray:
-    """(H, W) whether a pixel is of the body in some of the (S, H, W) sequences."""
-    body = planes[0] > settings.lowest[0]
-    for plane, least in zip(planes[1:], settings.lowest[1:]):
-        body |= plane > least
-    return body
-
-
-def _choose_one(body: np.ndarray, boxes: list[list[int]], min_body: float) -> list[int]:
-    """What `_choose` takes of one image's candidates; most often it need not look beyond the first."""
-    if min_body <= 0:
-        return boxes[0]
-    shares = []
-    for row, column, height, width in boxes:
-        inside = np.count_nonzero(body[row : row + height, column : column + width])
-        shares.append(np.float32(inside) / np.float32(height * width))
-        if shares[-1] >= min_body:
-            return [row, column, height, width]
-    return boxes[int(np.argmax(shares))]
-
-
 def _shape(pixels: torch.Tensor, crops: int, size: int) -> tuple[int, ...]:
     return crops, *pixels.shape[:2], size, size
-
-
-def _boxes(
-    foreground: np.ndarray, draws: np.ndarray, scale: tuple[float, float], aspect: tuple[float, float]
-) -> np.ndarray:
-    """(B, K, 4) boxes (row, column, height, width) in whole pixels, inside the (B, 4) foreground boxes."""
-    top, bottom, left, right = (foreground[:, None, side] for side in range(4))
-    tall, broad = bottom - top, right - left
-    area = tall * broad * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
-    ratio = np.exp(math.log(aspect[0]) + math.log(aspect[1] / aspect[0]) * draws[..., 1])
-    height = np.clip(np.rint(np.sqrt(area / ratio)), 1, tall)
-    width = np.clip(np.rint(np.sqrt(area * ratio)), 1, broad)
-    row = top + np.floor(draws[..., 2] * (tall - height + 1))
-    column = left + np.floor(draws[..., 3] * (broad - width + 1))
-    return np.stack([row, column, height, width], axis=-1).astype(np.int64)
-
-
-def _body_sums(pixels: torch.Tensor, settings: ViewSettings) -> torch.Tensor:
-    """(B, H + 1, W + 1) sums of body pixels above and to the left of each corner."""
-    body = (pixels > pixels.new_tensor(settings.lowest).view(-1, 1, 1)).any(dim=1)
-    sums = body.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
-    return torch.nn.functional.pad(sums, (1, 0, 1, 0))
-
-
-def _choose(sums: torch.Tensor, boxes: torch.Tensor, min_body: float) -> torch.Tensor:
-    """(B, 4): of each sample's candidates the first with enough body, else the one with most."""
-    row, column, height, width = boxes.unbind(dim=-1)
-    image = torch.arange(len(boxes), device=boxes.device).unsqueeze(1)
-    inside = (
-        sums[image, row + height, column + width]
-        - sums[image, row, column + width]
-        - sums[image, row + height, column]
-        + sums[image, row, column]
-    )
-    share = inside / (height * width)
-    # the first good one outranks all; among the rest the share decides
-    best = torch.where(share >= min_body, 2.0, share).argmax(dim=1)
-    return boxes[image.squeeze(1), best]

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from data_prep import schema
-from pretrain import bags, resize, stream, views
+from pretrain import bags, boxes, resize, slices, stream, views
 from pretrain.reuse import Reuse
 
+SLICE = slices.SliceSettings(0.5, 0.3, 0.5, (0.5, 1.0), 0.5, 0.25, 0.5, (0.5, 1.0), 0.5, (0.7, 1.5))
 SETTINGS = replace(test_pretrain_stream.SETTINGS, min_body=0.7, mr_shift=0.1, blur_sigma=(0.1, 2.0), gram_size=40)
 
 
@@ -37,7 +38,26 @@ def test_products_and_sums_give_the_same_views(tiny_dataset) -> None:
 def test_products_and_sums_give_the_same_views_of_several_sequences(brain_shards) -> None:
     """Four MR sequences, each with its own window, noise and blur, some absent."""
     split, names = schema.Split(brain_shards, "train"), ("t1", "t1c", "t2", "flair")
-    one_way_and_the_other(stream.gather(split, np.arange(8), names), replace(SETTINGS, sequences=names))
+    batch, settings = stream.gather(split, np.arange(8), names), replace(SETTINGS, sequences=names)
+    one_way_and_the_other(batch, settings)
+    one_way_and_the_other(batch, replace(settings, slice=SLICE, gamma_p=(0.5, 0.5, 0.5)))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"slice": SLICE},
+        {"gamma_p": (0.0, 1.0, 0.5)},
+        {"slice": SLICE, "gamma_p": (0.5, 0.5, 0.5)},
+        {"scale_of": "side", "around_labels": True},
+    ],
+)
+def test_products_and_sums_give_the_same_distorted_views(tiny_dataset, more: dict) -> None:
+    """What is done to whole slices, the exponents of single crops, crops around labelled voxels."""
+    split = schema.Split(tiny_dataset(), "train")
+    batches = stream.batches(split, batch_size=24, seed=0, voxels=True)
+    one_way_and_the_other(next(batches), replace(SETTINGS, **more))
+    batches.close()
 
 
 @pytest.mark.parametrize("size", [16, 33, 128])
@@ -46,11 +66,11 @@ def test_sums_are_antialiased_interpolation_of_the_crop(size: int) -> None:
     whole matrix blurs."""
     draw = np.random.default_rng(size)
     plane = draw.integers(-1000, 1001, (140, 97)).astype(np.int16)
-    boxes = [(0, 0, 140, 97), (139, 96, 1, 1), (3, 2, 1, 90), (20, 95, 100, 2)]
+    places = [(0, 0, 140, 97), (139, 96, 1, 1), (3, 2, 1, 90), (20, 95, 100, 2)]
     for _ in range(30):
         height, width = int(draw.integers(1, 141)), int(draw.integers(1, 98))
-        boxes.append((int(draw.integers(0, 141 - height)), int(draw.integers(0, 98 - width)), height, width))
-    wanted = [bags.Crop(box, bool(draw.random() < 0.5), float(draw.choice([0, 0.1, 0.7, 2]))) for box in boxes]
+        places.append((int(draw.integers(0, 141 - height)), int(draw.integers(0, 98 - width)), height, width))
+    wanted = [bags.Crop(box, bool(draw.random() < 0.5), float(draw.choice([0, 0.1, 0.7, 2]))) for box in places]
     (found,) = bags.crops(plane, [wanted], [size])
     for crop, made in zip(wanted, found):
         row, column, height, width = crop.box
@@ -70,12 +90,12 @@ def test_both_ways_choose_the_same_box() -> None:
     draw = np.random.default_rng(0)
     body = draw.random((40, 30, 30)) < draw.choice([0.0, 0.4, 0.6], (40, 1, 1))
     top = draw.integers(0, 15, (40, 5, 2))
-    boxes = np.concatenate([top, draw.integers(1, 16, (40, 5, 2))], axis=2)
+    candidates = np.concatenate([top, draw.integers(1, 16, (40, 5, 2))], axis=2)
     pixels = torch.from_numpy(np.where(body, 100, -1000).astype(np.int16)[:, None])
-    settings = replace(SETTINGS, body_threshold_hu=0)
+    sums = boxes.body_sums(pixels, (0,))
     for least in (0.0, 0.5, 0.62, 1.0):
-        chosen = views._choose(views._body_sums(pixels, settings), torch.from_numpy(boxes), least).tolist()
-        alone = [views._choose_one(each, of.tolist(), least) for each, of in zip(body, boxes)]
+        chosen = boxes.choose(sums, torch.from_numpy(candidates), least).tolist()
+        alone = [boxes.choose_one(each, of.tolist(), least) for each, of in zip(body, candidates)]
         assert alone == chosen
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import body_slice
 
-from data_prep.schema import SchemaError, Split
-from pretrain import masking, noise, order, resize, stream, views
+from data_prep.schema import SchemaError, Slice, Split
+from pretrain import boxes, noise, order, resize, stream, views
 from pretrain.intensity import Intensity
 
 SETTINGS = views.ViewSettings(
@@ -113,6 +114,44 @@ def test_a_damaged_sample_is_named_and_no_thread_is_left(split: Split) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("meddap-decode")]
 
 
+def test_every_rank_knows_the_whole_batch(split: Split) -> None:
+    """Of any number of ranks each has sample and epoch of all images, also where an epoch ends within the batch."""
+    (alone,) = take(split, 1, batch_size=30)
+    assert set(alone.epoch.tolist()) == {0, 1}
+    for world in (1, 2, 4):
+        for rank in range(world):
+            (batch,) = take(split, 1, batch_size=30, rank=rank, world=world)
+            assert torch.equal(batch.whole[0], alone.sample) and torch.equal(batch.whole[1], alone.epoch)
+
+
+def test_labelled_voxels_are_those_of_the_label_maps(tiny_dataset) -> None:
+    """Every voxel with a label inside the foreground box and no other, none of a slice without a label map, on any
+    rank; nothing is decoded where nobody asks."""
+
+    def some(*where) -> Slice:
+        made = body_slice(*where)
+        labelmap = np.pad(made.labelmap[1:], ((1, 0), (0, 0)), constant_values=9)  # the first row is outside the box
+        return replace(made, labelmap=labelmap if made.order % 2 else None)
+
+    split = Split(tiny_dataset(make=some), "train")
+    assert take(split, 1)[0].voxels is None
+    for world in (1, 2):
+        for batch in (batch for rank in range(world) for batch in take(split, 2, voxels=True, rank=rank, world=world)):
+            starts = batch.voxel_starts.tolist()
+            assert len(starts) == len(batch.sample) + 1 and starts[-1] == len(batch.voxels)
+            for row, number in enumerate(batch.sample.tolist()):
+                stored = split[number]
+                found = np.zeros(stored.pixels.shape[1:], bool)
+                found[tuple(batch.voxels[starts[row] : starts[row + 1]].T.long())] = True
+                expected = np.zeros_like(found)
+                if stored.labelmap is not None:
+                    row0, row1, column0, column1 = stored.box
+                    inside = np.s_[row0:row1, column0:column1]
+                    expected[inside] = stored.labelmap[inside] > 0
+                    assert (stored.labelmap > 0).sum() > expected.sum()
+                assert np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("crop", [(3, 5, 20, 17), (0, 0, 40, 50), (10, 10, 7, 9), (30, 2, 1, 1)])
 @pytest.mark.parametrize("size", [8, 16, 33])
 def test_resizing_is_antialiased_interpolation_of_the_crop(crop: tuple, size: int) -> None:
@@ -148,19 +187,22 @@ def test_views_change_with_seed_epoch_and_crop_alone(split: Split) -> None:
     for other in (views.make(batch, SETTINGS, 8), views.make(later, SETTINGS, 7)):
         assert not torch.allclose(once.global_crops, other.global_crops)
     assert not torch.allclose(once.global_crops[0], once.global_crops[1])
+    for kind in ("global", "local"):
+        one, other = (views.sample_parameters(batch, SETTINGS, 7, kind, number) for number in (0, 1))
+        assert not (one.boxes == other.boxes).all(dim=2).any() and not (one.key == other.key).any()
     assert once.global_crops.shape == (2, 6, 1, 32, 32) and once.local_crops.shape == (3, 6, 1, 16, 16)
 
 
 def test_crops_lie_in_the_foreground_and_hold_body(split: Split) -> None:
     """Every candidate box is inside the foreground box, and the chosen ones hold the body they must."""
     batch = take(split, 1, batch_size=24)[0]
-    sums = views._body_sums(batch.pixels, SETTINGS)
+    sums = boxes.body_sums(batch.pixels, SETTINGS.lowest)
     drawn = views.sample_parameters(batch, SETTINGS, 0, "local", 0)
     row, column, height, width = drawn.boxes.unbind(dim=-1)
     box = batch.box.unsqueeze(1)
     assert (row >= box[..., 0]).all() and (row + height <= box[..., 1]).all()
     assert (column >= box[..., 2]).all() and (column + width <= box[..., 3]).all()
-    chosen = views._choose(sums, drawn.boxes, 0.5)
+    chosen = boxes.choose(sums, drawn.boxes, 0.5)
     shares = [
         (image[0, r : r + h, c : c + w] > SETTINGS.body_threshold_hu).float().mean()
         for image, (r, c, h, w) in zip(batch.pixels, chosen.tolist())
@@ -189,23 +231,3 @@ def test_noise_is_standard_normal_and_belongs_to_its_key() -> None:
         flat = values.flatten(1)
         assert (flat[:, shift:] * flat[:, :-shift]).mean().abs() < 0.02
     assert torch.equal(noise.gaussian(keys[2:], (1, 200, 200))[0], values[2])
-
-
-def test_masks_hold_exactly_their_share() -> None:
-    """round(ratio · P) patches in a masked crop; about `probability` of the crops are masked; blocks are compact."""
-    sample = torch.arange(400)
-    masks = masking.sample((12, 10), sample, sample * 0, 0, probability=0.5, ratio=(0.3, 0.3))
-    counts = masks.sum(dim=1)
-    assert set(counts.tolist()) == {0, 36} and abs((counts > 0).float().mean() - 0.5) < 0.06
-    squares = masks[counts > 0].unflatten(1, (12, 10)).float()
-    together = (squares[:, 1:] * squares[:, :-1]).sum() / squares.sum()
-    assert together > 0.6  # scattered patches would give 0.3
-
-
-def test_a_samples_masks_do_not_depend_on_the_batch() -> None:
-    """The mask of a sample is the same alone and in company; the two crops' masks differ."""
-    options = {"probability": 1.0, "ratio": (0.1, 0.5)}
-    sample = torch.tensor([4, 9, 2])
-    masks = masking.sample((8, 8), sample, sample * 0 + 1, 3, **options)
-    alone = masking.sample((8, 8), sample[1:2], sample[:1] * 0 + 1, 3, **options)
-    assert torch.equal(masks.unflatten(0, (2, 3))[:, 1], alone) and not torch.equal(alone[0], alone[1])
