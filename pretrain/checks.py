@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 
 def check_steps(where: str, stage: StageConfig) -> None:
-    """Raise SettingsError for a schedule, freeze or interval that does not fit the stage's steps, and for a rate, \
-momentum or temperature with which nothing would be learned. `where` is the stage's key."""
+    """Raise SettingsError for what would not take effect in a stage, and for rates with which nothing would be learned.
+
+    where  the stage's key: stages.NAME
+    """
     if stage.steps < 1:
         raise SettingsError(f"{where}.steps={stage.steps}: give 1 or more")
     optim = f"{where}.optim"
     _check(f"{optim}.lr", stage.optim.lr, stage.steps, floor=0.0, idle=0.0, why="the student would learn nothing")
     _check(f"{optim}.weight_decay", stage.optim.weight_decay, stage.steps, floor=0.0)
     why = "the teacher would stay as it is"
-    _check(f"{optim}.teacher_momentum", stage.optim.teacher_momentum, stage.steps, floor=0.0, top=1.0, idle=1.0, why=why)
+    momentum = stage.optim.teacher_momentum
+    _check(f"{optim}.teacher_momentum", momentum, stage.steps, floor=0.0, top=1.0, idle=1.0, why=why)
     _check(f"{optim}.teacher_temp", stage.optim.teacher_temp, stage.steps, floor=1e-6)
     _check(f"{where}.loss.dino_local", stage.loss.dino_local, stage.steps, floor=0.0)
     if stage.gram.teacher_from:
-        _check(f"{where}.gram.weight", stage.gram.weight, stage.steps, floor=0.0)  # 0 throughout measures without holding
+        # 0 throughout is allowed: it measures without holding
+        _check(f"{where}.gram.weight", stage.gram.weight, stage.steps, floor=0.0)
     for key, what in (("freeze_last_layer_steps", "the prototypes"), ("freeze_backbone_steps", "the backbone")):
         if (frozen := getattr(stage.optim, key)) and not 0 <= frozen < stage.steps:
             raise SettingsError(

@@ -62,7 +62,7 @@ class ModelConfig:
     local_norm: bool = False  # a norm of its own for the cls token of local crops
     rope_base: float = 100.0
     rope_rescale: float | None = None  # the student's coordinates are stretched by up to this factor in training
-    rope_rescale_per: Literal["step", "block"] = "step"  # one factor for all blocks (the paper), or each (DINOv3's code)
+    rope_rescale_per: Literal["step", "block"] = "step"  # a factor for all blocks (the paper), or for each (its code)
 
 
 @dataclass
@@ -274,8 +274,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     dino_head: HeadConfig = field(default_factory=HeadConfig)
     ibot_head: HeadConfig | None = field(default_factory=HeadConfig)  # null: masked patches go through the DINO head
-    # what learns data.labels: a linear classifier of the global crops' cls tokens, or the DINO head's own prototypes, one
-    # for each class of the one column, on all crops (MM-DINOv2)
+    # what learns data.labels: a linear classifier of the global crops' cls tokens, or the DINO head's own prototypes,
+    # one for each class of the one column, on all crops (MM-DINOv2)
     classifier: Literal["linear", "prototypes"] = "linear"
     stage_defaults: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = MISSING

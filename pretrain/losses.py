@@ -109,4 +109,3 @@ def resize_patches(tokens: torch.Tensor, rows: int, columns: int, to: tuple[int,
         return tokens
     square = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()
     return F.interpolate(square, size=to, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-

@@ -24,7 +24,13 @@ def warmup_cosine(
 
 
 def fault(
-    *, start: float | None, peak: float, end: float | None, warmup_steps: int, total_steps: int, cosine_steps: int | None
+    *,
+    start: float | None,
+    peak: float,
+    end: float | None,
+    warmup_steps: int,
+    total_steps: int,
+    cosine_steps: int | None,
 ) -> tuple[str, str] | None:
     """The number of a schedule that would not take effect in `total_steps`, and the remedy; None where all do.
 

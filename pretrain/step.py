@@ -195,8 +195,7 @@ def gradients(
     but the memory, as long as none divides a group of KoLeo's. Of several ranks each has its images; a rank's terms
     count by its share of all images, times the ranks, so that the mean over ranks is the batch's, of gradients too.
     """
-    if teacher.prototype_column is not None:
-        weights = _by_batch(batch, weights, teacher.dino_head, teacher.prototype_column, world)
+    weights = _balanced(batch, weights, teacher, world)
     with precision:
         goals, monitors = targets(teacher, batch, weights, world, centring)
     images, sums = sum(sum(part.counts or (part.images,)) for part in batch), {}
@@ -345,7 +344,10 @@ def _gram(teacher: VisionTransformer, part: Part, student: Features) -> torch.Te
 
 
 def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: StepWeights) -> torch.Tensor:
-    """Mean over label columns of the classifiers' loss; logits (C·B, classes) of C crops by column, labels (B, columns)."""
+    """Mean over label columns of the classifiers' loss.
+
+    logits by column, (C·B, classes) of C crops; labels (B, columns)
+    """
     terms = []
     for place, (column, each) in enumerate(logits.items()):
         balance = sent(torch.as_tensor(weights.class_weights[column]), each.device)
@@ -357,11 +359,13 @@ def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: Ste
     return sum(terms) / len(terms)
 
 
-def _by_batch(batch: Sequence[Part], weights: StepWeights, head: ProjectionHead, column: str, world: World) -> StepWeights:
-    """The weights with those of the classes from their numbers in the whole batch of all ranks."""
-    classes = torch.arange(head.last_layer.out_features, device=batch[0].views.labels.device)
+def _balanced(batch: Sequence[Part], weights: StepWeights, model: Model, world: World) -> StepWeights:
+    """The weights, with those of classes that are prototypes by their numbers in the whole batch of all ranks."""
+    if model.prototype_column is None:
+        return weights
+    classes = torch.arange(model.dino_head.last_layer.out_features, device=batch[0].views.labels.device)
     counts = sum((part.views.labels[:, :1] == classes).sum(dim=0) for part in batch).float()
-    return replace(weights, class_weights={column: batch_class_weights(world.sum_(counts))})
+    return replace(weights, class_weights={model.prototype_column: batch_class_weights(world.sum_(counts))})
 
 
 def _of_lost(part: Part, terms: torch.Tensor) -> dict[str, torch.Tensor]:

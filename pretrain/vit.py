@@ -250,7 +250,7 @@ class VisionTransformer(nn.Module):
         if not self.rope_rescale or not self.training:
             return (1.0,)
         if group.stretch is None or len(group.stretch) not in (1, self.depth):
-            raise ValueError(f"rope_rescale: training needs 1 or {self.depth} drawn factors, so that it can be repeated")
+            raise ValueError(f"rope_rescale: training needs 1 or {self.depth} stretch factors, drawn repeatably")
         return group.stretch
 
     def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, tuple[Rotation | None, ...]]]:

@@ -149,7 +149,7 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> No
     for again in (False, True):
         model.recompute, kept = again, []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
-            (features,) = model.packed([Crops(image, drop=draws, stretch=1.3)])
+            (features,) = model.packed([Crops(image, drop=draws, stretch=(1.3,))])
         model.zero_grad()
         (features.cls.square().sum() + features.patches.abs().sum()).backward()
         found[again] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -159,7 +159,7 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> No
 
 
 def test_rope_is_stretched_in_training_alone() -> None:
-    """Coordinates by a factor within its range, drawn from the generator; in evaluation as without it."""
+    """Coordinates by factors within their range, one for all blocks or one for each; in evaluation as without it."""
     torch.manual_seed(0)
     made = [VisionTransformer(patch_size=8, embed_dim=32, depth=2, num_heads=2, rope_rescale=r) for r in (2.0, None)]
     with torch.no_grad():
@@ -170,12 +170,15 @@ def test_rope_is_stretched_in_training_alone() -> None:
     image = torch.randn(1, 1, 32, 32)
     assert torch.equal(stretched.eval()(image).patches, plain.eval()(image).patches)
     stretched.train()
-    one, same, other = (stretched.packed([Crops(image, stretch=factor)])[0].patches for factor in (1.5, 1.5, 0.7))
+    one, same, other = (stretched.packed([Crops(image, stretch=factors)])[0].patches for factors in ((1.5,), (1.5, 1.5), (1.5, 0.7)))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    with pytest.raises(ValueError, match="needs a stretch"):
-        stretched(image)
+    for factors in (None, (1.5, 1.5, 1.5)):
+        with pytest.raises(ValueError, match="needs 1 or 2 stretch factors"):
+            stretched.packed([Crops(image, stretch=factors)])
     where = dict(sample=torch.arange(3), epoch=torch.zeros(3, dtype=torch.int64), seed=0, crops=4, depth=2)
-    draws = [stochastic.sample(**where, step=step, drop_path=0.0, rope_rescale=2.0).stretch for step in range(300)]
-    flat = [each for pair in draws for each in pair]
-    assert 0.5 <= min(flat) < 0.53 and 1.9 < max(flat) <= 2.0
-    assert abs(np.log2(flat).mean()) < 0.08 and len(set(flat)) == 600
+    for factors in (1, 3):
+        how = dict(drop_path=0.0, rope_rescale=2.0, factors=factors)
+        draws = [stochastic.sample(**where, step=step, **how).stretch for step in range(300)]
+        flat = [each for pair in draws for size in pair for each in size]
+        assert 0.5 <= min(flat) < 0.53 and 1.9 < max(flat) <= 2.0
+        assert abs(np.log2(flat).mean()) < 0.08 and len(set(flat)) == 600 * factors

@@ -41,7 +41,7 @@ def test_schedules_are_the_references(golden_dir: Path) -> None:
         (1, {"optim": {"teacher_temp": {"warmup_steps": 1}}}, "teacher_temp.warmup_steps=1", "has 1 step,"),
         (10, {"optim": {"lr": {"peak": 1e-3, "warmup_steps": -1}}}, "lr.warmup_steps=-1", "give 0 or more"),
         (10, {"optim": {"lr": {"start": 0.0, "peak": 1e-3}}}, "lr.start=0.0", "set warmup_steps, or leave start out"),
-        (10, {"optim": {"lr": {"peak": 0.0, "end": 1e-3, "cosine_steps": 11}}}, "lr.cosine_steps=11", "2 to 10, or null"),
+        (10, {"optim": {"lr": {"peak": 0.0, "end": 1e-3, "cosine_steps": 11}}}, "lr.cosine_steps=11", "give 2 to 10"),
         (
             10,
             {"optim": {"lr": {"peak": 1e-3, "end": 0.0, "warmup_steps": 4, "cosine_steps": 7}}},

@@ -1,0 +1,83 @@
+"""Every stage of every configuration that is shipped learns: three steps of it, at a tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain import config as configuration
+from pretrain import train
+from pretrain.config import Config, StageConfig
+
+FOLDER = Path(configuration.__file__).parent / "configs"
+FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+HEAD_DIM, DEPTH, STEPS, BATCH = 8, 2, 3, 4
+SCHEDULES = ("optim.lr", "optim.weight_decay", "optim.teacher_momentum", "optim.teacher_temp", "loss.dino_local")
+
+
+def attribute(tree: object, path: str) -> object:
+    for name in path.split("."):
+        tree = getattr(tree, name)
+    return tree
+
+
+def tiny(config: Config) -> list[str]:
+    """Words that make a configuration small and short, each number that was named still taking effect."""
+    heads = [name for name in ("dino_head", "ibot_head") if getattr(config, name) is not None]
+    words = [f"model.embed_dim={HEAD_DIM * config.model.num_heads}", f"model.depth={DEPTH}"]
+    words += [f"{head}.{key}={value}" for head in heads for key, value in (("hidden_dim", 16), ("bottleneck_dim", 8))]
+    words += [f"{head}.prototypes={2 if config.classifier == 'prototypes' else 16}" for head in heads]
+    words += ["model.grid=4"] if config.model.grid else []
+    for name in config.stages:
+        words += [f"stages.{name}.{word}" for word in short(configuration.stage(config, name), config.model.patch_size)]
+    return words + ["machine.device=cpu", "machine.precision=float32", "machine.tensorboard=false", "save.every=100"]
+
+
+def short(stage: StageConfig, patch: int) -> list[str]:
+    words = [f"steps={STEPS}", f"batch_size={BATCH}", f"crops.global_size={4 * patch}", f"crops.local_size={2 * patch}"]
+    words += [f"crops.local_number={min(stage.crops.local_number, 2)}", f"gram.size={6 * patch}"]
+    if stage.crops.mixture:
+        pairs = [
+            f"{{ratio: {pair.ratio}, global_size: {(4 + place % 2) * patch}, local_size: {2 * patch}}}"
+            for place, pair in enumerate(stage.crops.mixture)
+        ]
+        words += [f"crops.mixture=[{', '.join(pairs)}]"]
+    words += ["loss.koleo_group=2"] if stage.loss.koleo_group else []
+    for path in (*SCHEDULES, *(["gram.weight"] if stage.gram.teacher_from else [])):
+        schedule = attribute(stage, path)
+        words += [f"{path}.warmup_steps=1"] if schedule.warmup_steps else []
+        words += [f"{path}.cosine_steps=2"] if schedule.cosine_steps else []
+    for key in ("freeze_last_layer_steps", "freeze_backbone_steps"):
+        words += [f"optim.{key}=1"] if getattr(stage.optim, key) else []
+    if stage.gram.teacher_from:
+        words += [f"gram.teacher_from={stage.gram.teacher_from.partition('/')[0]}"]
+        words += ["gram.refresh_every=2"] if stage.gram.refresh_every else []
+    return words
+
+
+def should_rest(name: str, stage: StageConfig) -> bool:
+    """Whether nothing that a stage weighs reaches a parameter of the student."""
+    unread = {"dino_head": stage.loss.dino, "ibot_head": stage.loss.ibot, "backbone.mask_token": stage.loss.ibot}
+    return any(name.startswith(part) and not weight for part, weight in unread.items())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_parameter_that_should_move_moves_in_every_stage(
+    file: str, tiny_dataset, brain_shards: Path, tmp_path: Path
+) -> None:
+    """From a stage's first checkpoint to its last, all tensors of the student and of its teacher."""
+    mri = configuration.load(FOLDER / file, ["data.root=later"]).data.sequences != ["ct"]
+    words = [f"data.root={brain_shards if mri else tiny_dataset()}", f"output={tmp_path}", "name=run"]
+    words += ["data.labels=[tumour]"] if mri and "mm_" in file else []
+    config = configuration.load(FOLDER / file, words)
+    assert train.main(["--config", str(FOLDER / file), *words, *tiny(config)]) == 0
+    for name in config.stages:
+        stage, folder = configuration.stage(config, name), tmp_path / "run" / name
+        for network in ("student", "teacher"):
+            before, after = (load_file(folder / f"{step:08d}" / f"{network}.safetensors") for step in (0, STEPS))
+            moved = {key for key in after if not torch.equal(before[key], after[key])}
+            resting = {key for key in after if should_rest(key, stage)} | {"backbone.rope_embed.periods"}
+            assert after.keys() - resting <= moved, (name, network, sorted(after.keys() - resting - moved)[:5])
