@@ -24,7 +24,7 @@ from data_prep.disk import write_atomic
 from data_prep.settings import SettingsError
 from pretrain import build, card, encoder, export_onnx, initialise, published
 from pretrain.checkpoint import CheckpointError
-from pretrain.config import ModelConfig
+from pretrain.config import ModelConfig, head_count
 from pretrain.encoder import Encoder
 from pretrain.published import Tensors, WeightsError
 from pretrain.tokens import Features
@@ -145,8 +145,10 @@ def _ours(loaded: Encoder, output: Path) -> VisionTransformer:
     if config.local_norm and "local_cls_norm.weight" not in found.weights:  # of training alone
         own = loaded.model.state_dict()
         found.weights.update({name: own[name] for name in own if name.startswith("local_cls_norm.")})
+    config = replace(config, num_heads=head_count(config))
     model = build.backbone(config).eval()
-    settings = {name: value for name, value in found.settings.items() if name not in ("local_norm", "qkv_bias")}
+    left = found.usual | {"local_norm", "qkv_bias"}
+    settings = {name: value for name, value in found.settings.items() if name not in left}
     initialise.load(model, replace(found, settings=settings), config, None)
     return model
 
@@ -202,7 +204,7 @@ def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
     shared = {
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
+        "num_attention_heads": head_count(config),
         "patch_size": config.patch_size,
         "num_channels": 1,
         "layer_norm_eps": config.norm_eps,
