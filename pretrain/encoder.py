@@ -84,8 +84,13 @@ def of_one_sequence(loaded: Encoder, name: str) -> Encoder:
     config = replace(loaded.config, sequences=[])
     model = build.backbone(config)
     model.load_state_dict(weights)
-    intensity = loaded.intensity if name == CT else replace(loaded.intensity, window=(0.0, 1.0))
-    return frozen(model, intensity, config, f"{loaded.source}, sequence {name}")
+    one = frozen(model, loaded.intensity, config, f"{loaded.source}, sequence {name}")
+    return one if name == CT else of_shares(one)
+
+
+def of_shares(loaded: Encoder) -> Encoder:
+    """An encoder of MR whose window is in MR's own unit: 0 … 1 from the foreground's 0.5th to its 99.5th percentile."""
+    return replace(loaded, intensity=replace(loaded.intensity, window=(0.0, 1.0)))
 
 
 def random_encoder(like: str | Path, seed: int = 0) -> Encoder:

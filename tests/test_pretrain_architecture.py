@@ -11,7 +11,7 @@ import torch
 
 from data_prep.settings import SettingsError, load
 from pretrain import adopt, architecture, build, initialise, published
-from pretrain.config import IntensityConfig, ModelConfig, head_count
+from pretrain.config import Config, IntensityConfig, ModelConfig, head_count, recipe
 from pretrain.published import WeightsError
 
 SMALL = dict(embed_dim=64, depth=2, num_heads=4, layer_scale=None)
@@ -31,7 +31,7 @@ def write(config: ModelConfig, path: Path, without: str | None = None, **more: t
 
 def model_words(*words: str) -> ModelConfig:
     """A configuration's model section with these words."""
-    return load(build.Config, None, ["name=x", "data.root=x", "stages.a.steps=1", *words]).model
+    return load(Config, None, ["name=x", "data.root=x", "stages.a.steps=1", *words]).model
 
 
 def start(path: Path, *words: str) -> torch.nn.Module:
@@ -111,7 +111,11 @@ def test_heads_that_nothing_tells_are_the_users_word(tmp_path: Path) -> None:
 
 
 def test_heads_of_64_channels_by_default() -> None:
-    """model.num_heads null: as many as fit; a width that they do not fit is refused."""
+    """model.num_heads null: as many as fit, and a run recorded with their number is the same run; a width that they do
+    not fit is refused."""
+    words = ["name=x", "data.root=x", "stages.a.steps=1"]
+    unnamed, named = (load(Config, None, [*words, f"model.num_heads={heads}"]) for heads in ("null", "12"))
+    assert recipe(unnamed, "a") == recipe(named, "a")
     assert head_count(ModelConfig()) == 12 and head_count(ModelConfig(embed_dim=768, num_heads=6)) == 6
     assert build.backbone(ModelConfig(embed_dim=128, depth=1)).blocks[0].attn.heads == 2
     with pytest.raises(SettingsError, match="model.embed_dim=864: not a multiple of 64, .*; set model.num_heads"):
