@@ -28,7 +28,7 @@ def published_encoder(path: Path) -> Encoder:
 
 
 def _config(found: Published) -> ModelConfig:
-    """The architecture that the weights tell. Raises WeightsError where they do not tell their heads."""
+    """The architecture of the weights. Raises WeightsError where the number of heads cannot be read from them."""
     if "num_heads" not in found.settings:
         raise WeightsError(initialise.untold_heads(found))
     learned = found.settings["position"] == "learned"

@@ -1,6 +1,6 @@
-"""What a file of weights says of its model: by shapes, by the periods of its RoPE, by the configuration beside it.
+"""The architecture behind a file of weights: from shapes, the periods of its RoPE and the config.json beside it.
 
-What none of these say is taken from the models of that size that were published, or left open: it is never guessed.
+What these leave open comes from a table of published models, or stays open: heads are never guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pretrain.naming import Tensors
 
 _PERIODS = ("rope_embed.periods", "rope_embed.inv_freq", "rope_embeddings.inv_freq", "inv_freq")
 _CONFIG = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps", "rope_theta": "rope_base"}
-_FLOAT32, _BFLOAT16 = 1e-5, 2**-7  # relative tolerance of periods: rounding, and two steps of bfloat16
+# relative tolerance of periods in each precision: two of its steps, or float32's rounding over a few operations
+_PRECISIONS = ((torch.bfloat16, 2**-7), (torch.float16, 2**-10), (torch.float32, 1e-5))
 
 
 class WeightsError(ValueError):
@@ -24,7 +25,7 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Size:
-    """A published size; position and norm_eps are given where only one kind of model has it."""
+    """Heads of a published size; `position` restricts it to one kind, `norm_eps` is set where ours would differ."""
 
     heads: int
     position: str | None = None
@@ -47,7 +48,7 @@ SIZES = {
 
 
 def settings(source: str, weights: Tensors, described: dict) -> tuple[dict[str, object], frozenset[str]]:
-    """ModelConfig's settings that a file tells, and the names of those that only published models of its size tell.
+    """ModelConfig's settings for a file, and the names of those among them that come from the table alone.
 
     weights    under our names, derived buffers among them
     described  the configuration beside the weights, as transformers writes it; {} where there is none
@@ -81,39 +82,40 @@ def hidden(ffn: str, width: int, ratio: float) -> int:
 
 
 def base_of(periods: torch.Tensor) -> float | None:
-    """The RoPE base b of (n,) periods b^(k / n), k = 0 … n − 1, to the fewest digits that give them.
+    """Return the RoPE base b of (n,) periods b^(k / n), k = 0 … n − 1, with the fewest digits that give them.
 
-    None where there is a single period, which says nothing. Periods in bfloat16's precision are held to that, also
-    those whose exponents were computed in it. Raises ValueError where the periods belong to no base.
+    None for a single period, which any base has. Periods rounded to bfloat16 or float16, or computed in it, are held to
+    its precision. Raises ValueError where no base gives the periods.
     """
     exact = periods.double()
     count = len(exact)
     if not bool((exact > 0).all()):
         raise ValueError("not above 0")
     if count == 1:
-        if abs(float(exact[0]) - 1) > _FLOAT32:
+        if abs(float(exact[0]) - 1) > 1e-5:
             raise ValueError("a single period other than 1")
         return None
     places = torch.arange(count, dtype=torch.float64)
     estimate = math.exp(float((places * exact.log()).sum() / (places * places).sum()) * count)
-    coarse = torch.equal(periods.float(), periods.bfloat16().float())
+    dtype, tolerance = next(each for each in _PRECISIONS if _rounded_to(each[0], exact))
     for digits in range(1, 8):
         base = float(f"{estimate:.{digits - 1}e}")
-        if _gives(base, exact, coarse):
+        if min(_apart(base, exact, torch.float64), _apart(base, exact, dtype)) <= tolerance:
             return base
     raise ValueError(f"the nearest base, {estimate:.4g}, gives others")
 
 
-def _gives(base: float, periods: torch.Tensor, coarse: bool) -> bool:
-    """Whether a base has these periods, computed in float32 or, if `coarse`, in either precision."""
+def _rounded_to(dtype: torch.dtype, periods: torch.Tensor) -> bool:
+    """Whether the periods, or their inverses, are numbers of this type; every period counts as float32."""
+    if dtype == torch.float32:
+        return True
+    return any(torch.allclose(each, each.to(dtype).double(), rtol=1e-6, atol=0) for each in (periods, 1 / periods))
 
-    def apart(dtype: torch.dtype) -> float:
-        exponents = 2 * torch.arange(len(periods), dtype=dtype) / (2 * len(periods))
-        return float(((base**exponents).double() / periods - 1).abs().max())
 
-    if not coarse:
-        return apart(torch.float64) <= _FLOAT32
-    return min(apart(torch.float64), apart(torch.bfloat16)) <= _BFLOAT16
+def _apart(base: float, periods: torch.Tensor, dtype: torch.dtype) -> float:
+    """Largest relative difference from the base's periods computed in `dtype`, as DINOv3 does in its model's."""
+    exponents = 2 * torch.arange(len(periods), dtype=dtype) / (2 * len(periods))
+    return float(((base**exponents).double() / periods - 1).abs().max())
 
 
 def _shapes(source: str, weights: Tensors) -> dict[str, object]:

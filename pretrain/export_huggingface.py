@@ -152,8 +152,10 @@ def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
 
 
 def preprocessing(loaded: Encoder) -> dict:
-    """Normalisation in the words of an image processor: (x − mean) / std of values that are clipped to the window
-    before. Clipping itself is none of their words: no processor of transformers does it (the card has the lines)."""
+    """Settings of an image processor: (x − mean) / std for values already clipped to the window.
+
+    No image processor of transformers clips, so the model card has the lines that do.
+    """
     low, high = loaded.intensity.window
     width = high - low
     return {

@@ -139,17 +139,16 @@ def _check_settings(found: Published, config: ModelConfig) -> None:
         wanted["num_heads"] = heads
     if wanted:
         words = " ".join(f"model.{name}={_word(value)}" for name, value in wanted.items())
-        more = "" if heads else " and model.num_heads, which it does not tell"
+        more = "" if heads else " and model.num_heads, which the file does not hold"
         raise WeightsError(f"{found.source}: belongs to another model; set {words}{more}")
     if heads is None:
         raise WeightsError(untold_heads(found))
 
 
 def untold_heads(found: Published) -> str:
-    """The line about weights that do not tell their heads."""
-    return (
-        f"{found.source}: does not tell its heads; set model.num_heads, or add a config.json with num_attention_heads"
-    )
+    """The error line about weights from which the number of heads cannot be read."""
+    size = f"embed_dim={found.settings['embed_dim']}, depth={found.settings['depth']}"
+    return f"{found.source}: cannot tell num_heads for {size}; set model.num_heads, or add config.json beside it"
 
 
 def _word(value: object) -> str:

@@ -35,8 +35,8 @@ class Published:
     """A backbone's weights as our VisionTransformer names them, the patch embedding with all its channels.
 
     kind       huggingface, meta or timm
-    settings   what the weights, or the configuration beside them, say of the model: ModelConfig's names
-    usual      those of the settings that only the published models of this size say
+    settings   of the model, under ModelConfig's names: from the weights, config.json or the table of published models
+    usual      names of the settings that come from that table alone
     sequences  names of the rows of the sequence embedding; () where there is none
     grey       three channels see the same grey image as it is, not a normalisation of it
     mean, std  of each channel, of images between 0 and 1, as the weights expect them normalised

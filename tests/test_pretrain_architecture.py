@@ -1,4 +1,4 @@
-"""What files of weights tell of their model, and that a model which differs is refused with the words that mend it."""
+"""What is read from a file of weights about its model; one that differs is refused with the words that mend it."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ def test_heads_that_nothing_tells_are_the_users_word(tmp_path: Path) -> None:
     """A width that nobody published, without periods: accepted where model.num_heads is named, else one line."""
     path = write(ModelConfig(**SMALL), tmp_path / "w.pth", r"periods")
     size = ("model.embed_dim=64", "model.depth=2", "model.layer_scale=null")
-    with pytest.raises(WeightsError, match="w.pth: does not tell its heads; set model.num_heads"):
+    with pytest.raises(WeightsError, match="w.pth: cannot tell num_heads for embed_dim=64, depth=2; set model.num"):
         start(path, *size)
-    with pytest.raises(WeightsError, match="set model.depth=2 and model.num_heads, which it does not tell"):
+    with pytest.raises(WeightsError, match="set model.depth=2 and model.num_heads, which the file does not hold"):
         start(path, "model.embed_dim=64", "model.layer_scale=null")
     with pytest.raises(WeightsError, match="set model.num_heads"):
         adopt.published_encoder(path)
@@ -125,11 +125,12 @@ def test_heads_of_64_channels_by_default() -> None:
 @pytest.mark.parametrize("base", [2.0, 16.0, 50.0, 100.0, 123.4, 10000.0])
 @pytest.mark.parametrize("quarter", [2, 4, 16, 18, 32])
 def test_the_base_of_periods(base: float, quarter: int) -> None:
-    """Heads of 8 … 128 channels: to 1e-4 from float32, to 3 % from bfloat16, however rounded, and 100 as 100."""
+    """Heads of 8 … 128 channels: to 1e-4 from float32, to 3 % if rounded, and 100 as 100."""
     exact = base ** (torch.arange(quarter) / quarter)
     assert architecture.base_of(exact) == pytest.approx(base, rel=1e-4)
     coarse = torch.tensor(base) ** (2 * torch.arange(quarter, dtype=torch.bfloat16) / (2 * quarter))
-    for rounded in (exact.bfloat16(), coarse.bfloat16().float()):
+    inverse = 1 / (1 / exact).bfloat16().float()
+    for rounded in (exact.bfloat16(), coarse.bfloat16().float(), inverse, exact.half()):
         found = architecture.base_of(rounded)
         assert found == base if base == 100 else found == pytest.approx(base, rel=0.03)
 
