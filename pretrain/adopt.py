@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.settings import SettingsError
 from pretrain import build, initialise, published
 from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.encoder import Encoder, frozen
 from pretrain.published import Published, WeightsError
 
-# heads of the published widths, where no configuration beside the weights says it
-_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 1536: 24, 4096: 32}
 # what a window of soft tissue and ImageNet's statistics make of HU; weights of three channels absorb the latter
 _INTENSITY = IntensityConfig(window=[-160.0, 240.0], mean=0.449, std=0.226)
 
@@ -31,23 +28,17 @@ def published_encoder(path: Path) -> Encoder:
 
 
 def _config(found: Published) -> ModelConfig:
-    """The architecture that the names and shapes of the weights say."""
-    weights, width = found.weights, found.settings["embed_dim"]
-    kernel = weights["patch_embed.proj.weight"]
-    settings = {name: value for name, value in found.settings.items() if name in ModelConfig.__dataclass_fields__}
-    if "num_heads" not in settings:
-        if width not in _HEADS:
-            raise SettingsError(f"{found.source}: {width} channels in how many heads? Put config.json beside it")
-        settings["num_heads"] = _HEADS[width]
-    settings["patch_size"], settings["sequences"] = kernel.shape[-1], list(found.sequences)
-    settings["layer_scale"] = 1e-5 if "blocks.0.ls1.gamma" in weights else None
-    if settings["position"] == "learned":
-        settings["grid"] = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    name = "w1" if settings["ffn"] == "swiglu" else "fc1"
-    if (first := weights.get(f"blocks.0.mlp.{name}.weight")) is None:
-        raise WeightsError(f"{found.source}: its blocks are not DINO's: there is no feed-forward part that is known")
-    hidden = first.shape[0]
-    settings["ffn_ratio"] = hidden / width * (1.5 if settings["ffn"] == "swiglu" else 1.0)
-    settings["mask_k_bias"] = settings["position"] == "rope"  # DINOv3's; where a file has no such bias, nothing changes
-    settings.setdefault("norm_eps", 1e-6 if settings["position"] == "learned" else 1e-5)
-    return ModelConfig(**settings)
+    """The architecture of the weights. Raises WeightsError where the number of heads cannot be read from them."""
+    if "num_heads" not in found.settings:
+        raise WeightsError(initialise.untold_heads(found))
+    learned = found.settings["position"] == "learned"
+    usual = {
+        "mask_k_bias": not learned,  # DINOv3's; where a file has no such bias, nothing changes
+        "norm_eps": 1e-6 if learned else 1e-5,
+    }
+    return ModelConfig(
+        **(usual | found.settings),
+        patch_size=found.weights["patch_embed.proj.weight"].shape[-1],
+        sequences=list(found.sequences),
+        layer_scale=1e-5 if "blocks.0.ls1.gamma" in found.weights else None,
+    )

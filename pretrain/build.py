@@ -22,6 +22,7 @@ from pretrain.config import (
     MachineConfig,
     ModelConfig,
     StageConfig,
+    head_count,
 )
 from pretrain.heads import ClassHeads, ProjectionHead
 from pretrain.intensity import Intensity
@@ -42,19 +43,20 @@ def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer
 
     student  with what is drawn in training: drop path and RoPE's stretch
     """
+    heads = head_count(config)
     try:
-        return _backbone(config, student)
+        return _backbone(config, heads, student)
     except (ValueError, KeyError) as error:
         raise SettingsError(f"model: {error}") from error
 
 
-def _backbone(config: ModelConfig, student: bool) -> VisionTransformer:
+def _backbone(config: ModelConfig, heads: int, student: bool) -> VisionTransformer:
     return VisionTransformer(
         patch_size=config.patch_size,
         in_channels=1,
         embed_dim=config.embed_dim,
         depth=config.depth,
-        num_heads=config.num_heads,
+        num_heads=heads,
         ffn=config.ffn,
         ffn_ratio=config.ffn_ratio,
         qkv_bias=config.qkv_bias,

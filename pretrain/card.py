@@ -10,15 +10,18 @@ from pretrain.config import StageConfig, load, stage
 from pretrain.encoder import Encoder
 
 
-def card(found: Checkpoint, loaded: Encoder) -> str:
-    """Markdown with the front matter that hubs read."""
+def card(found: Checkpoint, loaded: Encoder, compared: str) -> str:
+    """Markdown with the front matter that hubs read; `compared` says how equal the exported features are.
+
+    The Python blocks run one after the other in one namespace that has FOLDER and the image they name.
+    """
     config = load(found.path / "config.yaml")
-    model, (low, high) = loaded.config, loaded.intensity.window
-    mean, std = loaded.intensity.mean, loaded.intensity.std
+    model = loaded.config
     return f"""---
 library_name: transformers
 pipeline_tag: image-feature-extraction
 tags: [medical, radiology, dino, self-supervised]
+window: {list(loaded.intensity.window)}
 ---
 # {config.name}
 
@@ -27,14 +30,8 @@ channel) adapted to medical images by self-distillation with MedDAP. Weights: {l
 
 ## Use
 
-```python
-from transformers import AutoModel
-model = AutoModel.from_pretrained(FOLDER).eval()
-# hu: (N, 1, h, w) axial slices{_unit(low, high)}
-image = ((hu.clip({low:g}, {high:g}) - {low:g}) / {high - low:g} - {mean:g}) / {std:g}
-tokens = model(image).last_hidden_state   # cls, {model.registers} registers, patches row by row
-```
-
+{_use(loaded)}
+Read again when it was exported: {compared}.
 Height and width are multiples of {model.patch_size}. Rows run front to back, columns from the patient's right to left.
 
 ## Data
@@ -58,8 +55,51 @@ not in the training data may be served badly. Measure on your own patients befor
 """
 
 
-def _unit(low: float, high: float) -> str:
-    return ", here MR signal: its foreground's 0.5th percentile is 0, the 99.5th is 1" if (low, high) == (0, 1) else ""
+def _use(loaded: Encoder) -> str:
+    """How pixels become features, in code that runs: clipping is no image processor's, so it is written out."""
+    (low, high), mean, std = loaded.intensity.window, loaded.intensity.mean, loaded.intensity.std
+    name, unit = "hu", "axial slices in HU"
+    if (low, high) == (0, 1):
+        name, unit = "share", "slices of MR signal; the foreground's 0.5th percentile is 0, its 99.5th is 1"
+    return f"""`{name}`: {unit}; an array of shape (h, w), (1, h, w) or (N, 1, h, w). It is clipped to
+{low:g} … {high:g}, then normalised:
+
+```python
+import numpy as np
+import torch
+from transformers import AutoModel
+
+def clipped({name}):
+    values = np.asarray({name}, np.float32).clip({low!r}, {high!r})
+    return values.reshape(-1, 1, *values.shape[-2:])
+
+def prepare({name}):
+    return torch.from_numpy(((clipped({name}) - {low!r}) / {high - low!r} - {mean!r}) / {std!r})
+
+model = AutoModel.from_pretrained(FOLDER).eval()
+with torch.inference_mode():
+    tokens = model(prepare({name})).last_hidden_state  # cls, {loaded.config.registers} registers, patches row by row
+```
+
+The image processor normalises and does not clip; it takes (1, h, w), (N, 1, h, w) and images of Pillow's mode F:
+
+```python
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained(FOLDER)
+with torch.inference_mode():
+    tokens = model(**processor(clipped({name}), return_tensors="pt")).last_hidden_state
+```
+
+A pipeline that is called with an image makes it RGB of eight bits, which this model refuses; `forward` takes pixels:
+
+```python
+from transformers import pipeline
+
+extractor = pipeline("image-feature-extraction", model=FOLDER)
+tokens = extractor.forward({{"pixel_values": prepare({name})}}).last_hidden_state
+```
+"""
 
 
 def _walked(found: Checkpoint) -> Iterator[tuple[str, StageConfig, list[dict]]]:

@@ -8,7 +8,7 @@ speed alone and may differ between a start and a resumption.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ class ModelConfig:
     patch_size: int = 16  # pixels
     embed_dim: int = 768
     depth: int = 12
-    num_heads: int = 12
+    num_heads: int | None = None  # null: heads of 64 channels
     ffn: str = "mlp"  # mlp | swiglu
     ffn_ratio: float = 4.0
     qkv_bias: bool = True
@@ -289,6 +289,17 @@ def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
     return settings.load(Config, file, list(overrides))
 
 
+def head_count(model: ModelConfig) -> int:
+    """Attention heads of a backbone. Raises SettingsError where heads of 64 channels do not fit its width."""
+    if model.num_heads is not None:
+        return model.num_heads
+    if model.embed_dim % 64:
+        raise settings.SettingsError(
+            f"model.embed_dim={model.embed_dim}: not a multiple of 64, the width of a head; set model.num_heads"
+        )
+    return model.embed_dim // 64
+
+
 def stage(config: Config, name: str) -> StageConfig:
     """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
     merged = settings.merge(StageConfig, *_layers(config, name))
@@ -398,7 +409,7 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
         "data.labelled_share": config.data.labelled_share,
         "data.only_labelled": config.data.only_labelled,
         "intensity": config.intensity,
-        "model": config.model,
+        "model": replace(config.model, num_heads=head_count(config.model)),
         "dino_head": config.dino_head,
         "ibot_head": config.ibot_head,
         "classifier": config.classifier,

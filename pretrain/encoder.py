@@ -10,7 +10,7 @@ import torch
 
 from data_prep.schema import CT
 from pretrain import build, checkpoint
-from pretrain.config import ModelConfig, load
+from pretrain.config import ModelConfig, head_count, load
 from pretrain.intensity import Intensity
 from pretrain.vit import VisionTransformer
 
@@ -23,7 +23,7 @@ class Encoder:
 
     model      (N, 1, h, w) normalised images → Features; (N, S, h, w) where it knows S sequences
     intensity  HU → normalised values; an MR sequence enters with its percentiles (data_prep.schema.span) in the window
-    config     what it was built from
+    config     what it was built from, its heads a number
     source     run, stage and step, or how it was initialised
     digest     SHA-256 over architecture and weights
     """
@@ -84,8 +84,13 @@ def of_one_sequence(loaded: Encoder, name: str) -> Encoder:
     config = replace(loaded.config, sequences=[])
     model = build.backbone(config)
     model.load_state_dict(weights)
-    intensity = loaded.intensity if name == CT else replace(loaded.intensity, window=(0.0, 1.0))
-    return frozen(model, intensity, config, f"{loaded.source}, sequence {name}")
+    one = frozen(model, loaded.intensity, config, f"{loaded.source}, sequence {name}")
+    return one if name == CT else of_shares(one)
+
+
+def of_shares(loaded: Encoder) -> Encoder:
+    """An encoder of MR whose window is in MR's own unit: 0 … 1 from the foreground's 0.5th to its 99.5th percentile."""
+    return replace(loaded, intensity=replace(loaded.intensity, window=(0.0, 1.0)))
 
 
 def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
@@ -98,6 +103,7 @@ def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
 
 def frozen(model: VisionTransformer, intensity: Intensity, config: ModelConfig, source: str) -> Encoder:
     """A model whose weights are in place as an Encoder."""
+    config = replace(config, num_heads=head_count(config))  # one digest, whether they were named or not
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())

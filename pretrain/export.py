@@ -4,90 +4,61 @@
 
 `huggingface` writes a folder for `transformers.AutoModel.from_pretrained`: weights, configuration, normalisation and a
 model card. `dinov3` writes one `.pth` in the layout of Meta's releases, `onnx` one file for images of any size. Each is
-read again and its features are compared with ours before the command says that it is done. `--which both` writes
-teacher and student below PATH.
+read again and its features are compared with ours, at its native size and at another, before the command says that it
+is done. `--which both` writes teacher and student below PATH.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from data_prep.disk import write_atomic
+from data_prep.schema import CT
 from data_prep.settings import SettingsError
-from pretrain import build, card, encoder, export_onnx, initialise, published
+from pretrain import build, card, encoder, export_huggingface, export_onnx, initialise, published
 from pretrain.checkpoint import CheckpointError
-from pretrain.config import ModelConfig
+from pretrain.config import head_count, load
 from pretrain.encoder import Encoder
-from pretrain.published import Tensors, WeightsError
+from pretrain.export_huggingface import ExportError
+from pretrain.published import WeightsError
 from pretrain.tokens import Features
 from pretrain.vit import VisionTransformer
 
 _SUFFIX = {"huggingface": "", "dinov3": ".pth", "onnx": ".onnx"}
 _CLOSE = 1e-4  # largest difference of features between ours and what was handed out
-_NAMES = {
-    "dinov3": (
-        (r"^blocks\.", "layer."),
-        (r"^patch_embed\.proj\.", "embeddings.patch_embeddings."),
-        (r"\.attn\.(q|k|v)\.", r".attention.\1_proj."),
-        (r"\.attn\.proj\.", ".attention.o_proj."),
-        (r"^norm\.", "norm."),
-    ),
-    "dinov2": (
-        (r"^blocks\.", "encoder.layer."),
-        (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-        (r"\.attn\.q\.", ".attention.attention.query."),
-        (r"\.attn\.k\.", ".attention.attention.key."),
-        (r"\.attn\.v\.", ".attention.attention.value."),
-        (r"\.attn\.proj\.", ".attention.output.dense."),
-        (r"^norm\.", "layernorm."),
-    ),
-}
-_SHARED = (
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^mask_token$", "embeddings.mask_token"),
-    (r"^storage_tokens$", "embeddings.register_tokens"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
-    (r"\.ls([12])\.gamma$", r".layer_scale\1.lambda1"),
-)
-_FFN = {
-    "mlp": ((r"\.mlp\.fc1\.", ".mlp.up_proj."), (r"\.mlp\.fc2\.", ".mlp.down_proj.")),
-    "swiglu": (
-        (r"\.mlp\.w1\.", ".mlp.gate_proj."),
-        (r"\.mlp\.w2\.", ".mlp.up_proj."),
-        (r"\.mlp\.w3\.", ".mlp.down_proj."),
-    ),
-}
+_OTHER = (5, 9)  # rows and columns of patches beside the native size: oblong, so never native
 
 
-class ExportError(RuntimeError):
-    """What cannot be handed out; one line that says why."""
+@dataclass(frozen=True)
+class Comparison:
+    """Features of what was handed out beside ours.
 
+    grids       (rows, columns) in patches of the images on which they are equal
+    difference  the largest on these
+    otherwise   the largest at _OTHER by transformers, which resamples learned positions of plain DINOv2 without the
+                offset of 0.1 that it was trained with; None: equal there, too
+    """
 
-def huggingface(loaded: Encoder, output: Path, words: str) -> None:
-    """A folder that transformers loads. Raises ExportError for an architecture that it does not have."""
-    config = loaded.config
-    kind = "dinov3" if config.position == "rope" else "dinov2"
-    if kind == "dinov2" and (config.ffn != "mlp" or config.ffn_ratio % 1):
-        raise ExportError(
-            "learned positions with SwiGLU or a broken ffn_ratio: transformers has none; use --format dinov3"
+    grids: tuple[tuple[int, int], ...]
+    difference: float
+    otherwise: float | None = None
+
+    def __str__(self) -> str:
+        words = [f"{rows} × {columns}" for rows, columns in self.grids]
+        joined = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+        equal = f"features equal to {self.difference:.0e} at {joined} patches"
+        if self.otherwise is None:
+            return equal
+        rows, columns = _OTHER
+        return (
+            f"{equal}; at {rows} × {columns} patches transformers interpolates positions otherwise "
+            f"and differs by {self.otherwise:.0e}"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    weights = _renamed(
-        _split(_weights(loaded.model), config, kind),
-        (*_SHARED, *_NAMES[kind], *(_FFN[config.ffn] if kind == "dinov3" else ())),
-    )
-    save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
-    _write(output / "config.json", _config(config, kind, weights))
-    _write(output / "preprocessor_config.json", _preprocessing(loaded))
-    write_atomic(output / "README.md", words.encode())
 
 
 def dinov3(loaded: Encoder, output: Path) -> None:
@@ -102,27 +73,38 @@ def dinov3(loaded: Encoder, output: Path) -> None:
     temporary.replace(output)
 
 
-def check(loaded: Encoder, output: Path) -> float:
-    """Read what was written and compare features on random images; the largest difference.
+def check(loaded: Encoder, output: Path) -> Comparison:
+    """Read what was written and compare features on random images of two sizes, native and oblong.
 
     By transformers where it is installed and a folder was written, by onnxruntime for ONNX, by our own reader for the
-    other two. Raises ExportError.
+    other two. Raises ExportError where they differ, unless it is transformers' way with learned positions off their
+    grid that does.
     """
     if output.suffix == ".onnx":
-        return _close(output, export_onnx.difference(loaded, output))
-    patch = loaded.model.patch_size
-    side = (loaded.config.grid or 4) * patch
+        grids = export_onnx.grids(loaded)
+        return Comparison(grids, _close(output, export_onnx.difference(loaded, output)))
+    side = loaded.config.grid or 4
+    native, ours = (side, side), _ours(loaded, output)
+    found = [_difference(loaded, ours, grid) for grid in (native, _OTHER)]
+    theirs = _transformers(output) if output.is_dir() else None
+    if theirs is None:
+        return Comparison((native, _OTHER), _close(output, max(found)))
+    found.append(_difference(loaded, theirs, native))
+    other = _difference(loaded, theirs, _OTHER)
+    if loaded.config.position == "learned" and other > _CLOSE:
+        return Comparison((native,), _close(output, max(found)), other)
+    return Comparison((native, _OTHER), _close(output, max(*found, other)))
+
+
+def _difference(loaded: Encoder, other: torch.nn.Module, grid: tuple[int, int]) -> float:
+    """Largest difference of features on random images of (rows, columns) patches."""
+    rows, columns = (count * loaded.model.patch_size for count in grid)
     channels = max(len(loaded.model.sequences), 1)
-    images = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = _joined(loaded.model(images))
-        found = [_ours(loaded, output)(images)]
-        if output.is_dir() and (theirs := _transformers(output)) is not None:
-            found.append(theirs(images).last_hidden_state)
-    difference = max(
-        float((expected - (_joined(each) if isinstance(each, Features) else each)).abs().max()) for each in found
-    )
-    return _close(output, difference)
+        expected, found = _joined(loaded.model(images)), other(images)
+    found = _joined(found) if isinstance(found, Features) else found.last_hidden_state
+    return float((expected - found).abs().max())
 
 
 def _close(output: Path, difference: float) -> float:
@@ -145,8 +127,10 @@ def _ours(loaded: Encoder, output: Path) -> VisionTransformer:
     if config.local_norm and "local_cls_norm.weight" not in found.weights:  # of training alone
         own = loaded.model.state_dict()
         found.weights.update({name: own[name] for name in own if name.startswith("local_cls_norm.")})
+    config = replace(config, num_heads=head_count(config))
     model = build.backbone(config).eval()
-    settings = {name: value for name, value in found.settings.items() if name not in ("local_norm", "qkv_bias")}
+    left = found.usual | {"local_norm", "qkv_bias"}
+    settings = {name: value for name, value in found.settings.items() if name not in left}
     initialise.load(model, replace(found, settings=settings), config, None)
     return model
 
@@ -159,104 +143,6 @@ def _transformers(folder: Path) -> torch.nn.Module | None:
     return AutoModel.from_pretrained(folder).eval()
 
 
-def _weights(model: VisionTransformer) -> Tensors:
-    skipped = initialise.buffers(model)
-    return {
-        name: value.contiguous()
-        for name, value in model.state_dict().items()
-        if name not in skipped and not name.startswith("local_cls_norm.")
-    }
-
-
-def _split(weights: Tensors, config: ModelConfig, kind: str) -> Tensors:
-    """Query, key and value apart; LayerScale of ones where there is none; the mask token in transformers' shape."""
-    ours: Tensors = {}
-    for name, value in weights.items():
-        if ".attn.qkv." in name:
-            for part, piece in zip("qkv", value.chunk(3)):
-                if not (part == "k" and name.endswith("bias") and config.mask_k_bias and kind == "dinov3"):
-                    zero = part == "k" and name.endswith("bias") and config.mask_k_bias
-                    ours[name.replace(".qkv.", f".{part}.")] = torch.zeros_like(piece) if zero else piece.clone()
-        else:
-            ours[name] = value
-    if config.layer_scale is None:
-        for block in range(config.depth):
-            for number in (1, 2):
-                ours[f"blocks.{block}.ls{number}.gamma"] = torch.ones(config.embed_dim)
-    if kind == "dinov3":
-        ours["mask_token"] = ours["mask_token"].reshape(1, 1, -1)
-        ours.setdefault("storage_tokens", torch.zeros(1, 0, config.embed_dim))
-    return ours
-
-
-def _renamed(weights: Tensors, rules: tuple[tuple[str, str], ...]) -> Tensors:
-    renamed = {}
-    for name, value in weights.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
-    return renamed
-
-
-def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
-    shared = {
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "patch_size": config.patch_size,
-        "num_channels": 1,
-        "layer_norm_eps": config.norm_eps,
-        "layerscale_value": 1.0,
-    }
-    if kind == "dinov3":
-        wide = weights["layer.0.mlp.up_proj.weight"].shape[0]
-        gated = config.ffn == "swiglu"
-        return {
-            **shared,
-            "architectures": ["DINOv3ViTModel"],
-            "model_type": "dinov3_vit",
-            "image_size": 14 * config.patch_size,
-            "intermediate_size": wide,
-            "hidden_act": "silu" if gated else "gelu",
-            "use_gated_mlp": gated,
-            "num_register_tokens": config.registers,
-            "query_bias": config.qkv_bias,
-            "key_bias": config.qkv_bias and not config.mask_k_bias,
-            "value_bias": config.qkv_bias,
-            "rope_theta": config.rope_base,
-        }
-    with_registers = config.registers > 0
-    return {
-        **shared,
-        "architectures": ["Dinov2WithRegistersModel" if with_registers else "Dinov2Model"],
-        "model_type": "dinov2_with_registers" if with_registers else "dinov2",
-        "image_size": config.grid * config.patch_size,
-        "mlp_ratio": int(config.ffn_ratio),
-        "qkv_bias": config.qkv_bias,
-        **({"num_register_tokens": config.registers} if with_registers else {}),
-    }
-
-
-def _preprocessing(loaded: Encoder) -> dict:
-    """Normalisation of HU in the words of an image processor: (HU − mean) / std, after clipping to the window."""
-    low, high = loaded.intensity.window
-    width = high - low
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": False,
-        "do_center_crop": False,
-        "do_rescale": False,
-        "do_normalize": True,
-        "image_mean": [low + loaded.intensity.mean * width],
-        "image_std": [loaded.intensity.std * width],
-        "clip": [low, high],  # HU; of MR shares of the way from the foreground's 0.5th to its 99.5th percentile
-    }
-
-
-def _write(path: Path, content: dict) -> None:
-    write_atomic(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
 def hand_out(checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None) -> None:
     """Write one network of a checkpoint, read it again and say so. Raises ExportError.
 
@@ -264,20 +150,26 @@ def hand_out(checkpoint: Path, which: str, kind: str, output: Path, sequence: st
     """
     if output.exists():
         raise ExportError(f"{output}: is there already; name another --output")
-    loaded = encoder.load_encoder(checkpoint, which)
+    found, loaded = encoder.find(checkpoint), encoder.load_encoder(checkpoint, which)
+    if not loaded.model.sequences and load(found.path / "config.yaml").data.sequences != [CT]:
+        loaded = encoder.of_shares(loaded)
     if sequence is not None:
         loaded = encoder.of_one_sequence(loaded, sequence)
     elif loaded.model.sequences and kind != "dinov3":
         names = ", ".join(loaded.model.sequences)
         raise ExportError(f"{output}: --format {kind} has one sequence; give --sequence NAME, one of {names}")
     if kind == "huggingface":
-        huggingface(loaded, output, card.card(encoder.find(checkpoint), loaded))
+        export_huggingface.write(loaded, output)
     elif kind == "dinov3":
         dinov3(loaded, output)
     else:
-        export_onnx.write(loaded, output, _preprocessing(loaded))
-    difference = check(loaded, output)
-    print(f"{output}: {loaded.source}; read again, features equal to {difference:.0e}")
+        # HU; of MR shares of the way from the foreground's 0.5th to its 99.5th percentile
+        clip = {"clip": list(loaded.intensity.window)}
+        export_onnx.write(loaded, output, export_huggingface.preprocessing(loaded) | clip)
+    compared = check(loaded, output)
+    if kind == "huggingface":
+        write_atomic(output / "README.md", card.card(found, loaded, str(compared)).encode())
+    print(f"{output}: {loaded.source}; read again, {compared}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from pretrain.encoder import Encoder
 
 _LARGEST = 512  # patches a side
-SIZES = ((1, 3, 5), (3, 2, 2))  # (images, rows, columns in patches) that are compared
+_SIZES = ((1, 3, 5), (3, 2, 2))  # (images, rows, columns in patches) that are compared
 
 
 class Tokens(nn.Module):
@@ -62,8 +62,7 @@ def difference(loaded: Encoder, path: Path) -> float:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     patch, found = loaded.model.patch_size, []
-    grid = loaded.config.grid
-    for images, rows, columns in (*SIZES, *([(2, grid, grid)] if grid else [])):
+    for images, rows, columns in _compared(loaded):
         drawn = torch.randn(images, 1, rows * patch, columns * patch, generator=torch.Generator().manual_seed(rows))
         with torch.inference_mode():
             expected = Tokens(loaded.model)(drawn)
@@ -71,6 +70,16 @@ def difference(loaded: Encoder, path: Path) -> float:
         pairs = [(one, torch.from_numpy(other)) for one, other in zip(expected, theirs) if one.numel()]
         found += [float((one - other).abs().max()) for one, other in pairs]
     return max(found)
+
+
+def grids(loaded: Encoder) -> tuple[tuple[int, int], ...]:
+    """Rows and columns in patches of the images that `difference` compares."""
+    return tuple((rows, columns) for _, rows, columns in _compared(loaded))
+
+
+def _compared(loaded: Encoder) -> tuple[tuple[int, int, int], ...]:
+    grid = loaded.config.grid
+    return _SIZES + (((2, grid, grid),) if grid else ())
 
 
 @contextlib.contextmanager

@@ -13,14 +13,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from pretrain import encoder, published
-from pretrain.config import IntensityConfig, ModelConfig
+from pretrain import architecture, encoder, published
+from pretrain.config import IntensityConfig, ModelConfig, head_count
+from pretrain.positions import resampled
 from pretrain.published import Published, WeightsError
 from pretrain.vit import VisionTransformer
 
 _PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
 # settings that the names and shapes of our own weights do not tell
-_OURS = ("embed_dim", "depth", "num_heads", "ffn", "registers", "position", "norm_eps", "rope_base", "mask_k_bias")
+_OURS = (
+    *("embed_dim", "depth", "ffn", "ffn_ratio", "qkv_bias", "registers", "mask_k_bias", "position", "grid"),
+    *("norm_eps", "local_norm", "rope_base"),
+)
 
 
 def weights_of(path: str | Path) -> Published:
@@ -33,7 +37,8 @@ def weights_of(path: str | Path) -> Published:
         loaded = encoder.load_encoder(folder)
         own = {name: value for name, value in loaded.model.state_dict().items() if name not in buffers(loaded.model)}
         settings = {name: getattr(loaded.config, name) for name in _OURS}
-        return Published(str(path), "ours", own, settings, tuple(loaded.config.sequences))
+        settings["num_heads"] = head_count(loaded.config)
+        return Published(str(path), "ours", own, settings, sequences=tuple(loaded.config.sequences))
     return published.read(path)
 
 
@@ -59,7 +64,8 @@ def load(model: VisionTransformer, found: Published, config: ModelConfig, intens
         kernel, bias = one_channel(kernel, bias, found, intensity)
     weights[f"{_PROJ}.weight"], weights[f"{_PROJ}.bias"] = resample_kernel(kernel, config.patch_size), bias
     if "pos_embed" in weights and config.grid:
-        weights["pos_embed"] = resample_positions(weights["pos_embed"], config.grid)
+        # as the file's own grid would be read at that size
+        weights["pos_embed"] = resampled(weights["pos_embed"], config.grid, config.grid, bool(config.registers))
     own = model.state_dict()
     if model.sequences:
         weights[_NAMES] = sequence_rows(own[_NAMES], model.sequences, weights.get(_NAMES), found.sequences)
@@ -99,34 +105,56 @@ def one_channel(
 def resample_kernel(kernel: torch.Tensor, size: int) -> torch.Tensor:
     """(D, C, p, p) → (D, C, size, size): of all kernels the one that answers a resized patch as before.
 
-    The pseudo-inverse of bicubic resizing (FlexiViT, arXiv 2212.08013, section 3.4).
+    The pseudo-inverse of antialiased bicubic resizing, which is how our images are resized (FlexiViT, arXiv
+    2212.08013, section 3.4).
     """
     old = kernel.shape[-1]
     if old == size:
         return kernel
     basis = torch.eye(old * old, dtype=torch.float64).reshape(old * old, 1, old, old)
-    resized = F.interpolate(basis, (size, size), mode="bicubic", antialias=False).reshape(old * old, size * size)
+    resized = F.interpolate(basis, (size, size), mode="bicubic", antialias=True).reshape(old * old, size * size)
     return (kernel.double().flatten(2) @ torch.linalg.pinv(resized).T).unflatten(2, (size, size)).float()
-
-
-def resample_positions(places: torch.Tensor, grid: int) -> torch.Tensor:
-    """(1, 1 + g·g, D) learned positions on another grid, bicubic; the cls token's stays."""
-    side = math.isqrt(places.shape[1] - 1)
-    if side == grid:
-        return places
-    square = places[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(square, (grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([places[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def _check_settings(found: Published, config: ModelConfig) -> None:
     """Every setting that differs is named at once, as the words that would mend it."""
-    wanted = {name: value for name, value in found.settings.items() if not _same(getattr(config, name), value)}
+    told = found.settings
+    wanted = {
+        name: told[name]
+        for name in told
+        if name not in ("num_heads", "ffn_ratio", "grid") and not _same(getattr(config, name), told[name])
+    }
+    if "ffn_ratio" in told:
+        ratios = config.ffn_ratio, told["ffn_ratio"]
+        given, theirs = (architecture.hidden(told["ffn"], told["embed_dim"], ratio) for ratio in ratios)
+        wanted |= {"ffn_ratio": told["ffn_ratio"]} if given != theirs else {}
+    if (config.grid is None) != (told.get("grid") is None):  # another grid than the file's is resampled
+        wanted["grid"] = told.get("grid")
     if (config.layer_scale is not None) != ("blocks.0.ls1.gamma" in found.weights):
-        wanted["layer_scale"] = 1e-5 if config.layer_scale is None else "null"
+        wanted["layer_scale"] = 1e-5 if config.layer_scale is None else None
+    if found.sequences and not config.sequences:
+        wanted["sequences"] = list(found.sequences)
+    heads = told.get("num_heads", config.num_heads)
+    if config.num_heads != heads and (config.num_heads is not None or told["embed_dim"] != 64 * heads):
+        wanted["num_heads"] = heads
     if wanted:
-        words = " ".join(f"model.{name}={str(value).lower()}" for name, value in wanted.items())
-        raise WeightsError(f"{found.source}: is of another model; set {words}")
+        words = " ".join(f"model.{name}={_word(value)}" for name, value in wanted.items())
+        more = "" if heads else " and model.num_heads, which the file does not hold"
+        raise WeightsError(f"{found.source}: belongs to another model; set {words}{more}")
+    if heads is None:
+        raise WeightsError(untold_heads(found))
+
+
+def untold_heads(found: Published) -> str:
+    """The error line about weights from which the number of heads cannot be read."""
+    size = f"embed_dim={found.settings['embed_dim']}, depth={found.settings['depth']}"
+    return f"{found.source}: cannot tell num_heads for {size}; set model.num_heads, or add config.json beside it"
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "null"
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value).lower()
 
 
 def _same(mine: object, theirs: object) -> bool:

@@ -2,14 +2,13 @@
 
 Known are Meta's files of DINOv2 and DINOv3 (a backbone alone, or a teacher's with prefixes, as MedDINOv3 and FlexiCT
 hand them out), MM-DINOv2's with its sequences, Hugging Face's folders of both, and timm's vision transformers. The kind
-is told by the keys. Files are read without executing anything that they hold.
+shows in the keys. Files are read without executing anything that they hold.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-Tensors = dict[str, torch.Tensor]
+from pretrain import architecture, naming
+from pretrain.architecture import WeightsError
+from pretrain.naming import Tensors
 
 MM_DINOV2 = ("t1", "t1c", "t2", "flair")  # the order of its embedding's rows
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -26,55 +27,7 @@ _SHARDED = "model.safetensors.index.json"
 _CLS = "cls_token"
 # of several networks in one file the one to take: an average of weights before what was averaged
 _PREFERRED = ("teacher", "ema", "model", "backbone", "")
-_RENAMED = {
-    "huggingface": (
-        (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
-        (r"^embeddings\.position_embeddings$", "pos_embed"),
-        (r"^embeddings\.register_tokens$", "storage_tokens"),
-        (r"^embeddings\.", ""),
-        (r"^(model\.|encoder\.)?layer\.", "blocks."),
-        (r"\.attention\.(attention\.)?(q_proj|query)\.", ".attn.q."),
-        (r"\.attention\.(attention\.)?(k_proj|key)\.", ".attn.k."),
-        (r"\.attention\.(attention\.)?(v_proj|value)\.", ".attn.v."),
-        (r"\.attention\.(o_proj|output\.dense)\.", ".attn.proj."),
-        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-        (r"\.mlp\.gate_proj\.", ".mlp.w1."),
-        (r"\.mlp\.weights_in\.", ".mlp.w12."),
-        (r"\.mlp\.weights_out\.", ".mlp.w3."),
-        (r"^layernorm\.", "norm."),
-    ),
-    "meta": (
-        (r"^mri_seq_embed\.", "sequence_embed."),
-        (r"^register_tokens$", "storage_tokens"),
-        (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # blocks in chunks
-        (r"^(patch_embed|rope_embed)_2D\.", r"\1."),  # FlexiCT
-    ),
-    "timm": (
-        (r"^reg_token$", "storage_tokens"),
-        (r"\.gamma_([12])$", r".ls\1.gamma"),
-        (r"^rope\.", "rope_embed."),
-        (r"\.attn\.([qkv])_bias$", r".attn.\1.bias"),
-        (r"\.mlp\.fc1_g\.", ".mlp.w1."),
-        (r"\.mlp\.fc1_x\.", ".mlp.w2."),
-    ),
-}
-# names that gated and plain blocks of one kind share
-_GATED = {
-    "huggingface": {".mlp.up_proj.": ".mlp.w2.", ".mlp.down_proj.": ".mlp.w3."},
-    "timm": {".mlp.fc2.": ".mlp.w3."},
-}
-_PLAIN = {"huggingface": {".mlp.up_proj.": ".mlp.fc1.", ".mlp.down_proj.": ".mlp.fc2."}}
-# buffers that follow from the architecture, and FlexiCT's way into the same blocks for volumes
-_DERIVED = re.compile(
-    r"(^(patch_embed|rope_embed)_3D\..*|bias_mask|rope_embed\.(periods|inv_freq)|rope_embeddings\.inv_freq|inv_freq)$"
-)
-
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; one line that names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +35,8 @@ class Published:
     """A backbone's weights as our VisionTransformer names them, the patch embedding with all its channels.
 
     kind       huggingface, meta or timm
-    settings   what the weights, or the configuration beside them, say of the model: ModelConfig's names
+    settings   of the model, under ModelConfig's names: from the weights, config.json or the table of published models
+    usual      names of the settings that come from that table alone
     sequences  names of the rows of the sequence embedding; () where there is none
     grey       three channels see the same grey image as it is, not a normalisation of it
     mean, std  of each channel, of images between 0 and 1, as the weights expect them normalised
@@ -92,6 +46,7 @@ class Published:
     kind: str
     weights: Tensors
     settings: dict[str, object] = field(default_factory=dict)
+    usual: frozenset[str] = frozenset()
     sequences: tuple[str, ...] = ()
     grey: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -101,16 +56,26 @@ class Published:
 def read(path: str | Path) -> Published:
     """The weights in a file or in a folder of Hugging Face's. Raises WeightsError."""
     path = Path(path)
-    tensors = _tensors(path)
+    tensors = _unwrapped(path, _tensors(path))
     root, embedded = _root(path, tensors)
     mine = {name[len(root) :]: value for name, value in tensors.items() if name.startswith(root)}
-    kind = _kind(mine, embedded)
-    weights = _one_matrix(_renamed(mine, kind))
+    kind = naming.kind_of(mine, embedded)
+    ours = naming.renamed(mine, kind)
+    _check_finite(path, root, mine, ours)
+    weights = naming.one_matrix(ours)
     if not any(name.startswith("blocks.0.attn.qkv.") for name in weights):
         raise WeightsError(f"{path}: a cls token, but no attention blocks that are known; its keys begin {_some(mine)}")
-    grey = "sequence_embed.weight" in weights
+    grey, beside = "sequence_embed.weight" in weights, _beside(path)
     sequences = _sequences(path, weights)
-    return Published(str(path), kind, _tidied(weights), _settings(path, weights), sequences, grey, *normalisation(path))
+    tidy = _tidied(weights)
+    settings, usual = architecture.settings(str(path), weights | tidy, _described(beside / "config.json"))
+    mean, std = normalisation(beside)
+    return Published(str(path), kind, tidy, settings, usual, sequences, grey, mean, std)
+
+
+def _beside(path: Path) -> Path:
+    """The folder whose configuration belongs to the weights: that of a file with one of Hugging Face's names."""
+    return path.parent if path.name in _WHOLE and path.is_file() else path
 
 
 def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -173,6 +138,22 @@ def _flat(prefix: str, tree: dict):
             yield f"{prefix}{key}", value
 
 
+def _unwrapped(path: Path, tensors: Tensors) -> Tensors:
+    found: Tensors = {}
+    for name, value in tensors.items():
+        if (short := naming.unwrapped(name)) in found:
+            raise WeightsError(f"{path}: holds {short} twice, with and without a wrapper; save one network")
+        found[short] = value
+    return found
+
+
+def _check_finite(path: Path, root: str, mine: Tensors, ours: Tensors) -> None:
+    """Derived buffers and heads may hold anything: they are not read."""
+    for (name, value), new in zip(mine.items(), ours):
+        if naming.kept(new) and not bool(value.float().isfinite().all()):
+            raise WeightsError(f"{path}: {root}{name} holds NaN or infinity; copy it again or take another checkpoint")
+
+
 def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
     """What stands before a backbone's names, and whether its tokens lie in `embeddings.`"""
     found = [name[: -len(_CLS)] for name in tensors if name == _CLS or name.endswith(f".{_CLS}")]
@@ -189,50 +170,12 @@ def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
     return best.removesuffix("embeddings."), embedded
 
 
-def _kind(tensors: Tensors, embedded: bool) -> str:
-    if embedded:
-        return "huggingface"
-    if any(name == "reg_token" or ".gamma_1" in name or name.startswith("rope.") for name in tensors):
-        return "timm"
-    return "meta"
-
-
-def _renamed(tensors: Tensors, kind: str) -> Tensors:
-    gated = any(".mlp.gate_proj." in name or ".mlp.fc1_g." in name for name in tensors)
-    renamed = {}
-    for name, value in tensors.items():
-        for pattern, replacement in _RENAMED[kind]:
-            name = re.sub(pattern, replacement, name)
-        for old, new in (_GATED if gated else _PLAIN).get(kind, {}).items():
-            name = name.replace(old, new)
-        renamed[name] = value
-    return renamed
-
-
-def _one_matrix(tensors: Tensors) -> Tensors:
-    """Query, key and value as one matrix; a bias that one of them lacks is zero. The two inputs of SwiGLU apart."""
-    ours: Tensors = {}
-    parts: dict[str, Tensors] = {}
-    for name, value in tensors.items():
-        head, dot, tail = name.rpartition("attn.")
-        if dot and tail[:2] in ("q.", "k.", "v."):
-            parts.setdefault(f"{head}attn.qkv.{tail[2:]}", {})[tail[0]] = value
-        elif ".mlp.w12." in name:
-            ours[name.replace("w12", "w1")], ours[name.replace("w12", "w2")] = value.chunk(2)
-        else:
-            ours[name] = value
-    for name, found in parts.items():
-        absent = torch.zeros_like(next(iter(found.values())))
-        ours[name] = torch.cat([found.get(part, absent) for part in "qkv"])
-    return ours
-
-
 def _tidied(weights: Tensors) -> Tensors:
     """Without heads and derived buffers; shapes as ours are."""
     tidy = {
         name: value.float()
         for name, value in weights.items()
-        if not _DERIVED.search(name) and not re.match(r"(head|fc_norm|classifier|pooler|dino_head|ibot_head)\b", name)
+        if naming.kept(name)
     }
     if "mask_token" in tidy:
         tidy["mask_token"] = tidy["mask_token"].reshape(1, -1)
@@ -258,26 +201,6 @@ def _sequences(path: Path, weights: Tensors) -> tuple[str, ...]:
     if len(rows) != len(MM_DINOV2):
         raise WeightsError(f"{path}: embeds {len(rows)} sequences; MM-DINOv2's are {', '.join(MM_DINOV2)}")
     return MM_DINOV2
-
-
-def _settings(path: Path, weights: Tensors) -> dict[str, object]:
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    registers = weights.get("storage_tokens")
-    found: dict[str, object] = {
-        "embed_dim": weights[_CLS].shape[-1],
-        "depth": depth,
-        "registers": 0 if registers is None else registers.shape[1],
-        "position": "learned" if "pos_embed" in weights else "rope",
-        "ffn": "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp",
-        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
-        "local_norm": "local_cls_norm.weight" in weights,
-    }
-    config = path / "config.json"
-    if config.is_file():
-        said = json.loads(config.read_text())
-        names = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps", "rope_theta": "rope_base"}
-        found |= {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
-    return found
 
 
 def _some(tensors: Tensors) -> str:

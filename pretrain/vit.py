@@ -265,7 +265,7 @@ class VisionTransformer(nn.Module):
         # with no mask the token takes part all the same, so that every parameter has a gradient
         cls = self.cls_token if group.mask is not None else self.cls_token + 0 * self.mask_token
         if self.rope_embed is None:
-            places = resampled(self.pos_embed, rows, columns)
+            places = resampled(self.pos_embed, rows, columns, antialias=self.register_count > 0)
             cls, patches = cls + places[:, :1], patches + places[:, 1:]
         if self.sequence_embed is not None:
             patches = patches + self._names(group, place).to(patches.dtype)

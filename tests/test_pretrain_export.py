@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import CONFIG, rows
 
-from pretrain import build, encoder, export, published, train
+from pretrain import build, encoder, export, export_huggingface, published, train, vit
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.encoder import Encoder
+from pretrain.positions import resampled
 
 pytest.importorskip("transformers")
 SMALL = dict(embed_dim=64, depth=3, num_heads=2, patch_size=8)
@@ -39,10 +41,21 @@ def encoder_of(config: ModelConfig) -> Encoder:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_folder_for_transformers(kind: str, tmp_path: Path) -> None:
-    """Written, loaded by AutoModel and by our own reader: cls, registers and patches to 1e-4 (checked inside)."""
+    """Written, loaded by AutoModel and by our own reader: cls, registers and patches to 1e-4 (checked inside), also of
+    5 × 9 patches; there transformers has other positions for plain DINOv2, and that is said with its figure."""
     loaded = encoder_of(MODELS[kind])
-    export.huggingface(loaded, tmp_path / "out", "a card")
-    assert export.check(loaded, tmp_path / "out") <= 1e-4
+    export_huggingface.write(loaded, tmp_path / "out")
+    compared = export.check(loaded, tmp_path / "out")
+    assert compared.difference <= 1e-4
+    if kind == "learned":
+        assert compared.otherwise > 1e-3 and compared.grids == ((5, 5),)
+        assert re.fullmatch(
+            r"features equal to \de[-+]\d\d at 5 × 5 patches; at 5 × 9 patches transformers interpolates positions "
+            rf"otherwise and differs by {compared.otherwise:.0e}", str(compared)
+        )  # fmt: skip
+    else:
+        assert compared.otherwise is None and compared.grids[1] == (5, 9)
+        assert re.fullmatch(r"features equal to \de[-+]\d\d at (4 × 4|5 × 5) and 5 × 9 patches", str(compared))
     from transformers import AutoModel
 
     theirs = AutoModel.from_pretrained(tmp_path / "out").eval()
@@ -59,7 +72,8 @@ def test_a_file_in_the_references_layout(kind: str, tmp_path: Path) -> None:
     """One file of plain tensors under the reference's names; our reader takes it back."""
     loaded = encoder_of(MODELS[kind])
     export.dinov3(loaded, tmp_path / "model.pth")
-    assert export.check(loaded, tmp_path / "model.pth") <= 1e-6
+    compared = export.check(loaded, tmp_path / "model.pth")
+    assert compared.difference <= 1e-6 and compared.otherwise is None and len(compared.grids) == 2
     tensors = torch.load(tmp_path / "model.pth", weights_only=True)
     assert set(tensors) == set(loaded.model.state_dict())
 
@@ -71,7 +85,7 @@ def test_an_onnx_file_of_open_size(kind: str, tmp_path: Path) -> None:
     loaded = encoder_of(MODELS[kind])
     export.export_onnx.write(loaded, tmp_path / "model.onnx", {"clip_hu": [-250, 450]})
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    assert export.check(loaded, tmp_path / "model.onnx") <= 1e-4
+    assert export.check(loaded, tmp_path / "model.onnx").difference <= 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     images = torch.randn(5, 1, 56, 16, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
@@ -89,7 +103,7 @@ def test_an_onnx_file_of_open_size(kind: str, tmp_path: Path) -> None:
 def test_a_damaged_export_is_found(tmp_path: Path) -> None:
     """Features that differ are an error, not a number in a log."""
     loaded = encoder_of(MODELS["rope"])
-    export.huggingface(loaded, tmp_path / "out", "")
+    export_huggingface.write(loaded, tmp_path / "out")
     from safetensors.torch import save_file
 
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -99,11 +113,25 @@ def test_a_damaged_export_is_found(tmp_path: Path) -> None:
         export.check(loaded, tmp_path / "out")
 
 
+def test_a_reader_that_differs_off_the_native_grid_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal at 5 × 5 patches and other positions at 5 × 9: of a format that we read ourselves that is an error."""
+    loaded = encoder_of(MODELS["learned"])
+    export.dinov3(loaded, tmp_path / "model.pth")
+
+    def shifted(places: torch.Tensor, rows: int, columns: int, antialias: bool) -> torch.Tensor:
+        own = places is loaded.model.pos_embed or (rows, columns) == (5, 5)
+        return resampled(places, rows, columns, antialias) * (1 if own else 1.5)
+
+    monkeypatch.setattr(vit, "resampled", shifted)
+    with pytest.raises(export.ExportError, match="do not use it"):
+        export.check(loaded, tmp_path / "model.pth")
+
+
 def test_what_transformers_does_not_have_is_refused(tmp_path: Path) -> None:
     """Learned positions with SwiGLU of our rounding: one line."""
     loaded = encoder_of(ModelConfig(**SMALL, position="learned", grid=5, ffn="swiglu"))
     with pytest.raises(export.ExportError, match="use --format dinov3"):
-        export.huggingface(loaded, tmp_path / "out", "")
+        export_huggingface.write(loaded, tmp_path / "out")
 
 
 def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -121,6 +149,7 @@ def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytes
     found = rows(run / "adapt")
     assert f"| {found[3]['loss/total']:.3f} | {found[5]['loss/total']:.3f} | {found[7]['loss/total']:.3f} |" in card
     assert f"| adapt, kNN | – | – | {found[3]['knn/auroc']:.3f} |" in card
+    assert "features equal to" in card and "at 4 × 4 and 5 × 9 patches" in card
     processor = json.loads((out / "preprocessor_config.json").read_text())
     hu = np.array([-1000.0, 0.0, 300.0])
     loaded = IntensityConfig()
@@ -145,11 +174,11 @@ def test_a_model_of_several_sequences_is_handed_out_whole_or_one_sequence_of_it(
     names = ["t2", "t1", "ct"]
     loaded = encoder_of(ModelConfig(**SMALL, sequences=names))
     export.dinov3(loaded, tmp_path / "all.pth")
-    assert export.check(loaded, tmp_path / "all.pth") <= 1e-6
+    assert export.check(loaded, tmp_path / "all.pth").difference <= 1e-6
     assert published.read(tmp_path / "all.pth").sequences == tuple(names)
     one = encoder.of_one_sequence(loaded, "t1")
-    export.huggingface(one, tmp_path / "t1", "")
-    assert export.check(one, tmp_path / "t1") <= 1e-4
+    export_huggingface.write(one, tmp_path / "t1")
+    assert export.check(one, tmp_path / "t1").difference <= 1e-4
     images = torch.randn(2, 1, 24, 24, generator=torch.Generator().manual_seed(1))
     mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(2)) < 0.5
     with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pretrain.positions import resampled
 from pretrain.vit import VisionTransformer
 
 transformers = pytest.importorskip("transformers")
@@ -72,6 +73,38 @@ def test_dinov3_equals_transformers(registers: int, size: tuple[int, int]) -> No
     weights["rope_embed.periods"] = ours.rope_embed.periods
     ours.load_state_dict({name: value for name, value in weights.items() if "inv_freq" not in name})
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, found = theirs(image).last_hidden_state, ours(image)
+    together = torch.cat([found.cls[:, None], found.registers, found.patches], dim=1)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [37, 16, 5])
+@pytest.mark.parametrize("size", [(7, 7), (16, 16), (32, 32), (5, 40), (48, 31), (1, 2), (37, 37)])
+def test_antialiased_positions_equal_pytorchs(side: int, size: tuple[int, int]) -> None:
+    """Smaller and larger, square and oblong: F.interpolate's antialiased bicubic to 1e-5; the cls token's stays."""
+    places = torch.randn(1, 1 + side * side, 6, generator=torch.Generator().manual_seed(0))
+    square = places[:, 1:].reshape(1, side, side, 6).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(square, size, mode="bicubic", antialias=True)
+    found = resampled(places, *size, antialias=True)
+    torch.testing.assert_close(found[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[:, :1], places[:, :1])
+    if size == (side, side):
+        assert torch.equal(found, places)
+
+
+@pytest.mark.parametrize("size", [(37, 37), (7, 7), (16, 16), (32, 32), (7, 19), (40, 5)])
+def test_dinov2_with_registers_equals_transformers(size: tuple[int, int]) -> None:
+    """cls, registers and patches to 1e-4 of Dinov2WithRegistersModel on grids other than its own 37 × 37, too."""
+    config = transformers.Dinov2WithRegistersConfig(
+        patch_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=74, num_register_tokens=4
+    )
+    theirs = random_model("Dinov2WithRegistersModel", config)
+    ours = VisionTransformer(
+        in_channels=3, patch_size=2, embed_dim=64, depth=3, num_heads=4, position="learned", grid=37, norm_eps=1e-6,
+    ).eval()  # fmt: skip
+    ours.load_state_dict(renamed(theirs.state_dict(), {"embeddings.register_tokens": "storage_tokens"} | DINOV2))
+    image = torch.randn(2, 3, 2 * size[0], 2 * size[1], generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, found = theirs(image).last_hidden_state, ours(image)
     together = torch.cat([found.cls[:, None], found.registers, found.patches], dim=1)

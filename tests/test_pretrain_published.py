@@ -1,4 +1,5 @@
-"""Weights of others in our transformer: every layout, one channel, other patch sizes, and files that are no weights."""
+"""Weights of others in our transformer: every layout, one channel, other patch sizes, other grids, and files that hold
+no weights. What files tell of their architecture is in test_pretrain_architecture.py."""
 
 from __future__ import annotations
 
@@ -50,12 +51,7 @@ def theirs_of(kind: str) -> torch.nn.Module:
 
 def config_for(found: published.Published, **more: object) -> ModelConfig:
     """The model that the weights belong to, as a user would write it."""
-    weights = found.weights
-    said = {"patch_size": weights["patch_embed.proj.weight"].shape[-1], "num_heads": 4, "mask_k_bias": False}
-    if "pos_embed" in weights:
-        said["grid"] = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    hidden = weights.get("blocks.0.mlp.fc1.weight", weights.get("blocks.0.mlp.w1.weight")).shape[0]
-    said["ffn_ratio"] = hidden / found.settings["embed_dim"] * (1.5 if "blocks.0.mlp.w1.weight" in weights else 1)
+    said = {"patch_size": found.weights["patch_embed.proj.weight"].shape[-1], "num_heads": 4, "mask_k_bias": False}
     return merge(ModelConfig, ("here", {**said, **found.settings, **more}))
 
 
@@ -119,8 +115,9 @@ def meta_file(tmp_path: Path) -> tuple[dict[str, torch.Tensor], Path]:
     """Our DINOv3 layout as Meta's file has it: three channels, a teacher beside a student, prefixes, heads."""
     torch.manual_seed(0)
     config = ModelConfig(embed_dim=64, depth=3, num_heads=4)
-    backbone = build.backbone(config).state_dict()
-    backbone = {name: torch.randn_like(value) * 0.1 for name, value in backbone.items()}
+    network = build.backbone(config)
+    backbone = {name: torch.randn_like(value) * 0.1 for name, value in network.state_dict().items()}
+    backbone |= dict(network.named_buffers())
     backbone["patch_embed.proj.weight"] = torch.randn(64, 3, 16, 16)
     heads = {"dino_head.mlp.0.weight": torch.zeros(3, 3), "ibot_head.last_layer.weight": torch.zeros(2, 2)}
     teacher = {f"backbone.{name}": value for name, value in backbone.items()} | heads
@@ -205,37 +202,71 @@ def test_a_dinov3_of_timm_gives_its_features(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_resampled_kernel_answers_a_resized_patch_as_before() -> None:
-    """16 → 8 and 16 → 24: on patches that the smaller grid can hold, the product is the same; 16 → 16 is nothing."""
-    kernel = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+def smooth(count: int, size: int, seed: int) -> torch.Tensor:
+    """(count, 1, size, size) random images whose spectrum falls with the square of the frequency, as tissue's does."""
+    wide = 4 * size  # its middle is not periodic
+    frequency = torch.fft.fftfreq(wide)
+    radius = (frequency[:, None].square() + frequency.square()).sqrt().clamp(min=1 / wide)
+    noise = torch.randn(count, wide, wide, generator=torch.Generator().manual_seed(seed))
+    images = torch.fft.ifft2(torch.fft.fft2(noise) / radius.square()).real
+    return (images / images.std(dim=(1, 2), keepdim=True)).unsqueeze(1)[..., :size, :size]
+
+
+@pytest.mark.parametrize(("size", "most"), [(8, 0.03), (14, 0.002), (24, 1e-5), (32, 1e-5)])
+def test_a_resampled_kernel_answers_a_resized_patch_as_before(size: int, most: float) -> None:
+    """Smooth kernels on smooth patches, resized antialiased as our images are: the products, relative to their norm."""
+    kernel, patches = smooth(32, 16, 0), smooth(64, 16, 1)
+    resized = torch.nn.functional.interpolate(patches, (size, size), mode="bicubic", antialias=True)
+    expected = torch.einsum("dcij,ncij->nd", kernel, patches)
+    found = torch.einsum("dcij,ncij->nd", initialise.resample_kernel(kernel, size), resized)
+    assert (found - expected).norm() <= most * expected.norm()
     assert initialise.resample_kernel(kernel, 16) is kernel
-    larger = initialise.resample_kernel(kernel, 24)
-    patch = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    resized = torch.nn.functional.interpolate(patch, (24, 24), mode="bicubic")
-    torch.testing.assert_close(
-        torch.einsum("dcij,ncij->nd", larger, resized),
-        torch.einsum("dcij,ncij->nd", kernel, patch),
-        atol=1e-3,
-        rtol=1e-4,
-    )
-    assert initialise.resample_kernel(kernel, 8).shape == (5, 1, 8, 8)
 
 
-def test_another_model_is_told_by_the_words_that_would_mend_it(tmp_path: Path) -> None:
-    """Width, depth, registers, LayerScale: all named at once; another size of the feed-forward part by its shapes."""
-    backbone, path = meta_file(tmp_path)
-    found = published.read(path)
-    model = build.backbone(config := ModelConfig(embed_dim=32, depth=2, num_heads=2, layer_scale=None))
-    with pytest.raises(WeightsError, match=r"set model.embed_dim=64 model.depth=3 model.layer_scale=1e-05"):
-        initialise.load(model, found, config, IntensityConfig())
-    model = build.backbone(config := ModelConfig(embed_dim=64, depth=3, num_heads=4, ffn_ratio=2.0))
-    with pytest.raises(WeightsError, match=r"blocks.0.mlp.fc1.weight is \(256, 64\), the model's \(128, 64\)"):
-        initialise.load(model, found, config, IntensityConfig())
-    found.weights["extra.weight"] = torch.zeros(1)
-    del found.weights["norm.bias"]
-    model = build.backbone(config := ModelConfig(embed_dim=64, depth=3, num_heads=4))
-    with pytest.raises(WeightsError, match="in the file only: extra.weight; in the model only: norm.bias"):
-        initialise.load(model, found, config, IntensityConfig())
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2 with registers"])
+def test_a_smaller_grid_starts_as_the_files_own(kind: str, tmp_path: Path) -> None:
+    """model.grid=3 of a file with 5: the features of 3 × 3 patches are those of the file's grid there, to 1e-5."""
+    theirs_of(kind).save_pretrained(tmp_path)
+    found = published.read(tmp_path)
+    image = torch.randn(2, 1, 42, 42, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        small, whole = loaded(found, grid=3)(image), loaded(found)(image)
+    torch.testing.assert_close(small.cls, whole.cls, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(small.patches, whole.patches, atol=1e-5, rtol=1e-5)
+
+
+def test_wrappers_leave_no_trace_in_names(tmp_path: Path) -> None:
+    """torch.compile, DataParallel, checkpoint_wrapper and FSDP, mixed and nested anywhere: the bare file's weights."""
+    backbone, _ = meta_file(tmp_path)
+    torch.save(backbone, tmp_path / "bare.pth")
+    words = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+    wrapped = {}
+    for number, (name, value) in enumerate(backbone.items()):
+        parts = name.split(".")
+        parts.insert(number % len(parts), words[number % 4])
+        parts.insert(number % len(parts), words[(number + 1) % 4])
+        wrapped[".".join(["module", "_orig_mod", "backbone", words[number % 4], *parts])] = value
+    torch.save({"teacher": wrapped}, tmp_path / "wrapped.pth")
+    bare, found = (published.read(tmp_path / name) for name in ("bare.pth", "wrapped.pth"))
+    assert bare.settings == found.settings and set(bare.weights) == set(found.weights)
+    assert all(torch.equal(found.weights[name], value) for name, value in bare.weights.items())
+    torch.save({**backbone, "module.norm.bias": torch.zeros(64)}, tmp_path / "twice.pth")
+    with pytest.raises(WeightsError, match="holds norm.bias twice"):
+        published.read(tmp_path / "twice.pth")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(bad: float, tmp_path: Path) -> None:
+    """One value of one tensor: its name in the file; in derived buffers and heads it does not matter."""
+    backbone, _ = meta_file(tmp_path)
+    nothing = {"blocks.0.attn.qkv.bias_mask", "blocks.1.attn.qkv.bias_mask", "blocks.2.attn.qkv.bias_mask"}
+    harmless = {name: torch.full_like(value, bad) if name in nothing else value for name, value in backbone.items()}
+    torch.save({"teacher": {**harmless, "dino_head.weight": torch.tensor([bad])}}, tmp_path / "good.pth")
+    published.read(tmp_path / "good.pth")
+    harmless["blocks.1.mlp.fc1.weight"][3, 5] = bad
+    torch.save({"teacher": harmless}, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match="bad.pth: teacher.blocks.1.mlp.fc1.weight holds NaN or infinity; copy it"):
+        published.read(tmp_path / "bad.pth")
 
 
 class Evil:
