@@ -170,7 +170,8 @@ def test_rope_is_stretched_in_training_alone() -> None:
     image = torch.randn(1, 1, 32, 32)
     assert torch.equal(stretched.eval()(image).patches, plain.eval()(image).patches)
     stretched.train()
-    one, same, other = (stretched.packed([Crops(image, stretch=factors)])[0].patches for factors in ((1.5,), (1.5, 1.5), (1.5, 0.7)))
+    drawn = (1.5,), (1.5, 1.5), (1.5, 0.7)
+    one, same, other = (stretched.packed([Crops(image, stretch=factors)])[0].patches for factors in drawn)
     assert torch.equal(one, same) and not torch.equal(one, other)
     for factors in (None, (1.5, 1.5, 1.5)):
         with pytest.raises(ValueError, match="needs 1 or 2 stretch factors"):
