@@ -112,7 +112,7 @@ class PlainTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.storage_tokens = nn.Parameter(torch.zeros(1, registers, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path] * depth
         self.blocks = nn.ModuleList(PlainBlock(dim, heads, 4 * dim, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
