@@ -1,9 +1,9 @@
 """KoLeo of a batch that ranks and micro-batches share: exact whichever images are computed together.
 
 Neighbours are sought among consecutive images of the whole batch. Where no such group spans two parts, each part has
-its own KoLeo. Else a first pass without gradients gives all cls tokens, from which follow KoLeo and its gradient with
-respect to each token; the usual pass then needs only the product of that gradient with the tokens of its part, whose
-derivative is KoLeo's by the chain rule. The weights are the same in both passes, so nothing is approximated.
+its own KoLeo. Else a first pass gives all cls tokens, from which follow KoLeo and its gradient with respect to each
+token; the usual pass then needs only the product of that gradient with the tokens of its part, whose derivative is
+KoLeo's by the chain rule. Both passes see the same weights, crops and draws, so nothing is approximated.
 
 How the parts are weighted. Of N images in all a rank has n, and one of its parts m. A step's gradient is the mean over
 R ranks of the sum over a rank's parts, each part's loss times m · R / N (`step.gradients`). With g = ∂KoLeo/∂token a
@@ -63,15 +63,14 @@ def koleo(cls: torch.Tensor, counts: Sequence[int], group: int | None, world: Wo
 def of_batch(
     tokens: Sequence[torch.Tensor], counts: Sequence[tuple[int, ...]], group: int | None, world: World = ALONE
 ) -> list[Known]:
-    """KoLeo of a whole batch from the (2·m, D) cls tokens of each of this rank's parts.
+    """KoLeo of a whole batch from the (2·m, D) cls tokens, without gradients, of each of this rank's parts.
 
     counts  as for `spans_parts`
     """
-    crops = [each.detach().float().unflatten(0, (2, -1)) for each in tokens]
+    crops = [each.float().unflatten(0, (2, -1)) for each in tokens]
     whole = torch.cat(crops, dim=1).requires_grad_()
-    with torch.enable_grad():
-        value = koleo(whole.flatten(0, 1), [sum(of_rank) for of_rank in zip(*counts)], group, world)
-        (gradient,) = torch.autograd.grad(value, whole)
+    value = koleo(whole.flatten(0, 1), [sum(of_rank) for of_rank in zip(*counts)], group, world)
+    (gradient,) = torch.autograd.grad(value, whole)
     sizes = [each.shape[1] for each in crops]
     return [
         Known(value.detach(), part.flatten(0, 1) * (sum(sizes) / size))

@@ -173,7 +173,6 @@ def gradients(
     """
     with precision:
         goals, monitors = targets(teacher, batch, weights, world)
-    with precision:  # anew: autocast keeps weights that it has cast, and those cast without gradients have none
         spreads = _spread_over_parts(student, batch, weights, world)
     images, sums = sum(sum(part.counts or (part.images,)) for part in batch), {}
     for part, goal, spread in zip(batch, goals, spreads):
@@ -191,7 +190,6 @@ def gradients(
     return {**sums, **monitors}
 
 
-@torch.no_grad()
 def _spread_over_parts(
     student: nn.Module, batch: Sequence[Part], weights: StepWeights, world: World
 ) -> list[koleo.Known | None]:
@@ -203,7 +201,8 @@ def _spread_over_parts(
     if not weights.koleo or not koleo.spans_parts(counts, weights.koleo_group):
         return [None] * len(batch)
     backbone = getattr(student, "module", student).backbone  # DDP's own forward pass would prepare for gradients
-    tokens = [backbone.packed([part.masked_crops(_NO_PATCHES)])[0].cls for part in batch]
+    # with gradients, whose graph goes with each part: without them attention and compiled blocks may round otherwise
+    tokens = [backbone.packed([part.masked_crops(_NO_PATCHES)])[0].cls.detach() for part in batch]
     with torch.autocast(tokens[0].device.type, enabled=False):
         return koleo.of_batch(tokens, counts, weights.koleo_group, world)
 

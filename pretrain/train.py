@@ -258,8 +258,8 @@ def parts_of(
     config: Config, name: str, stage: StageConfig, plan: mixture.Plan, world: World
 ) -> list[list[tuple[int, ...]]]:
     """How a batch of each of a stage's variants is divided, among processes and then in time. Raises SettingsError."""
-    group = stage.loss.koleo_group if stage.loss.koleo else None
-    return accumulate.plan(stage.batch_size, config.machine.accumulate, plan.scales, group, name, world.size)
+    count, group = config.machine.accumulate, stage.loss.koleo_group
+    return accumulate.plan(stage.batch_size, count, plan.scales, group, name, world.size)
 
 
 def note_parts(name: str, plan: mixture.Plan, parts: list[list[tuple[int, ...]]], count: int) -> None:

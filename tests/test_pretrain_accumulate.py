@@ -98,20 +98,20 @@ def test_a_first_pass_is_made_where_groups_span_parts(
     packed, seen = VisionTransformer.packed, []
 
     def counted(model: VisionTransformer, groups: list) -> list:
-        seen.append((model is student.backbone, len(groups), torch.is_grad_enabled()))
+        seen.append((model is student.backbone, len(groups)))
         return packed(model, groups)
 
     monkeypatch.setattr(VisionTransformer, "packed", counted)
     step.gradients(student, teacher, in_parts(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
-    of_student = [each[1:] for each in seen if each[0]]
-    assert of_student == [(1, False)] * (passes - len(sizes)) + [(2, True)] * len(sizes)
+    of_student = [groups for own, groups in seen if own]  # global crops alone, then local ones too
+    assert of_student == [1] * (passes - len(sizes)) + [2] * len(sizes)
 
 
 def test_neighbours_in_other_parts_count() -> None:
     """KoLeo's gradient with and without them differs by far more than the exact one errs, in float32 and in bf16."""
     student, teacher, _ = networks()
     alone = StepWeights(teacher_temp=0.05, dino=0.0, ibot=0.0, koleo=1.0)
-    for low, tolerance in ((False, 1e-5), (True, 0.02)):
+    for low, tolerance in ((False, 1e-5), (True, 0.01)):
         found = []
         for sizes, group in (((8,), None), ((4, 4), None), ((4, 4), 4)):
             student.zero_grad()
