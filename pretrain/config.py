@@ -90,7 +90,7 @@ class CropsConfig:
     candidates: int = 4  # boxes tried per crop before the one with most body is taken
     flip: float = 0.0  # probability of a left-right flip; a body's sides differ
     # sizes drawn per step. Every step has batch_size images; one of more pixels than the sizes above give goes through
-    # the student in more parts (machine.accumulate): more time instead of more memory
+    # the student in more parts (machine.accumulate): more time instead of more memory, the teacher's logits excepted
     mixture: list[PairConfig] = field(default_factory=list)
 
 

@@ -5,7 +5,8 @@ A step's draw is a function of seed and step, so that a run can be taken up at a
 The batch is the same at every size, as in the references: the learning rate, Sinkhorn's balance, KoLeo's neighbours and
 the teacher's momentum were all chosen for that many images. What a pair with more pixels needs beyond the memory of the
 stage's own sizes it gets in time: its batch goes through the student in more parts (`Plan.scales`), so that such a step
-takes longer in proportion to its pixels.
+takes longer in proportion to its pixels. What is held for a whole batch still grows with them: its crops, and the
+teacher's logits of all masked patches, which Sinkhorn balances together.
 """
 
 from __future__ import annotations
