@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from benchmarks import counting
-from pretrain import build, ema, optim, step, views
+from pretrain import accumulate, build, ema, optim, step, views
 from pretrain.config import Config, StageConfig
+from pretrain.koleo import spans_parts
 from pretrain.machine import autocast
 from pretrain.stream import Batch
 from pretrain.views import Views
@@ -69,6 +70,7 @@ def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> t
 class Arm:
     """One of a stage's variants (`mixture.plan`) on a device.
 
+    parts   in which the batch goes through the networks, at most
     masked  share of the global crops' patches that are masked; None: as many as are expected
     side    of a slice in pixels
     """
@@ -80,9 +82,11 @@ class Arm:
         images: int,
         device: torch.device,
         *,
+        parts: int = 1,
         masked: float | None = None,
         side: int = 512,
     ) -> None:
+        self.counts = accumulate.divided(images, parts, stage.loss.koleo_group)
         self.config, self.stage, self.images, self.device = config, stage, images, device
         self.student, self.teacher, self.anchor = networks(config, stage, device)
         self.optimizer = build.optimizer(stage, self.student, config.model.depth)
@@ -91,7 +95,9 @@ class Arm:
         self.batch = batch_of(images, len(names), side, device)
         share = counting.masked_share(stage.masks, len(names)) if masked is None else masked
         self.masks = masks_of(config, stage, images, share)
-        self.counted = counting.step(config, stage, images, pixels=(side, side), masked=int(self.masks.sum()))
+        first = spans_parts(self.counts, stage.loss.koleo_group)
+        masked = int(self.masks.sum())
+        self.counted = counting.step(config, stage, images, pixels=(side, side), masked=masked, first_pass=first)
 
     @property
     def precision(self) -> AbstractContextManager:
@@ -106,17 +112,16 @@ class Arm:
         return step.gradients(
             self.student,
             self.teacher,
-            [self.part(crops)],
+            self.parts(crops),
             self.weights,
             gram_teacher=self.anchor,
             precision=self.precision,
         )
 
-    def part(self, crops: Views) -> step.Part:
-        """The whole batch as one part."""
+    def parts(self, crops: Views) -> list[step.Part]:
+        """The batch as the networks get it."""
         draws = build.draws(self.config, self.stage, self.batch, 0)
-        (whole,) = step.parts(crops, self.masks, draws, [(self.images,)])
-        return whole
+        return step.parts(crops, self.masks, draws, self.counts)
 
     @property
     def weights(self) -> step.StepWeights:

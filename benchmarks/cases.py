@@ -53,7 +53,7 @@ def cases() -> list[Case]:
 class Scale:
     """How large everything is: as it is, or in miniature.
 
-    images   of a step on one GPU at a stage's own crop sizes
+    images   of a step on one GPU
     least    seconds that a step is repeated for
     side, patients   of the slices that are loaded: pixels, and how many have 40 each
     matrix   side of the matrices whose products are measured; None: as large as they must be
@@ -67,12 +67,12 @@ class Scale:
     matrix: int | None = None
 
     def stage(self, config: Config, number: int) -> tuple[StageConfig, int]:
-        """Stage `number` with its largest crops, and its images."""
-        _, stage, images = list(memory.variants(config, self.images))[number - 1]
+        """Stage `number` with its largest crops, and the parts of its batch."""
+        _, stage, parts = list(memory.variants(config))[number - 1]
         if not self.overrides:
-            return stage, images
+            return stage, parts
         crops = replace(stage.crops, global_size=48 if number == 3 else 32, local_size=16, local_number=2)
-        return replace(stage, crops=crops, gram=replace(stage.gram, size=64)), 2
+        return replace(stage, crops=crops, gram=replace(stage.gram, size=64)), parts
 
 
 QUICK = Scale(tuple(_TINY), images=2, least=0.0, side=64, patients=1, matrix=128)
@@ -103,10 +103,11 @@ class Run:
     def arm(self, case: Case) -> Arm:
         """The case's step, warm; of half as many images until it fits."""
         config = self.config(case)
-        stage, images = self.scale.stage(config, case.stage)
+        stage, parts = self.scale.stage(config, case.stage)
+        images = self.scale.images
         while True:
             try:
-                arm = Arm(config, stage, images, self.device, side=self.scale.side)
+                arm = Arm(config, stage, images, self.device, parts=parts, side=self.scale.side)
                 for _ in range(2):
                     arm.step()
                 return arm

@@ -1,9 +1,9 @@
 """What one training step costs on paper: operations of its matrix products, part by part, and the bytes beside them.
 
-A multiply-add counts as two operations. Products are counted as the mathematics needs them: what activation
-checkpointing computes again is apart (`Step.again`) and what a fused kernel does is not looked at, so that a rate by
-`Step.model` tells how fast a training goes, not how busy a machine is. Norms, activations and RoPE are left out: they
-cost bytes, not operations.
+A multiply-add counts as two operations. Products are counted as the mathematics needs them: what is computed twice to
+save memory is apart (`Step.again`) and what a fused kernel does is not looked at, so that a rate by `Step.model` tells
+how fast a training goes, not how busy a machine is. Norms, activations and RoPE are left out: they cost bytes, not
+operations.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Step:
     """One step of `images` images.
 
     student, gradient   forward and backward pass over global and local crops
-    again     what activation checkpointing computes a second time; nothing without it
+    again     what is computed a second time: by activation checkpointing, and by KoLeo's first pass
     teacher   over global crops, and `anchor`, the Gram teacher's over its finer ones: forward alone
     losses    similarities of Gram anchoring, KoLeo and the monitors, cross-entropies; float32
     views     crop, resize and blur of every crop; float32
@@ -220,6 +220,7 @@ def step(
     pixels: tuple[int, int] = (512, 512),
     sequences: int | None = None,
     masked: float | None = None,
+    first_pass: bool = False,
     known: Costs | None = None,
 ) -> Step:
     """One step of a stage with one pair of crop sizes (a variant of `mixture.plan`).
@@ -227,6 +228,7 @@ def step(
     pixels     of a slice
     sequences  that every image has; None: all of `data.sequences`
     masked     patches of the 2 · images global crops that are masked; None: as many as are expected
+    first_pass KoLeo's groups span the parts of the batch (`pretrain.koleo`)
     known      `costs(config)`, where they are at hand
     """
     found, crops = known or costs(config), stage.crops
@@ -248,6 +250,12 @@ def step(
         linear=stays * everything.linear - last_stays * of_student * found.last,
         attention=stays * everything.attention,
     )
+    unread_first = 2 * images * (found.tokens(crops.global_size, count) - 1)
+    first = replace(
+        whole,
+        linear=stays * whole.linear - last_stays * unread_first * found.last,
+        attention=stays * whole.attention,
+    )
     forward = student + found.rows((2 + crops.local_number) * images, masked)
     # a product has two in its gradient, but nobody asks for that of the pixels
     gradient = forward * 2 + Products(embedding=-forward.embedding)
@@ -258,7 +266,8 @@ def step(
         images=images,
         student=forward,
         gradient=gradient,
-        again=Products(linear=student.linear, attention=student.attention) * config.machine.recompute,
+        again=Products(linear=student.linear, attention=student.attention) * config.machine.recompute
+        + first * first_pass,
         teacher=whole + Products(linear=-unread * found.last) + found.rows(2 * images, masked),
         anchor=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
         losses=_losses(found, stage, images, masked, count),

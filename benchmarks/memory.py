@@ -89,10 +89,18 @@ def most_masked(masks: MaskConfig, images: int) -> float:
 
 
 def computed(
-    config: Config, stage: StageConfig, images: int, *, masked: float | None = None, side: int = 512, gpu: bool = True
+    config: Config,
+    stage: StageConfig,
+    images: int,
+    *,
+    parts: int | None = None,
+    masked: float | None = None,
+    side: int = 512,
+    gpu: bool = True,
 ) -> Peak:
     """The peak of a step with one of a stage's pairs of crop sizes, without making it.
 
+    parts   of the batch; None: machine.accumulate, right for the stage's own sizes
     masked  share of masked patches; None: `most_masked`
     side    of a slice, pixels
     gpu     as on a GPU; else as on this machine's CPU
@@ -115,8 +123,8 @@ def computed(
     share = most_masked(stage.masks, images) if masked is None else masked
     masks = arms.masks_of(config, stage, images, share)
     draws = build.draws(config, stage, arms.batch_of(images, 1, 1, torch.device("cpu")), 0)
-    sizes = accumulate.part_sizes(images, machine.accumulate, stage.loss.koleo_group or images)
-    batch = step.parts(crops, masks, draws, [(size,) for size in sizes])
+    counts = accumulate.divided(images, parts or machine.accumulate, stage.loss.koleo_group)
+    batch = step.parts(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
@@ -153,9 +161,9 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
-def measured(config: Config, stage: StageConfig, images: int, device: torch.device) -> int:
+def measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int = 1) -> int:
     """The most bytes that PyTorch's allocator gave out during real steps on a GPU. Raises torch.OutOfMemoryError."""
-    arm = arms.Arm(config, stage, images, device, masked=most_masked(stage.masks, images))
+    arm = arms.Arm(config, stage, images, device, parts=parts, masked=most_masked(stage.masks, images))
     arm.step()  # the moments are made here
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -169,10 +177,12 @@ def room(gigabytes: float) -> float:
     return gigabytes * 2**30 * _USABLE
 
 
-def largest(config: Config, stage: StageConfig, known: Peak, sizes: Sequence[float]) -> list[int]:
+def largest(
+    config: Config, stage: StageConfig, known: Peak, sizes: Sequence[float], parts: int | None = None
+) -> list[int]:
     """How many images fit GPUs of so many GB (2³⁰ bytes), to one in a hundred; 0 where not even one does.
 
-    known  one peak of the stage
+    known  one peak of the stage; parts as for `computed`
     """
     peaks = {0: 0, known.images: known.peak}
     found = []
@@ -184,7 +194,7 @@ def largest(config: Config, stage: StageConfig, known: Peak, sizes: Sequence[flo
             if above is not None and above - below <= max(1, below // 100):
                 break
             images = _between(peaks, below, above, space)
-            peaks[images] = computed(config, stage, images).peak
+            peaks[images] = computed(config, stage, images, parts=parts).peak
         found.append(below)
     return found
 
@@ -201,12 +211,12 @@ def _between(peaks: Mapping[int, int], below: int, above: int | None, space: flo
     return min(max(images, below + 1), above - 1 if above else 4 * many)
 
 
-def variants(config: Config, images: int = IMAGES) -> Iterator[tuple[str, StageConfig, int]]:
-    """Each stage's name, the stage with its largest crops, and what these leave of `images` a step."""
+def variants(config: Config) -> Iterator[tuple[str, StageConfig, int]]:
+    """Each stage's name, the stage with its largest crops, and the parts in which these have a batch computed."""
     for name in config.stages:
-        plan = mixture.plan(replace(configuration.stage(config, name), batch_size=images), config.seed)
+        plan = mixture.plan(configuration.stage(config, name), config.seed)
         number = max(set(plan.choice.tolist()), key=lambda each: _sizes(plan.variants[each]))
-        yield name, plan.variants[number], int(plan.sizes[plan.choice == number][0])
+        yield name, plan.variants[number], accumulate.wanted(config.machine.accumulate, plan.scales[number])
 
 
 def _sizes(stage: StageConfig) -> tuple[int, int]:
@@ -219,23 +229,23 @@ def with_recompute(config: Config, wanted: bool) -> Config:
 
 def report(files: Sequence[Path], device: torch.device) -> Iterator[str]:
     """The table, line by line."""
-    columns = "images | networks | moments | inputs | logits | kept | rest | peak | measured"
+    columns = "images | parts | networks | moments | inputs | logits | kept | rest | peak | measured"
     yield f"| {'stage':28} | {'crops':>7} | {columns} |"
-    yield "|---" * 11 + "|"
+    yield "|---" * 12 + "|"
     fits = []
     for file in files:
         config = configuration.load(file, ["data.root=none"])
-        for name, stage, images in variants(config):
+        for name, stage, parts in variants(config):
             for again in (False, True):
                 with_ = with_recompute(config, again)
                 label = f"{config.name} {name}" + (", recompute" if again else "")
-                found = computed(with_, stage, images)
-                parts = (found.networks, found.moments, found.inputs, found.logits, found.activations, found.rest)
-                real = _measured(with_, stage, images, device)
+                found = computed(with_, stage, IMAGES, parts=parts)
+                each = (found.networks, found.moments, found.inputs, found.logits, found.activations, found.rest)
+                real = _measured(with_, stage, IMAGES, device, parts)
                 crops = "/".join(map(str, _sizes(stage)))
-                sizes = " | ".join(f"{each / 2**30:.1f}" for each in (*parts, found.peak))
-                yield f"| {label:28} | {crops:>7} | {images} | {sizes} | {real} |"
-                fits.append((label, crops, largest(with_, stage, found, GPUS)))
+                sizes = " | ".join(f"{size / 2**30:.1f}" for size in (*each, found.peak))
+                yield f"| {label:28} | {crops:>7} | {IMAGES} | {parts} | {sizes} | {real} |"
+                fits.append((label, crops, largest(with_, stage, found, GPUS, parts)))
     yield ""
     yield f"| {'images that fit a GPU of':28} | {'crops':>7} | " + " | ".join(f"{size} GB" for size in GPUS) + " |"
     yield "|---" * (2 + len(GPUS)) + "|"
@@ -243,11 +253,11 @@ def report(files: Sequence[Path], device: torch.device) -> Iterator[str]:
         yield f"| {label:28} | {crops:>7} | " + " | ".join(f"{each or 'none'}" for each in most) + " |"
 
 
-def _measured(config: Config, stage: StageConfig, images: int, device: torch.device) -> str:
+def _measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int) -> str:
     if device.type != "cuda":
         return "not measured"
     try:
-        return f"{measured(config, stage, images, device) / 2**30:.1f}"
+        return f"{measured(config, stage, images, device, parts) / 2**30:.1f}"
     except torch.OutOfMemoryError:
         return "does not fit"
     finally:

@@ -23,8 +23,9 @@ from benchmarks import counting, memory, rates
 from benchmarks.traffic import messages
 from data_prep.settings import SettingsError
 from pretrain import config as configuration
-from pretrain import mixture
+from pretrain import accumulate, mixture
 from pretrain.config import Config, SaveConfig, StageConfig
+from pretrain.koleo import spans_parts
 
 _SHARE = 0.7  # of the float32 rate, and of bandwidths, that is reached
 
@@ -117,29 +118,31 @@ def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_n
     """A stage on so many devices. `side` of a slice in pixels."""
     stage = configuration.stage(config, name)
     plan, known = mixture.plan(stage, config.seed), counting.costs(config)
+    count, group, images = config.machine.accumulate, stage.loss.koleo_group, math.ceil(stage.batch_size / devices)
+    parts = accumulate.plan(stage.batch_size, count, plan.scales, group, name, devices)
     link = machine.inside if devices <= per_node else machine.outside
     total, operations = [0.0] * 4, 0.0
     for number, variant in enumerate(plan.variants):
         taken = plan.choice == number
         if not taken.any():
             continue
-        images = math.ceil(int(plan.sizes[taken][0]) / devices)
-        counted = counting.step(config, variant, images, pixels=(side, side), known=known)
+        first = spans_parts(parts[number], stage.loss.koleo_group)
+        counted = counting.step(config, variant, images, pixels=(side, side), first_pass=first, known=known)
         found = seconds(counted, machine)
-        said = sum(each.sent for each in messages(config, variant, images, devices)) / (link * _SHARE)
+        told = messages(config, variant, images, devices, len(parts[number]), first)
+        said = sum(each.sent for each in told) / (link * _SHARE)
         hidden = found.low * counted.gradient.total / counted.total  # by the backward pass
         each = (found.low, found.float32, found.bytes, max(said - hidden, 0.0))
         total = [sum_ + taken.mean() * part for sum_, part in zip(total, each)]
         operations += taken.mean() * counted.model * devices
-    most = math.ceil(int(plan.sizes.max()) / devices)
-    bytes_ = _peak(config, name, math.ceil(stage.batch_size / devices), devices) if peak else None
-    return Row(name, stage.steps, most, int(plan.starts[-1]), operations, Seconds(*total), bytes_)
+    bytes_ = _peak(config, name, images, devices) if peak else None
+    return Row(name, stage.steps, images, int(plan.starts[-1]), operations, Seconds(*total), bytes_)
 
 
 def _peak(config: Config, name: str, images: int, devices: int) -> int:
-    """Bytes of a device in the step with the largest crops; `images` of it at the stage's own sizes."""
-    variant, count = next((variant, count) for each, variant, count in memory.variants(config, images) if each == name)
-    found = memory.computed(config, variant, count)
+    """Bytes of a device with `images` in the step with the largest crops."""
+    variant, parts = next((variant, parts) for each, variant, parts in memory.variants(config) if each == name)
+    found = memory.computed(config, variant, images, parts=parts)
     if config.machine.parallel != "fsdp" or devices == 1:
         return found.peak
     own = found.networks + found.moments

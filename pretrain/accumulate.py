@@ -1,11 +1,16 @@
-"""How a batch is divided where it does not fit: exact for losses that are means over images, refused for others."""
+"""How a batch that does not fit is divided: among processes, and then in time (micro-batches, here "parts").
+
+Every loss but KoLeo is a mean over images, so that parts add up; KoLeo's neighbours are koleo.py's matter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 
 from data_prep.settings import SettingsError
-from pretrain.config import LossConfig
+from pretrain.koleo import spans_parts
 from pretrain.order import shares
 
 
@@ -17,31 +22,41 @@ def part_sizes(batch: int, count: int, group: int = 1) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends)]
 
 
-def plan(
-    batches: Iterable[int], count: int, loss: LossConfig, stage: str, processes: int = 1
-) -> dict[int, list[tuple[int, ...]]]:
-    """Of every size of batch that a stage has its parts, each as the images that every process has of it.
+def divided(batch: int, count: int, group: int | None, processes: int = 1) -> list[tuple[int, ...]]:
+    """The `count` parts of a batch as the images that each process has of them; fewer where a process has fewer images.
 
-    Raises SettingsError where they would change the results.
+    group  images among which KoLeo seeks neighbours, None for all. Parts are whole groups where that makes none of them
+           larger: it spares KoLeo's first pass
+    """
+    of_processes = shares(batch, processes)
+    count = min(count, of_processes[-1])
+    even = [part_sizes(share, count) for share in of_processes]
+    whole = even if group is None else [part_sizes(share, count, group) for share in of_processes]
+    if all(len(each) == count and max(each) <= max(even[0]) for each in whole):
+        found = list(zip(*whole))
+        if not spans_parts(found, group):
+            return found
+    return list(zip(*even))
+
+
+def wanted(count: int, scale: Fraction) -> int:
+    """The parts of a batch whose images have `scale` times the pixels of those for which `count` parts suffice."""
+    return math.ceil(count * scale)
+
+
+def plan(
+    batch: int, count: int, scales: Sequence[Fraction], group: int | None, stage: str, processes: int = 1
+) -> list[list[tuple[int, ...]]]:
+    """The parts of a stage's batch (see `divided`) for each of its variants.
+
+    count   parts at the stage's own crop sizes (machine.accumulate)
+    scales  pixels of each variant by those of the stage's own sizes
+    Raises SettingsError.
     """
     if count < 1:
         raise SettingsError(f"machine.accumulate={count}: must be 1 or more")
-    group = loss.koleo_group if loss.koleo else 1
-    if count > 1 and group is None:
+    if batch < processes:
         raise SettingsError(
-            f"machine.accumulate={count}: KoLeo compares all images of a batch; set stages.{stage}.loss.koleo_group to "
-            f"the images of one part or fewer, or loss.koleo=0"
+            f"stages.{stage}.batch_size={batch}: cannot be divided among {processes} processes; start at most {batch}"
         )
-    found, where = {}, f" on {processes} processes" if processes > 1 else ""
-    for size in batches:
-        if size < processes:
-            raise SettingsError(f"stages.{stage}: a batch of {size} cannot be divided among {processes} processes")
-        own = [part_sizes(share, count, group or share) for share in shares(size, processes)]
-        found[size] = list(zip(*own))
-        cut = count > 1 and processes > 1 and any(share % group for share in shares(size, processes))
-        if cut or len(found[size]) < min(count, size // processes) or len({len(each) for each in own}) > 1:
-            raise SettingsError(
-                f"machine.accumulate={count}: stage {stage} has batches of {size}{where}, in which KoLeo's groups of "
-                f"{group} images allow {len(found[size])} parts; a smaller loss.koleo_group or accumulate"
-            )
-    return found
+    return [divided(batch, wanted(count, scale), group, processes) for scale in scales]

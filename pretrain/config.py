@@ -99,7 +99,8 @@ class CropsConfig:
     body_threshold_hu: float = -500.0
     candidates: int = 4  # boxes tried per crop before the one with most body is taken
     flip: float = 0.0  # probability of a left-right flip; a body's sides differ
-    # sizes drawn per step; the batch of a pair shrinks with its pixels, measured by the sizes above
+    # sizes drawn per step. Every step has batch_size images; one of more pixels than the sizes above give goes through
+    # the student in more parts (machine.accumulate): more time instead of more memory, the teacher's logits excepted
     mixture: list[PairConfig] = field(default_factory=list)
 
 
@@ -219,7 +220,8 @@ class StageConfig:
     # weights of a backbone to start from instead of the stage before: a run, stage or step of ours, a published file
     # or a Hugging Face folder (pretrain/published.py names the kinds); the heads start fresh
     init_from: str | None = None
-    batch_size: int = 512  # global, whatever the number of processes
+    # images of every step, whatever the number of processes and the crop sizes: what the learning rate is chosen for
+    batch_size: int = 512
     crops: CropsConfig = field(default_factory=CropsConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -251,7 +253,10 @@ class MachineConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: str = "auto"  # auto | bf16 | float32; auto is bf16 where the device multiplies it in hardware
     recompute: bool = False  # less memory, a quarter more time: activations are computed again for the gradient
-    accumulate: int = 1  # parts of a batch that go through the student one after the other: less memory, same results
+    # parts of a batch that go through the student one after the other: less memory, same results. For the stage's own
+    # crop sizes; a pair of crops.mixture has as many more as it has more pixels. KoLeo among images of several parts
+    # (loss.koleo_group) takes one more forward pass of the global crops
+    accumulate: int = 1
     compile: bool = False  # blocks by torch.compile: faster after some minutes
     cuda_graphs: bool = False  # with compile: a teacher's kernels are recorded once and started together
     attention: str = "auto"  # auto | sdpa | xformers; auto is xFormers' where it and a GPU are there

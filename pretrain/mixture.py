@@ -1,12 +1,18 @@
-"""Which crop sizes and how large a batch each step of a stage has: one pair throughout, or a mixture drawn by ratio.
+"""Which crop sizes each step of a stage has: one pair throughout, or a mixture drawn by ratio.
 
-A step's draw is a function of seed and step, and the samples before it are a sum, so that a run can be taken up at
-any step.
+A step's draw is a function of seed and step, so that a run can be taken up at any step.
+
+The batch is the same at every size, as in the references: the learning rate, Sinkhorn's balance, KoLeo's neighbours and
+the teacher's momentum were all chosen for that many images. What a pair with more pixels needs beyond the memory of the
+stage's own sizes it gets in time: its batch goes through the student in more parts (`Plan.scales`), so that such a step
+takes longer in proportion to its pixels. What is held for a whole batch still grows with them: its crops, and the
+teacher's logits of all masked patches, which Sinkhorn balances together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -21,12 +27,14 @@ class Plan:
 
     variants  the stage as it is with each of its crop sizes
     choice    (steps,) which variant a step has
-    sizes     (steps,) samples of its global batch
+    scales    pixels of a sample in each variant by those that it has in the stage's own crop sizes
+    sizes     (steps,) samples of its global batch: the stage's batch_size throughout
     starts    (steps + 1,) samples before it
     """
 
     variants: list[StageConfig]
     choice: np.ndarray
+    scales: list[Fraction]
     sizes: np.ndarray
     starts: np.ndarray
 
@@ -36,7 +44,7 @@ class Plan:
 
 
 def plan(stage: StageConfig, seed: int) -> Plan:
-    """Sizes of every step. A pair with more pixels has a smaller batch, so that memory stays what it is without it."""
+    """Crop sizes and batch of every step."""
     if not stage.crops.mixture:
         variants, ratios = [stage], np.ones(1)
     else:
@@ -44,19 +52,15 @@ def plan(stage: StageConfig, seed: int) -> Plan:
         ratios = np.array([pair.ratio for pair in stage.crops.mixture], float)
     draws = np.random.Generator(np.random.Philox(key=[seed, _PURPOSE])).random(stage.steps)
     choice = np.searchsorted(np.cumsum(ratios / ratios.sum()), draws, side="right").clip(max=len(variants) - 1)
-    batch = np.array([_batch(stage, variant) for variant in variants])
-    sizes = batch[choice]
-    return Plan(variants, choice, sizes, np.concatenate([[0], np.cumsum(sizes)]))
+    scales = [Fraction(_pixels(variant), _pixels(stage)) for variant in variants]
+    starts = stage.batch_size * np.arange(stage.steps + 1)
+    return Plan(variants, choice, scales, np.diff(starts), starts)
 
 
 def _with(stage: StageConfig, pair) -> StageConfig:
     crops = replace(stage.crops, global_size=pair.global_size, local_size=pair.local_size, mixture=[])
     gram = replace(stage.gram, size=pair.gram_size or stage.gram.size)
     return replace(stage, crops=crops, gram=gram)
-
-
-def _batch(stage: StageConfig, variant: StageConfig) -> int:
-    return max(1, min(stage.batch_size, int(stage.batch_size * _pixels(stage) / _pixels(variant))))
 
 
 def _pixels(stage: StageConfig) -> int:

@@ -102,3 +102,15 @@ def check_identity(own: Checkpoint, identity: dict) -> None:
             raise TrainingError(
                 f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name="
             )
+
+
+def check_position(own: Checkpoint, samples: int) -> None:
+    """Raises TrainingError where the run has not seen as many `samples` as its steps have now.
+
+    Batches of `crops.mixture` once had fewer images the more pixels they had.
+    """
+    if (seen := own.state["stream"]["samples"]) != samples:
+        raise TrainingError(
+            f"{own.path}: its steps have seen {seen} samples, where every batch has batch_size images it is {samples}; "
+            "finish this stage with the program in the run's folder code/, or give the run another name="
+        )

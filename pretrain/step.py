@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import nn
 
+from pretrain import koleo
 from pretrain.assignment import Assignment, Centring, scalings
 from pretrain.cross_entropy import Compared, Comparison
 from pretrain.distributed import ALONE, World, without_averaging
@@ -23,7 +24,6 @@ from pretrain.losses import (
     batch_class_weights,
     class_loss,
     gram_loss,
-    koleo_loss,
     marginal_entropy,
     prototype_class_loss,
     resize_patches,
@@ -100,7 +100,7 @@ class StepWeights:
     """Weights and temperatures of one step. `gram` counts only where there are Gram crops and a Gram teacher.
 
     dino_local   further weight of the local crops' part of DINO
-    koleo_group  images among which KoLeo seeks neighbours; None for all of a call
+    koleo_group  consecutive images of the batch among which KoLeo seeks neighbours; None for all
     classes      of the classifiers' loss, the mean over label columns; class_weights, of the classes of each column
     class_temp   of the DINO head's logits where its prototypes are the classes, which then weigh by their number in
                  the batch; None: linear classifiers, by class_weights
@@ -154,6 +154,11 @@ class Part:
         present = repeated(self.views.present, len(images))
         return Crops(images.flatten(0, 1), present=present, sequences=self.views.sequences, **more)
 
+    def masked_crops(self, asked: torch.Tensor | None) -> Crops:
+        """The global crops as the student sees them; `asked` as in Crops."""
+        drop, stretch = self.draws.of_crops(slice(2)), self.draws.stretch[0]
+        return self.crops(self.views.global_crops, mask=self.masked.patches, drop=drop, stretch=stretch, asked=asked)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -191,19 +196,20 @@ def gradients(
 ) -> dict[str, torch.Tensor]:
     """Add the whole batch's gradients to the student's, one part at a time; the terms as `losses` names them.
 
-    Every loss is a mean over images and the targets are made of the whole batch first, so that parts change nothing
-    but the memory, as long as none divides a group of KoLeo's. Of several ranks each has its images; a rank's terms
+    Every loss but KoLeo is a mean over images; targets, and KoLeo where its groups span parts, are made of the whole
+    batch first, so that parts change nothing but memory and time. Of several ranks each has its images; a rank's terms
     count by its share of all images, times the ranks, so that the mean over ranks is the batch's, of gradients too.
     """
     weights = _balanced(batch, weights, teacher, world)
     with precision:
         goals, monitors = targets(teacher, batch, weights, world, centring)
+        spreads = _spread_over_parts(student, batch, weights, world)
     images, sums = sum(sum(part.counts or (part.images,)) for part in batch), {}
-    for part, goal in zip(batch, goals):
+    for part, goal, spread in zip(batch, goals, spreads):
         share = part.images * world.size / images
         with without_averaging(student, part is not batch[-1]):
             with precision:
-                found = losses(student, part, goal, weights, gram_teacher, world)
+                found = losses(student, part, goal, weights, gram_teacher, world, spread)
             (share * found["total"]).backward()
         for name, value in found.items():
             sums[name] = sums.get(name, 0) + share * value.detach()
@@ -212,6 +218,23 @@ def gradients(
         if "sequences/marginal" in monitors:
             monitors["sequences/loss"] = entropy / patches
     return {**sums, **monitors}
+
+
+def _spread_over_parts(
+    student: nn.Module, batch: Sequence[Part], weights: StepWeights, world: World
+) -> list[koleo.Known | None]:
+    """KoLeo of the whole batch for each part, from a first pass; None for each where none of its groups spans parts.
+
+    Without a weight it is only shown, and not worth a pass: neighbours are then sought within a part.
+    """
+    counts = [part.counts or (part.images,) for part in batch]
+    if not weights.koleo or not koleo.spans_parts(counts, weights.koleo_group):
+        return [None] * len(batch)
+    backbone = getattr(student, "module", student).backbone  # DDP's own forward pass would prepare for gradients
+    # with gradients, whose graph goes with each part: without them attention and compiled blocks may round otherwise
+    tokens = [backbone.packed([part.masked_crops(_NO_PATCHES)])[0].cls.detach() for part in batch]
+    with torch.autocast(tokens[0].device.type, enabled=False):
+        return koleo.of_batch(tokens, counts, weights.koleo_group, world)
 
 
 @torch.no_grad()
@@ -268,22 +291,21 @@ def losses(
     weights: StepWeights,
     gram_teacher: VisionTransformer | None = None,
     world: World = ALONE,
+    spread: koleo.Known | None = None,
 ) -> dict[str, torch.Tensor]:
     """The terms by name, unweighted, and their weighted sum `total`: of this rank's images, KoLeo of all ranks'.
 
+    spread  KoLeo of the whole batch; None: of the part's images alone, of all ranks
     The total alone has a gradient. `sequences/…` as `_of_lost` gives them.
     """
     views, draws = part.views, part.draws
     crops = len(views.local_crops)
-    drop = draws.of_crops(slice(2)), draws.of_crops(slice(2, None))
     # Gram anchoring looks at all patches of global crops
     asked = part.masked.listed if gram_teacher is None else None
-    groups = [
-        part.crops(views.global_crops, mask=part.masked.patches, drop=drop[0], stretch=draws.stretch[0], asked=asked)
-    ]
+    groups = [part.masked_crops(asked)]
     if crops:
-        local = {"local": True, "asked": _NO_PATCHES}
-        groups.append(part.crops(views.local_crops, drop=drop[1], stretch=draws.stretch[1], **local))
+        local = {"local": True, "asked": _NO_PATCHES, "drop": draws.of_crops(slice(2, None))}
+        groups.append(part.crops(views.local_crops, stretch=draws.stretch[1], **local))
     comparisons = _comparisons(part, goal, weights)
     (whole, *_), dino, ibot, class_logits = student(groups, part.masked.places, *comparisons)
     with torch.autocast(ibot.loss.device.type, enabled=False):  # the terms are float32 throughout
@@ -291,8 +313,10 @@ def losses(
         if crops:
             terms["dino_local"] = dino.terms[2:].mean()
         terms["ibot"] = (ibot.terms * part.masked.share).sum()
-        everyone = [world.gather(crop, part.counts) for crop in whole.cls.chunk(2)]
-        terms["koleo"] = sum(koleo_loss(crop, weights.koleo_group) for crop in everyone) / 2
+        if spread is None:
+            terms["koleo"] = koleo.koleo(whole.cls, part.counts, weights.koleo_group, world)
+        else:
+            terms["koleo"] = spread.of(whole.cls)
         total = dino.loss + ibot.loss + 2 * weights.koleo * terms["koleo"]
         if gram_teacher is not None:
             terms["gram"] = _gram(gram_teacher, part, whole)

@@ -40,7 +40,7 @@ from pretrain.machine import autocast, gigabytes, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 from pretrain.online_knn import OnlineKnn
 from pretrain.published import WeightsError
-from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
+from pretrain.runs import TrainingError, check_identity, check_position, finished, folder_of, gram_teacher, held
 from pretrain.saving import Saver
 from pretrain.stopping import Stop, Stopped
 from pretrain.watch import Watch
@@ -78,6 +78,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     if start == stage.steps:
         log.info("stage %s: all %d steps were done before", name, stage.steps)
         return
+    if own is not None:
+        check_position(own, int(plan.starts[start]))
 
     # ---------------------------------------------------------------- model and optimizer
     device = pick_device(config.machine.device, world.local_rank)
@@ -151,6 +153,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         f", {world.size} processes ({spread.how})" if world.size > 1 else "",
     )
     log.info("stage %s: %s", name, build.described(schedules))
+    note_parts(name, plan, parts, config.machine.accumulate)
 
     # ---------------------------------------------------------------- data
     sequences = tuple(config.data.sequences)
@@ -206,7 +209,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number)
             weights = build.step_weights(stage, now, class_weights, config.classifier)
-            batch_parts = step.parts(crops, masks, draws, parts[int(plan.sizes[number])], world.rank)
+            batch_parts = step.parts(crops, masks, draws, parts[plan.choice[number]], world.rank)
             losses = step.gradients(
                 learner,
                 teacher,
@@ -268,9 +271,25 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
 
 def parts_of(
     config: Config, name: str, stage: StageConfig, plan: mixture.Plan, world: World
-) -> dict[int, list[tuple[int, ...]]]:
-    """How each size of batch of a stage is divided, among processes and then in time. Raises SettingsError."""
-    return accumulate.plan(sorted(set(plan.sizes.tolist())), config.machine.accumulate, stage.loss, name, world.size)
+) -> list[list[tuple[int, ...]]]:
+    """How a batch of each of a stage's variants is divided, among processes and then in time. Raises SettingsError."""
+    count, group = config.machine.accumulate, stage.loss.koleo_group
+    return accumulate.plan(stage.batch_size, count, plan.scales, group, name, world.size)
+
+
+def note_parts(name: str, plan: mixture.Plan, parts: list[list[tuple[int, ...]]], count: int) -> None:
+    """Log which of a stage's variants have fewer parts than their pixels ask for: as many as a process has images."""
+    for variant, scale, found in zip(plan.variants, plan.scales, parts):
+        if len(found) < (asked := accumulate.wanted(count, scale)):
+            log.info(
+                "stage %s: a batch with crops of %d and %d pixels should go through the student in %d parts, but a "
+                "process has only %d images of it: one a part, which may take more memory than other steps",
+                name,
+                variant.crops.global_size,
+                variant.crops.local_size,
+                asked,
+                len(found),
+            )
 
 
 def scalars_of(losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -53,8 +53,13 @@ def added(total: torch.Size, one: torch.Size, other: torch.Size, *_, **__) -> in
     return 2 * math.prod(one) * other[1]
 
 
-def run(config: Config, of: StageConfig, images: int, drop: torch.Tensor | None = None) -> tuple[float, float, int]:
-    """Operations that PyTorch counts in a step and in its views, and the masked patches of the step."""
+def run(
+    config: Config, of: StageConfig, images: int, drop: torch.Tensor | None = None, sizes: tuple[int, ...] = ()
+) -> tuple[float, float, int]:
+    """Operations that PyTorch counts in a step and in its views, and the masked patches of the step.
+
+    sizes  of the batch's parts; (): one part
+    """
     device, names = torch.device("cpu"), tuple(config.data.sequences)
     student, teacher = build.student_and_teacher(config, device)
     anchor = build.backbone(config.model).eval().requires_grad_(False) if of.gram.teacher_from else None
@@ -67,7 +72,7 @@ def run(config: Config, of: StageConfig, images: int, drop: torch.Tensor | None 
     draws = build.draws(config, of, batch, 0)
     draws = draws if drop is None else dataclasses.replace(draws, drop=drop)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
-    parts = step.parts(crops, masks, draws, [(images,)])
+    parts = step.parts(crops, masks, draws, [(size,) for size in sizes or (images,)])
     # fused attention is not counted on a CPU, written as products it is; nor are products added to what is there
     in_place = {torch.ops.aten.addmm_: added}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as of_step:
@@ -95,6 +100,17 @@ def test_products_are_those_that_a_step_makes(name: str, more: dict) -> None:
     found = counting.step(config, of, 5, pixels=PIXELS, masked=masked)
     assert found.model + found.again.total == made
     assert found.views == made_by_views
+
+
+@pytest.mark.parametrize("more", [{}, {"machine": {"recompute": True}}], ids=["plain", "recompute"])
+def test_the_first_pass_of_koleo_is_counted(more: dict) -> None:
+    """Every operation of a step whose parts share KoLeo's neighbours: one more forward pass of the global crops."""
+    config = config_of(**more)
+    of = stage(config, "adapt")
+    made, _, masked = run(config, of, images=5, sizes=(2, 3))
+    found = counting.step(config, of, 5, masked=masked, first_pass=True)
+    plain = counting.step(config, of, 5, masked=masked)
+    assert found.model == plain.model and found.model + found.again.total == made
 
 
 def test_views_cost_little_beside_a_step() -> None:

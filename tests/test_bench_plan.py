@@ -20,10 +20,14 @@ from pretrain.distributed import World
 CPU = torch.device("cpu")
 
 
-def test_messages_are_those_of_a_step() -> None:
-    """As many sums and gathers as a step of two ranks asks its World for, and as large."""
+@pytest.mark.parametrize(
+    ("counts", "group", "first_pass"), [([(4, 4)], 2, False), ([(2, 2), (2, 2)], 2, False), ([(2, 2), (2, 2)], 3, True)]
+)
+def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int, first_pass: bool) -> None:
+    """As many sums and gathers as a step of two ranks asks its World for, and as large, in one part and in two."""
     config = config_of(machine={"device": "cpu", "precision": "float32"})
     of, said = stage(config, "gram"), []
+    of = replace(of, loss=replace(of.loss, koleo_group=group))
 
     class Counting(World):
         def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -38,9 +42,9 @@ def test_messages_are_those_of_a_step() -> None:
 
     arm = arms.Arm(config, of, 4, CPU, side=64)
     draws = build.draws(config, of, arm.batch, 0)
-    batch = step.parts(arm.views(), arm.masks, draws, [(4, 4)])
+    batch = step.parts(arm.views(), arm.masks, draws, counts)
     step.gradients(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
-    found = {each.what: each for each in traffic.messages(config, of, 4, 2)}
+    found = {each.what: each for each in traffic.messages(config, of, 4, 2, len(counts), first_pass)}
     sums = [size for kind, size in said if kind == "sinkhorn"]
     gathered = [size for kind, size in said if kind == "gather"]
     assert found["Sinkhorn's sums"].count == len(sums)
@@ -89,6 +93,26 @@ def test_more_gpus_take_less_time_and_more_messages() -> None:
     assert eight.operations == pytest.approx(one.operations, rel=0.02) and one.images == 8 * eight.images
     assert one.time.low == pytest.approx(8 * eight.time.low, rel=0.01)
     assert one.time.messages == 0 < eight.time.messages < apart.time.messages
+
+
+def test_a_mixture_costs_what_its_pixels_do() -> None:
+    """Steps of four times the pixels have the same images and four times the products (attention more).
+
+    KoLeo's first pass is about a quarter of them.
+    """
+    config, machine, how = config_of(), plan.GPUS["h100"], {"per_node": 8, "side": 64, "peak": False}
+    crops = {"global_size": 48, "local_size": 24, "local_number": 3}
+    pairs = [{"ratio": 1.0, "global_size": 96, "local_size": 48}]
+    plain, mixed, alone = (
+        plan.of_stage(replace(config, stages={"adapt": {"steps": 9, **more}}), "adapt", 1, machine, **how)
+        for more in (
+            {"crops": crops, "loss": {"koleo_group": 64}},
+            {"crops": crops | {"mixture": pairs}},
+            {"crops": crops | {"mixture": pairs}, "loss": {"koleo_group": 64}},
+        )
+    )
+    assert plain.samples == mixed.samples == 9 * 512 and plain.images == mixed.images == 512
+    assert 4 < alone.time.low / plain.time.low < 6 and 1.1 < mixed.time.low / alone.time.low < 1.33
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

@@ -1,7 +1,10 @@
-"""Stages of mixed crop sizes: drawn by ratio, memory bounded, no sample missed, stopped and resumed the same."""
+"""Stages of mixed crop sizes: drawn by ratio, one batch for all, memory bounded, stopped and resumed the same."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from data_prep.settings import SettingsError
 from pretrain import config as configuration
 from pretrain import accumulate, build, mixture, stochastic, stream, train
 from pretrain.config import CropsConfig, PairConfig, StageConfig
+from pretrain.distributed import ALONE
 from pretrain.order import Chain
 from pretrain.tokens import Crops
 from pretrain.vit import VisionTransformer
@@ -52,19 +56,33 @@ def stage(steps: int, batch: int = 64) -> StageConfig:
     )
 
 
-def test_pairs_are_drawn_by_their_ratio_and_batches_keep_memory_bounded() -> None:
-    """3 : 1 : 1 over many steps; pixels of a step never exceed those of the plain stage; small pairs keep the batch."""
+def test_pairs_are_drawn_by_their_ratio_and_all_have_the_batch() -> None:
+    """3 : 1 : 1 over many steps; every step has batch_size images, whatever its sizes."""
     plan = mixture.plan(stage(20_000), seed=5)
     shares = np.bincount(plan.choice) / 20_000
     assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.015)
-    plain = 64 * (2 * 32**2 + 4 * 16**2)
-    for number, variant in enumerate(plan.variants):
-        (size,) = set(plan.sizes[plan.choice == number])
-        crops = variant.crops
-        pixels = 2 * crops.global_size**2 + 4 * crops.local_size**2
-        assert size * pixels <= plain < (size + 1) * pixels or size == 64
     assert [variant.gram.size for variant in plan.variants] == [512, 96, 512]
-    assert plan.starts[-1] == plan.sizes.sum() and np.array_equal(np.diff(plan.starts), plan.sizes)
+    assert set(plan.sizes) == {64} and plan.starts.tolist() == [64 * number for number in range(20_001)]
+
+
+@pytest.mark.parametrize(("batch", "count", "processes"), [(64, 1, 1), (64, 3, 1), (61, 2, 4), (9, 2, 4)])
+def test_more_pixels_take_more_parts_and_no_more_memory(batch: int, count: int, processes: int) -> None:
+    """Pixels of a part on a process exceed those of the plain stage's parts by less than one image's.
+
+    Where a process has too few images for that, parts have one, or two on a process that has one image more.
+    """
+    plan = mixture.plan(stage(1, batch), seed=0)
+    plain = max(map(max, accumulate.plan(batch, count, [Fraction(1)], None, "adapt", processes)[0]))
+    pixels = [2 * each.crops.global_size**2 + 4 * each.crops.local_size**2 for each in plan.variants]
+    own = 2 * 32**2 + 4 * 16**2
+    for number, found in enumerate(accumulate.plan(batch, count, plan.scales, None, "adapt", processes)):
+        most, wanted = max(map(max, found)), -(-count * pixels[number] // own)
+        assert pixels[number] == plan.scales[number] * own and sum(map(sum, found)) == batch
+        assert len(found) == min(wanted, batch // processes)
+        if len(found) == wanted:
+            assert most * pixels[number] < plain * own + pixels[number]
+        else:
+            assert most == 1 + bool(batch % processes)
 
 
 def test_a_plan_is_a_function_of_the_seed_and_its_start_does_not_depend_on_the_end() -> None:
@@ -93,14 +111,26 @@ def test_batches_of_any_size_follow_the_chain_without_a_gap(tiny_dataset) -> Non
 
 
 def test_a_mixed_stage_runs_and_resumes_to_the_same_bits(run, tmp_path: Path, monkeypatch) -> None:
-    """All sizes are met; a run that dies after every step ends as one that does not."""
+    """All sizes are met, KoLeo among all images; a run that dies after every step ends as one that does not."""
     assert run("whole") == 0
     found = rows(tmp_path / "whole" / "fine")
-    assert {row["crop"] for row in found} == {32, 48, 64} and {row["batch"] for row in found} == {8, 3, 2}
+    assert {row["crop"] for row in found} == {32, 48, 64} and {row["batch"] for row in found} == {8}
     assert stop_after_every_step(lambda: run("stopped"), monkeypatch) == 17
     assert rows(tmp_path / "stopped" / "fine") == found
     ours, theirs = (weights(tmp_path / name / "fine" / "00000009") for name in ("whole", "stopped"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_stage_that_saw_other_batches_is_not_resumed(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A checkpoint of a program whose batches shrank with the pixels is refused in one line."""
+    assert run("old", "stages.fine.steps=4", "save.every=2", "save.keep_every=2") == 0
+    for path in (tmp_path / "old" / "fine").glob("*/state.json"):
+        state = json.loads(path.read_text())
+        state["stream"]["samples"] -= 1
+        path.write_text(json.dumps(state))
+    shutil.rmtree(tmp_path / "old" / "fine" / "00000004")
+    assert run("old", "stages.fine.steps=4", "save.every=2", "save.keep_every=2") == 1
+    assert "00000002: its steps have seen 15 samples, where every batch has batch_size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -134,10 +164,10 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
     for name in config.stages:
         each = configuration.stage(config, name)
         plan = mixture.plan(each, config.seed)
-        assert len(plan.sizes) == each.steps and plan.sizes.max() <= each.batch_size and plan.sizes.min() >= 1
+        assert len(plan.sizes) == each.steps and set(plan.sizes) == {each.batch_size}
         assert all(len(values) == each.steps for values in build.schedules(each).values())
         assert all(build.view_settings(variant, config.intensity) for variant in plan.variants)
-        assert accumulate.plan(set(plan.sizes.tolist()), config.machine.accumulate, each.loss, name)
+        assert train.parts_of(config, name, each, plan, ALONE)
 
 
 def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> None:

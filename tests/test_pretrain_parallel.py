@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, checkpoint, config, distributed, metrics, order, parallel, ranks, snapshot
+from pretrain import accumulate, checkpoint, distributed, metrics, order, parallel, ranks, snapshot
 from pretrain.assignment import Assignment, Centring, scalings
 from pretrain.distributed import World
 from pretrain.heartbeat import Heartbeat
@@ -101,12 +102,23 @@ def test_four_processes_are_two(runs, spread: str) -> None:
     assert_same_numbers(two, four)
 
 
-@pytest.mark.stress
-def test_parts_of_a_batch_on_two_processes_change_nothing(runs) -> None:
-    """machine.accumulate=2 on two processes, KoLeo in groups of two: the numbers of one process without parts."""
-    words = ("stage_defaults.loss.koleo_group=2",)
-    one, two = runs("groups1", 1, *words), runs("groups2", 2, *words, "machine.accumulate=2")
-    assert_same_numbers(one, two)
+@pytest.mark.parametrize(
+    ("group", "count", "words"),
+    [
+        (None, 2, ("machine.parallel=ddp", "machine.accumulate=2")),
+        (None, 2, ("machine.parallel=fsdp", "machine.accumulate=4", "machine.reshard=true")),
+        pytest.param(None, 3, ("machine.parallel=ddp", "machine.accumulate=2"), marks=pytest.mark.stress),
+        pytest.param(2, 2, ("machine.parallel=ddp", "machine.accumulate=2"), marks=pytest.mark.stress),
+        pytest.param(3, 2, ("machine.parallel=fsdp", "machine.accumulate=2"), marks=pytest.mark.stress),
+    ],
+)
+def test_parts_of_a_batch_on_several_processes_change_nothing(
+    runs, group: int | None, count: int, words: tuple[str, ...]
+) -> None:
+    """KoLeo among all images, in groups that parts cut or do not: the numbers of one process without parts."""
+    recipe = () if group is None else (f"stage_defaults.loss.koleo_group={group}",)
+    one = runs("one" if group is None else f"groups{group}", 1, *recipe)
+    assert_same_numbers(one, runs(f"parts{group}-{count}-{'-'.join(words)}", count, *recipe, *words))
 
 
 def test_sequences_and_labels_on_two_processes_are_those_of_one(brain_shards: Path, tmp_path: Path) -> None:
@@ -251,8 +263,8 @@ def test_what_several_processes_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(SettingsError, match=expected):
             parallel.kind(wish, World(0, 2))
-    with pytest.raises(SettingsError, match="a batch of 1 cannot be divided among 2 processes"):
-        accumulate.plan([1], 1, config.LossConfig(), "adapt", 2)
+    with pytest.raises(SettingsError, match="stages.adapt.batch_size=1: cannot be divided among 2 processes"):
+        accumulate.plan(1, 1, [Fraction(1)], None, "adapt", 2)
 
 
 def test_a_lost_process_ends_the_others_with_a_line(runs) -> None:
@@ -436,16 +448,6 @@ def test_a_centre_moves_with_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPa
 def test_who_a_process_is_follows_from_its_launcher(environment: dict, expected: dict | None) -> None:
     """torchrun's and srun's variables; a batch script without srun, a launcher of one and no launcher are alone."""
     assert distributed.launched(environment) == expected
-
-
-def test_parts_and_processes_together_are_refused_where_they_would_change_results() -> None:
-    """Groups of KoLeo that a process's share cuts, or that leave one of them fewer parts."""
-    loss = config.LossConfig(koleo_group=4)
-    assert accumulate.plan([16], 2, loss, "adapt", 2) == {16: [(4, 4), (4, 4)]}
-    assert accumulate.plan([7], 1, loss, "adapt", 3) == {7: [(3, 2, 2)]}
-    for batch, count, processes in ((12, 2, 2), (16, 3, 2), (24, 2, 4)):
-        with pytest.raises(SettingsError, match="accumulate"):
-            accumulate.plan([batch], count, loss, "adapt", processes)
 
 
 def test_shares_of_a_batch_are_even_and_complete() -> None:

@@ -101,7 +101,7 @@ def test_three_stages_on_real_ct(shards: Path, tmp_path: Path) -> None:
     gram = [row["loss/gram"] for row in rows(run / "gram")]
     assert sum(gram[-4:]) < 0.8 * sum(gram[:4])
     found = rows(run / "highres")
-    assert {row["crop"] for row in found} == {64, 96} and {row["batch"] for row in found} == {7, 3}
+    assert {row["crop"] for row in found} == {64, 96} and {row["batch"] for row in found} == {12}
 
     words = command(tmp_path, shards, "killed")
     for name, after in (("adapt", 12), ("gram", 7), ("highres", 2)):
