@@ -24,7 +24,7 @@ from eval.examples import Examples
 from eval.splits import Fold
 from pretrain import encoder
 from pretrain.checkpoint import CheckpointError
-from pretrain.config import load, stage
+from pretrain.config import load, recorded
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _of_run(path: Path, known: frozenset[Path] = frozenset()) -> tuple[list[tupl
     config = load(step / "config.yaml")
     found, unknown = [(config.data.root, config.data.split)], ""
     for name in config.stages:
-        if start := stage(config, name).init_from:
+        if start := recorded(config, name).init_from:
             try:
                 more, why = _of_run(Path(start), known | {run})
                 found, unknown = found + more, unknown or why

@@ -76,25 +76,26 @@ def _run(run: Path) -> Iterator[str]:
     config = configuration.load(run / "config.yaml")
     model, rows = config.model, []
     for name in config.stages:
-        stage = configuration.stage(config, name)
+        stage = configuration.recorded(config, name)
         done = len(metrics.read(run / name / "metrics.jsonl"))
         rows.append(
             [
                 name,
                 f"{done} of {stage.steps}",
                 stage.batch_size,
-                f"{stage.optim.lr.peak:g}",
+                f"{stage.optim.lr.highest:g}",
                 f"2 × {stage.crops.global_size} and {stage.crops.local_number} × {stage.crops.local_size}",
             ]
         )
+    heads = [head for head in (config.dino_head, config.ibot_head) if head is not None]
+    prototypes = " and ".join(str(head.prototypes) for head in heads)
     yield (
         f"<p>A transformer, {model.embed_dim} wide and {model.depth} deep, patches of {model.patch_size} pixels, "
         f"{model.position} positions, {model.registers} registers; window {config.intensity.window[0]:g} to "
-        f"{config.intensity.window[1]:g} HU; {config.dino_head.prototypes} and {config.ibot_head.prototypes} "
-        "prototypes; "
+        f"{config.intensity.window[1]:g} HU; {prototypes} prototypes; "
         f"seed {config.seed}.</p>"
     )
-    yield table(["stage", "steps", "batch", "peak lr", "crops in pixels"], rows)
+    yield table(["stage", "steps", "batch", "highest lr", "crops in pixels"], rows)
     text = html.escape((run / "config.yaml").read_text())
     yield f"<details><summary>Whole configuration</summary><pre>{text}</pre></details>"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pretrain import metrics
 from pretrain.checkpoint import Checkpoint
-from pretrain.config import StageConfig, load, stage
+from pretrain.config import StageConfig, load, recorded
 from pretrain.encoder import Encoder
 
 
@@ -106,19 +106,18 @@ def _walked(found: Checkpoint) -> Iterator[tuple[str, StageConfig, list[dict]]]:
     """The stages up to the checkpoint's: name, settings and the rows of its metrics."""
     config, run = load(found.path / "config.yaml"), found.path.parent.parent
     for name in config.stages:
-        yield name, stage(config, name), metrics.read(run / name / "metrics.jsonl")
+        yield name, recorded(config, name), metrics.read(run / name / "metrics.jsonl")
         if name == found.stage:
             return
 
 
 def _stages(found: Checkpoint) -> str:
-    lines = ["| stage | steps | batch | peak lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
+    lines = ["| stage | steps | batch | highest lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
     for name, each, rows in _walked(found):
         end = f"{rows[-1]['loss/total']:.3f}" if rows else "not run"
         crops = f"2 × {each.crops.global_size}, {each.crops.local_number} × {each.crops.local_size}"
-        lines.append(
-            f"| {name} | {len(rows)} of {each.steps} | {each.batch_size} | {each.optim.lr.peak:g} | {crops} | {end} |"
-        )
+        done, rate = f"{len(rows)} of {each.steps}", f"{each.optim.lr.highest:g}"
+        lines.append(f"| {name} | {done} | {each.batch_size} | {rate} | {crops} | {end} |")
     return "\n".join(lines) + "\n"
 
 

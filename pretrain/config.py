@@ -19,8 +19,6 @@ from data_prep import settings
 from pretrain import checks
 from pretrain.schedules import warmup_cosine
 
-SCALES = ("area", "side")  # of crops.scale_of
-
 
 @dataclass
 class DataConfig:
@@ -92,7 +90,7 @@ class CropsConfig:
     local_size: int = 112
     local_number: int = 8
     local_scale: list[float] = field(default_factory=lambda: [0.05, 0.32])
-    scale_of: str = "area"  # area | side: what the scales are a share of; side multiplies each of the box's sides
+    scale_of: Literal["area", "side"] = "area"  # what the scales are a share of; side: of each of the box's sides
     aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333333333333333])  # area: width by height
     around_labels: bool = False  # crops are centred at labelled voxels of slices that have some
     min_body: float = 0.3  # smallest share of body pixels in a crop
@@ -157,6 +155,11 @@ class ScheduleConfig:
     end: float | None = None
     warmup_steps: int = 0  # fewer than the stage has
     cosine_steps: int | None = None  # of the half cosine, `end` from there on; null: all that are left
+
+    @property
+    def highest(self) -> float:
+        """The largest value that the schedule names."""
+        return max(each for each in (self.start, self.peak, self.end) if each is not None)
 
     def values(self, steps: int) -> np.ndarray:
         """(steps,) float64 values of a stage. Raises ValueError where the schedule takes more steps."""
@@ -306,65 +309,21 @@ def head_count(model: ModelConfig) -> int:
 
 
 def stage(config: Config, name: str) -> StageConfig:
-    """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry. Raises SettingsError."""
-    merged = settings.merge(StageConfig, *_layers(config, name))
-    _check_sequences(config)
-    _check_draws(name, merged)
-    sizes = {f"crops.{key}": getattr(merged.crops, key) for key in ("global_size", "local_size")}
+    """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry.
+
+    Raises SettingsError for what cannot be trained or would not take effect.
+    """
+    merged = recorded(config, name)
+    checks.check_model(config)
+    checks.check_stage(f"stages.{name}", merged, config.model.patch_size)
     if merged.gram.teacher_from:
-        sizes["gram.size"] = merged.gram.size
         _check_anchor(config, name, merged.gram.teacher_from)
-    for number, pair in enumerate(merged.crops.mixture):
-        if pair.ratio <= 0:
-            raise settings.SettingsError(f"stages.{name}.crops.mixture[{number}].ratio={pair.ratio}: must be above 0")
-        found = {key: getattr(pair, key) for key in ("global_size", "local_size", "gram_size")}
-        sizes |= {f"crops.mixture[{number}].{key}": size for key, size in found.items() if size}
-    if merged.loss.koleo_group is not None and merged.loss.koleo_group < 2:
-        raise settings.SettingsError(
-            f"stages.{name}.loss.koleo_group={merged.loss.koleo_group}: one image has no neighbour; 2 or more, or null"
-        )
-    for key, size in sizes.items():
-        if size % config.model.patch_size:
-            raise settings.SettingsError(
-                f"stages.{name}.{key}={size}: no multiple of model.patch_size={config.model.patch_size}"
-            )
-    checks.check_steps(f"stages.{name}", merged)
     return merged
 
 
-def _check_draws(name: str, stage: StageConfig) -> None:
-    """Settings of crops and intensities are ones that can be drawn."""
-    crops, augment = stage.crops, stage.augment
-    if crops.scale_of not in SCALES:
-        raise settings.SettingsError(f"stages.{name}.crops.scale_of={crops.scale_of}: expected {' or '.join(SCALES)}")
-    for key in ("blur_p", "gamma_p"):
-        if len(found := getattr(augment, key)) != 3:
-            raise settings.SettingsError(
-                f"stages.{name}.augment.{key}={found}: expected three probabilities, of global 1, global 2, local crops"
-            )
-    positive = {"gamma": augment.gamma, "slice.gamma": augment.slice.gamma}
-    positive |= {"slice.low_resolution": augment.slice.low_resolution}
-    for key, found in positive.items():
-        if len(found) != 2 or not 0 < found[0] <= found[1]:
-            raise settings.SettingsError(
-                f"stages.{name}.augment.{key}={found}: expected the least and the largest value, above 0"
-            )
-
-
-def _check_sequences(config: Config) -> None:
-    """The sequences that are read are those that the model tells apart, or one."""
-    names, known = config.data.sequences, config.model.sequences
-    for key, each in (("data", names), ("model", known)):
-        if len(set(each)) < len(each):
-            raise settings.SettingsError(f"{key}.sequences={each}: a name stands there twice")
-    if not names:
-        raise settings.SettingsError("data.sequences=[]: name at least one, e.g. [ct]")
-    if not known and len(names) > 1:
-        raise settings.SettingsError(f"data.sequences={names}: the model tells none apart; set model.sequences={names}")
-    if known and (missing := [name for name in names if name not in known]):
-        raise settings.SettingsError(
-            f"data.sequences: {missing[0]} is not in model.sequences={known}; add it there (trained weights: a new row)"
-        )
+def recorded(config: Config, name: str) -> StageConfig:
+    """Stage `name` as a run's configuration has it, which may be an older version's: to be read, not to be trained."""
+    return settings.merge(StageConfig, *_layers(config, name))
 
 
 def anchor(teacher_from: str) -> tuple[str, int | None]:
@@ -375,7 +334,7 @@ def anchor(teacher_from: str) -> tuple[str, int | None]:
 
 def anchored_steps(config: Config, name: str) -> set[int]:
     """The steps of stage `name` that other stages take their Gram teacher from: they are saved and kept."""
-    taken = (settings.merge(StageConfig, *_layers(config, other)).gram.teacher_from for other in config.stages)
+    taken = (recorded(config, other).gram.teacher_from for other in config.stages)
     return {step for each in taken if each for stage_name, step in [anchor(each)] if stage_name == name and step}
 
 
@@ -388,7 +347,7 @@ def _check_anchor(config: Config, name: str, teacher_from: str) -> None:
         raise settings.SettingsError(f"{where}: expected STAGE or STAGE/STEP") from error
     if stage_name not in stages[: stages.index(name)]:
         raise settings.SettingsError(f"{where}: no stage before {name} is called {stage_name}")
-    last = settings.merge(StageConfig, *_layers(config, stage_name)).steps
+    last = recorded(config, stage_name).steps
     if step is not None and not 0 < step <= last:
         raise settings.SettingsError(f"{where}: stage {stage_name} has steps 1 to {last}")
 

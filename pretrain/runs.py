@@ -50,7 +50,7 @@ def held(folder: Path, patience: float) -> Iterator[None]:
 
 def finished(config: Config, name: str) -> Checkpoint:
     """The last checkpoint of stage `name`. Raises TrainingError where the stage is not finished."""
-    found, steps = checkpoint.newest(folder_of(config) / name), configuration.stage(config, name).steps
+    found, steps = checkpoint.newest(folder_of(config) / name), configuration.recorded(config, name).steps
     if found is None or found.step < steps:
         reached = "has not begun" if found is None else f"stands at step {found.step} of {steps}"
         raise TrainingError(f"stage {name} {reached}; run it first: --stage {name}")

@@ -11,12 +11,13 @@ import pytest
 from conftest import write_dataset
 from data_prep import schema
 from data_prep.settings import SettingsError
-from eval import features, leaks, probe, sources, splits
+from eval import features, leaks, probe, report, sources, splits
 from eval.config import StrideConfig, TableConfig, TaskConfig
 from eval.examples import Examples
 from test_eval_probes import Pixels
 from tiny_run import CONFIG, SHORT
-from pretrain import train
+from pretrain import card, encoder, train
+from pretrain import config as configuration
 
 
 def task(data: Path, **changes) -> TaskConfig:
@@ -45,6 +46,22 @@ def tiny_run(folder: Path, data: Path) -> Path:
 
 def checked(run: Path | str, examples: Examples, one: TaskConfig, cache: Path) -> leaks.Leaks:
     return leaks.check(str(run), one, examples, splits.folds(examples, one), cache)
+
+
+def test_a_run_that_today_would_be_refused_is_read(tmp_path: Path) -> None:
+    """A warm-up longer than its stage, which older versions trained with: leaks, card and report are made of it."""
+    data = write_dataset(tmp_path / "data", {"train": 4, "val": 2, "test": 2}, slices=3)
+    run, one = tiny_run(tmp_path / "run", data), task(data)
+    for file in run.rglob("config.yaml"):
+        file.write_text(file.read_text().replace("warmup_steps: 0", "warmup_steps: 30000"))
+    found = encoder.find(run)
+    with pytest.raises(SettingsError, match="warmup_steps=30000"):
+        configuration.stage(configuration.load(found.path / "config.yaml"), "adapt")
+    examples = sources.load(one, tmp_path)
+    assert checked(run, examples, one, tmp_path).checked
+    assert "| adapt | 1 of 1 |" in card.card(found, encoder.load_encoder(run), "equal")
+    assert report.main(["--runs", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    assert "<td>adapt</td><td>1 of 1</td>" in (tmp_path / "page.html").read_text().replace("\n", "")
 
 
 def test_patients_of_pretraining_are_found_by_id_and_by_pixels(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path: Path) -> None:
         ({"top": "base: other.yaml", "other": "base: top.yaml"}, "other.yaml: base: top.yaml leads back to itself"),
         ({"top": "base: other.yaml", "other": "inner: {sise: 3}"}, "other.yaml: unknown key inner.sise; did you mean"),
         ({"top": "- 1"}, "top.yaml: holds no mapping"),
-        ({"top": "inner: {size: many}"}, "top.yaml: Value 'many' of type 'str' could not be converted to Integer"),
+        ({"top": "inner: {size: many}"}, "top.yaml: inner.size: Value 'many' of type 'str' could not be converted"),
     ],
 )
 def test_what_is_no_configuration_is_one_line(files: dict[str, str], expected: str, tmp_path: Path) -> None:

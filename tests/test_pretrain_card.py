@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny_run import CONFIG
+from tiny_run import CONFIG, SHORT
 
 from pretrain import encoder, export, train
 
@@ -38,7 +38,7 @@ def test_the_card_runs(kind: str, tiny_dataset, brain_shards: Path, tmp_path: Pa
     data, words, sequence = RUNS[kind]
     (tmp_path / "c.yaml").write_text(CONFIG)
     root = tiny_dataset() if data == "ct" else brain_shards
-    shorter = ["stages.adapt.steps=1", "stages.second.steps=1", "intensity.window=[-250.5,450]"]
+    shorter = ["stages.adapt.steps=1", "stages.second.steps=1", *SHORT, "intensity.window=[-250.5,450]"]
     whole = ["--config", str(tmp_path / "c.yaml"), f"output={tmp_path}", f"data.root={root}", *shorter, *words]
     assert train.main(whole) == 0
     run, folder = tmp_path / "tiny", tmp_path / "out"
