@@ -42,7 +42,7 @@ class Known:
 def spans_parts(counts: Sequence[tuple[int, ...]], group: int | None) -> bool:
     """Whether some group of `group` consecutive images (None: all) may lie in more than one part.
 
-    counts  images of every rank, for each part. A batch is ordered by rank and then by part: every stretch of it but the
+    counts  images of every rank, for each part. A batch is ordered by rank and then by part: every stretch but the
             last one must be whole groups
     """
     if len(counts) == 1:
