@@ -42,12 +42,12 @@ class Known:
 def spans_parts(counts: Sequence[tuple[int, ...]], group: int | None) -> bool:
     """Whether some group of `group` consecutive images (None: all) may lie in more than one part.
 
-    counts  images of every rank, for each part. A batch is ordered by rank and then by part, so that its stretches but
-            the last one must be whole groups
+    counts  images of every rank, for each part. A batch is ordered by rank and then by part: every stretch but the
+            last one must be whole groups
     """
     if len(counts) == 1:
         return False
-    stretches = [images for of_rank in zip(*counts) for images in of_rank]
+    stretches = [images for part in counts for images in part]
     return group is None or any(images % group for images in stretches[:-1])
 
 
