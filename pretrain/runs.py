@@ -95,22 +95,11 @@ def check_identity(own: Checkpoint, identity: dict) -> None:
     if (drew := recipe["draws"]) != configuration.DRAWS:
         raise TrainingError(
             f"{own.path}: draws={drew}: a seed gave other crops, masks and batches in the version that began this run "
-            f"(now draws={configuration.DRAWS}); give the run another name="
+            f"(now draws={configuration.DRAWS}); finish it with the program in its folder code/, or give the run "
+            "another name="
         )
     for key, value in identity["recipe"].items():
         if (was := recipe.get(key)) != value:
             raise TrainingError(
                 f"{own.path}: {key} was {was} when this run began, now {value}; give the run another name="
             )
-
-
-def check_position(own: Checkpoint, samples: int) -> None:
-    """Raises TrainingError where the run has not seen as many `samples` as its steps have now.
-
-    Batches of `crops.mixture` once had fewer images the more pixels they had.
-    """
-    if (seen := own.state["stream"]["samples"]) != samples:
-        raise TrainingError(
-            f"{own.path}: its steps have seen {seen} samples, where every batch has batch_size images it is {samples}; "
-            "finish this stage with the program in the run's folder code/, or give the run another name="
-        )

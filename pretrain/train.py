@@ -40,7 +40,7 @@ from pretrain.machine import autocast, gigabytes, pick_device, uses_bf16
 from pretrain.metrics import Metrics
 from pretrain.online_knn import OnlineKnn
 from pretrain.published import WeightsError
-from pretrain.runs import TrainingError, check_identity, check_position, finished, folder_of, gram_teacher, held
+from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
 from pretrain.saving import Saver
 from pretrain.stopping import Stop, Stopped
 from pretrain.watch import Watch
@@ -78,8 +78,6 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     if start == stage.steps:
         log.info("stage %s: all %d steps were done before", name, stage.steps)
         return
-    if own is not None:
-        check_position(own, int(plan.starts[start]))
 
     # ---------------------------------------------------------------- model and optimizer
     device = pick_device(config.machine.device, world.local_rank)

@@ -16,7 +16,7 @@ from eval.config import StrideConfig, TableConfig, TaskConfig
 from eval.examples import Examples
 from test_eval_probes import Pixels
 from tiny_run import CONFIG, SHORT
-from pretrain import card, encoder, train
+from pretrain import card, checks, encoder, train
 from pretrain import config as configuration
 
 
@@ -35,11 +35,11 @@ def test_a_patient_in_two_splits_is_an_error(tiny_dataset, tmp_path: Path) -> No
         splits.folds(replace(examples, subjects=subjects), task(tmp_path))
 
 
-def tiny_run(folder: Path, data: Path) -> Path:
+def tiny_run(folder: Path, data: Path, *more: str) -> Path:
     """A run of one stage and no steps but the first."""
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
-    words = [f"output={folder}", f"data.root={data}", "stages.adapt.steps=1", "stages.second.steps=1", *SHORT]
+    words = [f"output={folder}", f"data.root={data}", "stages.adapt.steps=1", "stages.second.steps=1", *SHORT, *more]
     assert train.main(["--config", str(folder / "config.yaml"), *words]) == 0
     return folder / "tiny"
 
@@ -48,14 +48,14 @@ def checked(run: Path | str, examples: Examples, one: TaskConfig, cache: Path) -
     return leaks.check(str(run), one, examples, splits.folds(examples, one), cache)
 
 
-def test_a_run_that_today_would_be_refused_is_read(tmp_path: Path) -> None:
-    """A warm-up longer than its stage, which older versions trained with: leaks, card and report are made of it."""
+def test_a_run_that_today_would_be_refused_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm-up's start without a warm-up, which older versions passed over: leaks, card and report are made of it."""
     data = write_dataset(tmp_path / "data", {"train": 4, "val": 2, "test": 2}, slices=3)
-    run, one = tiny_run(tmp_path / "run", data), task(data)
-    for file in run.rglob("config.yaml"):
-        file.write_text(file.read_text().replace("warmup_steps: 0", "warmup_steps: 30000"))
+    with monkeypatch.context() as older:
+        older.setattr(checks, "check_stage", lambda *_: None)
+        run, one = tiny_run(tmp_path / "run", data, "stage_defaults.optim.teacher_temp.start=0.04"), task(data)
     found = encoder.find(run)
-    with pytest.raises(SettingsError, match="warmup_steps=30000"):
+    with pytest.raises(SettingsError, match="teacher_temp.start=0.04"):
         configuration.stage(configuration.load(found.path / "config.yaml"), "adapt")
     examples = sources.load(one, tmp_path)
     assert checked(run, examples, one, tmp_path).checked

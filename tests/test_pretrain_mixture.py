@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -119,18 +117,6 @@ def test_a_mixed_stage_runs_and_resumes_to_the_same_bits(run, tmp_path: Path, mo
     assert rows(tmp_path / "stopped" / "fine") == found
     ours, theirs = (weights(tmp_path / name / "fine" / "00000009") for name in ("whole", "stopped"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def test_a_stage_that_saw_other_batches_is_not_resumed(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A checkpoint of a program whose batches shrank with the pixels is refused in one line."""
-    assert run("old", "stages.fine.steps=4", "save.every=2", "save.keep_every=2") == 0
-    for path in (tmp_path / "old" / "fine").glob("*/state.json"):
-        state = json.loads(path.read_text())
-        state["stream"]["samples"] -= 1
-        path.write_text(json.dumps(state))
-    shutil.rmtree(tmp_path / "old" / "fine" / "00000004")
-    assert run("old", "stages.fine.steps=4", "save.every=2", "save.keep_every=2") == 1
-    assert "00000002: its steps have seen 15 samples, where every batch has batch_size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

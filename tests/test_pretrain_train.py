@@ -179,7 +179,7 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(run, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("draws", "draws=1: a seed gave other crops"),
+        ("draws", "draws=1: a seed gave other crops, masks and batches in the version that began this run"),
         ("model.drop_path_over_depth", "model.drop_path_over_depth was linear when this run began, now uniform"),
     ],
 )
