@@ -65,8 +65,9 @@ def test_labels_of_real_images(data_dir: Path, tmp_path: Path) -> None:
     names, folder = ["lora", "bitfit", "cnn"], data_dir / "classification"
     rows = probed("pneumonia", folder / "pneumonia_subset.npz", tmp_path / "a", "size=32", f"probes={names}")
     assert all(rows[name, "auroc"]["low"] > 0.6 for name in names)
-    rows = probed("brain_mri_4class", folder / "brain_mri_4class", tmp_path / "b", "size=32", f"probes={names}")
-    # one pass over a thousand images under a random transformer teaches little
+    words = ["size=32", f"probes={names}", "cnn.batch_size=8", "cnn.lr=[3e-3]"]
+    rows = probed("brain_mri_4class", folder / "brain_mri_4class", tmp_path / "b", *words)
+    # one pass over a thousand images, under a random transformer or by a few steps of a CNN, teaches little
     assert all(rows[name, "auroc"]["value"] > 0.5 and rows[name, "auroc"]["patients"] == 258 for name in names)
 
 

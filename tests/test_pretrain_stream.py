@@ -67,10 +67,10 @@ def test_a_batch_larger_than_the_data_spans_epochs() -> None:
 
 
 def test_five_million_samples_are_put_in_order_quickly() -> None:
-    """An epoch's order of five million samples takes under two seconds."""
-    began = time.perf_counter()
+    """An epoch's order of five million samples takes under two seconds of the processor, whatever else it works on."""
+    began = time.process_time()
     assert len(order.epoch_order(5_000_000, 0, 0)) == 5_000_000
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_the_stream_is_the_slices(split: Split) -> None:
