@@ -23,7 +23,7 @@ from pretrain import adopt, encoder
 from pretrain.encoder import Encoder
 from pretrain.intensity import Intensity
 from pretrain.machine import autocast, pick_device
-from pretrain.published import WeightsError
+from pretrain.published import DamagedError, WeightsError
 
 Tokens = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -103,6 +103,8 @@ def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
     kind = foreign.kind_of(path)
     try:
         return CheckpointEncoder(adopt.published_encoder(path), task.bf16)
+    except DamagedError:
+        raise
     except (WeightsError, SettingsError):
         if kind is None:
             raise

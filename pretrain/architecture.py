@@ -23,6 +23,10 @@ class WeightsError(ValueError):
     """A file of weights that cannot be used; one line that names it and says why."""
 
 
+class DamagedError(WeightsError):
+    """A file that nobody should use, whatever kind of model it is of."""
+
+
 @dataclass(frozen=True)
 class Size:
     """Heads of a published size; `position` restricts it to one kind, `norm_eps` is set where ours would differ."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pretrain import architecture, naming
-from pretrain.architecture import WeightsError
+from pretrain.architecture import DamagedError, WeightsError
 from pretrain.naming import Tensors
 
 MM_DINOV2 = ("t1", "t1c", "t2", "flair")  # the order of its embedding's rows
@@ -107,11 +107,11 @@ def _tensors(path: Path) -> Tensors:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(
+        raise DamagedError(
             f"{path}: holds more than weights, or is no file of weights; only plain tensors are loaded"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: damaged or cut short ({type(error).__name__}); copy it again") from error
+        raise DamagedError(f"{path}: damaged or cut short ({type(error).__name__}); copy it again") from error
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path}: holds a {type(loaded).__name__}, not names and tensors")
     return dict(_flat("", loaded))
@@ -151,7 +151,7 @@ def _check_finite(path: Path, root: str, mine: Tensors, ours: Tensors) -> None:
     """Derived buffers and heads may hold anything: they are not read."""
     for (name, value), new in zip(mine.items(), ours):
         if naming.kept(new) and not bool(value.float().isfinite().all()):
-            raise WeightsError(f"{path}: {root}{name} holds NaN or infinity; copy it again or take another checkpoint")
+            raise DamagedError(f"{path}: {root}{name} holds NaN or infinity; copy it again or take another checkpoint")
 
 
 def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
