@@ -40,9 +40,11 @@ class Assignment:
 
 @torch.no_grad()
 def scalings(
-    heads: Sequence[torch.Tensor], temperature: float, iterations: int = 3, world: World = ALONE
+    heads: Sequence[Sequence[torch.Tensor]], temperature: float, iterations: int = 3, world: World = ALONE
 ) -> list[torch.Tensor]:
-    """(K,) of each head from its teacher's (M, K) float32 logits, over the samples of all ranks. M may be 0.
+    """(K,) of each head from its teacher's float32 logits, over the samples of all ranks.
+
+    heads  of each head the (M, K) logits of every part of a batch, which are not copied together. M may be 0.
 
     Scalings are kept as logarithms. A prototype's starts at minus its highest score anywhere. A round gives every
     prototype a sum of 1 over the samples and then every sample a sum of 1 over the prototypes, so that a prototype's
@@ -50,12 +52,12 @@ def scalings(
     however far a prototype is from every sample. The sums of all heads travel in one message an iteration; samples' own
     factors are found anew from the scaling, in the same look at the logits as the next sum.
     """
-    widths = [head.shape[1] for head in heads]
-    highest = torch.cat([_highest(head) for head in heads])
+    widths = [parts[0].shape[1] for parts in heads]
+    highest = torch.cat([torch.stack([_highest(part) for part in parts]).amax(dim=0) for parts in heads])
     found = -world.max_(highest).div_(temperature)
     for iteration in range(iterations):
         each = zip(heads, found.split(widths))
-        sums = torch.cat([_sums(head, temperature, scaling, bool(iteration)) for head, scaling in each])
+        sums = torch.cat([_sums(parts, temperature, scaling, bool(iteration)) for parts, scaling in each])
         found = found - world.sum_(sums).log()
     return list(found.split(widths))
 
@@ -75,12 +77,12 @@ class Centring:
         return [-centre / temperature for centre in self.centres]
 
     @torch.no_grad()
-    def move(self, heads: Sequence[torch.Tensor], world: World = ALONE) -> None:
-        """Move each centre towards the mean of its head's (M, K) logits over all ranks; not where there are none.
+    def move(self, heads: Sequence[Sequence[torch.Tensor]], world: World = ALONE) -> None:
+        """Move each centre towards the mean of its head's logits over all ranks; not where there are none.
 
-        In one message. Every row counts the same, whatever the rank that has it.
+        heads  as for `scalings`. In one message; every row counts the same, whatever the rank that has it
         """
-        sums = [torch.cat([logits.float().sum(dim=0), logits.new_tensor([len(logits)]).float()]) for logits in heads]
+        sums = [torch.cat([sum(part.float().sum(dim=0) for part in parts), _count(parts)]) for parts in heads]
         sums = world.sum_(torch.cat(sums)).split([len(each) for each in sums])
         for centre, each in zip(self.centres, sums):
             mean, count = each[:-1] / each[-1].clamp(min=1), each[-1]
@@ -91,18 +93,24 @@ class Centring:
         return {f"head{place}": centre for place, centre in enumerate(self.centres)}
 
 
+def _count(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(1,) float32: how many rows the parts have."""
+    return parts[0].new_full((1,), sum(map(len, parts)), dtype=torch.float32)
+
+
 def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
     """0 … count, few enough at a time where each takes `width` float32 numbers."""
     size = max(_LOGITS.get(device.type, _LOGITS["cuda"]) // width, 1)
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _sums(logits: torch.Tensor, temperature: float, scaling: torch.Tensor, balanced: bool) -> torch.Tensor:
+def _sums(parts: Sequence[torch.Tensor], temperature: float, scaling: torch.Tensor, balanced: bool) -> torch.Tensor:
     """(K,) of each prototype's probabilities over the samples; `balanced`: when each sample's sum to 1."""
     sums = torch.zeros_like(scaling)
-    for some in chunks(len(logits), logits.shape[1], logits.device):
-        scores = _scaled(logits[some], temperature, scaling)
-        sums += (torch.softmax(scores, dim=1) if balanced else scores.exp_()).sum(dim=0)
+    for logits in parts:
+        for some in chunks(len(logits), logits.shape[1], logits.device):
+            scores = _scaled(logits[some], temperature, scaling)
+            sums += (torch.softmax(scores, dim=1) if balanced else scores.exp_()).sum(dim=0)
     return sums
 
 

@@ -254,12 +254,11 @@ def targets(
     cls = [teacher.dino_head(each.cls) for each in seen]
     patches = [teacher.patch_head(each.patches) for each in seen]
     temperature = weights.teacher_temp
-    whole = [joined(cls), joined(patches)]
     if centring is None:
-        scaling = scalings(whole, temperature, weights.sinkhorn_iterations, world)
+        scaling = scalings([cls, patches], temperature, weights.sinkhorn_iterations, world)
     else:
         scaling = centring.scalings(temperature)
-        centring.move(whole, world)
+        centring.move([cls, patches], world)
     goals = [
         Targets(
             Assignment(of_cls.unflatten(0, (2, -1)), temperature, scaling[0]),

@@ -31,7 +31,8 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def assigned(logits: torch.Tensor, temperature: float, views: int = 1) -> Assignment:
     """Balanced targets of (views · N, K) logits."""
     logits = logits.float()
-    return Assignment(logits.unflatten(0, (views, len(logits) // views)), temperature, *scalings([logits], temperature))
+    by_view = logits.unflatten(0, (views, len(logits) // views))
+    return Assignment(by_view, temperature, *scalings([[logits]], temperature))
 
 
 def test_sinkhorn_targets_are_the_references(golden) -> None:
@@ -87,7 +88,7 @@ def test_a_few_samples_at_a_time_give_the_loss_and_gradients_of_all(monkeypatch:
         given = [found.terms, *torch.autograd.grad(3 * found.loss, [features, weight])]
         for one, other in zip(given, expected):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-        close(*scalings([logits], 0.07), targets.scaling)
+        close(*scalings([[logits]], 0.07), targets.scaling)
 
 
 def test_centring_is_the_references(golden) -> None:
@@ -96,7 +97,7 @@ def test_centring_is_the_references(golden) -> None:
     for step in range(2):
         targets = Assignment(logits.unsqueeze(0), 0.05, *centring.scalings(0.05))
         close(targets.at(slice(None))[0], golden[f"dino.centered_probs_step{step}"])
-        centring.move([logits])
+        centring.move([[logits]])
         if step == 0:
             close(centring.centres[0].unsqueeze(0), golden["dino.center_after_1"])
 

@@ -153,7 +153,7 @@ def test_the_target_is_the_teachers_token_of_the_unmasked_sequence() -> None:
         seen = backbone(images.flatten(0, 1), present=present.repeat(2, 1), sequences=("t1", "flair"))
         tokens = torch.cat([seen.patches[1], seen.patches[8, 3:]])  # images are 5 of each crop
         logits = teacher.ibot_head(tokens)
-        expected = Assignment(logits.unsqueeze(0), 0.07, *scalings([logits], 0.07)).at(slice(None))[0]
+        expected = Assignment(logits.unsqueeze(0), 0.07, *scalings([[logits]], 0.07)).at(slice(None))[0]
     torch.testing.assert_close(goal.patches.at(slice(None))[0], expected)
     entropy = torch.special.entr(expected[:4].mean(dim=0)).sum()  # all lost patches are of one sequence
     torch.testing.assert_close(found["sequences/marginal"], entropy)

@@ -178,7 +178,7 @@ def test_rare_classes_weigh_more_and_a_batch_without_labels_weighs_nothing() -> 
 def test_a_centre_follows_the_logits_and_stays_where_there_are_none() -> None:
     """A tenth of the way to each batch's mean, for each head on its own; no masked patch moves nothing."""
     centring, logits = Centring([4, 2]), torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 3)
-    centring.move([logits, torch.empty(0, 2)])
+    centring.move([[logits], [torch.empty(0, 2)]])
     torch.testing.assert_close(centring.centres[0], 0.1 * logits[0])
     assert not centring.centres[1].any()
     torch.testing.assert_close(centring.scalings(0.5)[0], -0.2 * logits[0])

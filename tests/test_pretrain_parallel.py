@@ -393,12 +393,14 @@ def test_every_start_keeps_the_code_that_ran(runs) -> None:
 
 
 def test_scaling_vectors_of_both_heads_travel_together() -> None:
-    """Balancing heads together, and one prototype beyond every sample at the lowest temperature, changes nothing."""
+    """Balancing heads together or a head in parts, and a prototype beyond every sample at the lowest temperature,
+    changes nothing."""
     generator = torch.Generator().manual_seed(0)
     heads = [torch.randn(20, 7, generator=generator), torch.randn(50, 11, generator=generator)]
     heads[0][:, 3] -= 60  # scores of minus thousands
-    for head, scaling in zip(heads, scalings(heads, 0.01, 3)):
-        assert torch.equal(scaling, *scalings([head], 0.01, 3))
+    for head, scaling in zip(heads, scalings([[head] for head in heads], 0.01, 3)):
+        assert torch.equal(scaling, *scalings([[head]], 0.01, 3))
+        torch.testing.assert_close(scaling, *scalings([[head[:1], head[:0], head[1:]]], 0.01, 3))
         found = Assignment(head.unsqueeze(0), 0.01, scaling).at(slice(None))[0]
         exact = _by_definition(head.double() / 0.01, 3)
         torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
@@ -407,7 +409,7 @@ def test_scaling_vectors_of_both_heads_travel_together() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(World, "sum_", lambda self, tensor: messages.append(tensor.shape) or tensor)
         patch.setattr(World, "max_", lambda self, tensor: tensor)
-        scalings(heads, 0.1, 3, count)
+        scalings([[head] for head in heads], 0.1, 3, count)
     assert messages == [(18,)] * 3
 
 
@@ -423,12 +425,12 @@ def test_a_centre_moves_with_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPa
     """Two ranks with 3 and 5 samples move their centres as one with 8 does, in one message."""
     logits = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     whole = Centring([6])
-    whole.move([logits])
+    whole.move([[logits]])
     total = torch.cat([logits.sum(dim=0), torch.tensor([8.0])])
     monkeypatch.setattr(World, "sum_", lambda self, tensor: total)
     for mine in (slice(0, 3), slice(3, 8)):
         one = Centring([6])
-        one.move([logits[mine]], World(0, 2))
+        one.move([[logits[mine]]], World(0, 2))
         torch.testing.assert_close(one.centres[0], whole.centres[0])
 
 
