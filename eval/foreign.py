@@ -45,6 +45,8 @@ class ForeignEncoder:
         self._mean, self._std = (torch.tensor(each).view(1, -1, 1, 1) for each in (list(mean), list(std)))
         digest = hashlib.sha256(repr((type(model).__name__, list(mean), list(std))).encode())
         used = {name: value for name, value in model.state_dict().items() if not _is_top(name)}
+        if bad := [name for name, value in used.items() if not bool(value.float().isfinite().all())]:
+            raise SettingsError(f"{folder}: {bad[0]} holds NaN or infinity; copy it again or take another checkpoint")
         for name, value in sorted(used.items()):
             digest.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self.digest = digest.hexdigest()

@@ -13,6 +13,7 @@ from eval import encoder, features
 from eval.config import TaskConfig
 from eval.examples import Picture
 from pretrain.checkpoint import CheckpointError
+from pretrain.published import WeightsError
 
 MINE = '''
 import torch
@@ -107,6 +108,21 @@ def test_other_vision_transformers_by_transformers(kind: str, tmp_path: Path) ->
     assert not torch.allclose(first, patches)
     assert found.features(found.prepare(grey(size=48)), [-1])[0][1].shape == (2, 36, 32)
     assert encoder.load(str(tmp_path / kind), task()).digest == found.digest
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "vit"])
+def test_weights_that_are_not_finite_are_said_of_the_file(kind: str, tmp_path: Path) -> None:
+    """A model that a backbone of ours reads, and one that the library reads: one line with folder and tensor."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
+    if kind == "dinov2":
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
+    else:
+        model = transformers.ViTModel(transformers.ViTConfig(**sizes, intermediate_size=64), add_pooling_layer=False)
+    model.get_input_embeddings().projection.weight.data[0, 0, 0, 0] = float("nan")
+    model.save_pretrained(tmp_path / kind)
+    with pytest.raises((SettingsError, WeightsError), match=f"{kind}: .*projection.weight holds NaN or infinity"):
+        encoder.load(str(tmp_path / kind), task())
 
 
 def test_a_model_without_patches_is_refused(tmp_path: Path) -> None:
