@@ -6,6 +6,7 @@ the steps of a stage takes effect in it, or the stage is refused before it begin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from data_prep.settings import SettingsError
@@ -74,37 +75,48 @@ def _check_steps(where: str, stage: StageConfig) -> None:
     """Nothing that is named over a stage's steps is without effect, and no rate leaves it learning nothing."""
     if stage.steps < 1:
         raise SettingsError(f"{where}.steps={stage.steps}: give 1 or more")
-    optim = f"{where}.optim"
-    _check(f"{optim}.lr", stage.optim.lr, stage.steps, floor=0.0, idle=0.0, why="the student would learn nothing")
-    _check(f"{optim}.weight_decay", stage.optim.weight_decay, stage.steps, floor=0.0)
+    found = list(_without_effect(stage))
+    if found:
+        others = ", ".join(setting for setting, _ in found[1:])
+        also = f" (and mend {others})" if others else ""
+        setting, remedy = found[0]
+        raise SettingsError(f"{where}.{setting}: {remedy}{also}")
+
+
+def _without_effect(stage: StageConfig) -> Iterator[tuple[str, str]]:
+    """`key=value` below the stage, and what to do, of each number that does not fit the stage's steps."""
+    optim, steps = stage.optim, stage.steps
+    yield from _of_schedule("optim.lr", optim.lr, steps, idle=0.0, why="the student would learn nothing")
+    yield from _of_schedule("optim.weight_decay", optim.weight_decay, steps)
     why = "the teacher would stay as it is"
-    momentum = stage.optim.teacher_momentum
-    _check(f"{optim}.teacher_momentum", momentum, stage.steps, floor=0.0, top=1.0, idle=1.0, why=why)
-    _check(f"{optim}.teacher_temp", stage.optim.teacher_temp, stage.steps, floor=1e-6)
-    _check(f"{where}.loss.dino_local", stage.loss.dino_local, stage.steps, floor=0.0)
+    yield from _of_schedule("optim.teacher_momentum", optim.teacher_momentum, steps, top=1.0, idle=1.0, why=why)
+    yield from _of_schedule("optim.teacher_temp", optim.teacher_temp, steps, floor=1e-6)
+    yield from _of_schedule("loss.dino_local", stage.loss.dino_local, steps)
     if stage.gram.teacher_from:
-        # 0 throughout is allowed: it measures without holding
-        _check(f"{where}.gram.weight", stage.gram.weight, stage.steps, floor=0.0)
+        yield from _of_schedule("gram.weight", stage.gram.weight, steps)  # 0 throughout measures without holding
     for key, what in (("freeze_last_layer_steps", "the prototypes"), ("freeze_backbone_steps", "the backbone")):
-        if (frozen := getattr(stage.optim, key)) and not 0 <= frozen < stage.steps:
-            raise SettingsError(
-                f"{optim}.{key}={frozen}: the stage has {stage.steps} steps, so {what} would never learn; "
-                f"give fewer than {stage.steps}"
-            )
-    _check_refreshing(where, stage)
+        if (frozen := getattr(optim, key)) and not 0 <= frozen < steps:
+            remedy = f"the stage has {steps} steps, so {what} would never learn; give fewer than {steps}"
+            yield f"optim.{key}={frozen}", remedy
+    every, most = stage.gram.refresh_every, stage.gram.refresh_most
+    if every and not 0 < every <= steps:
+        remedy = f"the stage has {steps} steps, so the Gram teacher would never be refreshed; give fewer, 0 for never"
+        yield f"gram.refresh_every={every}", remedy
+    if most is not None and not every:
+        yield f"gram.refresh_most={most}", "needs gram.refresh_every; set that, or leave this out"
 
 
-def _check(
+def _of_schedule(
     key: str,
     schedule: ScheduleConfig,
     steps: int,
     *,
-    floor: float,
+    floor: float = 0.0,
     top: float | None = None,
     idle: float | None = None,
     why: str = "",
-) -> None:
-    """Raise SettingsError where a number has no effect, a value lies outside floor … top, or all of them are `idle`."""
+) -> Iterator[tuple[str, str]]:
+    """A number without effect, values outside floor … top, or nothing but `idle`, which is what it must not be."""
     found = schedules.fault(
         start=schedule.start,
         peak=schedule.peak,
@@ -115,24 +127,12 @@ def _check(
     )
     if found:
         name, remedy = found
-        raise SettingsError(f"{key}.{name}={getattr(schedule, name)}: {remedy}")
+        yield f"{key}.{name}={getattr(schedule, name)}", remedy
+        return
     values = schedule.values(steps)
-    if values.min() < floor or (top is not None and values.max() > top):
-        worst = values.min() if values.min() < floor else values.max()
+    worst = values.min() if values.min() < floor else values.max()
+    if worst < floor or (top is not None and worst > top):
         allowed = f"{floor:g} or more" if top is None else f"{floor:g} to {top:g}"
-        raise SettingsError(f"{key}: reaches {worst:g}; give numbers from {allowed}")
-    if idle is not None and (values == idle).all():
-        raise SettingsError(f"{key}.peak={schedule.peak:g}: {idle:g} in every one of {steps} steps, {why}")
-
-
-def _check_refreshing(where: str, stage: StageConfig) -> None:
-    gram = stage.gram
-    if gram.refresh_every and not 0 < gram.refresh_every <= stage.steps:
-        raise SettingsError(
-            f"{where}.gram.refresh_every={gram.refresh_every}: the stage has {stage.steps} steps, so the Gram teacher "
-            "would never be refreshed; give fewer, or 0 for never"
-        )
-    if gram.refresh_most is not None and not gram.refresh_every:
-        raise SettingsError(
-            f"{where}.gram.refresh_most={gram.refresh_most}: needs gram.refresh_every; set that, or leave this out"
-        )
+        yield f"{key}={worst:g}", f"give numbers from {allowed}"
+    elif idle is not None and (values == idle).all():
+        yield f"{key}.peak={schedule.peak:g}", f"{idle:g} in every one of {steps} steps, {why}"

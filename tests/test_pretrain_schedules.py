@@ -52,10 +52,10 @@ def test_schedules_are_the_references(golden_dir: Path) -> None:
         (3, {"optim": {"lr": {"peak": 1e-3, "end": 0.0, "warmup_steps": 2}}}, "lr.end=0.0", "the end is never reached"),
         (10, {"optim": {"lr": {"peak": 0.0}}}, "lr.peak=0", "the student would learn nothing"),
         (10, {"optim": {"lr": {"start": 0.0, "peak": 0.0, "warmup_steps": 5}}}, "lr.peak=0", "0 in every one of 10"),
-        (10, {"optim": {"lr": {"peak": -1e-3}}}, "lr", "reaches -0.001"),
+        (10, {"optim": {"lr": {"peak": -1e-3}}}, "lr=-0.001", "0 or more"),
         (10, {"optim": {"teacher_momentum": {"peak": 1.0}}}, "teacher_momentum.peak=1", "would stay as it is"),
-        (10, {"optim": {"teacher_momentum": {"peak": 0.9, "end": 1.5}}}, "teacher_momentum", "reaches 1.5"),
-        (10, {"optim": {"teacher_temp": {"peak": 0.0}}}, "teacher_temp", "reaches 0"),
+        (10, {"optim": {"teacher_momentum": {"peak": 0.9, "end": 1.5}}}, "teacher_momentum=1.5", "0 to 1"),
+        (10, {"optim": {"teacher_temp": {"peak": 0.0}}}, "teacher_temp=0", "1e-06 or more"),
         (10, {"optim": {"freeze_last_layer_steps": 10}}, "freeze_last_layer_steps=10", "the prototypes would never"),
         (10, {"optim": {"freeze_backbone_steps": 12}}, "freeze_backbone_steps=12", "the backbone would never learn"),
         (10, {"gram": {"refresh_every": 20}}, "gram.refresh_every=20", "would never be refreshed"),
@@ -74,6 +74,16 @@ def test_what_would_have_no_effect_in_a_stage_is_refused(steps: int, stage: dict
             configuration.stage(config, "later")
         message = str(caught.value)
         assert message.startswith("stages.later.") and f"{key}:" in message and why in message and "\n" not in message
+
+
+def test_all_that_has_no_effect_is_named_at_once() -> None:
+    """Who shortens a recipe sees in one line which other numbers to shorten with it."""
+    schedule = {"peak": 0.07, "warmup_steps": 30}
+    late = {"lr": schedule, "teacher_temp": schedule, "freeze_last_layer_steps": 12}
+    with pytest.raises(SettingsError) as caught:
+        configuration.stage(Config(stages={"only": {"steps": 10, "optim": late}}), "only")
+    expected = "(and mend optim.teacher_temp.warmup_steps=30, optim.freeze_last_layer_steps=12)"
+    assert str(caught.value).startswith("stages.only.optim.lr.warmup_steps=30: ") and expected in str(caught.value)
 
 
 def test_a_stage_that_names_a_peak_alone_has_it_in_every_step() -> None:
