@@ -21,11 +21,11 @@ def check_model(config: Config) -> None:
     names, known = config.data.sequences, config.model.sequences
     for key, each in (("data", names), ("model", known)):
         if len(set(each)) < len(each):
-            raise SettingsError(f"{key}.sequences={each}: a name stands there twice")
+            raise SettingsError(f"{key}.sequences={each}: duplicate name; list each once")
     if not names:
         raise SettingsError("data.sequences=[]: name at least one, e.g. [ct]")
     if not known and len(names) > 1:
-        raise SettingsError(f"data.sequences={names}: the model tells none apart; set model.sequences={names}")
+        raise SettingsError(f"data.sequences={names}: model.sequences is empty; set model.sequences={names}")
     if known and (missing := [name for name in names if name not in known]):
         raise SettingsError(
             f"data.sequences: {missing[0]} is not in model.sequences={known}; add it there (trained weights: a new row)"
