@@ -29,7 +29,7 @@ def networks(
     config: Config, stage: StageConfig, device: torch.device
 ) -> tuple[step.Model, step.Model, VisionTransformer | None]:
     """Student, teacher and Gram teacher (None where the stage has none) with the weights that the seed gives."""
-    student, teacher = build.student_and_teacher(config, device)
+    student, teacher = build.student_and_teacher(counting.unlabelled(config), device)
     anchor = None
     if stage.gram.teacher_from:
         anchor = build.backbone(config.model).to(device).requires_grad_(False).eval()

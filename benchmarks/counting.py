@@ -133,7 +133,7 @@ class Costs:
     @classmethod
     def of(cls, model: Model) -> Costs:
         """Of a network, which may be without memory (device "meta")."""
-        backbone, heads = model.backbone, (model.dino_head, model.ibot_head)
+        backbone, heads = model.backbone, (model.dino_head, model.patch_head)
         blocks, last = backbone.blocks, backbone.blocks[-1]
         return cls(
             patch_size=backbone.patch_size,
@@ -183,10 +183,15 @@ def _matrices(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
+def unlabelled(config: Config) -> Config:
+    """A configuration as it is without labels: they cost next to nothing, and their classes are the data's."""
+    return replace(config, classifier="linear")
+
+
 def costs(config: Config) -> Costs:
     """Of the student that a configuration describes."""
     with torch.device("meta"):
-        return Costs.of(build.networks(config)[0])
+        return Costs.of(build.networks(unlabelled(config))[0])
 
 
 def masked_share(masks: MaskConfig, sequences: int = 1) -> float:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import arms
+from benchmarks import arms, counting
 from benchmarks.live import GPU_BLOCK, Live
 from data_prep.settings import SettingsError
 from pretrain import accumulate, assignment, attention, build, mixture, step
@@ -108,7 +108,7 @@ def computed(
     machine = replace(config.machine, compile=False, attention="sdpa", device="cpu")
     config, nowhere = replace(config, machine=machine), FakeTensorMode(allow_non_fake_inputs=True)
     with torch.device("meta"):
-        student, teacher = build.networks(config)
+        student, teacher = build.networks(counting.unlabelled(config))
         anchor = build.backbone(config.model) if stage.gram.teacher_from else None
     models = [model for model in (student, teacher, anchor) if model is not None]
     with nowhere:
@@ -130,7 +130,7 @@ def computed(
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
         step.gradients(student, teacher, batch, arms.weights_of(stage), gram_teacher=anchor, precision=precision)
     weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_parts(crops)])
-    columns = (head.last_layer.out_features for head in (student.dino_head, student.ibot_head))
+    columns = (head.last_layer.out_features for head in (student.dino_head, student.patch_head))
     logits = 4 * sum(rows * width for rows, width in zip((2 * images, int(masks.sum())), columns))
     static = sum(weights) + 2 * weights[0] + inputs
     return Peak(images, sum(weights), 2 * weights[0], inputs, logits, live.kept - logits, static + live.peak)

@@ -7,17 +7,25 @@ the steps of a stage takes effect in it, or the stage is refused before it begin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from data_prep.settings import SettingsError
-from pretrain import schedules
+from pretrain import ranges, schedules
 
 if TYPE_CHECKING:
     from pretrain.config import Config, ScheduleConfig, StageConfig
 
 
 def check_model(config: Config) -> None:
-    """The sequences that are read are those that the model tells apart, or one."""
+    """Numbers of the model, its heads and its machine, and names of runs, stages and sequences."""
+    ranges.check("", config, ranges.MODEL)
+    if not config.name.strip("./") or ".." in Path(config.name).parts or Path(config.name).is_absolute():
+        raise SettingsError(f"name={config.name!r}: the run's folder would not lie below output; give another name")
+    if strange := [name for name in config.stages if not name.strip(".") or "/" in name]:
+        raise SettingsError(f"stages.{strange[0]}: a stage is a folder of the run; give it a plain name")
     names, known = config.data.sequences, config.model.sequences
     for key, each in (("data", names), ("model", known)):
         if len(set(each)) < len(each):
@@ -34,8 +42,10 @@ def check_model(config: Config) -> None:
 
 def check_stage(where: str, stage: StageConfig, patch_size: int) -> None:
     """All that one stage says by itself; `where` is its key, stages.NAME."""
+    ranges.check(f"{where}.", stage, ranges.STAGE)
+    for number, pair in enumerate(stage.crops.mixture):
+        ranges.check(f"{where}.crops.mixture[{number}].", pair, ranges.PAIR)
     _check_sizes(where, stage, patch_size)
-    _check_draws(where, stage)
     _check_steps(where, stage)
 
 
@@ -44,31 +54,39 @@ def _check_sizes(where: str, stage: StageConfig, patch_size: int) -> None:
     if stage.gram.teacher_from:
         sizes["gram.size"] = stage.gram.size
     for number, pair in enumerate(stage.crops.mixture):
-        if pair.ratio <= 0:
-            raise SettingsError(f"{where}.crops.mixture[{number}].ratio={pair.ratio}: must be above 0")
         found = {key: getattr(pair, key) for key in ("global_size", "local_size", "gram_size")}
         sizes |= {f"crops.mixture[{number}].{key}": size for key, size in found.items() if size}
     for key, size in sizes.items():
         if size % patch_size:
             raise SettingsError(f"{where}.{key}={size}: no multiple of model.patch_size={patch_size}")
-    if stage.loss.koleo_group is not None and stage.loss.koleo_group < 2:
+    _check_anchors_size(where, stage)
+    _check_masks(where, stage)
+    if (group := stage.loss.koleo_group) is not None and group > stage.batch_size:
         raise SettingsError(
-            f"{where}.loss.koleo_group={stage.loss.koleo_group}: one image has no neighbour; 2 or more, or null"
+            f"{where}.loss.koleo_group={group}: a batch has {stage.batch_size} images; give fewer, or null for all"
         )
 
 
-def _check_draws(where: str, stage: StageConfig) -> None:
-    augment = stage.augment
-    for key in ("blur_p", "gamma_p"):
-        if len(found := getattr(augment, key)) != 3:
+def _check_anchors_size(where: str, stage: StageConfig) -> None:
+    """The Gram teacher's crops are no coarser than those of the student that is held to it."""
+    if not stage.gram.teacher_from:
+        return
+    pairs = [(pair.gram_size or stage.gram.size, pair.global_size) for pair in stage.crops.mixture]
+    for gram, whole in pairs or [(stage.gram.size, stage.crops.global_size)]:
+        if gram < whole:
             raise SettingsError(
-                f"{where}.augment.{key}={found}: expected three probabilities, of global 1, global 2, local crops"
+                f"{where}.gram.size={gram}: coarser than the student's crops of {whole} pixels; give {whole} or more"
             )
-    positive = {"gamma": augment.gamma, "slice.gamma": augment.slice.gamma}
-    positive |= {"slice.low_resolution": augment.slice.low_resolution}
-    for key, found in positive.items():
-        if len(found) != 2 or not 0 < found[0] <= found[1]:
-            raise SettingsError(f"{where}.augment.{key}={found}: expected the least and the largest value, above 0")
+
+
+def _check_masks(where: str, stage: StageConfig) -> None:
+    """Something is masked where iBOT is to learn from it."""
+    masks = stage.masks
+    if stage.loss.ibot and not masks.sequence_probability and not int(2 * stage.batch_size * masks.probability):
+        raise SettingsError(
+            f"{where}.masks.probability={masks.probability}: masks none of the {2 * stage.batch_size} global crops of "
+            "a batch, and iBOT learns from masked ones; give more, or loss.ibot=0"
+        )
 
 
 def _check_steps(where: str, stage: StageConfig) -> None:
@@ -99,7 +117,7 @@ def _without_effect(stage: StageConfig) -> Iterator[tuple[str, str]]:
             remedy = f"the stage has {steps} steps, so {what} would never learn; give fewer than {steps}"
             yield f"optim.{key}={frozen}", remedy
     every, most = stage.gram.refresh_every, stage.gram.refresh_most
-    if every and not 0 < every <= steps:
+    if every and not 0 < every < steps:
         remedy = f"the stage has {steps} steps, so the Gram teacher would never be refreshed; give fewer, 0 for never"
         yield f"gram.refresh_every={every}", remedy
     if most is not None and not every:
@@ -130,6 +148,9 @@ def _of_schedule(
         yield f"{key}.{name}={getattr(schedule, name)}", remedy
         return
     values = schedule.values(steps)
+    if not np.isfinite(values).all():
+        yield f"{key}={values[~np.isfinite(values)][0]}", "give finite numbers"
+        return
     worst = values.min() if values.min() < floor else values.max()
     if worst < floor or (top is not None and worst > top):
         allowed = f"{floor:g} or more" if top is None else f"{floor:g} to {top:g}"

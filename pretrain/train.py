@@ -42,6 +42,7 @@ from pretrain.online_knn import OnlineKnn
 from pretrain.published import WeightsError
 from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
 from pretrain.saving import Saver
+from pretrain.sharded import local
 from pretrain.stopping import Stop, Stopped
 from pretrain.watch import Watch
 
@@ -255,6 +256,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             last = number + 1 == stage.steps or meeting.stop
             if last or (number + 1) % config.save.every == 0 or number + 1 in wanted:
                 pulse.beat(number, "saving")
+                check_weights(name, number, student, world)
                 save(number + 1)
             if meeting.stop:
                 saver.wait()
@@ -304,6 +306,16 @@ def check_finite(stage: str, number: int, values: dict[str, float]) -> None:
                 f"stage {stage}, step {number}: {key} is {value}; the last checkpoint is kept, "
                 "start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
             )
+
+
+def check_weights(stage: str, number: int, student: torch.nn.Module, world: World) -> None:
+    """Raises TrainingError, on all ranks, where an update made a weight of the student that is not finite."""
+    bad = [key for key, value in student.named_parameters() if not bool(local(value.detach()).isfinite().all())]
+    if any(count for (count,) in world.table([len(bad)])):
+        raise TrainingError(
+            f"stage {stage}, step {number}: {bad[0] if bad else 'a weight'} is not finite after the update; the last "
+            "checkpoint is kept, start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
+        )
 
 
 def save_crops(path: Path, crops: views.Views) -> None:

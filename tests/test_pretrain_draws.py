@@ -192,8 +192,8 @@ def test_labels_that_nothing_has_are_refused(split: schema.Split) -> None:
         build.reads_voxels("adapt", stage, none)
     wrong = {
         ": crops.scale_of: Invalid value 'sides', expected": {"crops": {"scale_of": "sides"}},
-        ".augment.gamma_p=.0.5.: expected": {"augment": {"gamma_p": [0.5]}},
-        ".augment.slice.gamma=.0.0, 1.0.: expected": {"augment": {"slice": {"gamma": [0, 1]}}},
+        ".augment.gamma_p=.0.5.: expected 3 numbers": {"augment": {"gamma_p": [0.5]}},
+        ".augment.slice.gamma=.0.0, 1.0.: expected 2 numbers, above 0": {"augment": {"slice": {"gamma": [0, 1]}}},
     }
     for said, entry in wrong.items():
         config = configuration.Config(name="x", stages={"adapt": {"steps": 1, **entry}})

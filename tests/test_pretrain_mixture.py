@@ -122,7 +122,7 @@ def test_a_mixed_stage_runs_and_resumes_to_the_same_bits(run, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("pair", "expected"),
     [
-        ("{ratio: 0, global_size: 32, local_size: 16}", "crops.mixture[0].ratio=0.0: must be above 0"),
+        ("{ratio: 0, global_size: 32, local_size: 16}", "crops.mixture[0].ratio=0.0: expected above 0"),
         ("{global_size: 30, local_size: 16}", "crops.mixture[0].global_size=30: no multiple"),
         ("{global_size: 32, local_size: 16, gram_size: 33}", "crops.mixture[0].gram_size=33: no multiple"),
     ],
