@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from pretrain import architecture, build, initialise, published
@@ -39,7 +41,12 @@ def published_encoder(path: Path) -> Encoder:
             "with its intensity to be sure",
             *(path, initialise.intensity_words(intensity)),
         )
-    return frozen(model, intensity, config, f"{path.name} ({found.kind})")
+    whole = frozen(model, intensity, config, f"{path.name} ({found.kind})")
+    if found.intensity is None:
+        return whole
+    # the same weights under another intensity give other features, which are kept by the digest
+    digest = hashlib.sha256(f"{whole.digest} {intensity}".encode()).hexdigest()
+    return replace(whole, digest=digest)
 
 
 def _config(found: Published) -> ModelConfig:

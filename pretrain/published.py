@@ -140,7 +140,7 @@ def _intensity(folder: Path) -> Intensity | None:
         or not (window[0] < window[1] and std > 0)
     ):
         raise DamagedError(f"{path}: meddap={said!r}; needs window [low, high], low < high, mean and std > 0")
-    return Intensity(tuple(window), mean, std)
+    return Intensity((float(window[0]), float(window[1])), float(mean), float(std))
 
 
 def _described(path: Path) -> dict:

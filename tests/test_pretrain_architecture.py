@@ -134,7 +134,7 @@ def test_a_grid_of_another_image_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_heads_and_eps_of_the_table_need_layerscale(tmp_path: Path) -> None:
-    """A file of DINOv2's size: its eps is held, in the refusal's words; without LayerScale its heads are unknown."""
+    """A file of DINOv2's size: its eps is held, by the word that mends it; without LayerScale heads are unknown."""
     size = dict(embed_dim=384, depth=12, position="learned", grid=2, registers=0, ffn_ratio=0.1)
     words = [f"model.{name}={value}" for name, value in size.items()]
     path = write(ModelConfig(**size), tmp_path / "w.pth")
@@ -150,8 +150,8 @@ def test_heads_and_eps_of_the_table_need_layerscale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "depth"), architecture.SIZES)
 def test_the_table_of_published_models(width: int, depth: int) -> None:
-    """Every row by shapes alone: its heads, eps 1e-6 for FlexiCT's and DINOv2's, else 1e-5; at another depth, or without
-    LayerScale (MoCo's, MAE's), the file tells nothing."""
+    """Every row by shapes alone: its heads, eps 1e-6 for FlexiCT's and DINOv2's, else 1e-5; at another depth, or
+    without LayerScale (MoCo's, MAE's), the file tells nothing."""
     size = architecture.SIZES[width, depth]
     position = dict(position="learned", grid=2) if size.position == "learned" else {}
     for layers, scale, expected in ((depth, 1.0, size.heads), (depth + 1, 1.0, None), (depth, None, None)):

@@ -78,6 +78,8 @@ def test_an_exported_folder_keeps_its_intensity(kind: str, tmp_path: Path, caplo
     export_huggingface.write(loaded, tmp_path / "out")
     found = adopt.published_encoder(tmp_path / "out")
     assert found.intensity == own and not caplog.records
+    export_huggingface.write(replace(loaded, intensity=replace(own, mean=0.32)), tmp_path / "other")
+    assert adopt.published_encoder(tmp_path / "other").digest != found.digest  # features are kept by it
     hu = torch.randint(-1000, 1000, (2, 1, 40, 40), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         expected, features = loaded.model(own.normalise(hu)), found.model(found.intensity.normalise(hu))
