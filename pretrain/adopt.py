@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from dataclasses import replace
 from pathlib import Path
 
-from pretrain import build, initialise, published
-from pretrain.config import IntensityConfig, ModelConfig
+from pretrain import architecture, build, initialise, published
+from pretrain.config import ModelConfig
 from pretrain.encoder import Encoder, frozen
+from pretrain.intensity import Intensity
 from pretrain.published import Published, WeightsError
 
-# what a window of soft tissue and ImageNet's statistics make of HU; weights of three channels absorb the latter
-_INTENSITY = IntensityConfig(window=[-160.0, 240.0], mean=0.449, std=0.226)
+log = logging.getLogger("pretrain")
+
+# where a file does not say: a window of soft tissue with ImageNet's statistics; weights of three channels absorb these
+_ASSUMED = Intensity(window=(-160.0, 240.0), mean=0.449, std=0.226)
 
 
 def is_published(path: Path) -> bool:
@@ -19,12 +25,28 @@ def is_published(path: Path) -> bool:
 
 
 def published_encoder(path: Path) -> Encoder:
-    """Published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError."""
+    """Published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError.
+
+    Its intensity is the file's own, else a window of soft tissue; that is a warning for weights of grey images, which
+    were trained with one that nothing tells.
+    """
     found = published.read(path)
     config = _config(found)
     model = build.backbone(config)
-    initialise.load(model, found, config, _INTENSITY)
-    return frozen(model, build.intensity(_INTENSITY), config, f"{path.name} ({found.kind})")
+    intensity = found.intensity or _ASSUMED
+    initialise.load(model, found, config, intensity)
+    if found.intensity is None and (found.grey or found.weights["patch_embed.proj.weight"].shape[1] == 1):
+        log.warning(
+            "%s: does not say its intensity; assumed is %s, which may be wrong: name a run or a folder exported "
+            "with its intensity to be sure",
+            *(path, initialise.intensity_words(intensity)),
+        )
+    whole = frozen(model, intensity, config, f"{path.name} ({found.kind})")
+    if found.intensity is None:
+        return whole
+    # the same weights under another intensity give other features, which are kept by the digest
+    digest = hashlib.sha256(f"{whole.digest} {intensity}".encode()).hexdigest()
+    return replace(whole, digest=digest)
 
 
 def _config(found: Published) -> ModelConfig:
@@ -34,7 +56,7 @@ def _config(found: Published) -> ModelConfig:
     learned = found.settings["position"] == "learned"
     usual = {
         "mask_k_bias": not learned,  # DINOv3's; where a file has no such bias, nothing changes
-        "norm_eps": 1e-6 if learned else 1e-5,
+        "norm_eps": architecture.usual_eps(found.settings["position"]),
     }
     return ModelConfig(
         **(usual | found.settings),

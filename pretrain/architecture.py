@@ -29,7 +29,7 @@ class DamagedError(WeightsError):
 
 @dataclass(frozen=True)
 class Size:
-    """Heads of a published size; `position` restricts it to one kind, `norm_eps` is set where ours would differ."""
+    """Heads of a published size; `position` restricts it to one kind, `norm_eps` is set where it is not `usual_eps`."""
 
     heads: int
     position: str | None = None
@@ -60,13 +60,9 @@ def settings(source: str, weights: Tensors, described: dict) -> tuple[dict[str, 
     """
     found = _shapes(source, weights) | _attention(weights)
     width, depth, position = found["embed_dim"], found["depth"], found["position"]
-    if described.get("hidden_size", width) != width:
-        raise WeightsError(
-            f"{source}: {width} channels, but config.json says hidden_size={described['hidden_size']}; "
-            "put the weights' own config.json there"
-        )
+    _check_described(source, weights, found, described)
     periods = _periods(weights) if position == "rope" else None
-    told = {ours: described[theirs] for theirs, ours in _CONFIG.items() if described.get(theirs) is not None}
+    told = _told(source, width, described)
     if position != "rope":
         told.pop("rope_base", None)
     if periods is not None:
@@ -74,9 +70,15 @@ def settings(source: str, weights: Tensors, described: dict) -> tuple[dict[str, 
         _check_agreement(source, width, periods, told)
     size = SIZES.get((width, depth))
     usual: dict[str, object] = {}
-    if size is not None and size.position in (None, position):
-        usual = {"num_heads": size.heads} | ({"norm_eps": size.norm_eps} if size.norm_eps else {})
+    # MoCo's and MAE's have the same sizes with other heads; without LayerScale no model of the table
+    if size is not None and size.position in (None, position) and "blocks.0.ls1.gamma" in weights:
+        usual = {"num_heads": size.heads, "norm_eps": size.norm_eps or usual_eps(position)}
     return found | usual | told, frozenset(usual) - set(told)
+
+
+def usual_eps(position: str) -> float:
+    """Return the eps of the norms of DINOv2 (learned positions) or DINOv3 (rope)."""
+    return 1e-6 if position == "learned" else 1e-5
 
 
 def hidden(ffn: str, width: int, ratio: float) -> int:
@@ -162,6 +164,64 @@ def _attention(weights: Tensors) -> dict[str, object]:
     return {"mask_k_bias": any(name.endswith("attn.qkv.bias_mask") for name in weights)}
 
 
+def _told(source: str, width: int, described: dict) -> dict[str, object]:
+    """The settings that config.json adds to the weights', checked on their own."""
+    told = {theirs: described[theirs] for theirs in _CONFIG if described.get(theirs) is not None}
+    for theirs, value in told.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise _contradiction(source, theirs, value, "a positive number is needed")
+    heads = told.get("num_attention_heads", 1)
+    if not isinstance(heads, int) or width % heads:
+        raise _contradiction(source, "num_attention_heads", heads, f"a whole number that divides {width} is needed")
+    return {_CONFIG[theirs]: value for theirs, value in told.items()}
+
+
+def _check_described(source: str, weights: Tensors, found: dict[str, object], described: dict) -> None:
+    """Refuse a config.json that belongs to other weights; what it does not name, or names as null, is not compared."""
+    kernel, width, gated = weights.get("patch_embed.proj.weight"), found["embed_dim"], found["ffn"] == "swiglu"
+    held: dict[str, object] = {
+        "hidden_size": width,
+        "num_hidden_layers": found["depth"],
+        "num_register_tokens": found["registers"],
+        "intermediate_size": hidden(found["ffn"], width, found["ffn_ratio"]),
+        "use_gated_mlp": gated,
+        "use_swiglu_ffn": gated,
+        "qkv_bias": found["qkv_bias"],
+    }
+    if kernel is not None:
+        held |= {"num_channels": kernel.shape[1], "patch_size": kernel.shape[-1]}
+    if kernel is not None and found["position"] == "learned":
+        held["image_size"] = found["grid"] * kernel.shape[-1]
+    for name, value in held.items():
+        said = described.get(name)
+        # an image that is no multiple of the patch size is cut to one
+        whole = said // kernel.shape[-1] * kernel.shape[-1] if name == "image_size" and isinstance(said, int) else said
+        if said is not None and whole not in (value, [value, value]):
+            raise _contradiction(source, name, said, f"the weights have {_word(value)}")
+    if "layerscale_value" in described or str(described.get("model_type")).startswith(("dinov2", "dinov3")):
+        gains = [f"blocks.{block}.ls{number}.gamma" for block in range(found["depth"]) for number in (1, 2)]
+        if lacking := [name for name in gains if name not in weights]:
+            said = next(name for name in ("layerscale_value", "model_type") if name in described)
+            raise _contradiction(source, said, described[said], f"the weights lack LayerScale ({lacking[0]})")
+    # transformers' DINOv2 gates with SiLU whatever its hidden_act says
+    wanted = None if gated and "use_gated_mlp" not in described else "silu" if gated else "gelu"
+    if wanted and described.get("hidden_act") not in (None, wanted):
+        raise WeightsError(
+            f"{source}: config.json says hidden_act={described['hidden_act']!r}; only {wanted} is supported here, "
+            f"take weights that were trained with {wanted}"
+        )
+
+
+def _contradiction(source: str, name: str, said: object, held: str) -> DamagedError:
+    return DamagedError(
+        f"{source}: config.json says {name}={_word(said)}, but {held}; put the weights' own config.json there"
+    )
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
+
+
 def _periods(weights: Tensors) -> torch.Tensor | None:
     """(d / 4,) periods for heads of d channels, as the file holds them."""
     for name in _PERIODS:
@@ -188,7 +248,7 @@ def _check_agreement(source: str, width: int, periods: torch.Tensor, told: dict[
     by_file = _of_periods(source, width, periods)
     for name, value in by_file.items():
         if not math.isclose(told[name], value, rel_tol=1e-6):
-            raise WeightsError(
+            raise DamagedError(
                 f"{source}: config.json says {name}={told[name]}, the RoPE periods {value:g}; "
                 "put the weights' own config.json there"
             )

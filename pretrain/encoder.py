@@ -25,7 +25,7 @@ class Encoder:
     intensity  HU → normalised values; an MR sequence enters with its percentiles (data_prep.schema.span) in the window
     config     what it was built from, its heads a number
     source     run, stage and step, or how it was initialised
-    digest     SHA-256 over architecture and weights
+    digest     SHA-256 over architecture and weights, and over the intensity that published weights bring along
     """
 
     model: VisionTransformer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -69,7 +70,8 @@ def write(loaded: Encoder, output: Path) -> None:
         (*_SHARED, *_NAMES[kind], *(_FFN[config.ffn] if kind == "dinov3" else ())),
     )
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
-    _write_json(output / "config.json", _config(config, kind, weights))
+    # a key that transformers ignores: our reader knows the window again
+    _write_json(output / "config.json", _config(config, kind, weights) | {"meddap": asdict(loaded.intensity)})
     _write_json(output / "preprocessor_config.json", preprocessing(loaded))
 
 

@@ -6,6 +6,7 @@ channel, and their normalisation is a factor and a shift that the kernel and the
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,12 @@ import torch.nn.functional as F
 
 from pretrain import architecture, encoder, published
 from pretrain.config import IntensityConfig, ModelConfig, head_count
+from pretrain.intensity import Intensity
 from pretrain.positions import resampled
 from pretrain.published import Published, WeightsError
 from pretrain.vit import VisionTransformer
+
+log = logging.getLogger("pretrain")
 
 _PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
 # settings that the names and shapes of our own weights do not tell
@@ -38,7 +42,8 @@ def weights_of(path: str | Path) -> Published:
         own = {name: value for name, value in loaded.model.state_dict().items() if name not in buffers(loaded.model)}
         settings = {name: getattr(loaded.config, name) for name in _OURS}
         settings["num_heads"] = head_count(loaded.config)
-        return Published(str(path), "ours", own, settings, sequences=tuple(loaded.config.sequences))
+        names = tuple(loaded.config.sequences)
+        return Published(str(path), "ours", own, settings, sequences=names, intensity=loaded.intensity)
     return published.read(path)
 
 
@@ -47,12 +52,17 @@ def buffers(model: VisionTransformer) -> set[str]:
     return {name for name, _ in model.named_buffers()}
 
 
-def load(model: VisionTransformer, found: Published, config: ModelConfig, intensity: IntensityConfig | None) -> None:
+def load(
+    model: VisionTransformer, found: Published, config: ModelConfig, intensity: IntensityConfig | Intensity | None
+) -> None:
     """Fill `model` with the weights. Raises WeightsError that names what does not fit, on both sides.
 
-    intensity  how our images are normalised; weights of three channels need it
+    intensity  how our images are normalised; weights of three channels need it. One that differs from what the weights
+               were trained with is a warning
     """
     _check_settings(found, config)
+    if intensity is not None and found.intensity is not None:
+        _warn_of_intensity(found, intensity)
     weights = dict(found.weights)
     kernel, bias = weights[f"{_PROJ}.weight"], weights.get(f"{_PROJ}.bias")
     bias = torch.zeros(len(kernel)) if bias is None else bias
@@ -89,7 +99,7 @@ def sequence_rows(
 
 
 def one_channel(
-    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig
+    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig | Intensity
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The patch embedding of a grey image x, seen as (x·std + mean), ours, in three channels with their normalisation.
 
@@ -143,6 +153,22 @@ def _check_settings(found: Published, config: ModelConfig) -> None:
         raise WeightsError(f"{found.source}: belongs to another model; set {words}{more}")
     if heads is None:
         raise WeightsError(untold_heads(found))
+
+
+def _warn_of_intensity(found: Published, ours: IntensityConfig | Intensity) -> None:
+    theirs = found.intensity
+    pairs = zip((*theirs.window, theirs.mean, theirs.std), (*ours.window, ours.mean, ours.std))
+    if not all(math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one, other in pairs):
+        log.warning(
+            "%s: trained with %s, but here it is %s; the weights see other values than they know",
+            *(found.source, intensity_words(theirs), intensity_words(ours)),
+        )
+
+
+def intensity_words(intensity: IntensityConfig | Intensity) -> str:
+    """The settings of an intensity as a user writes them."""
+    (low, high), mean, std = intensity.window, intensity.mean, intensity.std
+    return f"intensity.window=[{low:g},{high:g}] intensity.mean={mean:g} intensity.std={std:g}"
 
 
 def untold_heads(found: Published) -> str:

@@ -8,6 +8,7 @@ shows in the keys. Files are read without executing anything that they hold.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from pretrain import architecture, naming
 from pretrain.architecture import DamagedError, WeightsError
+from pretrain.intensity import Intensity
 from pretrain.naming import Tensors
 
 MM_DINOV2 = ("t1", "t1c", "t2", "flair")  # the order of its embedding's rows
@@ -40,6 +42,7 @@ class Published:
     sequences  names of the rows of the sequence embedding; () where there is none
     grey       three channels see the same grey image as it is, not a normalisation of it
     mean, std  of each channel, of images between 0 and 1, as the weights expect them normalised
+    intensity  how HU became the input of weights that we trained; None where the file does not say
     """
 
     source: str
@@ -51,6 +54,7 @@ class Published:
     grey: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    intensity: Intensity | None = None
 
 
 def read(path: str | Path) -> Published:
@@ -70,7 +74,7 @@ def read(path: str | Path) -> Published:
     tidy = _tidied(weights)
     settings, usual = architecture.settings(str(path), weights | tidy, _described(beside / "config.json"))
     mean, std = normalisation(beside)
-    return Published(str(path), kind, tidy, settings, usual, sequences, grey, mean, std)
+    return Published(str(path), kind, tidy, settings, usual, sequences, grey, mean, std, _intensity(beside))
 
 
 def _beside(path: Path) -> Path:
@@ -79,21 +83,74 @@ def _beside(path: Path) -> Path:
 
 
 def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel as transformers' or timm's file in a folder says, else ImageNet's."""
-    said = _described(path / "preprocessor_config.json")
-    timm = _described(path / "config.json").get("pretrained_cfg") or {}
-    mean = said.get("image_mean") or timm.get("mean") or IMAGENET_MEAN
-    std = said.get("image_std") or timm.get("std") or IMAGENET_STD
+    """Mean and standard deviation of each channel as transformers' or timm's file in a folder says, else ImageNet's.
+
+    Raises WeightsError for values that are no such thing, and for images that are not scaled to 0 … 1 before it.
+    """
+    processor, config = path / "preprocessor_config.json", path / "config.json"
+    said, timm = _described(processor), _described(config).get("pretrained_cfg") or {}
+    if not isinstance(timm, dict):
+        raise DamagedError(f"{config}: pretrained_cfg={timm!r}, but an object is needed; copy the model's own again")
+    given = {
+        "mean": _channels(processor, said, "image_mean") or _channels(config, timm, "mean") or IMAGENET_MEAN,
+        "std": _channels(processor, said, "image_std") or _channels(config, timm, "std") or IMAGENET_STD,
+    }
+    if len(given["mean"]) > 1:  # ours of one channel are of HU, which nothing scales
+        _check_rescaling(processor, said)
     if said.get("do_normalize") is False:
-        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-    return tuple(mean), tuple(std)
+        given = {"mean": (0.0,) * len(given["mean"]), "std": (1.0,) * len(given["std"])}
+    return given["mean"], given["std"]
+
+
+def _channels(path: Path, said: dict, key: str) -> tuple[float, ...] | None:
+    """The finite numbers under a key, one for each channel, above 0 for a deviation; None where it names none."""
+    values = said.get(key)
+    if values is None:
+        return None
+    if not isinstance(values, list) or not values or not all(_is_finite(each) for each in values):
+        raise DamagedError(f"{path}: {key}={values!r}; give a list of one finite number for each channel")
+    if key.endswith("std") and min(values) <= 0:
+        raise DamagedError(f"{path}: {key}={values!r}; a standard deviation is above 0, correct it")
+    return tuple(values)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_rescaling(path: Path, said: dict) -> None:
+    flag, factor = said.get("do_rescale"), said.get("rescale_factor")
+    if flag not in (None, True):
+        raise WeightsError(f"{path}: do_rescale={flag!r}; only models of images between 0 and 1 can be read")
+    if factor is not None and not (_is_finite(factor) and math.isclose(factor, 1 / 255, rel_tol=1e-3)):
+        raise WeightsError(f"{path}: rescale_factor={factor!r}; only 1/255 (0.00392…) can be read, as for 0 … 1")
+
+
+def _intensity(folder: Path) -> Intensity | None:
+    """What our export wrote into config.json, checked."""
+    path = folder / "config.json"
+    said = _described(path).get("meddap")
+    if said is None:
+        return None
+    window, mean, std = (said.get(key) for key in ("window", "mean", "std")) if isinstance(said, dict) else (None,) * 3
+    if (
+        not isinstance(window, list)
+        or len(window) != 2
+        or not all(_is_finite(each) for each in (*window, mean, std))
+        or not (window[0] < window[1] and std > 0)
+    ):
+        raise DamagedError(f"{path}: meddap={said!r}; needs window [low, high], low < high, mean and std > 0")
+    return Intensity((float(window[0]), float(window[1])), float(mean), float(std))
 
 
 def _described(path: Path) -> dict:
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        said = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise WeightsError(f"{path}: no JSON ({error}); copy it again") from error
+        raise DamagedError(f"{path}: no JSON ({error}); copy it again") from error
+    if not isinstance(said, dict):
+        raise DamagedError(f"{path}: holds a {type(said).__name__}, not a JSON object; copy it again")
+    return said
 
 
 def _tensors(path: Path) -> Tensors:
@@ -120,7 +177,10 @@ def _tensors(path: Path) -> Tensors:
 def _folder(path: Path) -> Tensors:
     index = path / _SHARDED
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        placed = _described(index).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise DamagedError(f"{index}: weight_map names no file for each tensor; copy it again")
+        names = sorted(set(placed.values()))
         if strange := [name for name in names if Path(name).name != name]:
             raise WeightsError(f"{index}: names {strange[0]!r}, which is not a file beside it")
         return {key: value for name in names for key, value in _tensors(path / name).items()}

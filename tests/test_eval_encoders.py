@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,25 @@ def test_weights_that_are_not_finite_are_said_of_the_file(kind: str, tmp_path: P
     model.save_pretrained(tmp_path / kind)
     with pytest.raises((SettingsError, WeightsError), match=f"{kind}: .*projection.weight holds NaN or infinity"):
         encoder.load(str(tmp_path / kind), task())
+
+
+def test_a_folder_whose_configuration_contradicts_it_is_not_left_to_the_library(tmp_path: Path) -> None:
+    """A DINOv2 said to have fewer blocks, which transformers would load without a word, is refused; one with another
+    activation is read by transformers, exactly."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
+    torch.manual_seed(0)
+    theirs = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, hidden_act="relu")).eval()
+    theirs.save_pretrained(tmp_path / "dino")
+    found = encoder.load(str(tmp_path / "dino"), task())
+    assert found.source == "dino (Dinov2Model)"
+    with torch.inference_mode():
+        expected = theirs(three(grey())).last_hidden_state[:, 1:]
+    torch.testing.assert_close(found.features(found.prepare(grey()), [-1])[0][1], expected, atol=1e-5, rtol=1e-4)
+    file = tmp_path / "dino" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 1}))
+    with pytest.raises(WeightsError, match="config.json says num_hidden_layers=1, but the weights have 2"):
+        encoder.load(str(tmp_path / "dino"), task())
 
 
 def test_a_model_without_patches_is_refused(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_configuration_beside_the_weights_tells_the_heads(tmp_path: Path) ->
         assert published.read(path).settings["num_heads"] == 6 and adopt.published_encoder(path).config.num_heads == 6
         assert published.read(path).settings["norm_eps"] == 1e-12
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "hidden_size": 384}))
-    with pytest.raises(WeightsError, match="192 channels, but config.json says hidden_size=384"):
+    with pytest.raises(WeightsError, match="config.json says hidden_size=384, but the weights have 192"):
         published.read(tmp_path)
     write(ModelConfig(**SMALL), whole)
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 8}))
@@ -83,18 +83,86 @@ def test_the_configuration_beside_the_weights_tells_the_heads(tmp_path: Path) ->
         published.read(tmp_path)
 
 
+CONTRADICTIONS = {
+    "num_hidden_layers": 3,
+    "num_register_tokens": 0,
+    "intermediate_size": 128,
+    "use_gated_mlp": True,
+    "patch_size": 14,
+    "num_channels": 3,
+    "qkv_bias": False,
+    "layerscale_value": 1.0,
+    "model_type": "dinov3_vit",
+    "hidden_act": "relu",
+    "num_attention_heads": 0,
+    "layer_norm_eps": -1e-6,
+    "rope_theta": "100",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), CONTRADICTIONS.items())
+def test_a_configuration_of_other_weights_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    """Whatever config.json says that the weights do not have: one line with key and value; null says nothing."""
+    write(ModelConfig(**SMALL), tmp_path / "pytorch_model.bin")
+    said = value if isinstance(value, str) else json.dumps(value)
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(WeightsError, match=f"config.json says {key}='?{said}'?[,;] ") as caught:
+        published.read(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    if key not in ("layerscale_value", "model_type"):
+        (tmp_path / "config.json").write_text(json.dumps({key: None}))
+        published.read(tmp_path)
+
+
+@pytest.mark.parametrize("heads", [-4, 4.0, True, "4", [4], 3])
+def test_heads_that_are_no_count_are_refused(heads: object, tmp_path: Path) -> None:
+    """Of config.json: a whole number above 0 that divides the width, or one line."""
+    write(ModelConfig(**SMALL), tmp_path / "pytorch_model.bin", "periods")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": heads}))
+    with pytest.raises(WeightsError, match="config.json says num_attention_heads="):
+        published.read(tmp_path)
+
+
+def test_a_grid_of_another_image_size_is_refused(tmp_path: Path) -> None:
+    """Learned positions of 3 × 3 patches: 48 to 63 pixels, not 64."""
+    write(ModelConfig(**SMALL, position="learned", grid=3), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"image_size": 50}')
+    published.read(tmp_path)
+    (tmp_path / "config.json").write_text('{"image_size": 64}')
+    with pytest.raises(WeightsError, match="config.json says image_size=64, but the weights have 48"):
+        published.read(tmp_path)
+
+
+def test_heads_and_eps_of_the_table_need_layerscale(tmp_path: Path) -> None:
+    """A file of DINOv2's size: its eps is held, by the word that mends it; without LayerScale heads are unknown."""
+    size = dict(embed_dim=384, depth=12, position="learned", grid=2, registers=0, ffn_ratio=0.1)
+    words = [f"model.{name}={value}" for name, value in size.items()]
+    path = write(ModelConfig(**size), tmp_path / "w.pth")
+    assert mends(path, *words) == ["model.norm_eps=1e-06"]
+    assert start(path, *words, "model.norm_eps=1e-6").norm.eps == 1e-6
+    moco = write(ModelConfig(**size, layer_scale=None), tmp_path / "moco.pth")
+    with pytest.raises(WeightsError, match="cannot tell num_heads for embed_dim=384, depth=12; set model.num_heads"):
+        start(moco, *words, "model.layer_scale=null")
+    with pytest.raises(WeightsError, match="add config.json"):
+        adopt.published_encoder(moco)
+    start(moco, *words, "model.layer_scale=null", "model.num_heads=12")
+
+
 @pytest.mark.parametrize(("width", "depth"), architecture.SIZES)
 def test_the_table_of_published_models(width: int, depth: int) -> None:
-    """Every row by shapes alone: its heads, FlexiCT's eps of 1e-6; at another depth the file tells nothing."""
+    """Every row by shapes alone: its heads, eps 1e-6 for FlexiCT's and DINOv2's, else 1e-5; at another depth, or
+    without LayerScale (MoCo's, MAE's), the file tells nothing."""
     size = architecture.SIZES[width, depth]
     position = dict(position="learned", grid=2) if size.position == "learned" else {}
-    for layers, expected in ((depth, size.heads), (depth + 1, None)):
-        config = ModelConfig(embed_dim=width, depth=layers, num_heads=size.heads, qkv_bias=False, **position)
+    for layers, scale, expected in ((depth, 1.0, size.heads), (depth + 1, 1.0, None), (depth, None, None)):
+        more = dict(num_heads=size.heads, qkv_bias=False, layer_scale=scale)
+        config = ModelConfig(embed_dim=width, depth=layers, **more, **position)
         with torch.device("meta"):
             weights = dict(build.backbone(config).named_parameters())
         settings, usual = architecture.settings("file", weights, {})
         assert settings.get("num_heads") == expected and ("num_heads" in usual) == (expected is not None)
-        assert settings.get("norm_eps") == (1e-6 if expected and width in (432, 864, 1152) else None)
+        eps = 1e-6 if width in (432, 864, 1152) or size.position == "learned" else 1e-5
+        assert settings.get("norm_eps") == (eps if expected else None)
 
 
 def test_heads_that_nothing_tells_are_the_users_word(tmp_path: Path) -> None:
@@ -167,12 +235,13 @@ def test_flexicts_eps(tmp_path: Path) -> None:
     start(path, *mends(path))
 
 
+TINY = dict(embed_dim=192, depth=12, position="learned", ffn_ratio=0.1, norm_eps=1e-6)  # DINOv2's size and eps
 FILES = {
     "rope": dict(**SMALL, rope_base=57.0, ffn_ratio=2.0),
     "rope, gated": dict(embed_dim=96, depth=3, num_heads=3, ffn="swiglu", ffn_ratio=2.5, registers=0),
     "rope, no bias": dict(embed_dim=80, depth=1, num_heads=5, qkv_bias=False, ffn_ratio=3.3, local_norm=True),
-    "learned": dict(embed_dim=192, depth=12, position="learned", grid=3, registers=0, ffn_ratio=0.1),
-    "learned, registers": dict(embed_dim=192, depth=12, position="learned", grid=5, registers=2, ffn_ratio=0.1),
+    "learned": dict(**TINY, grid=3, registers=0),
+    "learned, registers": dict(**TINY, grid=5, registers=2),
     "sequences": dict(**SMALL, sequences=["t1", "t1c", "t2", "flair"]),
 }
 WRONG = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import CONFIG, rows
 
-from pretrain import build, encoder, export, export_huggingface, published, train, vit
+from pretrain import adopt, build, encoder, export, export_huggingface, initialise, published, train, vit
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.encoder import Encoder
@@ -65,6 +66,44 @@ def test_a_folder_for_transformers(kind: str, tmp_path: Path) -> None:
         ours = loaded.model(images)
         expected = torch.cat([ours.cls[:, None], ours.registers, ours.patches], dim=1)
         torch.testing.assert_close(theirs(images).last_hidden_state, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rope", "learned"])
+def test_an_exported_folder_keeps_its_intensity(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Probes normalise as in training: window, mean and std, and the features of HU are equal to 1e-4, nothing is said.
+    The file in the reference's layout does not tell them: one warning with the window that is assumed."""
+    config = MODELS[kind]
+    own = build.intensity(IntensityConfig(window=[-250, 450], mean=0.31, std=0.17))
+    loaded = replace(encoder_of(config), intensity=own)
+    export_huggingface.write(loaded, tmp_path / "out")
+    found = adopt.published_encoder(tmp_path / "out")
+    assert found.intensity == own and not caplog.records
+    export_huggingface.write(replace(loaded, intensity=replace(own, mean=0.32)), tmp_path / "other")
+    assert adopt.published_encoder(tmp_path / "other").digest != found.digest  # features are kept by it
+    hu = torch.randint(-1000, 1000, (2, 1, 40, 40), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected, features = loaded.model(own.normalise(hu)), found.model(found.intensity.normalise(hu))
+    torch.testing.assert_close(features.patches, expected.patches, atol=1e-4, rtol=1e-4)
+    if kind == "rope":  # periods tell the heads
+        export.dinov3(loaded, tmp_path / "model.pth")
+        adopt.published_encoder(tmp_path / "model.pth")
+        (line,) = caplog.messages
+        assert "model.pth: does not say its intensity; assumed is intensity.window=[-160,240]" in line
+
+
+@pytest.mark.parametrize(("changed", "said"), [({}, 0), ({"window": [-250, 451]}, 1), ({"mean": 0.4}, 1)])
+def test_init_from_with_another_intensity_warns(
+    changed: dict, said: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line with both; none where they are equal."""
+    loaded = encoder_of(MODELS["rope"])
+    export_huggingface.write(loaded, tmp_path / "out")
+    intensity = IntensityConfig(**{"window": [-250, 450], **changed})
+    initialise.load(build.backbone(loaded.config), initialise.weights_of(tmp_path / "out"), loaded.config, intensity)
+    assert len(caplog.messages) == said
+    if said:
+        ours = initialise.intensity_words(intensity)
+        assert "trained with intensity.window=[-250,450]" in caplog.text and f"here it is {ours}" in caplog.text
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -310,6 +310,59 @@ def test_files_that_are_no_weights_give_one_line(tmp_path: Path) -> None:
     assert not Path("/tmp/meddap-was-here").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("preprocessor_config.json", "image_mean", 0.5),
+        ("preprocessor_config.json", "image_mean", []),
+        ("preprocessor_config.json", "image_mean", ["0.5", 0.5, 0.5]),
+        ("preprocessor_config.json", "image_mean", [float("nan"), 0.5, 0.5]),
+        ("preprocessor_config.json", "image_std", {"r": 1}),
+        ("preprocessor_config.json", "image_std", [0.2, 0, 0.2]),
+        ("preprocessor_config.json", "image_std", [0.2, -0.2, 0.2]),
+        ("preprocessor_config.json", "image_std", [0.2, float("inf"), 0.2]),
+        ("preprocessor_config.json", "do_rescale", False),
+        ("preprocessor_config.json", "do_rescale", "yes"),
+        ("preprocessor_config.json", "rescale_factor", 1 / 127.5),
+        ("preprocessor_config.json", "rescale_factor", "1/255"),
+        ("config.json", "pretrained_cfg", [1]),
+        ("config.json", "meddap", {"window": [400, -160], "mean": 0.4, "std": 0.2}),
+        ("config.json", "meddap", {"window": [-160, 240], "mean": 0.4, "std": 0}),
+        ("config.json", "meddap", 3),
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(name: str, key: str, value: object, tmp_path: Path) -> None:
+    """One line with file, key and value, instead of features of other images or a traceback."""
+    theirs_of("dinov2").save_pretrained(tmp_path)
+    before = json.loads((tmp_path / name).read_text()) if (tmp_path / name).is_file() else {}
+    (tmp_path / name).write_text(json.dumps({**before, key: value}))
+    with pytest.raises(WeightsError) as caught:
+        published.read(tmp_path)
+    assert f"{tmp_path / name}: {key}={value!r}; " in str(caught.value).replace(", but", ";")
+    assert "\n" not in str(caught.value)
+    (tmp_path / name).write_text(json.dumps({**before, key: None}))
+    published.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"text"', "{", "\udcff"])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors.index.json"])
+def test_json_that_is_no_object_is_one_line(name: str, text: str, tmp_path: Path) -> None:
+    """Beside weights that are well, and as the index of several files: its path and what it is."""
+    theirs_of("dinov2").save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(WeightsError, match="no JSON|not a JSON object") as caught:
+        published.read(tmp_path)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said", [{}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}, {"weight_map": None}])
+def test_an_index_without_a_map_is_one_line(said: dict, tmp_path: Path) -> None:
+    """weight_map absent, or not from names to files."""
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(said))
+    with pytest.raises(WeightsError, match="index.json: weight_map names no file for each tensor; copy it again"):
+        published.read(tmp_path)
+
+
 def test_mm_dinov2s_names(golden_dir: Path, tmp_path: Path) -> None:
     """Its file, bare or with a teacher's prefix: the reference's numbers to 1e-5 from one channel, whatever the order
     of our vocabulary; a name that it lacks gets a row of its own."""
