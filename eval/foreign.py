@@ -30,6 +30,8 @@ def kind_of(folder: Path) -> str | None:
         said = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return None
+    if not isinstance(said, dict):
+        return None
     return "timm" if "architecture" in said else "transformers" if "model_type" in said else None
 
 
