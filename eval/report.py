@@ -84,7 +84,7 @@ def _run(run: Path) -> Iterator[str]:
                 f"{done} of {stage.steps}",
                 stage.batch_size,
                 f"{stage.optim.lr.highest:g}",
-                f"2 × {stage.crops.global_size} and {stage.crops.local_number} × {stage.crops.local_size}",
+                stage.crops.described,
             ]
         )
     heads = [head for head in (config.dino_head, config.ibot_head) if head is not None]

@@ -115,9 +115,8 @@ def _stages(found: Checkpoint) -> str:
     lines = ["| stage | steps | batch | highest lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
     for name, each, rows in _walked(found):
         end = f"{rows[-1]['loss/total']:.3f}" if rows else "not run"
-        crops = f"2 × {each.crops.global_size}, {each.crops.local_number} × {each.crops.local_size}"
         done, rate = f"{len(rows)} of {each.steps}", f"{each.optim.lr.highest:g}"
-        lines.append(f"| {name} | {done} | {each.batch_size} | {rate} | {crops} | {end} |")
+        lines.append(f"| {name} | {done} | {each.batch_size} | {rate} | {each.crops.described} | {end} |")
     return "\n".join(lines) + "\n"
 
 

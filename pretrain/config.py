@@ -101,6 +101,12 @@ class CropsConfig:
     # the student in more parts (machine.accumulate): more time instead of more memory, the teacher's logits excepted
     mixture: list[PairConfig] = field(default_factory=list)
 
+    @property
+    def described(self) -> str:
+        """Number and pixels of global and local crops, of each pair of a mixture."""
+        pairs = self.mixture or [self]
+        return "; ".join(f"2 × {pair.global_size}, {self.local_number} × {pair.local_size}" for pair in pairs)
+
 
 @dataclass
 class SliceAugmentConfig:

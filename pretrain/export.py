@@ -138,9 +138,16 @@ def _ours(loaded: Encoder, output: Path) -> VisionTransformer:
 def _transformers(folder: Path) -> torch.nn.Module | None:
     try:
         from transformers import AutoModel
+        from transformers.utils import logging as their_console
     except ImportError:
         return None
-    return AutoModel.from_pretrained(folder).eval()
+    shown = their_console.is_progress_bar_enabled()
+    their_console.disable_progress_bar()  # a bar for a file that was written a moment ago
+    try:
+        return AutoModel.from_pretrained(folder).eval()
+    finally:
+        if shown:
+            their_console.enable_progress_bar()
 
 
 def hand_out(checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None) -> None:
