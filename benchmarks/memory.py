@@ -146,7 +146,7 @@ def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple
         empty(2, crops.global_size),
         empty(crops.local_number, crops.local_size),
         empty(2, stage.gram.size) if stage.gram.teacher_from else None,
-        torch.ones(images, sequences, dtype=torch.bool) if sequences > 1 else None,
+        None,  # every sequence is there: tensors without numbers cannot be asked
         tuple(config.data.sequences) if config.model.sequences else (),
     )
     return views, torch.empty(images, sequences, side, side, dtype=torch.int16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import arms, memory
 from data_prep.settings import merge
 from pretrain import build
-from pretrain.config import Config, StageConfig, stage
+from pretrain.config import Config, StageConfig, load, stage
 
 CPU = torch.device("cpu")
 LARGER = {"model": {"embed_dim": 64, "depth": 4}, "machine": {"device": "cpu"}}
@@ -61,6 +62,16 @@ def test_a_computed_peak_is_what_a_real_step_allocates(name: str, more: dict) ->
     passing = found.peak - found.networks - found.moments - found.inputs
     near = 0.02 if config.machine.precision == "float32" else 0.04
     assert passing == pytest.approx(allocated(config, of, 12, 0.2), rel=near)
+
+
+@pytest.mark.parametrize("recipe", ["real_mri_small", "mm_dinov2_vitb14"])
+def test_several_sequences_and_classes_that_are_prototypes_can_be_planned(recipe: str) -> None:
+    """Neither data nor labels are there to ask: more images take more memory all the same."""
+    file = Path(build.__file__).parent / "configs" / f"{recipe}.yaml"
+    small = ["data.root=x", "model.embed_dim=32", "model.num_heads=2", "model.depth=2"]
+    config = load(file, small)
+    two, four = (memory.computed(config, stage(config, "adapt"), images).peak for images in (2, 4))
+    assert 0 < two < four
 
 
 def test_activation_checkpointing_and_parts_take_less() -> None:
