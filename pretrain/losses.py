@@ -16,8 +16,9 @@ def koleo_loss(features: torch.Tensor, group: int | None = None, eps: float = 1e
     """Minus the mean logarithm of the distance to the nearest neighbour, for (B, D) features.
 
     Spreads the batch over the sphere. Neighbours are sought among `group` consecutive samples, None for all. A sample
-    without another in its group adds 0. Duplicates (two slices of air) keep the reference's value, held finite by
-    `eps`, but no gradient: theirs points nowhere and is a million times everyone else's.
+    without another in its group adds 0. Duplicates (two slices of air), nearer than rounding can tell, have the value
+    that the reference gives equal ones, held finite by `eps`, and no gradient: theirs points nowhere and is a million
+    times everyone else's.
     """
     directions = F.normalize(features.float(), dim=-1, eps=eps)
     size = max(len(features) if group is None else group, 1)
@@ -33,7 +34,8 @@ def _spread(directions: torch.Tensor, eps: float) -> torch.Tensor:
         similarity.fill_diagonal_(-1)
         nearest = similarity.argmax(dim=1)
     distance = F.pairwise_distance(directions, directions[nearest], p=2, eps=eps)
-    distance = torch.where(distance < _SAME, distance.detach(), distance)
+    # the same whatever the rounding, and so on any number of ranks
+    distance = torch.where(distance < _SAME, eps * directions.shape[1] ** 0.5, distance)
     return -torch.log(distance + eps).sum()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,13 +118,17 @@ def test_gram_losses_are_the_references(golden) -> None:
 
 
 def test_koleo_at_the_edges_is_finite() -> None:
-    """Duplicates and blank features give finite losses and gradients; a batch of one gives 0."""
+    """Duplicates and blank features give finite losses and gradients, the same whatever rounding makes of them; a batch
+    of one gives 0."""
     for features in (torch.ones(4, 8), torch.zeros(4, 8), torch.randn(1, 8)):
         features.requires_grad_()
         loss = losses.koleo_loss(features)
         loss.backward()
         assert loss.isfinite() and features.grad.isfinite().all()
     assert losses.koleo_loss(torch.randn(1, 8)) == 0
+    equal = F.normalize(torch.randn(1, 32, generator=torch.Generator().manual_seed(0)), dim=-1).repeat(2, 1)
+    nearly = equal + 3e-8 * torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(*nearly) and losses.koleo_loss(nearly) == losses.koleo_loss(equal)
 
 
 def test_sinkhorn_survives_what_overflows_an_exponential() -> None:

@@ -31,7 +31,7 @@ SETTINGS = views.ViewSettings(
 )
 MRI = """
 data: {sequences: [t1, t1c, t2, flair], labels: [tumour], labelled_share: 0.5}
-model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.2,
+model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.1,
         sequences: [flair, t1, t1c, t2]}
 """
 # MM-DINOv2's way: prototypes that are the classes, one head, a moving centre

@@ -32,7 +32,7 @@ MIXED = CONFIG.replace(
       - {ratio: 1, global_size: 64, local_size: 32, gram_size: 64}
     gram: {teacher_from: adapt}
 """,
-).replace("drop_path: 0.2}", "drop_path: 0.2, rope_rescale: 2.0}")
+).replace("drop_path: 0.1}", "drop_path: 0.1, rope_rescale: 2.0}")
 
 
 @pytest.fixture

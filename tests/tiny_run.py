@@ -13,7 +13,7 @@ from pretrain import metrics
 
 CONFIG = """
 name: tiny
-model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.2}
+model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.1}
 dino_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16, unit_norm_rows: true}
 ibot_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16, unit_norm_rows: true}
 stage_defaults:
