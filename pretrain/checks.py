@@ -113,11 +113,11 @@ def _without_effect(stage: StageConfig) -> Iterator[tuple[str, str]]:
     if stage.gram.teacher_from:
         yield from _of_schedule("gram.weight", stage.gram.weight, steps)  # 0 throughout measures without holding
     for key, what in (("freeze_last_layer_steps", "the prototypes"), ("freeze_backbone_steps", "the backbone")):
-        if (frozen := getattr(optim, key)) and not 0 <= frozen < steps:
+        if (frozen := getattr(optim, key)) >= steps:
             remedy = f"the stage has {steps} steps, so {what} would never learn; give fewer than {steps}"
             yield f"optim.{key}={frozen}", remedy
     every, most = stage.gram.refresh_every, stage.gram.refresh_most
-    if every and not 0 < every < steps:
+    if every >= steps:
         remedy = f"the stage has {steps} steps, so the Gram teacher would never be refreshed; give fewer, 0 for never"
         yield f"gram.refresh_every={every}", remedy
     if most is not None and not every:

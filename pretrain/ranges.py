@@ -7,7 +7,7 @@ learned, or end in an error somewhere else that names neither key nor value.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from data_prep.settings import SettingsError
@@ -167,14 +167,3 @@ def _fits(value: object, allowed: Allowed) -> bool:
 def _rises(numbers: list[float], strictly: bool) -> bool:
     """A window that begins where it ends holds no value; a range may be a single one."""
     return numbers[0] < numbers[1] if strictly else numbers[0] <= numbers[1]
-
-
-def names(tree: object, prefix: str = "") -> Iterator[str]:
-    """The keys of all numbers, and lists of numbers, in a tree of dataclasses."""
-    for name, value in vars(tree).items():
-        if hasattr(value, "__dataclass_fields__"):
-            yield from names(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + name
-        elif isinstance(value, list) and value and isinstance(value[0], (int, float)):
-            yield prefix + name

@@ -48,6 +48,10 @@ from pretrain.watch import Watch
 
 log = logging.getLogger("pretrain")
 
+_GO_ON = (
+    "the last checkpoint is kept, start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
+)
+
 
 def train_stage(config: Config, name: str, before: str | None, code: str, world: World, stop: Stop) -> None:
     """Run stage `name` to its last step. `before` is the stage whose weights it starts from, if any.
@@ -303,8 +307,7 @@ def check_finite(stage: str, number: int, values: dict[str, float]) -> None:
     for key, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"stage {stage}, step {number}: {key} is {value}; the last checkpoint is kept, "
-                "start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
+                f"stage {stage}, step {number}: {key} is {value}; {_GO_ON}"
             )
 
 
@@ -313,8 +316,7 @@ def check_weights(stage: str, number: int, student: torch.nn.Module, world: Worl
     bad = [key for key, value in student.named_parameters() if not bool(local(value.detach()).isfinite().all())]
     if any(count for (count,) in world.table([len(bad)])):
         raise TrainingError(
-            f"stage {stage}, step {number}: {bad[0] if bad else 'a weight'} is not finite after the update; the last "
-            "checkpoint is kept, start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
+            f"stage {stage}, step {number}: {bad[0] if bad else 'a weight'} is not finite after the update; {_GO_ON}"
         )
 
 
