@@ -22,7 +22,7 @@ help:
 	@echo "make bench-masking               what whole-sequence masking and unlabelled patients buy, three seeds"
 	@echo "make bench-memory                peak memory of ViT-B and ViT-L steps, and how many images fit a GPU"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
-	@echo "make lint                        flake8          make setup    only the environment ($(VENV))"
+	@echo "make lint                        ruff            make setup    only the environment ($(VENV))"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg constraints.txt
@@ -80,4 +80,5 @@ bench-prep: setup
 	$(PY) benchmarks/prep.py $(if $(INPUT),--input $(INPUT))
 
 lint: setup
-	$(PY) -m flake8
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .

@@ -19,9 +19,9 @@ if __package__ in (None, ""):
 import torch
 from torch import nn
 
-from pretrain import build  # noqa: E402
-from pretrain.config import Config, LossConfig, MaskConfig, StageConfig  # noqa: E402
-from pretrain.step import Model  # noqa: E402
+from pretrain import build
+from pretrain.config import Config, LossConfig, MaskConfig, StageConfig
+from pretrain.step import Model
 
 _WORD = 4  # bytes of a float32
 # times that a step reads or writes its logits: the teacher's once and in each iteration, the student's

@@ -34,17 +34,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before the libraries that read it
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import blosc2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import webdataset  # noqa: E402
-from PIL import Image  # noqa: E402
+import blosc2
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
 
-from benchmarks import archive  # noqa: E402
-from benchmarks.multicrop import MultiCrop, torchvision  # noqa: E402
-from data_prep import schema  # noqa: E402
-from pretrain import build, stream, views  # noqa: E402
-from pretrain import config as configuration  # noqa: E402
+from benchmarks import archive
+from benchmarks.multicrop import MultiCrop, torchvision
+from data_prep import schema
+from pretrain import build, stream, views
+from pretrain import config as configuration
 
 BATCH = 64
 CONFIG = Path(__file__).resolve().parent.parent / "pretrain/configs/meddinov3_vitb16.yaml"
@@ -217,9 +217,9 @@ def growth(arms: Arms, samples: int) -> tuple[float, float]:
 def cpu() -> str:
     """What the system calls the processor."""
     try:
-        names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        return names[0]
-    except (OSError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 

@@ -37,9 +37,7 @@ ARMS = {
     "supervised": [_LABELS],
 }
 # which sequences the test patients have
-SEEN = {"all four": SEQUENCES} | {
-    f"no {each}": tuple(name for name in SEQUENCES if name != each) for each in SEQUENCES
-}
+SEEN = {"all four": SEQUENCES} | {f"no {each}": tuple(name for name in SEQUENCES if name != each) for each in SEQUENCES}
 _MEAN = "one withheld, mean"
 _METRIC, _DRAWS = "auroc", 3000
 
@@ -122,9 +120,7 @@ def shown(figures: dict[str, bootstrap.Figure], sign: str = "") -> str:
 
 def table(arms: dict[str, dict[str, Scored]]) -> list[str]:
     """Markdown: a row for what the test patients have; figures of each arm and differences of `masked`."""
-    arms: dict[str, dict[str, Prediction]] = {
-        arm: {**found, _MEAN: withheld(found)} for arm, found in arms.items()
-    }
+    arms: dict[str, dict[str, Prediction]] = {arm: {**found, _MEAN: withheld(found)} for arm, found in arms.items()}
     others = [arm for arm in arms if arm != "masked"]
     heads = ["test patients have", *arms, *(f"masked − {arm}" for arm in others)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]

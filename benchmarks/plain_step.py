@@ -134,7 +134,7 @@ class PlainTransformer(nn.Module):
     def rotation(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sine and cosine of each patch's angles, (P, d) (DINOv3, section 3.2)."""
         periods = 100.0 ** (2 * torch.arange(self.head_dim // 4) / (self.head_dim // 2))
-        down, across = ((torch.arange(0.5, side) / side * 2 - 1 for side in (rows, columns)))
+        down, across = (torch.arange(0.5, side) / side * 2 - 1 for side in (rows, columns))
         places = torch.stack(torch.meshgrid(down, across, indexing="ij"), dim=-1).flatten(0, 1)
         angles = (2 * math.pi * places.unsqueeze(-1) / periods).flatten(1).tile(2)
         return angles.sin(), angles.cos()

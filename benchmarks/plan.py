@@ -22,8 +22,8 @@ if __package__ in (None, ""):
 from benchmarks import counting, memory, rates
 from benchmarks.traffic import messages
 from data_prep.settings import SettingsError
-from pretrain import config as configuration
 from pretrain import accumulate, mixture
+from pretrain import config as configuration
 from pretrain.config import Config, SaveConfig, StageConfig
 from pretrain.koleo import spans_parts
 

@@ -30,9 +30,9 @@ from pydicom.uid import JPEG2000Lossless
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import convert_ct, dicom, generate, images, phantom, schema, sharding, slicing, sources  # noqa: E402
-from data_prep.config import CtConfig  # noqa: E402
-from data_prep.volume import RejectedSeries, Volume  # noqa: E402
+from data_prep import convert_ct, dicom, generate, images, phantom, schema, sharding, slicing, sources
+from data_prep.config import CtConfig
+from data_prep.volume import RejectedSeries, Volume
 
 KINDS = {"uncompressed DICOM": "raw", "JPEG 2000 DICOM": "j2k", ".nii.gz": "nii"}
 
@@ -102,15 +102,17 @@ def ours(source: Path, workers: int) -> None:
 
 def plain(source: Path, patients: int) -> None:
     """What one writes without us, for the first patients: read, HU, 16-bit PNG, ShardWriter."""
-    with tempfile.TemporaryDirectory(dir=source.parent) as out:
-        with webdataset.ShardWriter(f"{out}/%06d.tar", maxcount=1000, verbose=0) as sink:
-            for folder in sorted(source.iterdir())[:patients]:
-                for place, hu in enumerate(_plain_slices(folder)):
-                    memory = io.BytesIO()
-                    Image.fromarray((hu + 1024).clip(0, 65535).astype(np.uint16)).save(memory, "PNG")
-                    sink.write(
-                        {"__key__": f"{folder.name}-{place:05d}", "png": memory.getvalue(), "json": {"place": place}}
-                    )
+    with (
+        tempfile.TemporaryDirectory(dir=source.parent) as out,
+        webdataset.ShardWriter(f"{out}/%06d.tar", maxcount=1000, verbose=0) as sink,
+    ):
+        for folder in sorted(source.iterdir())[:patients]:
+            for place, hu in enumerate(_plain_slices(folder)):
+                memory = io.BytesIO()
+                Image.fromarray((hu + 1024).clip(0, 65535).astype(np.uint16)).save(memory, "PNG")
+                sink.write(
+                    {"__key__": f"{folder.name}-{place:05d}", "png": memory.getvalue(), "json": {"place": place}}
+                )
 
 
 def _plain_slices(folder: Path) -> Iterator[np.ndarray]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from data_prep.scaling import HIGH, LOW  # noqa: E402
-from data_prep.schema import Slice  # noqa: E402
+from data_prep.scaling import HIGH, LOW
+from data_prep.schema import Slice
 
 INK = "#808890"
 STYLE = {

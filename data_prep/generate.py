@@ -79,9 +79,7 @@ def generate(output: Path, config: GenerateConfig) -> None:
     (output / _DONE).write_text(note)
 
 
-def write_brain(
-    output: Path, name: str, made: brain.Brain, config: GenerateConfig, rng: np.random.Generator
-) -> None:
+def write_brain(output: Path, name: str, made: brain.Brain, config: GenerateConfig, rng: np.random.Generator) -> None:
     """The sequences that one patient has and the map of the tumour, as NIfTI in BraTS's or BIDS's names."""
     pattern, endings = _FILES[config.layout]
     dz, dy, dx = made.spacing

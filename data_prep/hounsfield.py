@@ -43,7 +43,7 @@ class Hounsfield:
         """Values that end at `low` and `high`."""
         if (slope, intercept) == (1, 0):
             return stored
-        if slope == 1 and stored.dtype.itemsize == 2 and -32768 <= min(low, intercept) and high <= _TOP:
+        if slope == 1 and stored.dtype.itemsize == 2 and min(low, intercept) >= -32768 and high <= _TOP:
             # the usual case: 16 bits suffice all the way, wrapping there and back included
             native = stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
             return native.view(np.int16) + np.int16(intercept)

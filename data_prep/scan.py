@@ -9,7 +9,7 @@ is not converted again.
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, BinaryIO
 
 from pydicom.datadict import tag_for_keyword
@@ -101,7 +101,7 @@ def _usual(elements: Elements) -> bool:
     return bool(syntax) and syntax not in _UNUSUAL and letters in _LATIN and _FRAMES not in elements
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tag(name: str) -> int:
     return tag_for_keyword(name) or -1
 

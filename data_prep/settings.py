@@ -88,7 +88,7 @@ def _word(word: str) -> Mapping[str, Any]:
 
 def _check_keys(where: str, layer: Mapping[str, Any], known: Any, prefix: str = "") -> None:
     """Find the first key of `layer` that `known` lacks. Mappings that the schema leaves open are not looked into."""
-    names = [str(name) for name in known.keys()]  # `in` would not count a key that is still to be given
+    names = [str(name) for name in known.keys()]  # noqa: SIM118 `in` would not count a key that is still to be given
     for key in layer:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)

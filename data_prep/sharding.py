@@ -140,9 +140,7 @@ def write_output(
     shutil.rmtree(output / "staging", ignore_errors=True)
 
 
-def summarise(
-    records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]
-) -> None:
+def summarise(records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]) -> None:
     """What became of the inputs, on the console."""
     rows = [row for record in records.values() for row in record.rows]
     accepted = [row for row in rows if row["status"] == "accepted"]

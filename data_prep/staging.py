@@ -25,7 +25,6 @@ from data_prep.identity import hashed, split_of
 from data_prep.sources import Series, Source
 from data_prep.volume import RejectedSeries
 
-
 VERSION = 2  # of staged records; those of another are made again
 
 
@@ -114,7 +113,7 @@ class Stager:
         count = 0
         for sample in samples:
             if self._file is None:
-                self._file = open(self._temporary, "wb")
+                self._file = open(self._temporary, "wb")  # noqa: SIM115 closed by `finish` or `drop`
             stretch = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
             self._file.write(stretch)
             content = schema.content_digest(sample.pixels)

@@ -140,8 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load(VerifyConfig, None, options.overrides)
         count = 0
-        for count, problem in enumerate(problems(options.root, config.workers), 1):
+        for problem in problems(options.root, config.workers):
             say(problem)
+            count += 1
     except (SettingsError, schema.SchemaError) as error:
         return fail(str(error))
     if count:

@@ -1,7 +1,7 @@
 """Paired difference of two probed encoders, or of two probes, on the same patients.
 
-    python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
-    python -m eval.compare --runs RUN RUN --probes segmentation lora
+python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
+python -m eval.compare --runs RUN RUN --probes segmentation lora
 """
 
 from __future__ import annotations

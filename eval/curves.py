@@ -49,7 +49,7 @@ def roc_and_calibration(predictions: dict[str, Scored]) -> bytes:
             axis.plot([0, 1], [0, 1], color=INK, lw=0.6)
             axis.set_aspect("equal")
             axis.grid(alpha=0.2)
-        for number, (run, prediction) in enumerate(predictions.items()):
+        for number, prediction in enumerate(predictions.values()):
             for column in range(min(len(prediction.names), len(_LINES))):
                 _, scores, positive = prediction.label(prediction.scores[0], column)
                 style = {"color": COLOURS[number % len(COLOURS)], "ls": _LINES[column], "lw": 1.2}

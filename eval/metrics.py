@@ -135,9 +135,7 @@ def mcc(table: np.ndarray) -> np.ndarray:
         return np.where(total > 0, np.where(square > 0, top / np.sqrt(square), 0.0), np.nan)
 
 
-def ece(
-    confidence: np.ndarray, right: np.ndarray, weights: Weights | np.ndarray, bins: int = ECE_BINS
-) -> np.ndarray:
+def ece(confidence: np.ndarray, right: np.ndarray, weights: Weights | np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
     """Expected calibration error: |confidence − share that is right| averaged over `bins` equal bins of confidence."""
     weights = weights_of(weights, len(confidence))
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)

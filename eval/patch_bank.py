@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-
 _GATHERED = 2**23  # neighbours' cells that are looked at at a time
 
 

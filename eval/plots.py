@@ -108,9 +108,7 @@ def subsets(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     number of its sequences, a line through the means; a colour per encoder."""
     names = list(dict.fromkeys(row["metric"] for row in rows))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(names), figsize=(3.4 * len(names), 3.0), squeeze=False, layout="constrained"
-        )
+        figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.0), squeeze=False, layout="constrained")
         for axis, metric in zip(axes[0], names):
             for number, encoder in enumerate(encoders):
                 mine = [row for row in rows if (row["metric"], row["run"]) == (metric, encoder)]
@@ -171,7 +169,7 @@ def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     for row in rows:
         first.setdefault((row["probe"], *row["variant"].items()), row["metric"])
     with plt.rc_context(STYLE):
-        firsts = [row for row in rows if row["metric"] == first[row["probe"], *row["variant"].items()]]
+        firsts = [row for row in rows if row["metric"] == first[(row["probe"], *row["variant"].items())]]
         labels = list(dict.fromkeys(row["label"] for row in firsts))
         columns = min(len(first), 4)
         figure, axes = plt.subplots(

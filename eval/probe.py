@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError
 from data_prep.settings import SettingsError, load

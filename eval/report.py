@@ -21,8 +21,8 @@ from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
 from data_prep.settings import SettingsError
 from eval import plots, report_probes, sequence_maps, sweep, tables
-from pretrain import metrics
 from pretrain import config as configuration
+from pretrain import metrics
 
 
 def report(runs: Sequence[Path]) -> str:

@@ -134,7 +134,7 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
             value, interval = shown(row, "+")
             p = html.escape(shown_p(row["p"]))
             lines.append(
-                f"<tr><td>{html.escape(row['probe'])}</td><td>{row['metric']}</td><td class=\"{kind}\">{value}</td>"
+                f'<tr><td>{html.escape(row["probe"])}</td><td>{row["metric"]}</td><td class="{kind}">{value}</td>'
                 f'<td>{interval}</td><td class="n">{p}</td><td class="n">{row["patients"]}</td></tr>'
             )
     caption = (

@@ -50,9 +50,7 @@ def run(
             loss = loss_of(np.sort(order[start : start + plan.batch_size]), generator)
             if not torch.isfinite(loss):
                 raise SettingsError(f"the loss is {loss.item()} at step {len(losses)} (lr {plan.lr:g}); lower it")
-            optim.set_step(
-                optimizer, lr=rates[len(losses)], weight_decay=plan.weight_decay, freeze_last_layer=False
-            )
+            optim.set_step(optimizer, lr=rates[len(losses)], weight_decay=plan.weight_decay, freeze_last_layer=False)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, plan.clip, foreach=True)

@@ -29,8 +29,8 @@ from pretrain.intensity import Intensity
 from pretrain.labels import Labelling
 from pretrain.schedules import summary
 from pretrain.slices import SliceSettings
-from pretrain.stochastic import Draws
 from pretrain.step import Model, StepWeights
+from pretrain.stochastic import Draws
 from pretrain.stream import Batch
 from pretrain.views import ViewSettings
 from pretrain.vit import VisionTransformer

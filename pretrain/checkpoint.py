@@ -120,7 +120,7 @@ class Checkpoint:
         path = self.path / f"{name}.safetensors"
         if path.is_file() or not self.in_shards:
             with safe_open(path, "pt") as file:
-                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 safe_open cannot be iterated
         known = self._reader().read_metadata().state_dict_metadata
         return {key.partition(".")[2]: tuple(each.size) for key, each in known.items() if key.startswith(f"{name}.")}
 
@@ -253,9 +253,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Par
     }
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, found: Checkpoint, names: dict[torch.nn.Parameter, str]
-) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, found: Checkpoint, names: dict[torch.nn.Parameter, str]) -> None:
     """Put moments back that `optimizer_tensors` took. Raises CheckpointError where they are not this model's."""
     kept, targets = found.names("optimizer"), {}
     for parameter, name in names.items():

@@ -34,8 +34,9 @@ def write(loaded: Encoder, output: Path, normalisation: dict) -> None:
     import onnxscript  # noqa: F401  what torch.onnx needs, missing before minutes are spent
 
     patch = loaded.model.patch_size
-    count, rows, columns = torch.export.Dim("images"), *(
-        torch.export.Dim(name, min=1, max=_LARGEST) for name in ("rows", "columns")
+    count, rows, columns = (
+        torch.export.Dim("images"),
+        *(torch.export.Dim(name, min=1, max=_LARGEST) for name in ("rows", "columns")),
     )
     example = torch.randn(3, 1, 6 * patch, 4 * patch)
     with warnings.catch_warnings(), _quiet():

@@ -41,6 +41,9 @@ class Labelling:
         return found
 
 
+UNLABELLED = Labelling()
+
+
 def known(split: Split, share: float, columns: Sequence[str]) -> np.ndarray:
     """(N,) bool: the samples of `share` of the split's patients of each class (of each combination of classes, where
     there are several columns), rounded up. A larger share holds a smaller one.

@@ -63,9 +63,7 @@ class Attention(nn.Module):
         self.qkv = QkvLinear(dim, qkv_bias, mask_k_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, tokens: torch.Tensor, packing: Packing, asked: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, packing: Packing, asked: torch.Tensor | None = None) -> torch.Tensor:
         """(T, D) → (A, D) for the tokens at `asked`; None: for all of them."""
         return self.proj(of(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing), asked))
 

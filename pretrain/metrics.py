@@ -31,7 +31,7 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         _truncate(self.path, start)
-        self._file = open(self.path, "a")
+        self._file = open(self.path, "a")  # noqa: SIM115 closed by `close`
         self._board = _board(folder, start) if tensorboard else None
         self._began, self._first = time.monotonic(), start
 

@@ -70,9 +70,7 @@ class Spread:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         how = {"mesh": self._mesh, "reshard_after_forward": reshard}
-        narrow = MixedPrecisionPolicy(
-            torch.bfloat16 if self.bf16 else None, torch.float32, cast_forward_inputs=False
-        )
+        narrow = MixedPrecisionPolicy(torch.bfloat16 if self.bf16 else None, torch.float32, cast_forward_inputs=False)
         backbones = [part for part in model.modules() if isinstance(part, VisionTransformer)]
         for backbone in backbones:
             for block in backbone.blocks:

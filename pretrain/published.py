@@ -232,11 +232,7 @@ def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
 
 def _tidied(weights: Tensors) -> Tensors:
     """Without heads and derived buffers; shapes as ours are."""
-    tidy = {
-        name: value.float()
-        for name, value in weights.items()
-        if naming.kept(name)
-    }
+    tidy = {name: value.float() for name, value in weights.items() if naming.kept(name)}
     if "mask_token" in tidy:
         tidy["mask_token"] = tidy["mask_token"].reshape(1, -1)
     else:  # not part of what timm hands out: a masked patch starts from nothing

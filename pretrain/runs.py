@@ -69,9 +69,7 @@ def anchoring(config: Config, teacher_from: str) -> Checkpoint:
     return checkpoint.read(path)
 
 
-def gram_teacher(
-    config: Config, stage: StageConfig, device: torch.device, world: World
-) -> VisionTransformer | None:
+def gram_teacher(config: Config, stage: StageConfig, device: torch.device, world: World) -> VisionTransformer | None:
     """The frozen backbone that a stage is anchored to, or None. Raises TrainingError where it is not there."""
     if not stage.gram.teacher_from:
         return None

@@ -32,10 +32,9 @@ from pretrain.machine import sent
 from pretrain.masking import Masked, masked
 from pretrain.presence import repeated
 from pretrain.stochastic import Draws
-from pretrain.views import Views
 from pretrain.tokens import Asked, Crops, Features
+from pretrain.views import Views
 from pretrain.vit import VisionTransformer
-
 
 _NO_PATCHES = torch.empty(0, dtype=torch.int64)
 
@@ -191,7 +190,7 @@ def gradients(
     *,
     gram_teacher: VisionTransformer | None = None,
     centring: Centring | None = None,
-    precision: AbstractContextManager = nullcontext(),
+    precision: AbstractContextManager | None = None,
     world: World = ALONE,
 ) -> dict[str, torch.Tensor]:
     """Add the whole batch's gradients to the student's, one part at a time; the terms as `losses` names them.
@@ -200,6 +199,7 @@ def gradients(
     batch first, so that parts change nothing but memory and time. Of several ranks each has its images; a rank's terms
     count by its share of all images, times the ranks, so that the mean over ranks is the batch's, of gradients too.
     """
+    precision = precision or nullcontext()
     weights = _balanced(batch, weights, teacher, world)
     with precision:
         goals, monitors = targets(teacher, batch, weights, world, centring)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data_prep import schema
-from pretrain.labels import Labelling
+from pretrain.labels import UNLABELLED, Labelling
 from pretrain.order import Chain, part
 from pretrain.reuse import Reuse
 
@@ -76,7 +76,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     sequences: tuple[str, ...] = (schema.CT,),
-    labels: Labelling = Labelling(),
+    labels: Labelling = UNLABELLED,
     voxels: bool = False,
     threads: int = 2,
     prefetch: int = 2,

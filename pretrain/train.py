@@ -29,8 +29,25 @@ import torch
 from data_prep.disk import BusyError, write_atomic
 from data_prep.schema import SchemaError, Split
 from data_prep.settings import SettingsError
-from pretrain import accumulate, allocator, build, checkpoint, compiling, distributed, ema, initialise, mixture, optim
-from pretrain import order, parallel, ranks, snapshot, step, stream, views
+from pretrain import (
+    accumulate,
+    allocator,
+    build,
+    checkpoint,
+    compiling,
+    distributed,
+    ema,
+    initialise,
+    mixture,
+    optim,
+    order,
+    parallel,
+    ranks,
+    snapshot,
+    step,
+    stream,
+    views,
+)
 from pretrain import config as configuration
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import Config, StageConfig
@@ -48,9 +65,7 @@ from pretrain.watch import Watch
 
 log = logging.getLogger("pretrain")
 
-_GO_ON = (
-    "the last checkpoint is kept, start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
-)
+_GO_ON = "the last checkpoint is kept, start again with a lower stages.*.optim.lr.peak or machine.precision=float32"
 
 
 def train_stage(config: Config, name: str, before: str | None, code: str, world: World, stop: Stop) -> None:
@@ -306,9 +321,7 @@ def check_finite(stage: str, number: int, values: dict[str, float]) -> None:
     """Raises TrainingError where a loss or a gradient norm is not finite: before the weights change."""
     for key, value in values.items():
         if not math.isfinite(value):
-            raise TrainingError(
-                f"stage {stage}, step {number}: {key} is {value}; {_GO_ON}"
-            )
+            raise TrainingError(f"stage {stage}, step {number}: {key} is {value}; {_GO_ON}")
 
 
 def check_weights(stage: str, number: int, student: torch.nn.Module, world: World) -> None:

@@ -204,9 +204,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"sequence {strange[0]!r}: the model knows {', '.join(self.sequences)}")
         return count
 
-    def _asked(
-        self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing
-    ) -> list[torch.Tensor] | None:
+    def _asked(self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing) -> list[torch.Tensor] | None:
         """Places in the row, on the host, of the tokens that each group asks for; None: all of all groups."""
         if all(group.asked is None for group in groups):
             return None
@@ -315,8 +313,7 @@ class VisionTransformer(nn.Module):
     def _whole(self, row: torch.Tensor, runs: Sequence[Run], group: Crops, place: Layout) -> Features:
         """Of a group's (T, D) tokens."""
         parts = [
-            self._normed(part, sequences, group.local)
-            for part, (_, sequences) in zip(unpack(row, runs), place.runs)
+            self._normed(part, sequences, group.local) for part, (_, sequences) in zip(unpack(row, runs), place.runs)
         ]
         prefix, patches = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*parts))
         if place.back is not None:

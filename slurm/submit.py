@@ -119,9 +119,7 @@ def progress(run: Path, step: Step, word: str) -> str:
         found = sorted(path.name for path in (run / step.name).glob("[0-9]" * 8))
         return f", last checkpoint at step {int(found[-1])}" if found else ""
     if len(step.commands) > 1:
-        done = sum(
-            read(record_of(run, step, part)).get("state") == "done" for part in range(len(step.commands))
-        )
+        done = sum(read(record_of(run, step, part)).get("state") == "done" for part in range(len(step.commands)))
         return f", {done} of {len(step.commands)} parts"
     return ""
 
@@ -154,9 +152,7 @@ def log_of(run: Path, step: Step, job: str | None) -> Path:
     logs = run / "road" / "logs"
     if job is None:
         return logs / f"{record_of(run, step).stem}.log"
-    part = next(
-        (n for n in range(len(step.commands)) if read(record_of(run, step, n)).get("state") == "failed"), 0
-    )
+    part = next((n for n in range(len(step.commands)) if read(record_of(run, step, n)).get("state") == "failed"), 0)
     name = f"{job}_{part}" if len(step.commands) > 1 else job
     found = sorted(logs.glob(f"*/{name}_0_log.out"))
     return found[0] if found else logs / name / f"{name}_0_log.out"

@@ -16,7 +16,7 @@ from eval.examples import Picture
 from pretrain.checkpoint import CheckpointError
 from pretrain.published import WeightsError
 
-MINE = '''
+MINE = """
 import torch
 class Mine:
     source, digest, patch_size, embed_dim, depth, window = "mine", "0" * 64, 8, 64, 1, (-1000, 1000)
@@ -29,7 +29,7 @@ def build():
     return Mine()
 def half():
     return object()
-'''
+"""
 
 
 def task() -> TaskConfig:

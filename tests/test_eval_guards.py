@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import write_dataset
+from test_eval_probes import Pixels
+from tiny_run import CONFIG, SHORT
+
 from data_prep import schema
 from data_prep.settings import SettingsError
 from eval import features, leaks, probe, report, sources, splits
 from eval.config import StrideConfig, TableConfig, TaskConfig
 from eval.examples import Examples
-from test_eval_probes import Pixels
-from tiny_run import CONFIG, SHORT
 from pretrain import card, checks, encoder, train
 from pretrain import config as configuration
 

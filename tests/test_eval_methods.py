@@ -211,9 +211,7 @@ def test_all_heads_in_one_pass_are_each_head_alone() -> None:
         if exclusive:
             loss = torch.nn.functional.cross_entropy(logits, states.argmax(dim=1))
         else:
-            each = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits, (states == 1).float(), reduction="none"
-            )
+            each = torch.nn.functional.binary_cross_entropy_with_logits(logits, (states == 1).float(), reduction="none")
             loss = (each * known / known.sum(dim=0)).sum()
         loss.backward()
         torch.testing.assert_close(moved, -start[0].grad * 90 / 256, atol=1e-6, rtol=1e-4)

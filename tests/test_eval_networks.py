@@ -12,7 +12,14 @@ import torch
 
 from eval import probe, results, sources, splits
 from eval.config import (
-    DecoderConfig, DrawingConfig, NetworkConfig, PatchKnnConfig, StackConfig, StrideConfig, TaskConfig, TuneConfig,
+    DecoderConfig,
+    DrawingConfig,
+    NetworkConfig,
+    PatchKnnConfig,
+    StackConfig,
+    StrideConfig,
+    TaskConfig,
+    TuneConfig,
 )  # fmt: skip
 from eval.encoder import CheckpointEncoder
 from eval.examples import Examples, Picture

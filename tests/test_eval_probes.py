@@ -15,7 +15,6 @@ from eval.parts import Base, Part
 from eval.predictions import Scored, Tabled
 from eval.probes import Context, knn, logistic
 
-
 BLOCKS = (0,)  # whose patch features are extracted
 
 

@@ -40,7 +40,7 @@ def test_dice_and_hd95_are_simpleitks() -> None:
         assert found["dice"] == pytest.approx(overlap.GetDiceCoefficient(), abs=1e-12)
         assert found["iou"] == pytest.approx(overlap.GetJaccardCoefficient(), abs=1e-12)
         assert found["hd95"] == pytest.approx(max(directed(*pair), directed(*pair[::-1])), rel=1e-5)
-        assert 0 < found["hd95"] and 0 < found["nsd"] < 1
+        assert found["hd95"] > 0 and 0 < found["nsd"] < 1
 
 
 def test_a_shifted_box_by_hand() -> None:

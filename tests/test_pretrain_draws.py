@@ -149,7 +149,7 @@ def test_crops_around_labels_are_centred_at_a_uniformly_drawn_voxel(scale_of: st
     plain = boxes_in(height, width, **more)
     assert np.array_equal(found[1::2], plain[1::2])
     chosen = []
-    for box, (row, column, tall, broad) in zip(found[::2], plain[::2]):
+    for box, (_, _, tall, broad) in zip(found[::2], plain[::2]):
         expected = []
         for centre in places.tolist():
             top, left = max(centre[0] - tall // 2, 0), max(centre[1] - broad // 2, 0)

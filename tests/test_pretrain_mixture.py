@@ -12,8 +12,8 @@ from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
 from data_prep.settings import SettingsError
-from pretrain import config as configuration
 from pretrain import accumulate, build, mixture, stochastic, stream, train
+from pretrain import config as configuration
 from pretrain.config import CropsConfig, PairConfig, StageConfig
 from pretrain.distributed import ALONE
 from pretrain.order import Chain
@@ -165,7 +165,7 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> No
     image, draws, found, held = torch.randn(8, 1, 64, 64), torch.rand(6, 2, 8), {}, {}
     for again in (False, True):
         model.recompute, kept = again, []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
             (features,) = model.packed([Crops(image, drop=draws, stretch=(1.3,))])
         model.zero_grad()
         (features.cls.square().sum() + features.patches.abs().sum()).backward()

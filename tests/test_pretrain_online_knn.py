@@ -23,9 +23,7 @@ from pretrain.online_knn import OnlineKnn
 def test_votes_and_area_are_scikit_learns() -> None:
     """Weights e^(cosine / T) over the k nearest, ties in the area counting half."""
     generator = torch.Generator().manual_seed(0)
-    memory, queries = (
-        torch.nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=1) for n in (60, 40)
-    )
+    memory, queries = (torch.nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=1) for n in (60, 40))
     present, truth = torch.rand(60, generator=generator) < 0.4, np.arange(40) % 3 == 0
     theirs = KNeighborsClassifier(
         7, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)

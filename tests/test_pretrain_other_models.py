@@ -125,9 +125,7 @@ def test_dinov2_equals_transformers() -> None:
     image = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, found = theirs(image).last_hidden_state, ours(image)
-    torch.testing.assert_close(
-        torch.cat([found.cls[:, None], found.patches], dim=1), expected, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(torch.cat([found.cls[:, None], found.patches], dim=1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_patches_that_do_not_fit_are_refused() -> None:

@@ -7,7 +7,6 @@ import types
 
 import pytest
 import torch
-
 from tiny_run import CONFIG
 
 from data_prep.settings import SettingsError
@@ -89,7 +88,7 @@ def xformers_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """xFormers' layout with plain products in place of its kernels; its own bias where it is installed."""
     try:
         from xformers import ops
-        from xformers.ops.fmha import attn_bias  # noqa: F401
+        from xformers.ops.fmha import attn_bias
     except ImportError:
         package, ops, fmha, attn_bias = (
             types.ModuleType(name)

@@ -50,9 +50,13 @@ def names(tree: object, prefix: str = "") -> Iterator[str]:
     for name, value in vars(tree).items():
         if hasattr(value, "__dataclass_fields__"):
             yield from names(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + name
-        elif isinstance(value, list) and value and isinstance(value[0], (int, float)):
+        elif (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            or isinstance(value, list)
+            and value
+            and isinstance(value[0], (int, float))
+        ):
             yield prefix + name
 
 

@@ -30,7 +30,7 @@ def model_of(backbone: str, sequences: tuple[str, ...] = NAMES) -> VisionTransfo
         patch_size=4, embed_dim=32, depth=3, num_heads=2, layer_scale=None, sequences=sequences, **BACKBONES[backbone]
     )
     model.init_weights(torch.Generator().manual_seed(0))
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(3)
     return model.eval()
@@ -139,7 +139,7 @@ def test_one_sequence_with_a_zero_embedding_is_the_single_sequence_model(backbon
 def test_absent_sequences_have_no_gradient_and_drop_path_follows_its_sample(backbone: str) -> None:
     """In training: pixels of absent sequences get none; drop path does to a sample alone what it does to it packed."""
     model, images = model_of(backbone).train(), images_of(3, 4).requires_grad_()
-    for number, block in enumerate(model.blocks):
+    for block in model.blocks:
         block.drop_path = 0.3
     present = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]]).bool()
     draws = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(4))

@@ -102,5 +102,5 @@ def test_every_gradient_of_the_step_is_the_references(step) -> None:
             expected,
             rtol=0,
             atol=float(1e-4 * expected.abs().max() + 1e-9 * largest),
-            msg=lambda m: f"{name}: {m}",
+            msg=f"{name} differs",
         )

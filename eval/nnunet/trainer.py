@@ -44,7 +44,7 @@ class nnUNetTrainerMedDAP(nnUNetTrainer):
         configuration: str,
         fold: int,
         dataset_json: dict,
-        device: torch.device = torch.device("cuda"),
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
     ) -> None:
         if "meddap" not in plans:
             plans["meddap"] = _described()

@@ -98,9 +98,7 @@ def train_heads(train: Part, reads: list[Input], rates: list[float], task: TaskC
     for each, mine, weight, bias in zip(reads, columns, weights, biases):
         for number, lr in enumerate(rates):
             its = slice(number * labels, (number + 1) * labels)
-            line = Line(
-                Standard(standard.mean[mine], standard.std[mine]), weight[:, its].numpy(), bias[its].numpy()
-            )
+            line = Line(Standard(standard.mean[mine], standard.std[mine]), weight[:, its].numpy(), bias[its].numpy())
             heads.append(Head(line, each, lr))
     return heads
 

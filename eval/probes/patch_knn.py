@@ -10,9 +10,9 @@ import torch
 
 from eval import drawing, patch_bank
 from eval.config import PatchKnnConfig
+from eval.decoders import Standardise
 from eval.drawing import Drawing
 from eval.frozen_decoder import standardised
-from eval.decoders import Standardise
 from eval.parts import Part
 from eval.patch_bank import PatchBank
 from eval.probes import Context

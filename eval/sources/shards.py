@@ -96,9 +96,7 @@ def structures(task: TaskConfig, dataset: dict) -> dict[str, int]:
 def picture(sample: Slice) -> Picture:
     """A slice of ours as a picture."""
     scale = "hu" if sample.pixels.dtype == np.int16 else "mr16"
-    return Picture(
-        sample.pixels, sample.sequences, scale, sample.box, spacing=sample.spacing, labelmap=sample.labelmap
-    )
+    return Picture(sample.pixels, sample.sequences, scale, sample.box, spacing=sample.spacing, labelmap=sample.labelmap)
 
 
 def presence(labelmap: np.ndarray | None, values: list[int], annotated: list[bool], min_pixels: int) -> list[float]:
