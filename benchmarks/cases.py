@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import memory
-from benchmarks.arms import Arm
+from benchmarks.training_step import Arm
 from pretrain import config as configuration
 from pretrain.config import Config, StageConfig
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from pretrain import build
 from pretrain.config import Config, LossConfig, MaskConfig, StageConfig
-from pretrain.step import Model
+from pretrain.distillation import Model
 
 _WORD = 4  # bytes of a float32
 # times that a step reads or writes its logits: the teacher's once and in each iteration, the student's
@@ -233,7 +233,7 @@ def step(
     pixels     of a slice
     sequences  that every image has; None: all of `data.sequences`
     masked     patches of the 2 · images global crops that are masked; None: as many as are expected
-    first_pass KoLeo's groups span the parts of the batch (`pretrain.koleo`)
+    first_pass KoLeo's groups span the parts of the batch (`pretrain.objective.koleo`)
     known      `costs(config)`, where they are at hand
     """
     found, crops = known or costs(config), stage.crops

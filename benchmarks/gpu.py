@@ -28,12 +28,12 @@ if __package__ in (None, ""):
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import archive, rates
+from benchmarks import rates, synthetic_shards
 from benchmarks.cases import QUICK, TARGETS, Case, Run, Scale, cases, forget
 from data_prep.schema import Split
-from data_prep.settings import SettingsError
-from pretrain import stream
-from pretrain.machine import pick_device
+from meddap.settings import SettingsError
+from pretrain.data import stream
+from pretrain.runtime.device import pick_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NOT_MEASURED = "not measured"
@@ -105,7 +105,7 @@ def _place(error: RuntimeError) -> str:
     trace, found = error.__traceback__, "?"
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)
-        if file.parent.name == "pretrain":
+        if "pretrain" in file.parts:
             found = f"{file.name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
@@ -115,7 +115,7 @@ def loading(run: Run) -> Iterator[str]:
     """Slices a second from shards to batches on the device, and what a ViT-B trainer waits for them."""
     arm = run.arm(Case("ViT-B/16", 1, False, "sdpa"))
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder, redirect_stderr(StringIO()):
-        split = Split(archive.shards(Path(folder), run.scale.patients, run.scale.side), "train")
+        split = Split(synthetic_shards.shards(Path(folder), run.scale.patients, run.scale.side), "train")
         gpu, count = run.device.type == "cuda", max(4, int(run.scale.least * 10))
         batches = stream.batches(split, batch_size=arm.images, seed=0, threads=4, prefetch=4, pin=gpu)
         try:

@@ -40,11 +40,12 @@ import torch
 import webdataset
 from PIL import Image
 
-from benchmarks import archive
+from benchmarks import synthetic_shards
 from benchmarks.multicrop import MultiCrop, torchvision
 from data_prep import schema
-from pretrain import build, stream, views
+from pretrain import build
 from pretrain import config as configuration
+from pretrain.data import stream, views
 
 BATCH = 64
 CONFIG = Path(__file__).resolve().parent.parent / "pretrain/configs/meddinov3_vitb16.yaml"
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
     with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=options.folder) as folder:
-        split = largest(options.input or archive.shards(Path(folder)))
+        split = largest(options.input or synthetic_shards.shards(Path(folder)))
         count = min(options.samples, len(split)) // BATCH * BATCH
         if count == 0:
             parser.error(f"{split.root}: {len(split)} samples, at least {BATCH} are needed; name another --input")

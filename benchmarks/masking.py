@@ -23,11 +23,12 @@ if __package__ in (None, ""):
 
 import numpy as np
 
-from data_prep.brain import SEQUENCES
 from data_prep.identity import VARIABLE
-from data_prep.settings import SettingsError
-from eval import bootstrap, metrics, results
-from eval.predictions import Prediction, Scored
+from data_prep.synthetic.brain import SEQUENCES
+from eval.reporting import results
+from eval.statistics import bootstrap, metrics
+from eval.statistics.predictions import Prediction, Scored
+from meddap.settings import SettingsError
 
 _SELF = "pretrain/configs/synthetic_mri.yaml"
 _LABELS = "pretrain/configs/synthetic_mri_supervised.yaml"
@@ -100,7 +101,7 @@ class Mean:
         return self.parts[0].scores
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """(R, 1), see eval.predictions.Prediction."""
+        """(R, 1), see eval.statistics.predictions.Prediction."""
         each = [metrics.macro(part.figures(metric, counts, patients, draws)) for part in self.parts]
         return np.mean(each, axis=0)[:, None]
 

@@ -27,14 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import arms, counting
-from benchmarks.live import GPU_BLOCK, Live
-from data_prep.settings import SettingsError
-from pretrain import accumulate, assignment, attention, build, mixture, step
+from benchmarks import counting, training_step
+from benchmarks.live_bytes import GPU_BLOCK, Live
+from meddap.settings import SettingsError
+from pretrain import accumulate, build, distillation
 from pretrain import config as configuration
 from pretrain.config import Config, MaskConfig, StageConfig
-from pretrain.machine import pick_device
-from pretrain.views import Views
+from pretrain.data import batch_plan
+from pretrain.data.views import Views
+from pretrain.model import attention
+from pretrain.objective import sinkhorn
+from pretrain.runtime.device import pick_device
 
 CONFIGS = ("meddinov3_vitb16", "dinov3_vitl16")
 IMAGES = 64  # on one GPU of the configurations' 8 and 32
@@ -73,10 +76,10 @@ def as_on_a_gpu() -> Iterator[None]:
     """Fused attention, and as many logits at a time as a GPU takes, whatever the device is called."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(attention, "attend", F.scaled_dot_product_attention))
-        logits = assignment._LOGITS
+        logits = sinkhorn._LOGITS
         stack.enter_context(mock.patch.dict(logits, cpu=logits["cuda"]))
         # asks the device whether a sequence is masked at all: a few numbers
-        stack.enter_context(mock.patch.object(step, "_marginal", lambda *_: {}))
+        stack.enter_context(mock.patch.object(distillation, "_marginal", lambda *_: {}))
         yield
 
 
@@ -118,17 +121,19 @@ def computed(
     student.train()
     for frozen in models[1:]:
         frozen.requires_grad_(False).eval()
-    for backbone in arms.backbones(*models):
+    for backbone in training_step.backbones(*models):
         build.prepare(backbone, machine, torch.device("cpu"))
     share = most_masked(stage.masks, images) if masked is None else masked
-    masks = arms.masks_of(config, stage, images, share)
-    draws = build.draws(config, stage, arms.batch_of(images, 1, 1, torch.device("cpu")), 0)
+    masks = training_step.masks_of(config, stage, images, share)
+    draws = build.draws(config, stage, training_step.batch_of(images, 1, 1, torch.device("cpu")), 0)
     counts = accumulate.divided(images, parts or machine.accumulate, stage.loss.koleo_group)
-    batch = step.parts(crops, masks, draws, counts)
+    batch = distillation.parts(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
-        step.gradients(student, teacher, batch, arms.weights_of(stage), gram_teacher=anchor, precision=precision)
+        distillation.gradients(
+            student, teacher, batch, training_step.weights_of(stage), gram_teacher=anchor, precision=precision
+        )
     weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_parts(crops)])
     columns = (head.last_layer.out_features for head in (student.dino_head, student.patch_head))
     logits = 4 * sum(rows * width for rows, width in zip((2 * images, int(masks.sum())), columns))
@@ -163,7 +168,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int = 1) -> int:
     """The most bytes that PyTorch's allocator gave out during real steps on a GPU. Raises torch.OutOfMemoryError."""
-    arm = arms.Arm(config, stage, images, device, parts=parts, masked=most_masked(stage.masks, images))
+    arm = training_step.Arm(config, stage, images, device, parts=parts, masked=most_masked(stage.masks, images))
     arm.step()  # the moments are made here
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -214,7 +219,7 @@ def _between(peaks: Mapping[int, int], below: int, above: int | None, space: flo
 def variants(config: Config) -> Iterator[tuple[str, StageConfig, int]]:
     """Each stage's name, the stage with its largest crops, and the parts in which these have a batch computed."""
     for name in config.stages:
-        plan = mixture.plan(configuration.stage(config, name), config.seed)
+        plan = batch_plan.plan(configuration.stage(config, name), config.seed)
         number = max(set(plan.choice.tolist()), key=lambda each: _sizes(plan.variants[each]))
         yield name, plan.variants[number], accumulate.wanted(config.machine.accumulate, plan.scales[number])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from pretrain import views
+from pretrain.data import views
 
 try:
     import torchvision

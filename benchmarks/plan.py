@@ -20,12 +20,13 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import counting, memory, rates
-from benchmarks.traffic import messages
-from data_prep.settings import SettingsError
-from pretrain import accumulate, mixture
+from benchmarks.communication import messages
+from meddap.settings import SettingsError
+from pretrain import accumulate
 from pretrain import config as configuration
 from pretrain.config import Config, SaveConfig, StageConfig
-from pretrain.koleo import spans_parts
+from pretrain.data import batch_plan
+from pretrain.objective.koleo import spans_parts
 
 _SHARE = 0.7  # of the float32 rate, and of bandwidths, that is reached
 
@@ -117,7 +118,7 @@ class Row:
 def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_node: int, side: int, peak: bool) -> Row:
     """A stage on so many devices. `side` of a slice in pixels."""
     stage = configuration.stage(config, name)
-    plan, known = mixture.plan(stage, config.seed), counting.costs(config)
+    plan, known = batch_plan.plan(stage, config.seed), counting.costs(config)
     count, group, images = config.machine.accumulate, stage.loss.koleo_group, math.ceil(stage.batch_size / devices)
     parts = accumulate.plan(stage.batch_size, count, plan.scales, group, name, devices)
     link = machine.inside if devices <= per_node else machine.outside

@@ -30,9 +30,15 @@ from pydicom.uid import JPEG2000Lossless
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import convert_ct, dicom, generate, images, phantom, schema, sharding, slicing, sources
+from data_prep import generate, schema
 from data_prep.config import CtConfig
-from data_prep.volume import RejectedSeries, Volume
+from data_prep.dicom.series import read_series
+from data_prep.discovery import sources
+from data_prep.sharding import convert_ct
+from data_prep.sharding import run as sharding
+from data_prep.synthetic import phantom
+from data_prep.volumes import images, slicing
+from data_prep.volumes.volume import RejectedSeries, Volume
 
 KINDS = {"uncompressed DICOM": "raw", "JPEG 2000 DICOM": "j2k", ".nii.gz": "nii"}
 
@@ -53,9 +59,7 @@ def volume(folder: Path | None, count: int) -> np.ndarray:
     for source in sources.discover(folder, None, CtConfig(), "CT", Here()).sources:
         series = source.series[0]
         paths = [str(folder / name) for name in series.files]
-        found = (
-            next(dicom.read_series(paths, "CT", CtConfig())) if series.dicom else images.read_ct(paths[0], CtConfig())
-        )
+        found = next(read_series(paths, "CT", CtConfig())) if series.dicom else images.read_ct(paths[0], CtConfig())
         if not isinstance(found, RejectedSeries):
             voxels = (found[0] if series.dicom else found).voxels
             return np.ascontiguousarray(voxels[np.arange(count) % len(voxels)])
@@ -135,7 +139,7 @@ def reading(source: Path) -> None:
         series = each.series[0]
         paths = [str(source / name) for name in series.files]
         if series.dicom:
-            for found in dicom.read_series(paths, "CT", CtConfig()):
+            for found in read_series(paths, "CT", CtConfig()):
                 assert not isinstance(found, RejectedSeries), found
         else:
             images.read_ct(paths[0], CtConfig())

@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval import bootstrap, probes, splits
+from eval import probes
 from eval.config import LinearConfig, SplitConfig, TaskConfig
-from eval.examples import Examples, Picture
-from eval.features import Features
+from eval.data import splits
+from eval.data.examples import Examples, Picture
+from eval.data.features import Features
+from eval.data.parts import Base, Part
 from eval.models import Pixels
-from eval.parts import Base, Part
 from eval.probes import Context
 from eval.probes.linear import Input, sgd
-from eval.results import metrics_of
+from eval.reporting.results import metrics_of
+from eval.statistics import bootstrap
 
 _ROUNDS, _STEPS = 5, 60
 
@@ -59,7 +61,7 @@ def heads(samples: int, width: int, labels: int) -> None:
     products = sum(inputs[:1, mine].numel() for mine in columns) * len(config.lr) / inputs.shape[1]
     print(f"  52 heads by one head, cached features         {ratio:.2f}   ({products:.0f} times its products)")
     # one image through a ViT-B of 128 pixels on a CPU core takes tens of milliseconds; measured here with a small one
-    from pretrain.vit import VisionTransformer
+    from pretrain.model.vit import VisionTransformer
 
     model = VisionTransformer(patch_size=16, embed_dim=384, depth=12, num_heads=6).eval()
     model.init_weights(torch.Generator().manual_seed(0))

@@ -21,12 +21,13 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
-from benchmarks.arms import batch_of
-from data_prep.settings import merge
-from pretrain import build, ema, optim, step, views
+from benchmarks.training_step import batch_of
+from meddap.settings import merge
+from pretrain import build, distillation, ema, optim
 from pretrain.config import Config, stage
-from pretrain.machine import pick_device
-from pretrain.stream import Batch
+from pretrain.data import views
+from pretrain.data.stream import Batch
+from pretrain.runtime.device import pick_device
 
 NAMES = ["t1", "t1c", "t2", "flair"]
 PIXELS = 160
@@ -53,8 +54,8 @@ class Arms:
         crops = views.make(batch, self.settings, seed=0)
         masks = build.masks(self.stage, self.config, batch, self.settings.global_size)
         draws = build.draws(self.config, self.stage, batch, 0)
-        whole = step.parts(crops, masks, draws, [(len(present),)])
-        step.gradients(self.student, self.teacher, whole, build.step_weights(self.stage, self.now))
+        whole = distillation.parts(crops, masks, draws, [(len(present),)])
+        distillation.gradients(self.student, self.teacher, whole, build.step_weights(self.stage, self.now))
         optim.set_step(self.optimizer, lr=1e-4, weight_decay=0.04, freeze_last_layer=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

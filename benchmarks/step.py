@@ -29,11 +29,14 @@ if __package__ in (None, ""):
 
 import torch
 
-from benchmarks import arms, counting, plain_step
-from data_prep.settings import merge
-from pretrain import allocator, build, compiling, optim, step, views
+from benchmarks import counting, plain_step, training_step
+from meddap.settings import merge
+from pretrain import build, distillation, optim
 from pretrain.config import Config, stage
-from pretrain.machine import autocast
+from pretrain.data import views
+from pretrain.model import compiling
+from pretrain.runtime import memory
+from pretrain.runtime.device import autocast
 
 SIDE = 512  # pixels of a slice
 RATE, MOMENTUM, TEACHER_TEMP = 1e-4, 0.99, 0.05
@@ -79,7 +82,7 @@ class Task:
 def inputs_of(config: Config, count: int) -> Inputs:
     """Crops of a batch of random slices."""
     chosen = stage(config, "adapt")
-    batch = arms.batch_of(count, 1, SIDE, torch.device("cpu"))
+    batch = training_step.batch_of(count, 1, SIDE, torch.device("cpu"))
     crops = views.make(batch, build.view_settings(chosen, config.intensity), seed=0)
     masks = build.masks(chosen, config, batch, chosen.crops.global_size)
     return Inputs(crops, masks, build.draws(config, chosen, batch, 0))
@@ -93,12 +96,12 @@ def ours(config: Config, inputs: Inputs, precision: str, compiled: bool) -> Call
         compiling.compile_blocks(student.backbone)
         compiling.compile_blocks(teacher.backbone)
     optimizer = build.optimizer(chosen, student, config.model.depth)
-    weights = step.StepWeights(teacher_temp=TEACHER_TEMP)
-    whole = step.parts(inputs.crops, inputs.masks, inputs.draws, [(len(inputs.masks) // 2,)])
+    weights = distillation.StepWeights(teacher_temp=TEACHER_TEMP)
+    whole = distillation.parts(inputs.crops, inputs.masks, inputs.draws, [(len(inputs.masks) // 2,)])
 
     def once() -> dict[str, torch.Tensor]:
-        losses = step.gradients(student, teacher, whole, weights, precision=autocast(precision, device))
-        arms.update(student, teacher, optimizer, clip=chosen.optim.clip, lr=RATE, momentum=MOMENTUM)
+        losses = distillation.gradients(student, teacher, whole, weights, precision=autocast(precision, device))
+        training_step.update(student, teacher, optimizer, clip=chosen.optim.clip, lr=RATE, momentum=MOMENTUM)
         return losses
 
     return once
@@ -163,7 +166,7 @@ def stepping(task: Task, way: Way, line: Connection) -> None:
     if way.plain:
         once = plain(config, inputs, way.precision)
     else:
-        allocator.keep_memory()
+        memory.keep_memory()
         once = ours(config, inputs, way.precision, way.compiled)
     while line.recv() is not None:
         began = time.perf_counter()

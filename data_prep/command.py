@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import identity, schema, sharding
+from data_prep import identity, schema
 from data_prep.config import PrepConfig
-from data_prep.console import fail
-from data_prep.disk import BusyError
-from data_prep.settings import SettingsError, load
-from data_prep.staging import Job, Record
+from data_prep.sharding import run as sharding
+from data_prep.sharding.staging import Job, Record
+from meddap.console import fail
+from meddap.disk import BusyError
+from meddap.settings import SettingsError, load
 
 
 def parser(program: str, description: str, keys: str) -> argparse.ArgumentParser:

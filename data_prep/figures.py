@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from data_prep.scaling import HIGH, LOW
 from data_prep.schema import Slice
+from data_prep.volumes.scaling import HIGH, LOW
 
 INK = "#808890"
 STYLE = {

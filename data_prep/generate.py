@@ -3,7 +3,7 @@
     python -m data_prep.generate --output DIR [patients=40] [size=96] [slices=40] [seed=0]
     python -m data_prep.generate --output DIR modality=mr [layout=brats|bids] [missing=0.2]
 
-CT comes with a few odd files; MRI as NIfTI with a `labels.csv` of the tumours' types (data_prep/brain.py). The same
+CT comes with a few odd files; MRI as NIfTI with a `labels.csv` of the tumours' types (synthetic/brain.py). The same
 seed gives the same patients. A finished folder is left as it is.
 """
 
@@ -22,8 +22,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tqdm import tqdm
 
-from data_prep import brain, phantom
-from data_prep.settings import SettingsError, load
+from data_prep.synthetic import brain, phantom
+from meddap.settings import SettingsError, load
 
 _DONE = "README.txt"
 _FILES = {

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from data_prep.config import SplitConfig
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 
 VARIABLE = "MEDDAP_SALT"
 

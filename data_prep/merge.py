@@ -9,10 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep import parts, schema
-from data_prep.console import fail, say
-from data_prep.disk import BusyError
-from data_prep.settings import SettingsError
+from data_prep import schema
+from data_prep.sharding import parts
+from meddap.console import fail, say
+from meddap.disk import BusyError
+from meddap.settings import SettingsError
 
 
 def main(arguments: list[str] | None = None) -> int:

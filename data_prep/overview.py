@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import figures, schema
-from data_prep.console import fail
-from data_prep.disk import write_atomic
-from data_prep.page import dim, figure, page, table
 from data_prep.schema import Split
+from meddap.console import fail
+from meddap.disk import write_atomic
+from meddap.page import dim, figure, page, table
 
 _EXAMPLES = 16  # tiles
 

@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a file: this folder must not shadow inst
 
 from data_prep import command
 from data_prep.config import CtConfig
-from data_prep.convert_ct import convert
+from data_prep.sharding.convert_ct import convert
 
 
 def main(arguments: list[str] | None = None) -> int:

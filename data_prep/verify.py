@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import parts, schema, shard_check, shards
-from data_prep.console import fail, progress, say
-from data_prep.pool import Failure, Workers
-from data_prep.settings import SettingsError, load
+from data_prep import schema, shard_check
 from data_prep.shard_check import Report, Work
+from data_prep.sharding import parts, writer
+from data_prep.workers import Failure, Workers
+from meddap.console import fail, progress, say
+from meddap.settings import SettingsError, load
 
 _MINUTES, _GIGABYTES = 60.0, 4.0  # what one shard may take
 
@@ -127,7 +128,7 @@ def _described(root: Path, dataset: dict, totals: dict[str, _Total]) -> Iterator
         yield f"manifest.jsonl: {missing} slices of accepted series are in no shard"
     if extra := len(set(there) - set(told)):
         yield f"{extra} series are in the shards and not in manifest.jsonl"
-    if {name: shards.statistics(counts) for name, counts in histograms.items()} != dataset["statistics"]:
+    if {name: writer.statistics(counts) for name, counts in histograms.items()} != dataset["statistics"]:
         yield "dataset.json: its statistics are not those of histograms.json"
 
 

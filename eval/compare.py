@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.disk import write_atomic
-from data_prep.settings import SettingsError
-from eval import bootstrap, paired, results
-from eval.predictions import Prediction, Scored
+from eval import paired
+from eval.reporting import results
+from eval.statistics import bootstrap
+from eval.statistics.predictions import Prediction, Scored
+from meddap.disk import write_atomic
+from meddap.settings import SettingsError
 
 
 def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) -> list[dict]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from omegaconf import MISSING
 
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from eval.predictions import Scored
+from eval.statistics.predictions import Scored
 
 _EXACT = 25  # discordant units below which the binomial takes the place of χ²
 

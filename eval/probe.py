@@ -17,16 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.disk import write_atomic
 from data_prep.schema import SchemaError
-from data_prep.settings import SettingsError, load
-from eval import bootstrap, encoder, features, leaks, overlays, pictures, probes, results, sources, splits
+from eval import probes
 from eval.config import TaskConfig, check
-from eval.parts import Base, Part
+from eval.data import features, leaks, sources, splits
+from eval.data.parts import Base, Part
+from eval.data.splits import Fold
+from eval.encoders import encoder
 from eval.probes import Context, Fitted, Outcome
-from eval.splits import Fold
-from pretrain.checkpoint import CheckpointError
-from pretrain.published import WeightsError
+from eval.reporting import overlays, pictures, results
+from eval.statistics import bootstrap
+from meddap.disk import write_atomic
+from meddap.settings import SettingsError, load
+from pretrain.runtime.checkpoint import CheckpointError
+from pretrain.weights.published import WeightsError
 
 
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:

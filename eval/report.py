@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import figures
-from data_prep.disk import write_atomic
-from data_prep.page import dim, figure, page, table
 from data_prep.schema import SPLITS, SchemaError, Split
-from data_prep.settings import SettingsError
-from eval import plots, report_probes, sequence_maps, sweep, tables
+from eval import sweep
+from eval.reporting import plots, report_probes, sequence_maps, tables
+from meddap.disk import write_atomic
+from meddap.page import dim, figure, page, table
+from meddap.settings import SettingsError
 from pretrain import config as configuration
-from pretrain import metrics
+from pretrain.runtime import metrics
 
 
 def report(runs: Sequence[Path]) -> str:

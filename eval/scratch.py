@@ -1,19 +1,19 @@
-"""Networks from scratch as probes: what the labels alone would have bought (eval.baselines)."""
+"""Networks from scratch as probes: what the labels alone would have bought (eval.networks.baselines)."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from data_prep.settings import SettingsError
-from eval import baselines, networks
 from eval.config import NetworkConfig
-from eval.networks import Made
-from eval.outputs import Outputs
-from eval.parts import Part
+from eval.data.parts import Part
+from eval.networks import baselines, fitting
+from eval.networks.fitting import Made
+from eval.networks.targets import Outputs
 from eval.probes import Context
+from meddap.settings import SettingsError
 from pretrain import optim
-from pretrain.machine import pick_device
+from pretrain.runtime.device import pick_device
 
 _SAMPLE = 256  # images by which the input is standardised
 
@@ -39,4 +39,4 @@ def fit(train: Part, val: Part, context: Context, kind: str, config: NetworkConf
         return Made(network, lambda images: (images - mean) / (std + 1e-6), groups, device)
 
     parameters = sum(each.numel() for each in make(train).network.parameters())
-    return networks.fit(make, train, val, context, config, draws, parameters=parameters)
+    return fitting.fit(make, train, val, context, config, draws, parameters=parameters)

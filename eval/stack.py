@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from eval.decoders import ChannelNorm, LinearDecoder
+from eval.networks.decoders import ChannelNorm, LinearDecoder
 
 
 class Residual(nn.Module):

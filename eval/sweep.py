@@ -17,14 +17,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from data_prep.disk import write_atomic
 from data_prep.figures import COLOURS, STYLE, png
 from data_prep.schema import SchemaError
-from data_prep.settings import SettingsError, load
-from eval import bootstrap, encoder, probe, results
+from eval import probe
 from eval.config import TaskConfig
-from pretrain.checkpoint import CheckpointError
-from pretrain.published import WeightsError
+from eval.encoders import encoder
+from eval.reporting import results
+from eval.statistics import bootstrap
+from meddap.disk import write_atomic
+from meddap.settings import SettingsError, load
+from pretrain.runtime.checkpoint import CheckpointError
+from pretrain.weights.published import WeightsError
 
 
 @dataclass(frozen=True)

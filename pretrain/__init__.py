@@ -2,4 +2,4 @@
 
 import os
 
-PARENT = os.getppid()  # before anything slow is imported: a launcher may end meanwhile (pretrain/distributed.py)
+PARENT = os.getppid()  # before anything slow is imported: a launcher may end meanwhile (runtime/distributed.py)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from data_prep.settings import SettingsError
-from pretrain.koleo import spans_parts
-from pretrain.order import shares
+from meddap.settings import SettingsError
+from pretrain.data.order import shares
+from pretrain.objective.koleo import spans_parts
 
 
 def part_sizes(batch: int, count: int, group: int = 1) -> list[int]:

@@ -7,11 +7,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain import architecture, build, initialise, published
+from pretrain import build
 from pretrain.config import ModelConfig
-from pretrain.encoder import Encoder, frozen
-from pretrain.intensity import Intensity
-from pretrain.published import Published, WeightsError
+from pretrain.data.intensity import Intensity
+from pretrain.weights import architecture, initialise, published
+from pretrain.weights.encoder import Encoder, frozen
+from pretrain.weights.published import Published, WeightsError
 
 log = logging.getLogger("pretrain")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pretrain import resize
+from pretrain.data import resize
 
 _BLUR_REACH = 5  # deviations: 6e-7 of the kernel lies beyond
 _KEPT = 2048  # axes whose weights are kept; some 10 kB each at usual sizes

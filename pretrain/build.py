@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from data_prep.schema import CT, Split
-from data_prep.settings import SettingsError
-from pretrain import attention, compiling, labels, masking, optim, stochastic
-from pretrain.assignment import Centring
+from meddap.settings import SettingsError
+from pretrain import optim, stochastic
 from pretrain.config import (
     Config,
     DataConfig,
@@ -24,16 +23,19 @@ from pretrain.config import (
     StageConfig,
     head_count,
 )
-from pretrain.heads import ClassHeads, ProjectionHead
-from pretrain.intensity import Intensity
-from pretrain.labels import Labelling
+from pretrain.data import labels, masking
+from pretrain.data.intensity import Intensity
+from pretrain.data.labels import Labelling
+from pretrain.data.slices import SliceSettings
+from pretrain.data.stream import Batch
+from pretrain.data.views import ViewSettings
+from pretrain.distillation import Model, StepWeights
+from pretrain.model import attention, compiling
+from pretrain.model.heads import ClassHeads, ProjectionHead
+from pretrain.model.vit import VisionTransformer
+from pretrain.objective.sinkhorn import Centring
 from pretrain.schedules import summary
-from pretrain.slices import SliceSettings
-from pretrain.step import Model, StepWeights
 from pretrain.stochastic import Draws
-from pretrain.stream import Batch
-from pretrain.views import ViewSettings
-from pretrain.vit import VisionTransformer
 
 SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 from pretrain import ranges, schedules
 
 if TYPE_CHECKING:

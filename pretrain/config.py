@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from omegaconf import MISSING, OmegaConf
 
-from data_prep import settings
+from meddap import settings
 from pretrain import checks
 from pretrain.schedules import warmup_cosine
 
@@ -227,7 +227,7 @@ class GramConfig:
 class StageConfig:
     steps: int = MISSING
     # weights of a backbone to start from instead of the stage before: a run, stage or step of ours, a published file
-    # or a Hugging Face folder (pretrain/published.py names the kinds); the heads start fresh
+    # or a Hugging Face folder (pretrain/weights/published.py names the kinds); the heads start fresh
     init_from: str | None = None
     # images of every step, whatever the number of processes and the crop sizes: what the learning rate is chosen for
     batch_size: int = 512

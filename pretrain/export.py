@@ -17,17 +17,18 @@ from pathlib import Path
 
 import torch
 
-from data_prep.disk import write_atomic
 from data_prep.schema import CT
-from data_prep.settings import SettingsError
-from pretrain import build, card, encoder, export_huggingface, export_onnx, initialise, published
-from pretrain.checkpoint import CheckpointError
+from meddap.disk import write_atomic
+from meddap.settings import SettingsError
+from pretrain import build
 from pretrain.config import head_count, load
-from pretrain.encoder import Encoder
-from pretrain.export_huggingface import ExportError
-from pretrain.published import WeightsError
+from pretrain.model.vit import VisionTransformer
+from pretrain.runtime.checkpoint import CheckpointError
 from pretrain.tokens import Features
-from pretrain.vit import VisionTransformer
+from pretrain.weights import card, encoder, export_huggingface, export_onnx, initialise, published
+from pretrain.weights.encoder import Encoder
+from pretrain.weights.export_huggingface import ExportError
+from pretrain.weights.published import WeightsError
 
 _SUFFIX = {"huggingface": "", "dinov3": ".pth", "onnx": ".onnx"}
 _CLOSE = 1e-4  # largest difference of features between ours and what was handed out

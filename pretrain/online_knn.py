@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 
 from data_prep.schema import Slice, Split
-from data_prep.settings import SettingsError
-from pretrain import stream, views
+from meddap.settings import SettingsError
 from pretrain.config import KnnConfig
-from pretrain.intensity import Intensity
-from pretrain.vit import VisionTransformer
+from pretrain.data import stream, views
+from pretrain.data.intensity import Intensity
+from pretrain.model.vit import VisionTransformer
 
 _BATCH = 32  # slices of a forward pass
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data_prep.settings import SettingsError
-from pretrain.distributed import World
-from pretrain.step import Model
-from pretrain.vit import VisionTransformer
+from meddap.settings import SettingsError
+from pretrain.distillation import Model
+from pretrain.model.vit import VisionTransformer
+from pretrain.runtime.distributed import World
 
 KINDS = ("none", "ddp", "fsdp")
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 
 
 class Allowed(NamedTuple):

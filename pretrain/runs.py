@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from data_prep.disk import BusyError, sole_writer
-from pretrain import build, checkpoint
+from meddap.disk import BusyError, sole_writer
+from pretrain import build
 from pretrain import config as configuration
-from pretrain.checkpoint import Checkpoint
 from pretrain.config import Config, StageConfig
-from pretrain.distributed import World
-from pretrain.vit import VisionTransformer
+from pretrain.model.vit import VisionTransformer
+from pretrain.runtime import checkpoint
+from pretrain.runtime.checkpoint import Checkpoint
+from pretrain.runtime.distributed import World
 
 log = logging.getLogger("pretrain")
 

@@ -12,10 +12,10 @@ import io
 import tarfile
 from pathlib import Path
 
-from data_prep.disk import write_atomic
+from meddap.disk import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("data_prep", "eval", "pretrain", "slurm")
+_PACKAGES = ("data_prep", "eval", "meddap", "pretrain", "slurm")
 _KINDS = (".py", ".yaml", ".sh", ".html")
 _BESIDE = ("setup.cfg", "pyproject.toml", "constraints.txt", "Makefile")
 

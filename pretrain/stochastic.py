@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pretrain.noise import uniforms
+from pretrain.data.randomness import uniforms
 
 _DROP, _STRETCH = 128, 129  # purposes of the randomness
 

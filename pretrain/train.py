@@ -26,42 +26,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.disk import BusyError, write_atomic
 from data_prep.schema import SchemaError, Split
-from data_prep.settings import SettingsError
-from pretrain import (
-    accumulate,
-    allocator,
-    build,
-    checkpoint,
-    compiling,
-    distributed,
-    ema,
-    initialise,
-    mixture,
-    optim,
-    order,
-    parallel,
-    ranks,
-    snapshot,
-    step,
-    stream,
-    views,
-)
+from meddap.disk import BusyError, write_atomic
+from meddap.settings import SettingsError
+from pretrain import accumulate, build, distillation, ema, optim, parallel, snapshot
 from pretrain import config as configuration
-from pretrain.checkpoint import CheckpointError
 from pretrain.config import Config, StageConfig
-from pretrain.distributed import ALONE, StoppedElsewhere, World
-from pretrain.heartbeat import Heartbeat
-from pretrain.machine import autocast, gigabytes, pick_device, uses_bf16
-from pretrain.metrics import Metrics
+from pretrain.data import batch_plan, order, stream, views
+from pretrain.model import compiling
 from pretrain.online_knn import OnlineKnn
-from pretrain.published import WeightsError
 from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
-from pretrain.saving import Saver
+from pretrain.runtime import checkpoint, distributed, ranks
+from pretrain.runtime.checkpoint import CheckpointError
+from pretrain.runtime.device import autocast, gigabytes, pick_device, uses_bf16
+from pretrain.runtime.distributed import ALONE, StoppedElsewhere, World
+from pretrain.runtime.heartbeat import Heartbeat
+from pretrain.runtime.memory import keep_memory
+from pretrain.runtime.metrics import Metrics
+from pretrain.runtime.preemption import Stop, Stopped
+from pretrain.runtime.saving import Saver
 from pretrain.sharded import local
-from pretrain.stopping import Stop, Stopped
 from pretrain.watch import Watch
+from pretrain.weights import initialise
+from pretrain.weights.published import WeightsError
 
 log = logging.getLogger("pretrain")
 
@@ -83,7 +70,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     labels = build.labelling(config.data, split)
     classes, class_weights = build.classes(config.data, split), build.class_weights(config.data, split)
     reads_voxels = build.reads_voxels(name, stage, split)
-    plan = mixture.plan(stage, config.seed)
+    plan = batch_plan.plan(stage, config.seed)
     parts = parts_of(config, name, stage, plan, world)
 
     # ---------------------------------------------------------------- where it starts
@@ -227,8 +214,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number)
             weights = build.step_weights(stage, now, class_weights, config.classifier)
-            batch_parts = step.parts(crops, masks, draws, parts[plan.choice[number]], world.rank)
-            losses = step.gradients(
+            batch_parts = distillation.parts(crops, masks, draws, parts[plan.choice[number]], world.rank)
+            losses = distillation.gradients(
                 learner,
                 teacher,
                 batch_parts,
@@ -289,14 +276,14 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
 
 
 def parts_of(
-    config: Config, name: str, stage: StageConfig, plan: mixture.Plan, world: World
+    config: Config, name: str, stage: StageConfig, plan: batch_plan.Plan, world: World
 ) -> list[list[tuple[int, ...]]]:
     """How a batch of each of a stage's variants is divided, among processes and then in time. Raises SettingsError."""
     count, group = config.machine.accumulate, stage.loss.koleo_group
     return accumulate.plan(stage.batch_size, count, plan.scales, group, name, world.size)
 
 
-def note_parts(name: str, plan: mixture.Plan, parts: list[list[tuple[int, ...]]], count: int) -> None:
+def note_parts(name: str, plan: batch_plan.Plan, parts: list[list[tuple[int, ...]]], count: int) -> None:
     """Log which of a stage's variants have fewer parts than their pixels ask for: as many as a process has images."""
     for variant, scale, found in zip(plan.variants, plan.scales, parts):
         if len(found) < (asked := accumulate.wanted(count, scale)):
@@ -349,7 +336,7 @@ def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | Non
         raise SettingsError(f"--stage {only}: no such stage, the configuration has {', '.join(stages)}")
     for name in stages:  # a misspelt key of the last stage, or parts that cannot be, is found before the first begins
         stage = configuration.stage(config, name)
-        parts_of(config, name, stage, mixture.plan(stage, config.seed), world)
+        parts_of(config, name, stage, batch_plan.plan(stage, config.seed), world)
     folder = folder_of(config)
     with ExitStack() as open_:
         # a job that SLURM requeued, or torchrun started again, may meet the end of its former self
@@ -397,7 +384,7 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
         parallel.kind(config.machine.parallel, World(**who) if who else ALONE)  # before they meet: all of them know it
         if device.type == "cpu":
-            allocator.keep_memory()
+            keep_memory()
         with Stop() as stop:
             world = distributed.start(device, config.machine.hang_timeout)
             run(config, options.stage, world, stop)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep import settings
+from meddap import settings
 
 FOLDER = Path(__file__).resolve().parent / "clusters"
 KINDS = ("shard", "merge", "pretrain", "probe", "report")

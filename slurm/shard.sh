@@ -23,7 +23,7 @@ fi
 
 # sbatch runs a copy of this file from its spool folder: only the folder of submission is the checkout
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-if [ ! -f data_prep/sharding.py ]; then
+if [ ! -f data_prep/sharding/run.py ]; then
   echo "error: $PWD: not the folder of MedDAP; submit from there" >&2
   exit 1
 fi

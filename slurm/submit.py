@@ -16,10 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 from pretrain import config as configuration
 from slurm import cluster as clusters
-from slurm.road import Step, Work, read, record_of, shown, state, steps, write
+from slurm.pipeline import Step, Work, read, record_of, shown, state, steps, write
 
 
 class RoadError(RuntimeError):

@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import counting
-from data_prep.settings import merge
-from pretrain import build, step, views
+from meddap.settings import merge
+from pretrain import build, distillation
 from pretrain.config import Config, StageConfig, load, stage
-from pretrain.stream import Batch
+from pretrain.data import views
+from pretrain.data.stream import Batch
 
 TINY = {
     "name": "tiny",
@@ -72,11 +73,11 @@ def run(
     draws = build.draws(config, of, batch, 0)
     draws = draws if drop is None else dataclasses.replace(draws, drop=drop)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
-    parts = step.parts(crops, masks, draws, [(size,) for size in sizes or (images,)])
+    parts = distillation.parts(crops, masks, draws, [(size,) for size in sizes or (images,)])
     # fused attention is not counted on a CPU, written as products it is; nor are products added to what is there
     in_place = {torch.ops.aten.addmm_: added}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as of_step:
-        step.gradients(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
+        distillation.gradients(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
     return of_step.get_total_flops(), of_views.get_total_flops(), int(masks.sum())
 
 

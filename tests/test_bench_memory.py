@@ -11,8 +11,8 @@ import torch
 from test_bench_counting import TINY
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import arms, memory
-from data_prep.settings import merge
+from benchmarks import memory, training_step
+from meddap.settings import merge
 from pretrain import build
 from pretrain.config import Config, StageConfig, load, stage
 
@@ -26,7 +26,7 @@ def config_of(**more) -> Config:
 
 def allocated(config: Config, of: StageConfig, images: int, masked: float) -> int:
     """The most bytes that a real step on the CPU has in use at once, beyond what there was before it."""
-    arm = arms.Arm(config, of, images, CPU, masked=masked, side=64)
+    arm = training_step.Arm(config, of, images, CPU, masked=masked, side=64)
     crops = arm.views()
     arm.gradients(crops)
     arm.optimizer.zero_grad(set_to_none=True)

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from test_bench_counting import config_of
 
-from benchmarks import arms, memory, plan, rates, traffic
-from pretrain import build, checkpoint, step
+from benchmarks import communication, memory, plan, rates, training_step
+from pretrain import build, distillation
 from pretrain.config import SaveConfig, stage
-from pretrain.distributed import World
+from pretrain.runtime import checkpoint
+from pretrain.runtime.distributed import World
 
 CPU = torch.device("cpu")
 
@@ -40,11 +41,11 @@ def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int,
             said.append(("gather", rows.numel()))
             return torch.cat([rows] * len(counts))
 
-    arm = arms.Arm(config, of, 4, CPU, side=64)
+    arm = training_step.Arm(config, of, 4, CPU, side=64)
     draws = build.draws(config, of, arm.batch, 0)
-    batch = step.parts(arm.views(), arm.masks, draws, counts)
-    step.gradients(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
-    found = {each.what: each for each in traffic.messages(config, of, 4, 2, len(counts), first_pass)}
+    batch = distillation.parts(arm.views(), arm.masks, draws, counts)
+    distillation.gradients(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
+    found = {each.what: each for each in communication.messages(config, of, 4, 2, len(counts), first_pass)}
     sums = [size for kind, size in said if kind == "sinkhorn"]
     gathered = [size for kind, size in said if kind == "gather"]
     assert found["Sinkhorn's sums"].count == len(sums)
@@ -52,14 +53,14 @@ def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int,
     koleo, monitors = found["cls tokens for KoLeo"], found["cls tokens for the monitors"]
     assert koleo.count + monitors.count == len(gathered)
     assert koleo.sent + monitors.sent == sum(4 * size for size in gathered)
-    assert traffic.messages(config, of, 4, 1) == []
+    assert communication.messages(config, of, 4, 1) == []
 
 
 def test_checkpoints_are_as_large_and_as_many_as_planned(tmp_path: Path) -> None:
     """A checkpoint's files within two in a hundred of the plan's, and as many folders as pruning leaves."""
     config = config_of(model={"embed_dim": 64}, dino_head={"prototypes": 4096})
     of = stage(config, "gram")
-    student, teacher, anchor = arms.networks(config, of, CPU)
+    student, teacher, anchor = training_step.networks(config, of, CPU)
     optimizer = build.optimizer(of, student, config.model.depth)
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -150,7 +151,7 @@ def test_a_step_takes_as_long_as_planned_from_another_one() -> None:
         config = config_of(model=model, **machine, **heads)
         of = stage(config, "adapt")
         crops = replace(of.crops, global_size=large, local_size=small, local_number=4)
-        made.append(arms.Arm(config, replace(of, crops=crops), images, CPU, side=128))
+        made.append(training_step.Arm(config, replace(of, crops=crops), images, CPU, side=128))
         made[-1].step()
     rounds = []
     for _ in range(5):

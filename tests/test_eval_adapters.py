@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eval import adapters
-from pretrain.vit import VisionTransformer
+from eval.networks import adapters
+from pretrain.model.vit import VisionTransformer
 
 IMAGES = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 

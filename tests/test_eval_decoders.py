@@ -10,12 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_prep.settings import SettingsError
-from eval import augment, decoders, drawing, overlays, patch_bank, sources, splits, volumes
 from eval.config import DrawingConfig, StrideConfig, TaskConfig
-from eval.parts import Base, Part
-from eval.segmenter import Padded, Segmenter
-from pretrain.vit import VisionTransformer
+from eval.data import sources, splits
+from eval.data.parts import Base, Part
+from eval.networks import augment, decoders, segmentation
+from eval.networks.segmenter import Padded, Segmenter
+from eval.probes import patch_bank
+from eval.reporting import overlays
+from eval.statistics import volumes
+from meddap.settings import SettingsError
+from pretrain.model.vit import VisionTransformer
 
 
 @pytest.fixture
@@ -114,7 +118,7 @@ def test_a_bank_keeps_what_is_rare() -> None:
 
 def truth(part: Part, rows: np.ndarray) -> torch.Tensor:
     """A drawer that knows the answer, four times as fine as the pictures."""
-    return drawing.targets(part.maps(256)[rows], part.examples)
+    return segmentation.targets(part.maps(256)[rows], part.examples)
 
 
 def test_volumes_are_put_together_as_they_were(test_part: Part) -> None:
@@ -168,7 +172,9 @@ def test_a_volume_that_cannot_be_measured_is_one_line(test_part: Part) -> None:
 
 def test_thresholds_are_those_of_the_best_dice(test_part: Part) -> None:
     """A drawer that says 0.35 inside and 0.25 outside is cut between the two."""
-    thresholds, dice = drawing.choose(lambda part, rows: 0.25 + 0.1 * truth(part, rows), test_part, DrawingConfig())
+    thresholds, dice = segmentation.choose(
+        lambda part, rows: 0.25 + 0.1 * truth(part, rows), test_part, DrawingConfig()
+    )
     assert thresholds.tolist() == [0.3, 0.3] and dice == pytest.approx(1.0)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.settings import SettingsError
-from eval import encoder, features
 from eval.config import TaskConfig
-from eval.examples import Picture
-from pretrain.checkpoint import CheckpointError
-from pretrain.published import WeightsError
+from eval.data import features
+from eval.data.examples import Picture
+from eval.encoders import encoder
+from meddap.settings import SettingsError
+from pretrain.runtime.checkpoint import CheckpointError
+from pretrain.weights.published import WeightsError
 
 MINE = """
 import torch

@@ -12,12 +12,14 @@ from test_eval_probes import Pixels
 from tiny_run import CONFIG, SHORT
 
 from data_prep import schema
-from data_prep.settings import SettingsError
-from eval import features, leaks, probe, report, sources, splits
+from eval import probe, report
 from eval.config import StrideConfig, TableConfig, TaskConfig
-from eval.examples import Examples
-from pretrain import card, checks, encoder, train
+from eval.data import features, leaks, sources, splits
+from eval.data.examples import Examples
+from meddap.settings import SettingsError
+from pretrain import checks, train
 from pretrain import config as configuration
+from pretrain.weights import card, encoder
 
 
 def task(data: Path, **changes) -> TaskConfig:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.settings import SettingsError
-from eval import bootstrap, probes, splits
+from eval import probes
 from eval.config import (
     AnomalyConfig,
     AttentiveConfig,
@@ -24,11 +23,14 @@ from eval.config import (
     StackConfig,
     TaskConfig,
 )
-from eval.examples import Examples, Picture
-from eval.features import Features
-from eval.parts import Base, Part
+from eval.data import splits
+from eval.data.examples import Examples, Picture
+from eval.data.features import Features
+from eval.data.parts import Base, Part
 from eval.probes import Context, few_shot, linear, retrieval, ridge
 from eval.probes.anomaly import slice_scores
+from eval.statistics import bootstrap
+from meddap.settings import SettingsError
 
 WIDTH, GRID, PATIENTS, SLICES = 12, 4, 60, 4
 

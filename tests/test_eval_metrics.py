@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import bootstrap, metrics, paired
-from eval.predictions import Binned, Scored
+from eval import paired
+from eval.statistics import bootstrap, metrics
+from eval.statistics.predictions import Binned, Scored
 
 reference = pytest.importorskip("sklearn.metrics")
 

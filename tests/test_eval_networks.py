@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import probe, results, sources, splits
+from eval import probe
 from eval.config import (
     DecoderConfig,
     DrawingConfig,
@@ -21,14 +21,16 @@ from eval.config import (
     TaskConfig,
     TuneConfig,
 )  # fmt: skip
-from eval.encoder import CheckpointEncoder
-from eval.examples import Examples, Picture
+from eval.data import sources, splits
+from eval.data.examples import Examples, Picture
+from eval.data.parts import Base, Part
+from eval.encoders.encoder import CheckpointEncoder
 from eval.models import Pixels
-from eval.parts import Base, Part
 from eval.probes import Context, stack3d
+from eval.reporting import results
 from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig
-from pretrain.encoder import frozen
+from pretrain.weights.encoder import frozen
 
 FROZEN = ("segmentation", "primus", "unet_decoder", "patch_knn", "stack3d")
 TUNED = ("lora", "bitfit", "finetune")
@@ -156,7 +158,8 @@ def test_a_stack_gives_labels_of_volumes(data: Path, tmp_path: Path) -> None:
 def test_a_slice_is_drawn_the_same_alone_and_in_company(data: Path, tmp_path: Path, encoder) -> None:
     """The head in three dimensions sees a slice's neighbours, whichever slices were asked for together."""
     settings = task(data, "stack3d")
-    from eval import features, probes
+    from eval import probes
+    from eval.data import features
 
     examples = sources.load(settings, tmp_path)
     blocks = probes.blocks([stack3d], settings, encoder.depth)

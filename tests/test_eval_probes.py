@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from eval import bootstrap, drawing, features, images, metrics, probe, results, sources, splits
+from eval import probe
 from eval.config import DecoderConfig, LogisticConfig, StrideConfig, TaskConfig
-from eval.parts import Base, Part
-from eval.predictions import Scored, Tabled
+from eval.data import features, images, sources, splits
+from eval.data.parts import Base, Part
+from eval.networks import segmentation
 from eval.probes import Context, knn, logistic
+from eval.reporting import results
+from eval.statistics import bootstrap, metrics
+from eval.statistics.predictions import Scored, Tabled
 
 BLOCKS = (0,)  # whose patch features are extracted
 
@@ -113,7 +117,7 @@ def test_logistic_regression_of_classes_is_scikit_learns() -> None:
 
 def test_dice_by_hand() -> None:
     """Counts over a patient's slices are added before the ratio; unlabelled is NaN, absent in both too."""
-    tally = drawing.Tally(np.array(["a", "b"]), 2)
+    tally = segmentation.Tally(np.array(["a", "b"]), 2)
     square = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
     square[0, 0, :2, :2] = True
     moved = square.roll(1, 3)
@@ -129,11 +133,11 @@ def test_an_unlabelled_organ_is_in_neither_loss_nor_score() -> None:
     logits = torch.randn(3, 2, 8, 8, generator=generator, requires_grad=True)
     targets = (torch.rand(3, 2, 8, 8, generator=generator) > 0.5).float()
     annotated = torch.tensor([[True, False], [True, True], [False, False]])
-    loss = drawing.masked_loss(logits, targets, annotated)
+    loss = segmentation.masked_loss(logits, targets, annotated)
     loss.backward()
     assert (logits.grad[~annotated] == 0).all() and (logits.grad[annotated] != 0).any()
     changed = torch.where(annotated[:, :, None, None], targets, 1 - targets)
-    assert drawing.masked_loss(logits, changed, annotated) == loss
+    assert segmentation.masked_loss(logits, changed, annotated) == loss
 
 
 def test_a_square_around_the_body_and_back(data: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from data_prep import generate, shard_ct, shard_mri
 from eval import probe
-from eval.encoder import CheckpointEncoder
+from eval.encoders.encoder import CheckpointEncoder
 from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig
-from pretrain.encoder import frozen
+from pretrain.weights.encoder import frozen
 
 CONFIGS = Path(probe.__file__).parent / "configs"
 DRAWING = ("segmentation", "primus", "unet_decoder", "patch_knn", "stack3d")

@@ -11,8 +11,9 @@ import pytest
 from conftest import write_dataset
 
 from data_prep.schema import Slice
-from eval import compare, probe, report, sequence_maps
+from eval import compare, probe, report
 from eval.probes.subsets import subsets
+from eval.reporting import sequence_maps
 from pretrain import train
 
 ENCODER = '''

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from eval import surfaces
+from eval.statistics import surfaces
 
 SPACING = (3.0, 1.5, 2.0)
 

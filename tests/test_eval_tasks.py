@@ -11,9 +11,10 @@ import pytest
 
 from data_prep import generate, shard_ct, shard_mri
 from data_prep.schema import Split
-from data_prep.settings import SettingsError, load
-from eval import probe, report, sources, splits
+from eval import probe, report
 from eval.config import FilesConfig, TaskConfig
+from eval.data import sources, splits
+from meddap.settings import SettingsError, load
 
 CONFIGS = Path(probe.__file__).parent / "configs"
 QUICK = ("draws=50", "pictures=2", "logistic.strengths=4", "linear.steps=60", "few_shot.shots=[1,2]", "mil.epochs=10")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import geometry, regrid, slicing
+from data_prep import regrid
 from data_prep.config import GeometryConfig, GridConfig
-from data_prep.volume import RejectedSeries
+from data_prep.volumes import geometry, slicing
+from data_prep.volumes.volume import RejectedSeries
 
 TURNS = list(itertools.product(itertools.permutations(range(3)), itertools.product((-1, 1), repeat=3)))
 

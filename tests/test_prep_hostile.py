@@ -23,7 +23,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from data_prep import schema, verify
-from data_prep.pool import Workers
+from data_prep.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 

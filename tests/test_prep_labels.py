@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_prep import brain, classes, generate, merge, overview, schema, shard_mri, verify
-from data_prep.settings import SettingsError
+from data_prep import generate, merge, overview, schema, shard_mri, verify
+from data_prep.discovery import class_labels
+from data_prep.synthetic import brain
+from meddap.settings import SettingsError
 
 
 def shard(source: Path, output: Path, labels: Path, *words: str) -> int:
@@ -127,7 +129,7 @@ def test_a_study_comes_before_its_patient_and_an_empty_cell_is_unlabelled(tmp_pa
 def test_a_table_that_cannot_be_meant_is_refused_in_one_line(text: str, words, said: str, tmp_path: Path) -> None:
     """The file, the line and what to do; never what stands in a cell."""
     with pytest.raises(SettingsError) as error:
-        classes.read(table(tmp_path / "labels.csv", text), words)
+        class_labels.read(table(tmp_path / "labels.csv", text), words)
     assert said in str(error.value) and str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
 
 
@@ -136,7 +138,7 @@ def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00patient")
     for name, said in (("a.csv", "No such file"), ("b.csv", "no text in UTF-8")):
         with pytest.raises(SettingsError, match=said):
-            classes.read(tmp_path / name)
+            class_labels.read(tmp_path / name)
 
 
 def test_one_sequence_says_nothing_and_two_of_different_properties_tell() -> None:

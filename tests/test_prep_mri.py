@@ -12,7 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_prep import scaling, schema, sequences, shard_mri, verify
+from data_prep import schema, shard_mri, verify
+from data_prep.discovery import sequences
+from data_prep.volumes import scaling
 
 RAS_2MM = np.diag([2.0, 2, 2, 1])
 

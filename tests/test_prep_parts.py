@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import identity, merge, parts, schema, shard_ct, verify
-from data_prep.settings import SettingsError
+from data_prep import identity, merge, schema, shard_ct, verify
+from data_prep.sharding import parts
+from meddap.settings import SettingsError
 
 
 def shard(source: Path, output: Path, *words: str) -> int:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORD, NUMBER, YEAR, UID = "CANARY", "271828", "1889", "1.2.826.31415926"  # what is looked for
 # a hashed id or a digest: one in a thousand holds the year's digits by chance. Letters tell it from a date
 HASH = re.compile(rb"(?<![0-9a-f])(?=[0-9]*[a-f])(?:[0-9a-f]{64}|[0-9a-f]{12})(?![0-9a-f])")
-# What the image itself consists of, and the whitelisted codes and numbers (data_prep/kept.py): not in annex E
+# What the image itself consists of, and the whitelisted codes and numbers (dicom/whitelist.py): not in annex E
 KEPT = {
     *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "PixelSpacing", "ImagePositionPatient"),
     *("ImageOrientationPatient", "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored"),

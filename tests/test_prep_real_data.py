@@ -10,8 +10,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_prep import convert_ct, convert_mri, schema, sources, staging
+from data_prep import schema
 from data_prep.config import CtConfig, MriConfig, PrepConfig
+from data_prep.discovery import sources
+from data_prep.sharding import convert_ct, convert_mri, staging
 
 SimpleITK = pytest.importorskip("SimpleITK", reason="needs SimpleITK as a second reader: pip install 'meddap[itk]'")
 

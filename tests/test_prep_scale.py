@@ -15,7 +15,7 @@ SHARDS, PER_SHARD = 2000, 2500
 MEASURED = """
 import json, re, sys, time
 from data_prep.schema import Split
-from pretrain.order import epoch_order
+from pretrain.data.order import epoch_order
 began = time.process_time()
 split = Split(sys.argv[1], "train")
 opened = time.process_time()

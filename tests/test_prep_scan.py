@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from data_prep import schema
-from data_prep.scan import scan
+from data_prep.dicom.scan import scan
 
 
 def same(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.settings import SettingsError, load
+from meddap.settings import SettingsError, load
 
 
 @dataclass

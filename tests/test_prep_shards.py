@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep import config, disk, generate, identity, schema, shard_ct, staging
+from data_prep import config, generate, identity, schema, shard_ct
+from data_prep.sharding import staging
+from meddap import disk
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from tiny_run import CONFIG, rows, weights
 
-from data_prep.settings import SettingsError
-from pretrain import accumulate, koleo, step, stochastic, train
-from pretrain.heads import ProjectionHead
-from pretrain.losses import koleo_loss
-from pretrain.step import Model, StepWeights
-from pretrain.views import Views
-from pretrain.vit import VisionTransformer
+from meddap.settings import SettingsError
+from pretrain import accumulate, distillation, stochastic, train
+from pretrain.data.views import Views
+from pretrain.distillation import Model, StepWeights
+from pretrain.model.heads import ProjectionHead
+from pretrain.model.vit import VisionTransformer
+from pretrain.objective import koleo
+from pretrain.objective.losses import koleo_loss
 
 
 def model_of() -> Model:
@@ -44,7 +45,7 @@ def networks() -> tuple[Model, Model, VisionTransformer]:
     return student, teacher, anchor
 
 
-def in_parts(*sizes: int) -> list[step.Part]:
+def in_parts(*sizes: int) -> list[distillation.Part]:
     """The same random batch in parts of so many images."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(2, IMAGES, 1, 32, 32), (CROPS, IMAGES, 1, 16, 16), (2, IMAGES, 1, 64, 64)]
@@ -55,7 +56,7 @@ def in_parts(*sizes: int) -> list[step.Part]:
     draws = stochastic.sample(
         numbers, numbers * 0, seed=0, step=7, crops=2 + CROPS, depth=3, drop_path=0.5, rope_rescale=2.0
     )
-    return step.parts(views, masks, draws, [(size,) for size in sizes])
+    return distillation.parts(views, masks, draws, [(size,) for size in sizes])
 
 
 @pytest.mark.parametrize("group", [2, 3, 5, 6, None])
@@ -66,7 +67,7 @@ def test_parts_add_up_to_the_batch(group: int | None) -> None:
     found = {}
     for sizes in ((8,), (4, 4), (2, 2, 2, 2), (6, 2), (1, 4, 3)):
         student.zero_grad()
-        terms = step.gradients(student, teacher, in_parts(*sizes), settings, gram_teacher=anchor)
+        terms = distillation.gradients(student, teacher, in_parts(*sizes), settings, gram_teacher=anchor)
         found[sizes] = terms, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     whole, gradients = found.pop((8,))
     assert set(whole) > {"dino_global", "dino_local", "ibot", "koleo", "gram", "total"} and len(found) == 4
@@ -102,7 +103,7 @@ def test_a_first_pass_is_made_where_groups_span_parts(
         return packed(model, groups)
 
     monkeypatch.setattr(VisionTransformer, "packed", counted)
-    step.gradients(student, teacher, in_parts(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
+    distillation.gradients(student, teacher, in_parts(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
     of_student = [groups for own, groups in seen if own]  # global crops alone, then local ones too
     assert of_student == [1] * (passes - len(sizes)) + [2] * len(sizes)
 
@@ -116,7 +117,9 @@ def test_neighbours_in_other_parts_count() -> None:
         for sizes, group in (((8,), None), ((4, 4), None), ((4, 4), 4)):
             student.zero_grad()
             precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
-            step.gradients(student, teacher, in_parts(*sizes), replace(alone, koleo_group=group), precision=precision)
+            distillation.gradients(
+                student, teacher, in_parts(*sizes), replace(alone, koleo_group=group), precision=precision
+            )
             found.append(student.backbone.blocks[0].attn.qkv.weight.grad.clone())
         whole, exact, within = found
         assert (exact - whole).norm() < tolerance * whole.norm() and (within - whole).norm() > 0.2 * whole.norm()
@@ -125,9 +128,9 @@ def test_neighbours_in_other_parts_count() -> None:
 def test_half_the_local_weight_halves_the_local_part() -> None:
     """Crops count by their pairs, 2 of global and 2·L of local ones; the local part by its own weight besides."""
     for local in (1.0, 0.5):
-        one, other = step.crop_weights(4, StepWeights(0.04, dino=3.0, dino_local=local))
+        one, other = distillation.crop_weights(4, StepWeights(0.04, dino=3.0, dino_local=local))
         assert 2 * one == pytest.approx(3 * 0.2) and 4 * other == pytest.approx(3 * 0.8 * local)
-    assert step.crop_weights(0, StepWeights(0.04))[0] == 0.5
+    assert distillation.crop_weights(0, StepWeights(0.04))[0] == 0.5
 
 
 def test_koleo_in_groups_is_the_mean_of_the_groups() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.settings import SettingsError, load
-from pretrain import adopt, architecture, build, initialise, published
+from meddap.settings import SettingsError, load
+from pretrain import adopt, build
 from pretrain.config import Config, IntensityConfig, ModelConfig, head_count, recipe
-from pretrain.published import WeightsError
+from pretrain.weights import architecture, initialise, published
+from pretrain.weights.published import WeightsError
 
 SMALL = dict(embed_dim=64, depth=2, num_heads=4, layer_scale=None)
 

@@ -9,9 +9,9 @@ import test_pretrain_drop_path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import compiling
+from pretrain.model import compiling
+from pretrain.model.vit import VisionTransformer
 from pretrain.tokens import Asked, Crops, Features
-from pretrain.vit import VisionTransformer
 
 SEQUENCES = ("t1", "t2", "flair")
 ASKED = torch.tensor([0, 5, 17, 40, 41])

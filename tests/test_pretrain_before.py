@@ -12,7 +12,9 @@ import torch
 
 from data_prep import verify
 from data_prep.schema import Split
-from pretrain import encoder, metrics, train
+from pretrain import train
+from pretrain.runtime import metrics
+from pretrain.weights import encoder
 
 FOLDER = Path(__file__).parent / "golden" / "before_rooms"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())

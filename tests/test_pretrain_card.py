@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_run import CONFIG, SHORT
 
-from pretrain import encoder, export, train
+from pretrain import export, train
+from pretrain.weights import encoder
 
 pytest.importorskip("transformers")
 NAMES = ["t1", "flair"]

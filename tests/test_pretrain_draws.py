@@ -15,10 +15,11 @@ from conftest import body_slice
 from scipy import ndimage, stats
 
 from data_prep import schema
-from data_prep.settings import SettingsError
-from pretrain import boxes, build, masking, noise, order, slices, stream, views
+from meddap.settings import SettingsError
+from pretrain import build
 from pretrain import config as configuration
-from pretrain.intensity import Intensity
+from pretrain.data import boxes, masking, order, randomness, slices, stream, views
+from pretrain.data.intensity import Intensity
 
 ASPECT = (3 / 4, 4 / 3)
 GLOBAL, LOCAL = (0.32, 1.0), (0.05, 0.32)
@@ -40,7 +41,7 @@ FLEXICT = slices.SliceSettings(noise_p=0.1, smooth_p=0.2, scale_p=0.15, low_reso
 def draws_of(count: int, candidates: int = 1) -> np.ndarray:
     """(count, candidates, …) numbers of so many samples' boxes."""
     number = np.arange(count)
-    return noise.uniforms(0, 0 * number, number, 0, candidates * boxes.DRAWS).reshape(count, candidates, -1)
+    return randomness.uniforms(0, 0 * number, number, 0, candidates * boxes.DRAWS).reshape(count, candidates, -1)
 
 
 def boxes_in(height: int, width: int, scale: tuple, count: int = BOXES, **more) -> np.ndarray:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import compiling
+from pretrain.model import compiling
+from pretrain.model.vit import VisionTransformer
 from pretrain.tokens import Crops
-from pretrain.vit import VisionTransformer
 
 RATE = 0.5
 

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import CONFIG, rows
 
-from pretrain import adopt, build, encoder, export, export_huggingface, initialise, published, train, vit
-from pretrain.checkpoint import CheckpointError
+from pretrain import adopt, build, export, train
 from pretrain.config import IntensityConfig, ModelConfig
-from pretrain.encoder import Encoder
-from pretrain.positions import resampled
+from pretrain.model import vit
+from pretrain.model.positions import resampled
+from pretrain.runtime.checkpoint import CheckpointError
+from pretrain.weights import encoder, export_huggingface, initialise, published
+from pretrain.weights.encoder import Encoder
 
 pytest.importorskip("transformers")
 SMALL = dict(embed_dim=64, depth=3, num_heads=2, patch_size=8)

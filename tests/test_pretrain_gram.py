@@ -9,9 +9,11 @@ import torch
 from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
-from data_prep.settings import SettingsError
-from pretrain import build, checkpoint, stream, train, views
+from meddap.settings import SettingsError
+from pretrain import build, train
 from pretrain import config as configuration
+from pretrain.data import stream, views
+from pretrain.runtime import checkpoint
 
 STAGES = CONFIG.replace(
     "  second: {steps: 3, optim: {lr: {peak: 1.0e-4}}}\n",

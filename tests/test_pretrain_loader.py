@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from data_prep import schema
-from pretrain import bags, boxes, resize, slices, stream, views
+from pretrain import bags
+from pretrain.data import boxes, resize, slices, stream, views
 from pretrain.reuse import Reuse
 
 SLICE = slices.SliceSettings(0.5, 0.3, 0.5, (0.5, 1.0), 0.5, 0.25, 0.5, (0.5, 1.0), 0.5, (0.7, 1.5))

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from benchmarks import step as bench
-from data_prep.settings import SettingsError
-from pretrain import build, step, views
+from meddap.settings import SettingsError
+from pretrain import build, distillation
 from pretrain.config import MachineConfig
-from pretrain.machine import autocast, pick_device, uses_bf16
-from pretrain.vit import VisionTransformer
+from pretrain.data import views
+from pretrain.model.vit import VisionTransformer
+from pretrain.runtime.device import autocast, pick_device, uses_bf16
 
 CPU = torch.device("cpu")
 
@@ -57,13 +58,13 @@ def test_a_step_never_waits_for_the_gpu() -> None:
     inputs = bench.inputs_of(config, 4)
     student, teacher = build.student_and_teacher(config, device)
     seen = views.Views(inputs.crops.global_crops.to(device), inputs.crops.local_crops.to(device))
-    whole = step.parts(seen, inputs.masks, inputs.draws, [(4,)])
-    weights = step.StepWeights(teacher_temp=0.07)
+    whole = distillation.parts(seen, inputs.masks, inputs.draws, [(4,)])
+    weights = distillation.StepWeights(teacher_temp=0.07)
     for _ in range(2):  # the first one allocates
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = step.gradients(student, teacher, whole, weights, precision=autocast("bf16", device))
+            found = distillation.gradients(student, teacher, whole, weights, precision=autocast("bf16", device))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert found["total"].isfinite()

@@ -12,11 +12,15 @@ import torch
 from tiny_run import CONFIG, SHORT, rows, stop_after_every_step, weights
 
 from data_prep.schema import MR_LOW, SchemaError, Split
-from pretrain import checkpoint, encoder, labels, losses, masking, metrics, step, stream, train, views
-from pretrain.assignment import Assignment, scalings
-from pretrain.heads import ClassHeads
-from pretrain.intensity import Intensity
-from pretrain.labels import Labelling
+from pretrain import distillation, train
+from pretrain.data import labels, masking, stream, views
+from pretrain.data.intensity import Intensity
+from pretrain.data.labels import Labelling
+from pretrain.model.heads import ClassHeads
+from pretrain.objective import losses
+from pretrain.objective.sinkhorn import Assignment, scalings
+from pretrain.runtime import checkpoint, metrics
+from pretrain.weights import encoder
 
 NAMES = ("t1", "t1c", "t2", "flair")
 SETTINGS = views.ViewSettings(
@@ -138,17 +142,19 @@ def test_the_target_is_the_teachers_token_of_the_unmasked_sequence() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 2, 16, 16, generator=generator)
     present = torch.tensor([[1, 1], [1, 0], [1, 1]]).bool()
-    from pretrain.heads import ProjectionHead
-    from pretrain.vit import VisionTransformer
+    from pretrain.model.heads import ProjectionHead
+    from pretrain.model.vit import VisionTransformer
 
     backbone = VisionTransformer(patch_size=8, embed_dim=16, depth=1, num_heads=1, layer_scale=None, sequences=NAMES)
     head = dict(prototypes=8, hidden_dim=16, bottleneck_dim=8)
-    teacher = step.Model(backbone, ProjectionHead(16, **head), ProjectionHead(16, **head))
+    teacher = distillation.Model(backbone, ProjectionHead(16, **head), ProjectionHead(16, **head))
     teacher.init_weights(generator)
     masks = torch.zeros(6, 2, 4, dtype=torch.bool)
     masks[0, 1], masks[5, 0, 3] = True, True
     crops = views.Views(images, images[:0], None, present, ("t1", "flair"))
-    (goal,), found = step.targets(teacher, [step.Part(crops, masks.flatten(1))], step.StepWeights(teacher_temp=0.07))
+    (goal,), found = distillation.targets(
+        teacher, [distillation.Part(crops, masks.flatten(1))], distillation.StepWeights(teacher_temp=0.07)
+    )
     with torch.no_grad():
         seen = backbone(images.flatten(0, 1), present=present.repeat(2, 1), sequences=("t1", "flair"))
         tokens = torch.cat([seen.patches[1], seen.patches[8, 3:]])  # images are 5 of each crop
@@ -207,8 +213,8 @@ def test_heads_of_several_columns_learn_from_their_own_labels() -> None:
     heads.init_weights(torch.Generator().manual_seed(0))
     logits = heads(torch.randn(8, 6, generator=torch.Generator().manual_seed(1)))
     given = torch.tensor([[0, -1], [1, -1], [-1, -1], [1, -1]])
-    weight = step.StepWeights(teacher_temp=0.07, class_weights={"tumour": (1.0, 1.0), "grade": (1.0, 1.0, 1.0)})
-    step._classes(logits, given, weight).backward()
+    weight = distillation.StepWeights(teacher_temp=0.07, class_weights={"tumour": (1.0, 1.0), "grade": (1.0, 1.0, 1.0)})
+    distillation._classes(logits, given, weight).backward()
     assert heads["tumour"].weight.grad.abs().max() > 0 and not heads["grade"].weight.grad.any()
 
 

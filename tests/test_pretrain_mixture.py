@@ -11,14 +11,15 @@ import torch
 from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
-from data_prep.settings import SettingsError
-from pretrain import accumulate, build, mixture, stochastic, stream, train
+from meddap.settings import SettingsError
+from pretrain import accumulate, build, stochastic, train
 from pretrain import config as configuration
 from pretrain.config import CropsConfig, PairConfig, StageConfig
-from pretrain.distributed import ALONE
-from pretrain.order import Chain
+from pretrain.data import batch_plan, stream
+from pretrain.data.order import Chain
+from pretrain.model.vit import VisionTransformer
+from pretrain.runtime.distributed import ALONE
 from pretrain.tokens import Crops
-from pretrain.vit import VisionTransformer
 
 PAIRS = [PairConfig(3.0, 32, 16), PairConfig(1.0, 64, 16, 96), PairConfig(1.0, 96, 32)]
 MIXED = CONFIG.replace(
@@ -56,7 +57,7 @@ def stage(steps: int, batch: int = 64) -> StageConfig:
 
 def test_pairs_are_drawn_by_their_ratio_and_all_have_the_batch() -> None:
     """3 : 1 : 1 over many steps; every step has batch_size images, whatever its sizes."""
-    plan = mixture.plan(stage(20_000), seed=5)
+    plan = batch_plan.plan(stage(20_000), seed=5)
     shares = np.bincount(plan.choice) / 20_000
     assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.015)
     assert [variant.gram.size for variant in plan.variants] == [512, 96, 512]
@@ -69,7 +70,7 @@ def test_more_pixels_take_more_parts_and_no_more_memory(batch: int, count: int, 
 
     Where a process has too few images for that, parts have one, or two on a process that has one image more.
     """
-    plan = mixture.plan(stage(1, batch), seed=0)
+    plan = batch_plan.plan(stage(1, batch), seed=0)
     plain = max(map(max, accumulate.plan(batch, count, [Fraction(1)], None, "adapt", processes)[0]))
     pixels = [2 * each.crops.global_size**2 + 4 * each.crops.local_size**2 for each in plan.variants]
     own = 2 * 32**2 + 4 * 16**2
@@ -85,9 +86,9 @@ def test_more_pixels_take_more_parts_and_no_more_memory(batch: int, count: int, 
 
 def test_a_plan_is_a_function_of_the_seed_and_its_start_does_not_depend_on_the_end() -> None:
     """The same seed gives the same draws, also for a stage that is made longer; another seed gives others."""
-    one, longer, other = mixture.plan(stage(50), 1), mixture.plan(stage(80), 1), mixture.plan(stage(50), 2)
+    one, longer, other = batch_plan.plan(stage(50), 1), batch_plan.plan(stage(80), 1), batch_plan.plan(stage(50), 2)
     assert np.array_equal(one.choice, longer.choice[:50]) and not np.array_equal(one.choice, other.choice)
-    plain = mixture.plan(StageConfig(steps=7, batch_size=12), 0)
+    plain = batch_plan.plan(StageConfig(steps=7, batch_size=12), 0)
     assert plain.sizes.tolist() == [12] * 7 and len(plain.variants) == 1
 
 
@@ -150,7 +151,7 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
     assert student.state_dict().keys() == teacher.state_dict().keys()
     for name in config.stages:
         each = configuration.stage(config, name)
-        plan = mixture.plan(each, config.seed)
+        plan = batch_plan.plan(each, config.seed)
         assert len(plan.sizes) == each.steps and set(plan.sizes) == {each.batch_size}
         assert all(len(values) == each.steps for values in build.schedules(each).values())
         assert all(build.view_settings(variant, config.intensity) for variant in plan.variants)

@@ -16,7 +16,7 @@ from tiny_run import CONFIG, rows, stop_after_every_step
 from data_prep.schema import Split
 from pretrain import online_knn, train
 from pretrain.config import KnnConfig
-from pretrain.intensity import Intensity
+from pretrain.data.intensity import Intensity
 from pretrain.online_knn import OnlineKnn
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.positions import resampled
-from pretrain.vit import VisionTransformer
+from pretrain.model.positions import resampled
+from pretrain.model.vit import VisionTransformer
 
 transformers = pytest.importorskip("transformers")
 
@@ -140,7 +140,7 @@ def test_patches_that_do_not_fit_are_refused() -> None:
 
 def test_bf16_attention_on_the_cpu_is_attention() -> None:
     """The products that replace the fused kernel in bf16 give its output and gradients within bf16's precision."""
-    from pretrain.attention import attend
+    from pretrain.model.attention import attend
 
     parts = [torch.randn(2, 3, 17, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     found = [part.bfloat16().requires_grad_() for part in parts]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from tiny_run import CONFIG
 
-from data_prep.settings import SettingsError
-from pretrain import attention, compiling, packing, step, train
-from pretrain.packing import Run
+from meddap.settings import SettingsError
+from pretrain import distillation, train
+from pretrain.model import attention, compiling, tokens
+from pretrain.model.tokens import Run
+from pretrain.model.vit import VisionTransformer
 from pretrain.tokens import Crops
-from pretrain.vit import VisionTransformer
 
 SHAPES = {"rope": {}, "learned": {"position": "learned", "grid": 4, "registers": 0}}
 
@@ -37,9 +38,9 @@ def crops() -> list[Crops]:
 def test_a_row_holds_every_token_of_every_sample_once() -> None:
     """Packed and unpacked it is what it was."""
     groups = [torch.randn(3, 7, 2), torch.randn(5, 4, 2), torch.randn(1, 1, 2)]
-    row, runs = packing.pack(groups)
+    row, runs = tokens.pack(groups)
     assert row.shape == (3 * 7 + 5 * 4 + 1, 2) and runs == (Run(3, 7), Run(5, 4), Run(1, 1))
-    assert all(torch.equal(one, other) for one, other in zip(packing.unpack(row, runs), groups))
+    assert all(torch.equal(one, other) for one, other in zip(tokens.unpack(row, runs), groups))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -183,10 +184,10 @@ def test_a_compiler_that_fails_and_a_full_gpu_are_one_line_each(tiny_dataset, tm
         "error: CUDA out of memory. Set machine.accumulate=2": torch.OutOfMemoryError("CUDA out of memory.\nmore"),
     }
     for number, (expected, error) in enumerate(cases.items()):
-        monkeypatch.setattr(step, "gradients", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(distillation, "gradients", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         assert train.main([*words, f"name=run{number}"]) == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and expected in lines[0]
-    monkeypatch.setattr(step, "gradients", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a defect")))
+    monkeypatch.setattr(distillation, "gradients", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         train.main([*words, "name=other"])

@@ -27,12 +27,14 @@ from test_pretrain_masked_sequences import MRI
 from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
-from data_prep.settings import SettingsError
-from pretrain import accumulate, checkpoint, distributed, metrics, order, parallel, ranks, snapshot
-from pretrain.assignment import Assignment, Centring, scalings
-from pretrain.distributed import World
-from pretrain.heartbeat import Heartbeat
-from pretrain.order import Chain
+from meddap.settings import SettingsError
+from pretrain import accumulate, parallel, snapshot
+from pretrain.data import order
+from pretrain.data.order import Chain
+from pretrain.objective.sinkhorn import Assignment, Centring, scalings
+from pretrain.runtime import checkpoint, distributed, metrics, ranks
+from pretrain.runtime.distributed import World
+from pretrain.runtime.heartbeat import Heartbeat
 
 ROOT = Path(__file__).resolve().parent.parent
 # Sinkhorn, KoLeo over all ranks, drop path, a stage with Gram anchoring; 20 steps in all

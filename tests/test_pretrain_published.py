@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_prep.settings import merge
-from pretrain import build, initialise, published
+from meddap.settings import merge
+from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig
-from pretrain.published import WeightsError
+from pretrain.weights import initialise, published
+from pretrain.weights.published import WeightsError
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 from pretrain import config as configuration
 from pretrain import ranges
 from pretrain.config import Config, PairConfig, StageConfig

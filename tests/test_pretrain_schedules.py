@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from data_prep.settings import SettingsError
+from meddap.settings import SettingsError
 from pretrain import build, ema, optim
 from pretrain import config as configuration
 from pretrain.config import Config, GramConfig, ScheduleConfig
+from pretrain.model.vit import VisionTransformer
 from pretrain.schedules import warmup_cosine
-from pretrain.vit import VisionTransformer
 
 
 def test_schedules_are_the_references(golden_dir: Path) -> None:

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.masking import masked
+from pretrain.data.masking import masked
+from pretrain.model.vit import VisionTransformer
 from pretrain.presence import layout, of_present
 from pretrain.tokens import Crops
-from pretrain.vit import VisionTransformer
 
 NAMES = ("t1", "t1c", "t2", "flair")
 BACKBONES = {

@@ -9,7 +9,8 @@ import psutil
 import pytest
 from tiny_run import CONFIG
 
-from pretrain import metrics, train
+from pretrain import train
+from pretrain.runtime import metrics
 
 STEPS, WARM, WINDOW = 2000, 100, 100
 

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pretrain import compiling
-from pretrain.heads import ProjectionHead
-from pretrain.step import Model, Part, StepWeights, gradients
-from pretrain.views import Views
-from pretrain.vit import VisionTransformer
+from pretrain.data.views import Views
+from pretrain.distillation import Model, Part, StepWeights, gradients
+from pretrain.model import compiling
+from pretrain.model.heads import ProjectionHead
+from pretrain.model.vit import VisionTransformer
 
 
 def model_of(tensors: dict[str, torch.Tensor], role: str, heads: dict) -> Model:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from conftest import body_slice
 
 from data_prep.schema import SchemaError, Slice, Split
-from pretrain import boxes, noise, order, resize, stream, views
-from pretrain.intensity import Intensity
+from pretrain.data import boxes, order, randomness, resize, stream, views
+from pretrain.data.intensity import Intensity
 
 SETTINGS = views.ViewSettings(
     global_size=32,
@@ -225,9 +225,9 @@ def test_without_augmentation_a_view_is_the_windowed_crop(split: Split) -> None:
 def test_noise_is_standard_normal_and_belongs_to_its_key() -> None:
     """Mean 0, deviation 1, no neighbour correlation; a key gives the same noise in any company."""
     keys = torch.tensor([1, 2, 12345678])
-    values = noise.gaussian(keys, (1, 200, 200))
+    values = randomness.gaussian(keys, (1, 200, 200))
     assert values.mean().abs() < 0.01 and abs(values.std() - 1) < 0.01 and values.isfinite().all()
     for shift in (1, 200):
         flat = values.flatten(1)
         assert (flat[:, shift:] * flat[:, :-shift]).mean().abs() < 0.02
-    assert torch.equal(noise.gaussian(keys[2:], (1, 200, 200))[0], values[2])
+    assert torch.equal(randomness.gaussian(keys[2:], (1, 200, 200))[0], values[2])

@@ -14,7 +14,8 @@ import torch
 from tiny_run import rows, weights
 
 from data_prep import identity, shard_ct
-from pretrain import checkpoint, metrics, train
+from pretrain import train
+from pretrain.runtime import checkpoint, metrics
 
 STEPS = {"adapt": 30, "gram": 16, "highres": 6}
 CONFIG = """

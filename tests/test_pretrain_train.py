@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
-from data_prep import disk
-from pretrain import checkpoint, encoder, train
+from meddap import disk
+from pretrain import train
+from pretrain.runtime import checkpoint
+from pretrain.weights import encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pretrain.vit import VisionTransformer
+from pretrain.model.vit import VisionTransformer
 
 
 def golden_model(path: Path, **fixed) -> tuple[VisionTransformer, dict[str, torch.Tensor]]:

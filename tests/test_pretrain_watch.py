@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.assignment import Assignment
-from pretrain.distributed import ALONE
-from pretrain.step import _monitors
+from pretrain.distillation import _monitors
+from pretrain.objective.sinkhorn import Assignment
+from pretrain.runtime.distributed import ALONE
 from pretrain.watch import Watch
 
 

@@ -13,7 +13,8 @@ from slurm_jobs import ROOT, cancel, kill_node, queued, revive_node, slurm_or_sk
 from tiny_run import CONFIG, rows
 
 from data_prep import generate
-from pretrain import metrics, train
+from pretrain import train
+from pretrain.runtime import metrics
 from slurm import submit
 
 STAGES = CONFIG.replace("adapt: {steps: 8}", "adapt: {steps: 90}").replace("save: {every: 3}", "save: {every: 10}")

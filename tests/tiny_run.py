@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain import metrics
+from pretrain.runtime import metrics
 
 CONFIG = """
 name: tiny

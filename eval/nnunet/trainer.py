@@ -18,11 +18,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from omegaconf import OmegaConf
 from torch import nn
 
-from eval import adapters, decoders
-from eval.segmenter import Padded, Segmenter, groups
-from pretrain import adopt, build, encoder
+from eval.networks import adapters, decoders
+from eval.networks.segmenter import Padded, Segmenter, groups
+from pretrain import adopt, build
 from pretrain.config import ModelConfig
-from pretrain.intensity import Intensity
+from pretrain.data.intensity import Intensity
+from pretrain.weights import encoder
 
 CHECKPOINT, ADAPT, EPOCHS = "MEDDAP_CHECKPOINT", "MEDDAP_ADAPT", "MEDDAP_EPOCHS"
 

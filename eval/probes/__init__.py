@@ -26,12 +26,12 @@ from typing import Protocol
 
 import numpy as np
 
-from data_prep.settings import SettingsError
-from eval import metrics
 from eval.config import TaskConfig
-from eval.encoder import FrozenEncoder
-from eval.parts import Part
-from eval.predictions import DEFAULT, LOWER_IS_BETTER, Prediction, Scored
+from eval.data.parts import Part
+from eval.encoders.encoder import FrozenEncoder
+from eval.statistics import metrics
+from eval.statistics.predictions import DEFAULT, LOWER_IS_BETTER, Prediction, Scored
+from meddap.settings import SettingsError
 
 PROBES = {
     "knn": "eval.probes.knn",

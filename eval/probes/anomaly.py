@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_prep.settings import SettingsError
 from eval.config import AnomalyConfig, TaskConfig
-from eval.parts import Part
-from eval.predictions import Binned
+from eval.data.parts import Part
 from eval.probes import Context, Outcome, chooser, merit, scored
+from eval.statistics.predictions import Binned
+from meddap.settings import SettingsError
 
 KINDS = ("anomaly",)
 NEEDS = "patches"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from eval import tuning
 from eval.config import TaskConfig
-from eval.outputs import KINDS
-from eval.parts import Part
+from eval.data.parts import Part
+from eval.networks import tuning
+from eval.networks.targets import KINDS
 from eval.probes import Context
 
 __all__ = ["KINDS", "NEEDS", "blocks", "fit"]

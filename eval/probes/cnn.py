@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eval import scratch
-from eval.outputs import KINDS
-from eval.parts import Part
+from eval.data.parts import Part
+from eval.networks.targets import KINDS
 from eval.probes import Context
 
 __all__ = ["KINDS", "NEEDS", "fit"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.settings import SettingsError
+from eval.data.parts import Part
 from eval.lines import Lines
-from eval.parts import Part
 from eval.probes import Context
 from eval.probes.logistic import Line, Standard, solve
+from meddap.settings import SettingsError
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from eval.data.parts import Part
 from eval.lines import Lines
-from eval.parts import Part
 from eval.probes import Context, logistic
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")

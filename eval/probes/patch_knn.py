@@ -1,4 +1,4 @@
-"""Segmentation by nearest neighbours among training patches (eval.patch_bank): nothing is trained."""
+"""Segmentation by nearest neighbours among training patches (eval.probes.patch_bank): nothing is trained."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eval import drawing, patch_bank
 from eval.config import PatchKnnConfig
-from eval.decoders import Standardise
-from eval.drawing import Drawing
-from eval.frozen_decoder import standardised
-from eval.parts import Part
-from eval.patch_bank import PatchBank
-from eval.probes import Context
+from eval.data.parts import Part
+from eval.networks import segmentation
+from eval.networks.decoders import Standardise
+from eval.networks.frozen_decoder import standardised
+from eval.networks.segmentation import Drawing
+from eval.probes import Context, patch_bank
+from eval.probes.patch_bank import PatchBank
 
 KINDS = ("segmentation",)
 NEEDS = "patches"
@@ -52,7 +52,7 @@ def fit(train: Part, val: Part, context: Context) -> Drawing:
     unit = standardised(train, _LAST, task.seed)
     bank = collect(train, unit, config, task.seed)
     tried = ((k, Neighbours(bank, unit, k, config)) for k in config.k)
-    k, neighbours, thresholds = drawing.best(tried, _thinned(val), task.drawing)
+    k, neighbours, thresholds = segmentation.best(tried, _thinned(val), task.drawing)
     if task.refit:
         bank = collect(train.plus(val), unit, config, task.seed)
         neighbours = Neighbours(bank, unit, k, config)
@@ -69,7 +69,7 @@ def collect(train: Part, unit: Standardise, config: PatchKnnConfig, seed: int) -
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(start + _BATCH, count))
-            structures = drawing.targets(maps[rows], examples)
+            structures = segmentation.targets(maps[rows], examples)
             yield unit(train.patches(rows, _LAST)), structures, torch.from_numpy(examples.annotated[rows])
 
     return patch_bank.collect(batches(), count * side * side, config.bank, config.cells, seed)

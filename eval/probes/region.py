@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_prep.settings import SettingsError
 from eval.config import TaskConfig
-from eval.parts import Part
-from eval.predictions import Scored
+from eval.data.parts import Part
 from eval.probes import Context, Outcome
 from eval.probes.logistic import Line, Standard, solve
+from eval.statistics.predictions import Scored
+from meddap.settings import SettingsError
 
 KINDS = ("segmentation",)
 NEEDS = "patches"

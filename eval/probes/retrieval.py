@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.settings import SettingsError
 from eval.config import TaskConfig
-from eval.parts import Part
-from eval.predictions import Tabled
+from eval.data.parts import Part
 from eval.probes import Context, Outcome
+from eval.statistics.predictions import Tabled
+from meddap.settings import SettingsError
 
 KINDS = ("retrieval", "multiclass", "binary")
 NEEDS = "pooled"

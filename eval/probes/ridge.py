@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.settings import SettingsError
 from eval.config import TaskConfig
-from eval.parts import Part
+from eval.data.parts import Part
 from eval.probes import Context, Outcome, chooser, merit, scored
 from eval.probes.logistic import Standard
+from meddap.settings import SettingsError
 
 KINDS = ("regression",)
 NEEDS = "pooled"

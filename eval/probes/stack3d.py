@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from eval import frozen_decoder, stacking
 from eval.config import TaskConfig
-from eval.outputs import KINDS
-from eval.parts import Part
+from eval.data.parts import Part
+from eval.networks import frozen_decoder, volume_head
+from eval.networks.targets import KINDS
 from eval.probes import Context
 
 __all__ = ["KINDS", "NEEDS", "blocks", "fit"]
@@ -19,4 +19,4 @@ def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
 
 def fit(train: Part, val: Part, context: Context):
     """See stacking.fit."""
-    return stacking.fit(train, val, context, blocks(context.task, context.encoder.depth))
+    return volume_head.fit(train, val, context, blocks(context.task, context.encoder.depth))

@@ -13,12 +13,12 @@ from itertools import combinations
 import numpy as np
 
 from data_prep.schema import text_sha256
-from data_prep.settings import SettingsError
-from eval import features
-from eval.examples import Examples, Picture
-from eval.parts import Base, Part
+from eval.data import features
+from eval.data.examples import Examples, Picture
+from eval.data.parts import Base, Part
 from eval.probes import Context, Outcome, logistic, scored
 from eval.probes.logistic import Regression
+from meddap.settings import SettingsError
 
 KINDS = ("binary", "multiclass")
 NEEDS = "pooled"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from eval import frozen_decoder
 from eval.config import TaskConfig
-from eval.drawing import Drawing
-from eval.parts import Part
+from eval.data.parts import Part
+from eval.networks import frozen_decoder
+from eval.networks.segmentation import Drawing
 from eval.probes import Context
 
 KINDS = ("segmentation",)

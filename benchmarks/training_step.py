@@ -1,0 +1,157 @@
+"""A training step to be measured: the networks of a configuration, a batch of made-up slices, and what a step does.
+
+Everything is what `pretrain.train` calls; nothing but the pixels is made up.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import nn
+
+from benchmarks import counting
+from pretrain import accumulate, build, distillation, ema, optim
+from pretrain.config import Config, StageConfig
+from pretrain.data import views
+from pretrain.data.stream import Batch
+from pretrain.data.views import Views
+from pretrain.model.vit import VisionTransformer
+from pretrain.objective.koleo import spans_parts
+from pretrain.runtime.device import autocast
+
+
+def networks(
+    config: Config, stage: StageConfig, device: torch.device
+) -> tuple[distillation.Model, distillation.Model, VisionTransformer | None]:
+    """Student, teacher and Gram teacher (None where the stage has none) with the weights that the seed gives."""
+    student, teacher = build.student_and_teacher(counting.unlabelled(config), device)
+    anchor = None
+    if stage.gram.teacher_from:
+        anchor = build.backbone(config.model).to(device).requires_grad_(False).eval()
+        anchor.load_state_dict(teacher.backbone.state_dict())
+    for network in backbones(student, teacher, anchor):
+        build.prepare(network, config.machine, device)
+    return student, teacher, anchor
+
+
+def backbones(*models: nn.Module | None) -> list[VisionTransformer]:
+    """The transformers of some networks; None is passed over."""
+    return [getattr(model, "backbone", model) for model in models if model is not None]
+
+
+def batch_of(images: int, sequences: int, side: int, device: torch.device) -> Batch:
+    """Slices of `side` × `side` random pixels without labels, all of them foreground and every sequence there."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(-1000, 1000, (images, sequences, side, side), dtype=torch.int16, generator=generator)
+    number = torch.arange(images)
+    return Batch(
+        pixels.to(device),
+        box=torch.tensor([[0, side, 0, side]]).repeat(images, 1),
+        present=torch.ones(images, sequences, dtype=torch.bool),
+        sample=number,
+        epoch=torch.zeros_like(number),
+        labels=torch.empty(images, 0, dtype=torch.int64),
+    )
+
+
+def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> torch.Tensor:
+    """(2 · images, S·P) masks with the same share of every crop's patches."""
+    patches = len(config.data.sequences) * (stage.crops.global_size // config.model.patch_size) ** 2
+    masks = torch.zeros(2 * images, patches, dtype=torch.bool)
+    masks[:, : round(share * patches)] = True
+    return masks
+
+
+class Arm:
+    """One of a stage's variants (`mixture.plan`) on a device.
+
+    parts   in which the batch goes through the networks, at most
+    masked  share of the global crops' patches that are masked; None: as many as are expected
+    side    of a slice in pixels
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stage: StageConfig,
+        images: int,
+        device: torch.device,
+        *,
+        parts: int = 1,
+        masked: float | None = None,
+        side: int = 512,
+    ) -> None:
+        self.counts = accumulate.divided(images, parts, stage.loss.koleo_group)
+        self.config, self.stage, self.images, self.device = config, stage, images, device
+        self.student, self.teacher, self.anchor = networks(config, stage, device)
+        self.optimizer = build.optimizer(stage, self.student, config.model.depth)
+        names = tuple(config.data.sequences)
+        self.settings = build.view_settings(stage, config.intensity, names)
+        self.batch = batch_of(images, len(names), side, device)
+        share = counting.masked_share(stage.masks, len(names)) if masked is None else masked
+        self.masks = masks_of(config, stage, images, share)
+        first = spans_parts(self.counts, stage.loss.koleo_group)
+        masked = int(self.masks.sum())
+        self.counted = counting.step(config, stage, images, pixels=(side, side), masked=masked, first_pass=first)
+
+    @property
+    def precision(self) -> AbstractContextManager:
+        return autocast(self.config.machine.precision, self.device)
+
+    def views(self) -> Views:
+        """The crops of the batch."""
+        return views.make(self.batch, self.settings, seed=0)
+
+    def gradients(self, crops: Views) -> dict[str, torch.Tensor]:
+        """Forward and backward pass of all networks."""
+        return distillation.gradients(
+            self.student,
+            self.teacher,
+            self.parts(crops),
+            self.weights,
+            gram_teacher=self.anchor,
+            precision=self.precision,
+        )
+
+    def parts(self, crops: Views) -> list[distillation.Part]:
+        """The batch as the networks get it."""
+        draws = build.draws(self.config, self.stage, self.batch, 0)
+        return distillation.parts(crops, self.masks, draws, self.counts)
+
+    @property
+    def weights(self) -> distillation.StepWeights:
+        return weights_of(self.stage)
+
+    def step(self) -> None:
+        """A whole training step, from a batch on the device to new weights."""
+        self.gradients(self.views())
+        update(self.student, self.teacher, self.optimizer, clip=self.stage.optim.clip, lr=1e-6, momentum=0.994)
+
+
+def update(
+    student: distillation.Model,
+    teacher: distillation.Model,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip: float,
+    lr: float,
+    momentum: float,
+) -> None:
+    """What follows the gradients: clipping, optimizer and moving average."""
+    optim.clip(student, clip)
+    optim.set_step(optimizer, lr=lr, weight_decay=0.04, freeze_last_layer=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    ema.update(teacher, student, momentum)
+
+
+def weights_of(stage: StageConfig) -> distillation.StepWeights:
+    """Of a stage's first step."""
+    now = {name: float(values[0]) for name, values in build.schedules(stage).items()}
+    return build.step_weights(stage, now)

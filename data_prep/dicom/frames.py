@@ -1,0 +1,207 @@
+"""DICOM images as frames: classic files hold one, enhanced multi-frame files many; both look alike from here on."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from data_prep.config import StackConfig
+from data_prep.dicom import selection
+from data_prep.dicom.scan import scan
+from data_prep.dicom.whitelist import number, term
+from data_prep.volumes.volume import RejectedSeries
+
+_HU = {"HU", "US", "HU_MOD"}  # US says that no unit is specified: old scanners write it for HU
+_UNITS = _HU | {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}  # PS3.3, C.11.1.1.2
+_UNDEFINED = 0xFFFFFFFF  # length of encapsulated pixel data
+# Functional groups of an enhanced image (PS3.3, C.7.6.16): sequence → its attribute → the classic name
+_GROUPS = {
+    "PlanePositionSequence": {"ImagePositionPatient": "ImagePositionPatient"},
+    "PlaneOrientationSequence": {"ImageOrientationPatient": "ImageOrientationPatient"},
+    "PixelMeasuresSequence": {"PixelSpacing": "PixelSpacing", "SliceThickness": "SliceThickness"},
+    "PixelValueTransformationSequence": {
+        "RescaleSlope": "RescaleSlope",
+        "RescaleIntercept": "RescaleIntercept",
+        "RescaleType": "RescaleType",
+    },
+    "FrameContentSequence": {"TemporalPositionIndex": "TemporalPositionIdentifier", "StackID": "StackID"},
+    "CTImageFrameTypeSequence": {"FrameType": "ImageType"},
+    "MRImageFrameTypeSequence": {"FrameType": "ImageType"},
+    "MREchoSequence": {"EffectiveEchoTime": "EchoTime"},
+    "MRDiffusionSequence": {"DiffusionBValue": "DiffusionBValue"},
+    "MRTimingAndRelatedParametersSequence": {"RepetitionTime": "RepetitionTime"},
+    "FrameAnatomySequence": {},
+    "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
+    "CTXRayDetailsSequence": {"KVP": "KVP"},
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image plane and how to read it.
+
+    position, axes  ImagePositionPatient (3,) and ImageOrientationPatient (6,), LPS, mm
+    spacing         (row, column) in mm
+    shape           (rows, columns)
+    slope, intercept  stored value → HU or signal; (1, 0) where the header has none
+    padding         stored values low … high that are no image, or None
+    bright          the largest stored value where it is to be inverted (MONOCHROME1), or None
+    group           what frames of one stack share besides the grid: echo time, b-value, kind of image …
+    raw             (offset, type) of native little-endian pixels in the file, or None
+    bits            BitsStored: native pixels may hold others above them
+    """
+
+    path: str
+    number: int
+    position: np.ndarray
+    axes: tuple[float, ...]
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+    bright: int | None
+    group: tuple
+    instance: int
+    acquisition: str
+    uid: str
+    raw: tuple[int, str] | None
+    bits: int
+
+    @property
+    def grid(self) -> tuple:
+        """What must be equal for frames to stack."""
+        return (*np.round(self.axes, 3), *np.round(self.spacing, 4), *self.shape)
+
+
+def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame, pydicom.Dataset]]:
+    """The frames of one file, each with a header that names everything the classic way.
+
+    Raises RejectedSeries for what is no acquired image of `modality`, and whatever pydicom raises for damaged files.
+    """
+    with open(path, "rb") as file:
+        dataset = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        raw = _native(file, dataset)
+    selection.check(dataset, modality, config)
+    for place, flat in enumerate(_flattened(dataset)):
+        if config.derived == "refuse" and selection.is_derived(selection.image_type(flat)):
+            raise RejectedSeries("derived series; stacks.derived=keep takes it")
+        yield _frame(path, place, flat, modality, raw), flat
+
+
+def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """A classic header per frame."""
+    count = int(dataset.get("NumberOfFrames") or 1)
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        if count > 1:
+            raise RejectedSeries("multi-frame image without a position per frame")
+        yield dataset
+        return
+    if len(per_frame) != count:
+        raise RejectedSeries(f"{count} frames, but positions of {len(per_frame)}")
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
+    for groups in per_frame:
+        flat = pydicom.Dataset()
+        flat.update(dataset)  # copy.copy would share one dictionary between all frames
+        del flat["PerFrameFunctionalGroupsSequence"]
+        for name, attributes in _GROUPS.items():
+            macro = groups.get(name) or shared[0].get(name)
+            for inner, classic in attributes.items():
+                value = macro[0].get(inner) if macro else None
+                if value is not None:
+                    setattr(flat, classic, value)
+        yield flat
+
+
+def _frame(path: str, place: int, dataset: pydicom.Dataset, modality: str, raw: tuple | None) -> Frame:
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
+        if dataset.get(name) is None:
+            raise RejectedSeries(f"no {name}")
+    slope, intercept = number(dataset.get("RescaleSlope")), number(dataset.get("RescaleIntercept"))
+    if modality == "CT":
+        if slope is None or intercept is None or slope == 0:
+            raise RejectedSeries("no RescaleSlope and RescaleIntercept: stored values cannot be told in HU")
+        if (unit := term(dataset.get("RescaleType") or "HU", _UNITS, "of an unknown unit")) not in _HU:
+            raise RejectedSeries(f"stored values are {unit}, not HU")
+    position = np.array([float(value) for value in dataset.ImagePositionPatient])
+    axes = tuple(float(value) for value in dataset.ImageOrientationPatient)
+    spacing = tuple(float(value) for value in dataset.PixelSpacing)
+    if len(position) != 3 or len(axes) != 6 or len(spacing) != 2 or not np.isfinite([*position, *axes, *spacing]).all():
+        raise RejectedSeries("position, orientation or spacing is incomplete")
+    if min(spacing) <= 0:
+        raise RejectedSeries(f"pixel spacing of {min(spacing)} mm")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if raw is not None:
+        raw = (raw[0] + place * rows * columns * 2, raw[1])
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" and modality == "MR"
+    top = 2 ** int(dataset.BitsStored) - 1 if not dataset.PixelRepresentation else -1  # of signed ones −1 − v inverts
+    return Frame(
+        path=path,
+        number=place,
+        position=position,
+        axes=axes,
+        spacing=spacing,
+        shape=(rows, columns),
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        padding=_padding(dataset),
+        bright=top if inverted else None,
+        group=_group(dataset, modality),
+        instance=int(dataset.get("InstanceNumber") or 0),
+        acquisition=str(dataset.get("AcquisitionNumber") or ""),
+        uid=f"{dataset.get('SOPInstanceUID')}#{place}",
+        raw=raw,
+        bits=int(dataset.BitsStored),
+    )
+
+
+def _group(dataset: pydicom.Dataset, modality: str) -> tuple:
+    if modality == "CT":
+        return (str(dataset.get("ConvolutionKernel") or ""), str(dataset.get("TemporalPositionIdentifier") or ""))
+    words = selection.image_type(dataset)[2:]
+    names = ("EchoTime", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
+    return (*(str(dataset.get(name) or "") for name in names), *words)
+
+
+def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
+    """Stored values of padding (PS3.3, C.7.5.1.1.2); written as unsigned though the pixels are signed, at times."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return None
+    ends = []
+    for end in (value, dataset.get("PixelPaddingRangeLimit", value)):
+        end = int.from_bytes(end[:2], "little") if isinstance(end, bytes) else int(end)
+        ends.append(end - 65536 if dataset.PixelRepresentation and end > 32767 else end)
+    return min(ends), max(ends)
+
+
+def _native(file: BinaryIO, dataset: pydicom.Dataset) -> tuple[int, str] | None:
+    """Where 16-bit little-endian pixels begin: read straight from the file, they cost no second parse.
+
+    The file stands at the tag of PixelData. None where pixels are compressed, of other widths, or not as long as
+    the header says: then pydicom reads them.
+    """
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax is None and dataset.original_encoding[1]:  # before PS3.10: no file header, little endian
+        syntax = ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian
+    if syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        return None
+    if dataset.get("BitsAllocated") != 16 or dataset.get("HighBit") != dataset.get("BitsStored", 0) - 1:
+        return None
+    head = file.read(12)
+    if len(head) < 12 or struct.unpack("<HH", head[:4]) != (0x7FE0, 0x0010):
+        return None
+    implicit = syntax == ImplicitVRLittleEndian
+    length = struct.unpack("<I", head[4:8] if implicit else head[8:12])[0]
+    offset = file.tell() - (4 if implicit else 0)
+    needed = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1) * 2
+    if length == _UNDEFINED or length < needed or file.seek(0, 2) < offset + needed:
+        return None
+    return offset, "<i2" if dataset.PixelRepresentation else "<u2"

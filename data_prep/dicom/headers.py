@@ -1,0 +1,85 @@
+"""What discovery needs of a DICOM file: whether it is one, whose it is, which series it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import SegmentationStorage
+
+from data_prep.dicom.scan import scan
+from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.volume import RejectedSeries
+
+# the attributes that follow SeriesInstanceUID are of no use to discovery
+_LAST = Tag("SeriesInstanceUID")
+_IDENTIFIERS = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID")
+_PREAMBLE = 128
+_MOST_TEXT = 64  # characters of an identifier (PS3.5, 6.2: LO and UI)
+
+
+@dataclass(frozen=True)
+class Header:
+    """One DICOM file.
+
+    series  SeriesInstanceUID; "" where it was emptied
+    kind    "image", "segmentation" or "directory" (a DICOMDIR, which holds no image)
+    refers  for a segmentation: SeriesInstanceUID of the images that it labels
+    """
+
+    series: str
+    patient: str
+    study: str
+    kind: str = "image"
+    refers: str = ""
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is DICOM: by its prefix (PS3.10, 7.1), or by a first element of group 0008 without one."""
+    with open(path, "rb") as file:
+        start = file.read(_PREAMBLE + 4)
+    if start[_PREAMBLE:] == b"DICM":
+        return True
+    # PS3.10 wants the prefix; older archives left it out. Group length, character set, image type or SOP class
+    return start[:2] == b"\x08\x00" and start[2:4] in (b"\x00\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of one DICOM file. Raises RejectedSeries where it is damaged, OSError where it cannot be opened."""
+    with open(path, "rb") as file:
+        try:
+            dataset = scan(file, _LAST) or _read_start(file)
+            if "DirectoryRecordSequence" in dataset:
+                return Header("", "", "", kind="directory")
+            series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
+            if dataset.get("SOPClassUID") == SegmentationStorage:
+                return Header(series, patient, study, "segmentation", _refers(file))
+        except Exception as error:  # hostile bytes raise anything
+            unless_trouble(error)
+            raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
+    return Header(series, patient, study)
+
+
+def _read_start(file: BinaryIO) -> pydicom.Dataset:
+    def beyond(tag: BaseTag, _: str | None, __: int) -> bool:
+        return tag > _LAST and tag >> 16 != 0x0004  # group 0004 is a DICOMDIR's
+
+    return read_partial(file, stop_when=beyond, force=True)
+
+
+def _refers(file: BinaryIO) -> str:
+    file.seek(0)
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    referenced = dataset.get("ReferencedSeriesSequence") or []
+    return _text(referenced[0], "SeriesInstanceUID") if len(referenced) else ""
+
+
+def _text(dataset: pydicom.Dataset, name: str) -> str:
+    value = str(dataset.get(name) or "").strip()
+    if len(value) > _MOST_TEXT:
+        raise ValueError(f"{name} has {len(value)} characters")
+    return value

@@ -1,0 +1,144 @@
+"""Which DICOM images are acquired slices, and why the others are left out."""
+
+from __future__ import annotations
+
+import pydicom
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
+)
+
+from data_prep.config import StackConfig
+from data_prep.dicom.whitelist import term
+from data_prep.volumes.volume import RejectedSeries
+
+_STORED = {
+    "CT": {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage},
+    "MR": {MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage},
+}
+_DOCUMENTS = {"SR": "report", "DOC": "document", "PR": "presentation state", "KO": "key object", "REG": "registration"}
+# Defined terms (PS3.3, C.7.3.1.1.1 and C.7.6.3.1.2) that reasons may repeat
+_MODALITIES = {
+    *_STORED,
+    *_DOCUMENTS,
+    "AU",
+    "BMD",
+    "CR",
+    "DX",
+    "ECG",
+    "EPS",
+    "ES",
+    "GM",
+    "HC",
+    "HD",
+    "IO",
+    "IVUS",
+    "KER",
+    "M3D",
+}
+_MODALITIES |= {
+    "MG",
+    "NM",
+    "OAM",
+    "OCT",
+    "OP",
+    "OPM",
+    "OPT",
+    "OPV",
+    "OT",
+    "PLAN",
+    "PT",
+    "PX",
+    "RESP",
+    "RF",
+    "RG",
+    "RTDOSE",
+}
+_MODALITIES |= {"RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SEG", "SM", "SMR", "SRF", "STAIN", "US", "VA", "XA", "XC"}
+_COLOURS = {
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_420",
+    "YBR_ICT",
+    "YBR_RCT",
+    "XYB",
+    "HSV",
+    "CMYK",
+}
+# Words of ImageType (PS3.3, C.7.6.1.1.2, C.8.2.1.1.1, C.8.16.1) that say what an image is instead of a slice
+_WORDS = {
+    "LOCALIZER": "localizer",
+    "SCOUT": "localizer",
+    "SCREEN SAVE": "screenshot",
+    "SCREENSAVE": "screenshot",
+    "DOSE": "dose report",
+    "DOSE_INFO": "dose report",
+    "CT_SOM5 PROT": "dose report",
+    "CT_SOM7 PROT": "dose report",
+}
+_DERIVED = {
+    *("MPR", "MPR_THICK", "MPR_THIN", "MIP", "MAX_IP", "MINIP", "MIN_IP", "MEAN_IP", "AVERAGE", "PROJECTION IMAGE"),
+    *("3D", "VOLREN", "VOLUME_RENDER", "SURFACE", "CPR", "REFORMATTED", "SUBTRACT", "SUBTRACTION", "SUB", "DIXON_FF"),
+    *("PERFUSION", "RCBF", "RCBV", "MTT", "TTP", "TMAX", "CBF", "CBV", "FA", "TENSOR", "COLFA", "PHASE MAP"),
+    *("MONOENERGETIC", "MATERIAL_DECOMP", "IODINE", "VIRTUAL_NON_CONTRAST", "T1 MAP", "T2 MAP", "FIELD MAP", "MPRR"),
+}
+# maps computed on the scanner that are sequences of their own in MRI
+_MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
+
+
+def check(dataset: pydicom.Dataset, modality: str, config: StackConfig) -> None:
+    """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT" or "MR")."""
+    stored, found = _stored(dataset), term(dataset.get("Modality"), _MODALITIES, "none that is known")
+    words = image_type(dataset)
+    if found in _DOCUMENTS:
+        raise RejectedSeries(f"{_DOCUMENTS[found]}, no image")
+    for word in words:
+        if word in _WORDS:
+            raise RejectedSeries(_WORDS[word])
+    if "Secondary Capture" in getattr(stored, "name", ""):
+        raise RejectedSeries("secondary capture")
+    if found != modality:
+        raise RejectedSeries(f"modality {found}, not {modality}")
+    if stored not in _STORED[modality]:
+        name = getattr(stored, "name", stored)
+        raise RejectedSeries(f"no {modality} image: {name if name != stored else 'unknown SOP class'}")
+    if "PixelData" not in dataset and dataset.get("Rows") is None:
+        raise RejectedSeries("no pixels")
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise RejectedSeries("colour image")
+    if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise RejectedSeries(
+            f"pixels are {term(dataset.get('PhotometricInterpretation'), _COLOURS, 'of no known kind')}"
+        )
+    if config.derived == "refuse" and is_derived(words):
+        raise RejectedSeries("derived series; stacks.derived=keep takes it")
+    if config.burned_in == "refuse" and str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        raise RejectedSeries("BurnedInAnnotation is YES; stacks.burned_in=keep takes it")
+
+
+def _stored(dataset: pydicom.Dataset) -> object:
+    """The SOP class; where anonymisation emptied it, the file's own header still says it (PS3.10, 7.1)."""
+    return dataset.get("SOPClassUID") or getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID")
+
+
+def image_type(dataset: pydicom.Dataset) -> list[str]:
+    """The words of ImageType, upper case."""
+    words = dataset.get("ImageType") or []
+    return [str(word).strip().upper() for word in ([words] if isinstance(words, str) else words)]
+
+
+def is_derived(words: list[str]) -> bool:
+    """Whether pixels were computed from other images.
+
+    DERIVED alone does not say so: lossy compression makes an original DERIVED\\PRIMARY. DERIVED\\SECONDARY or
+    the name of a computation does; maps that count as MRI sequences (ADC, SWI) stay.
+    """
+    if _MAPS & set(words):
+        return False
+    return bool(_DERIVED & set(words)) or words[:2] == ["DERIVED", "SECONDARY"]

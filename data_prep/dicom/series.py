@@ -1,0 +1,71 @@
+"""DICOM series, classic and enhanced, as volumes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pydicom
+
+from data_prep.config import PrepConfig
+from data_prep.dicom import frames, pixels, stacks, whitelist
+from data_prep.schema import AIR_HU
+from data_prep.volumes import geometry
+from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.volume import RejectedSeries, Volume, check_size
+
+
+def read_series(
+    paths: Sequence[str], modality: str, config: PrepConfig
+) -> Iterator[tuple[Volume, pydicom.Dataset] | RejectedSeries]:
+    """Every stack of a series ("CT" or "MR") as a volume with the header of its first frame, or why it is none.
+
+    One volume is in memory at a time. Raises UnreadableError where the machine is to blame.
+    """
+    refused: Counter[str] = Counter()
+    found = stacks.build(_frames(paths, modality, config, refused), config.stacks, config.min_slices)
+    for reason, count in refused.items():
+        share = "" if count == len(paths) else f"{count} of {len(paths)} files: "
+        found.append(RejectedSeries(f"{share}{reason}"))
+    for stack in found:
+        yield stack if isinstance(stack, RejectedSeries) else _volume(stack, modality, config)
+
+
+def damaged(error: Exception) -> RejectedSeries:
+    """The rejection of a file that pydicom could not read."""
+    return RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})")
+
+
+def _frames(
+    paths: Sequence[str], modality: str, config: PrepConfig, refused: Counter[str]
+) -> Iterator[tuple[frames.Frame, pydicom.Dataset]]:
+    """All frames; files that hold none are counted in `refused` by reason."""
+    for path in paths:
+        try:
+            yield from frames.read(path, modality, config.stacks)
+        except RejectedSeries as error:
+            refused[error.reason] += 1
+        except Exception as error:  # hostile bytes raise anything
+            unless_trouble(error)
+            refused[damaged(error).reason] += 1
+
+
+def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Volume, pydicom.Dataset] | RejectedSeries:
+    try:
+        rows, columns = stack.frames[0].shape
+        check_size((len(stack.frames), rows, columns), config.limits.volume_gb)
+        voxels, notes = (pixels.ct if modality == "CT" else pixels.mr)(stack.frames)
+        outside = AIR_HU if modality == "CT" else 0
+        turned, affine, turning = geometry.to_axial(voxels.transpose(2, 1, 0), stack.affine, config.geometry, outside)
+        return Volume(
+            voxels=turned,
+            affine=affine,
+            frame=str(stack.header.get("FrameOfReferenceUID") or ""),
+            meta=whitelist.fields(stack.header, config.keep_year),
+            notes={**stack.notes, **notes, **turning},
+        ), stack.header
+    except RejectedSeries as error:
+        return error
+    except Exception as error:  # hostile bytes raise anything
+        unless_trouble(error)
+        return damaged(error)

@@ -1,0 +1,162 @@
+"""Class labels of patients or studies, from a CSV that the user keeps.
+
+    patient,study,tumour,grade
+    p-0012,,astrocytoma,4
+
+The header names a column `patient`, `study` or both; every other column is a label with named classes, an empty cell
+is unlabelled. A row with a study counts for that study, one without for all studies of the patient. Of the file only
+column and class names go into a data set, never its ids. Errors name lines, not what stands in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from data_prep.discovery.sources import Source
+from meddap.settings import SettingsError
+
+_KEYS = {
+    **dict.fromkeys(("patient", "patient_id", "patientid", "subject", "participant_id"), "patient"),
+    **dict.fromkeys(("study", "study_id", "session", "session_id", "studyinstanceuid"), "study"),
+}
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,31}")  # no dot: heads of a model are named so
+_CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/+-]{0,31}")
+_MOST = 100  # classes of one column
+_FEW = 8  # lines from which on a column without repetition is no class
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a CSV.
+
+    names  column → its classes; a class is stored as its place here
+    rows   (patient, study), "" where the CSV does not say → column → class
+    lines  the same keys → line of the file, for errors
+    """
+
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    lines: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def keys_of(self, source: Source) -> list[tuple[str, str]]:
+        """The rows that speak of a source, those of its patient first."""
+        patients, studies = _names(source.patient), _names(source.study.partition(":")[2] or source.study)
+        wanted = [(patient, "") for patient in patients]
+        wanted += [(patient, study) for study in studies for patient in ["", *patients]]
+        return [key for key in wanted if key in self.rows]
+
+    def of(self, source: Source) -> dict[str, int]:
+        """column → class of a source; what its study's row says comes before its patient's."""
+        found: dict[str, int] = {}
+        for key in self.keys_of(source):
+            found |= self.rows[key]
+        return found
+
+    def check_known(self, file: Path, sources: Iterable[Source]) -> None:
+        """Raise SettingsError where a row speaks of nobody in `sources`: a slip would cost labels in silence."""
+        left = set(self.rows)
+        for source in sources:
+            left.difference_update(self.keys_of(source))
+        if left:
+            lines = sorted(self.lines[key] for key in left)
+            more = f", nor do {len(lines) - 1} others" if len(lines) > 1 else ""
+            raise SettingsError(
+                f"{file}: line {lines[0]} names no patient or study of the input{more}; correct it, or set "
+                "unknown_labels=ignore"
+            )
+
+
+def _names(name: str) -> list[str]:
+    """How a patient or study may be written: whole, its last part, BIDS names without sub- or ses-."""
+    names = [name, PurePath(name).name] if name else []
+    names += [short.partition("-")[2] for short in names if short.startswith(("sub-", "ses-"))]
+    return list(dict.fromkeys(names))
+
+
+def read(file: Path, columns: Sequence[str] = ()) -> Labels:
+    """The labels in a CSV (comma, semicolon or tab), of `columns` or of all. Raises SettingsError, one line."""
+    header, lines = _lines(file)
+    keys, wanted = _header(file, header, columns)
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    for number, line in lines:
+        if len(line) != len(header):
+            raise SettingsError(f"{file}: line {number} has {len(line)} fields, its header {len(header)}")
+        key = tuple(line[keys[name]] if name in keys else "" for name in ("patient", "study"))
+        if not any(key):
+            raise SettingsError(f"{file}: line {number} names no {' and no '.join(keys)}")
+        if key in numbers:
+            raise SettingsError(f"{file}: lines {numbers[key]} and {number} name the same {' and '.join(keys)}")
+        numbers[key] = number
+        cells[key] = {name: line[place] for name, place in wanted.items() if line[place]}
+        for name, value in cells[key].items():
+            if not _CLASS.fullmatch(value):
+                raise SettingsError(
+                    f"{file}: line {number}, column {name}: a class is 1 to 32 letters, digits, blanks or ._/+-"
+                )
+    names = {name: _classes(file, name, [row[name] for row in cells.values() if name in row]) for name in wanted}
+    places = {name: {value: place for place, value in enumerate(values)} for name, values in names.items()}
+    rows = {key: {name: places[name][value] for name, value in row.items()} for key, row in cells.items()}
+    return Labels(names, rows, numbers)
+
+
+def _lines(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and every other line with its number; cells without blanks around them, empty lines left out."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; name the CSV of the labels") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: is no text in UTF-8; save the table as CSV in UTF-8") from error
+    first = text.partition("\n")[0]
+    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise SettingsError(f"{file}: line {reader.line_num} is no CSV ({error})") from error
+    rows = [row for row in rows if any(row[1])]
+    if len(rows) < 2:
+        raise SettingsError(f"{file}: holds no labels; its first line names the columns, each other a patient or study")
+    return rows[0][1], rows[1:]
+
+
+def _header(file: Path, header: list[str], columns: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Places of the key columns and of the label columns."""
+    keys: dict[str, int] = {}
+    others: dict[str, int] = {}
+    for place, name in enumerate(header):
+        key = _KEYS.get(name.lower())
+        into, name = (keys, key) if key else (others, name)
+        if name in into:
+            raise SettingsError(f"{file}: two columns are called {name}; each may come once")
+        into[name] = place
+    if not keys:
+        raise SettingsError(f"{file}: no column is called patient or study; it has {', '.join(header)[:200]}")
+    if missing := [name for name in columns if name not in others]:
+        raise SettingsError(f"{file}: no column {missing[0]}; it has {', '.join(others)[:200]}")
+    wanted = {name: others[name] for name in columns or others}
+    if not wanted:
+        raise SettingsError(f"{file}: no column beside {' and '.join(keys)}, so no label")
+    if strange := [name for name in wanted if not _COLUMN.fullmatch(name)]:
+        raise SettingsError(f"{file}: column {strange[0]!r}: a name is 1 to 32 letters, digits, blanks, _ or -")
+    return keys, wanted
+
+
+def _classes(file: Path, column: str, values: list[str]) -> tuple[str, ...]:
+    """The classes of a column: numbers by size, names by the alphabet."""
+    found = set(values)
+    if len(found) < 2:
+        raise SettingsError(f"{file}: column {column} has {len(found)} classes; leave it out with label_columns")
+    if len(found) > _MOST or (len(values) >= _FEW and len(found) > len(values) / 2):
+        raise SettingsError(
+            f"{file}: column {column} has {len(found)} classes in {len(values)} lines, which is no class; "
+            "name those that are: label_columns=[…]"
+        )
+    try:
+        return tuple(sorted(found, key=float))
+    except ValueError:
+        return tuple(sorted(found))

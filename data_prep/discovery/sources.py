@@ -1,0 +1,310 @@
+"""What lies below the input folder, one entry per job: a CT series, or the MR series of one study.
+
+Image files are known by their ending, DICOM by its content. Nothing is passed over in silence: what cannot be
+opened becomes a Source with a `problem`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
+
+from data_prep.config import PrepConfig
+from data_prep.dicom import headers
+from data_prep.discovery import labelmaps, studies
+from data_prep.discovery.labelmaps import LabelFile
+from data_prep.volumes import images
+from data_prep.volumes.errors import UnreadableError
+from data_prep.volumes.volume import RejectedSeries
+from data_prep.workers import Failure, Workers
+
+_CHUNK = 128  # files whose headers one job reads
+_NO_UID = "folder:"  # start of the name of a series whose files have no SeriesInstanceUID
+
+
+@dataclass(frozen=True)
+class Series:
+    """One input series. `name` (its path below the input) and `uid` identify a patient: never stored."""
+
+    name: str
+    files: tuple[str, ...]
+    dicom: bool
+    uid: str
+
+    @property
+    def kind(self) -> str:
+        """How its files were known to be one series, for the manifest."""
+        if not self.dicom:
+            return "image"
+        return "dicom without SeriesInstanceUID, by folder" if self.uid.startswith(_NO_UID) else "dicom"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One job. `patient` and `study` are never stored.
+
+    fingerprint  SHA-256 over names, sizes and times of all its files: has the input changed?
+    labels       label maps that may belong to it
+    problem      why it cannot be read, known from discovery already
+    """
+
+    series: tuple[Series, ...]
+    patient: str
+    study: str
+    fingerprint: str = ""
+    labels: tuple[LabelFile, ...] = ()
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """Where it was found, for the person at the console."""
+        return self.series[0].name
+
+
+@dataclass
+class Found:
+    """All sources, sorted by name, and how many files are no images."""
+
+    sources: list[Source]
+    ignored: int
+
+
+@dataclass
+class _Walked:
+    """Files by kind, paths relative to the input."""
+
+    images: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    series: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    owners: dict[str, tuple[str, str]] = field(default_factory=dict)
+    segmentations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    ignored: int = 0
+
+
+def discover(
+    root: Path, masks: Path | None, config: PrepConfig, modality: str, workers: Workers, skip: Path | None = None
+) -> Found:
+    """Every source of `modality` ("CT" or "MR") below `root`, `skip` (the output) left out.
+
+    Links to folders are not followed, so that no loop is entered.
+    """
+    walked = _Walked()
+    for chunk, result in workers.map(_read_headers, _chunks(_others(root, walked, skip), str(root))):
+        if isinstance(result, Failure):  # one of them is to blame: read each by itself
+            for single, alone in workers.map(_read_headers, [(chunk[0], [name]) for name in chunk[1]]):
+                _sort(walked, single[1], [str(alone)] if isinstance(alone, Failure) else alone)
+        else:
+            _sort(walked, chunk[1], result)
+    return Found(list(_Builder(root, masks, config, modality, walked).sources()), walked.ignored)
+
+
+def _others(root: Path, walked: _Walked, skip: Path | None) -> Iterator[str]:
+    """Files that may be DICOM; image files are sorted into `walked` on the way."""
+
+    def unreadable(error: OSError) -> None:
+        place = os.path.relpath(error.filename, root)
+        walked.problems.append((place, f"folder cannot be read ({error.strerror})"))
+
+    for folder, names, files in os.walk(root, onerror=unreadable):
+        names[:] = sorted(name for name in names if skip is None or not _same(Path(folder) / name, skip))
+        for file in sorted(files):
+            name = os.path.relpath(os.path.join(folder, file), root)
+            if not images.is_image(file):
+                yield name
+            elif labelmaps.is_label(file):
+                walked.labels.append(name)
+            elif "derivatives" in PurePath(name).parts and file.startswith("sub-"):
+                walked.problems.append((name, "derivative of a BIDS data set"))
+            else:
+                walked.images.append(name)
+
+
+def _same(path: Path, other: Path) -> bool:
+    return other.exists() and path.exists() and path.samefile(other)
+
+
+def _chunks(names: Iterator[str], root: str) -> Iterator[tuple[str, list[str]]]:
+    chunk: list[str] = []
+    for name in names:
+        chunk.append(name)
+        if len(chunk) == _CHUNK:
+            yield root, chunk
+            chunk = []
+    if chunk:
+        yield root, chunk
+
+
+def _read_headers(job: tuple[str, list[str]]) -> list[headers.Header | str | None]:
+    """For every file its header, the reason why it has none, or None for a file that is no DICOM."""
+    root, names = job
+    return [_read_header(os.path.join(root, name)) for name in names]
+
+
+def _read_header(path: str) -> headers.Header | str | None:
+    try:
+        if not os.path.isfile(path):
+            return "no regular file" if os.path.lexists(path) else "vanished while it was read"
+        if headers.is_dicom(path):
+            return headers.read_header(path)
+        return "no DICOM file, although named .dcm" if path.lower().endswith(".dcm") else None
+    except (RejectedSeries, UnreadableError) as error:
+        return error.reason
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _sort(walked: _Walked, names: list[str], found: list[headers.Header | str | None]) -> None:
+    for name, header in zip(names, found):
+        if isinstance(header, str):
+            walked.problems.append((name, header))
+        elif header is None or header.kind == "directory":
+            walked.ignored += 1
+        elif header.kind == "segmentation":
+            walked.segmentations[header.refers].append(name)
+        else:
+            _sort_image(walked, name, header)
+
+
+def _sort_image(walked: _Walked, name: str, header: headers.Header) -> None:
+    owner = header.patient, header.study
+    series = header.series or "\0".join((_NO_UID, os.path.dirname(name), *owner))
+    if walked.owners.setdefault(series, owner) != owner:
+        walked.problems.append((name, "another file of its series names another patient or study"))
+    else:
+        walked.series[series].append(name)
+
+
+class _Builder:
+    """Turns files into sources: pairs label maps, groups studies."""
+
+    def __init__(self, root: Path, masks: Path | None, config: PrepConfig, modality: str, walked: _Walked) -> None:
+        self.root, self.masks, self.config, self.modality, self.walked = root, masks, config, modality, walked
+        self.labels: dict[str, list[str]] = defaultdict(list)
+        for name in walked.labels:
+            self.labels[os.path.dirname(name)].append(name)
+        self.neighbours = Counter(os.path.dirname(name) for name in walked.images)
+        self.by_session: dict[str, list[str]] = defaultdict(list)
+        for name in walked.labels:
+            if os.path.basename(name).startswith("sub-"):
+                self.by_session[labelmaps.base(os.path.basename(name))].append(name)
+        self.paired: set[str] = set()
+
+    def sources(self) -> Iterator[Source]:
+        """All sources, sorted by name."""
+        found = [self._source(group) for group in self._groups()]
+        for name, problem in self.walked.problems:
+            found.append(self._problem(name, problem))
+        for name in self.walked.labels:
+            if name not in self.paired:
+                found.append(self._problem(name, "label map without an image of its own"))
+        for refers, names in self.walked.segmentations.items():
+            for name in names:
+                if name not in self.paired:
+                    reason = "segmentation of images that are not here"
+                    found.append(self._problem(name, reason if refers not in self.walked.series else "one of several"))
+        return iter(sorted(found, key=lambda source: (source.name, source.series[0].uid)))
+
+    def _groups(self) -> list[studies.Group]:
+        singles = [self._image(name) for name in self.walked.images]
+        dicoms = [self._dicom(uid, files) for uid, files in self.walked.series.items()]
+        if self.modality == "CT":
+            return [studies.Group(each.patient, each.study, [each.series]) for each in singles + dicoms]
+        return studies.group(singles, dicoms, self.config)
+
+    def _image(self, name: str) -> studies.Item:
+        patient = studies.patient_of(PurePath(name), self.config.patient_from)
+        return studies.Item(Series(name, (name,), dicom=False, uid=name), patient, study="")
+
+    def _dicom(self, uid: str, files: list[str]) -> studies.Item:
+        files.sort()
+        folders = {os.path.dirname(file) for file in files}
+        # a folder that holds one series stands for it
+        whole = len(folders) == 1 and self._series_in[next(iter(folders))] == 1
+        name = next(iter(folders)) if whole else files[0]
+        patient, study = self.walked.owners[uid]
+        patient = patient or studies.patient_of(PurePath(files[0]), self.config.patient_from)
+        return studies.Item(Series(name or ".", tuple(files), dicom=True, uid=uid), patient, study)
+
+    @property
+    def _series_in(self) -> Counter[str]:
+        if not hasattr(self, "_counted"):
+            self._counted = Counter(
+                folder for files in self.walked.series.values() for folder in {os.path.dirname(file) for file in files}
+            )
+        return self._counted
+
+    def _source(self, group: studies.Group) -> Source:
+        labels, problem = (), ""
+        try:
+            labels = tuple(self._labels(group.series))
+        except RejectedSeries as error:
+            problem = error.reason
+        files = [file for series in group.series for file in series.files]
+        return Source(
+            series=tuple(group.series),
+            patient=group.patient,
+            study=group.study,
+            fingerprint=self._fingerprint(files, labels),
+            labels=labels,
+            problem=problem,
+        )
+
+    def _problem(self, name: str, problem: str) -> Source:
+        patient = studies.patient_of(PurePath(name), self.config.patient_from)
+        there = [name] if os.path.isfile(self.root / name) else []
+        series = Series(name, tuple(there), dicom=False, uid=name)
+        return Source((series,), patient, study=name, fingerprint=self._fingerprint(there), problem=problem)
+
+    def _labels(self, group: list[Series]) -> list[LabelFile]:
+        """The label maps that may belong to a series or study, by the strongest ground that names any."""
+        if given := [label for series in group if (label := self._given(series))]:
+            return given[:1]
+        if self.masks is not None:
+            trees = (labelmaps.in_tree(PurePath(series.name), self.masks) for series in group)
+            return [label for label in trees if label][:1]
+        segmentations = [name for series in group for name in self.walked.segmentations.get(series.uid, ())]
+        if segmentations:
+            return self._found(segmentations, certain=True, dicom=True)
+        folders = {series.name if series.dicom else os.path.dirname(series.name) for series in group}
+        beside = [name for folder in sorted(folders) for name in self.labels.get(folder, ())]
+        if plain := [name for name in beside if labelmaps.is_plain(os.path.basename(name))]:
+            return self._found(plain, certain=True)
+        names = [os.path.basename(series.name) for series in group if not series.dicom]
+        bases = {labelmaps.base(name) for name in names}
+        sessions = {base for name, base in ((n, labelmaps.base(n)) for n in names) if name.startswith("sub-")}
+        if fitting := [name for base in sorted(sessions) for name in self.by_session.get(base, ())]:
+            return self._found(fitting)
+        if fitting := [name for name in beside if labelmaps.base(os.path.basename(name)) in bases]:
+            return self._found(fitting)
+        alone = len(folders) == 1 and self.neighbours[next(iter(folders))] in (0, len(group))
+        return self._found(beside) if alone and len(beside) == 1 else []
+
+    def _given(self, series: Series) -> LabelFile | None:
+        for pattern, target in self.config.label_maps.items():
+            if fnmatch(series.name, pattern):
+                base = self.masks or self.root
+                if not (base / target).is_file():
+                    raise RejectedSeries("its label map, named by label_maps, is not there")
+                self.paired.add(target)
+                return LabelFile(str(base / target), certain=True)
+        return None
+
+    def _found(self, names: list[str], certain: bool = False, dicom: bool = False) -> list[LabelFile]:
+        self.paired.update(names)
+        return [LabelFile(str(self.root / name), certain, dicom) for name in names]
+
+    def _fingerprint(self, files: list[str], labels: Iterable[LabelFile] = ()) -> str:
+        digest = hashlib.sha256()
+        for name in [*files, *(os.path.relpath(label.path, self.root) for label in labels)]:
+            try:
+                status = os.stat(self.root / name)
+                digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            except OSError:
+                digest.update(f"{name}\0gone\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()

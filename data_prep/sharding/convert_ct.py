@@ -1,0 +1,81 @@
+"""A CT series becomes staged samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from data_prep.config import CtConfig
+from data_prep.dicom.series import read_series
+from data_prep.discovery import labelmaps, sequences
+from data_prep.discovery.sources import Series
+from data_prep.sharding.staging import Job, Record, Stager, refused_before
+from data_prep.volumes import images, slicing
+from data_prep.volumes.volume import RejectedSeries, Volume
+
+
+def convert(job: Job) -> Record:
+    """Stage one source, or say in its rows why it is left out."""
+    stager = Stager(job)
+    if not refused_before(stager):
+        series = job.source.series[0]
+        stack = 0
+        for found in _volumes(job, series):
+            try:
+                if isinstance(found, RejectedSeries):
+                    raise found
+                _stage(stager, series, found, stack)
+                stack += 1
+            except RejectedSeries as error:
+                stager.reject(series, error)
+            del found  # one volume in memory at a time
+    return stager.finish()
+
+
+def _volumes(job: Job, series: Series) -> Iterator[Volume | RejectedSeries]:
+    try:
+        if series.dicom:
+            for found in read_series(job.paths(series), "CT", job.config):
+                yield found if isinstance(found, RejectedSeries) else found[0]
+        else:
+            if sequences.is_mr(PurePath(series.name)):
+                raise RejectedSeries("named as MR; shard_mri.py takes it")
+            yield images.read_ct(job.paths(series)[0], job.config)
+    except RejectedSeries as error:
+        yield error
+
+
+def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
+    config: CtConfig = stager.job.config
+    # stacks of one series beyond the first are series of their own in the index: neighbours must be evenly spaced
+    uid = series.uid if stack == 0 else f"{series.uid}\0{stack}"
+    labelmap, label_notes = labelmaps.of(stager.job.source.labels, volume, config)
+    tally = slicing.Tally()
+    count = stager.add(
+        slicing.axial(
+            volume,
+            [slicing.Channel("ct", volume.voxels, math.floor(config.air.threshold_hu))],
+            labelmap,
+            slicing.Identity(stager.record.subject, stager.series_hash(uid)),
+            min_foreground=config.air.min_body_fraction,
+            grid=config.grid,
+            tally=tally,
+            labels=stager.job.labels,
+        )
+    )
+    if not count:
+        raise RejectedSeries("no slice holds a body: all voxels are air")
+    stager.count(tally.sparse())
+    stager.accept(
+        series,
+        sequence="ct",
+        stack=stager.series_hash(uid),
+        slices=count,
+        air_slices=tally.air,
+        shape=list(volume.voxels.shape),
+        spacing_mm=[round(length, 4) for length in volume.spacing],
+        annotated=slicing.annotated(labelmap),
+        notes={**volume.notes, **label_notes},
+        meta=volume.meta,
+    )

@@ -1,0 +1,224 @@
+"""From a folder of images to a finished data set: what shard_ct.py and shard_mri.py share.
+
+Two halves, each of which continues where a killed start left off: every source is staged by itself
+(`staging`), then the shards are assembled from what is staged (`shards`). `dataset.json` comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from data_prep import identity, schema
+from data_prep.config import MACHINE_KEYS, PrepConfig
+from data_prep.discovery import class_labels, sources
+from data_prep.sharding import parts, staging, writer
+from data_prep.sharding.staging import Job, Record
+from data_prep.workers import Failure, Workers
+from meddap.console import progress, say
+from meddap.disk import sole_writer, write_atomic
+
+
+class ShardingError(RuntimeError):
+    """The command cannot go on; one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One start of a sharding command.
+
+    modality    "CT" or "MR"
+    convert     what a worker does with one source
+    show_names  whether the console names files: a log of it is then as private as the names are
+    labels      CSV of class labels, or None
+    """
+
+    root: Path
+    output: Path
+    masks: Path | None
+    modality: str
+    convert: Callable[[Job], Record]
+    config: PrepConfig
+    salt: bytes
+    show_names: bool = False
+    labels: Path | None = None
+
+
+def run(request: Request) -> None:
+    """Shard every source below `request.root`. Raises ShardingError, SettingsError, BusyError, OSError."""
+    config = request.config
+    for folder in (request.root, request.masks):
+        if folder is not None and not folder.is_dir():
+            raise ShardingError(f"{folder}: no such folder; name the folder that holds the images")
+    _check_shares(config)
+    labels = class_labels.read(request.labels, config.label_columns) if request.labels else class_labels.Labels()
+    part = parts.parse(config.part)
+    _check_division(request.output, part)
+    output = request.output / part.folder
+    with sole_writer(output), Workers(config.workers, config.limits.minutes * 60, config.limits.volume_gb) as workers:
+        began = time.monotonic()
+        made_with = _made_with(request)
+        _check_settings(output, made_with)
+        found = sources.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
+        if not found.sources:
+            raise ShardingError(f"{request.root}: holds no image and no DICOM file ({found.ignored} others)")
+        if config.unknown_labels == "refuse":
+            labels.check_known(request.labels, found.sources)
+        staged = output / "staging"
+        jobs = [Job(each, request.root, staged, request.salt, config, labels.of(each)) for each in found.sources]
+        jobs = [job for job in jobs if part.takes(job.subject)]
+        inputs = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
+        if (output / "dataset.json").is_file():
+            return _finished_before(output, inputs, jobs, request.show_names)
+        records = stage_all(jobs, request, workers)
+        if not any(record.samples for record in records.values()) and part.count == 1:
+            raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
+        write_output(output, records, config, labels.names, {**made_with, "inputs": inputs}, workers)
+        summarise(records, found.ignored, time.monotonic() - began, labels.names)
+
+
+def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:
+    """Records of all jobs by name, staging what is not staged yet; rejections are told as they happen."""
+    (jobs[0].folder if jobs else request.output).mkdir(parents=True, exist_ok=True)
+    records, left = {}, []
+    for job in jobs:
+        record = staging.read_record(job)
+        if record is None:
+            left.append(job)
+        else:
+            records[job.name] = record
+    if records:
+        say(f"{len(records)} of {len(jobs)} inputs were staged before")
+    for job, result in progress(workers.map(partial(staging.guarded, request.convert), left), len(left), "inputs"):
+        record = staging.lost(job, str(result)) if isinstance(result, Failure) else result
+        records[job.name] = record
+        _tell(record.rows, _names([job]) if request.show_names else {})
+    return records
+
+
+def _names(jobs: list[Job]) -> dict[str, str]:
+    """Salted hash of a series' place → the place."""
+    return {job.hash_of(series): series.name for job in jobs for series in job.source.series}
+
+
+def _tell(rows: list[dict], names: dict[str, str]) -> None:
+    """Every row that was left out, by its name where `names` has it."""
+    for row in rows:
+        if row["status"] == "rejected":
+            say(f"left out: {names.get(row['source'], row['source'][:12])}: {row['reason']}")
+
+
+def write_output(
+    output: Path,
+    records: dict[str, Record],
+    config: PrepConfig,
+    names: dict[str, tuple[str, ...]],
+    made_with: dict,
+    workers: Workers,
+) -> None:
+    """Shards, what describes them, and `dataset.json`; the staged files go last."""
+    plans = writer.plan(output, output / "staging", records.items(), config.samples_per_shard)
+    for split in schema.SPLITS:  # shards of a start that was killed after other inputs
+        shutil.rmtree(output / split, ignore_errors=True)
+    written: dict[str, list[dict]] = {split: [] for split in schema.SPLITS}
+    for plan, row in progress(workers.map(writer.write, plans), len(plans), "shards"):
+        if isinstance(row, Failure):
+            raise ShardingError(f"{output / plan.name}: {row}; start again to continue")
+        written[plan.name.partition("/")[0]].append(row)
+    for rows in written.values():
+        rows.sort(key=lambda row: row["name"])
+    manifest = [row for record in records.values() for row in record.rows]
+    histograms = writer.total_of(record.histograms for record in records.values() if record.split == "train")
+    classes_of = writer.classes(records.values(), names)
+    dataset = writer.describe(written, manifest, histograms, config.labels, classes_of, made_with)
+    parts.finish(output, dataset, manifest, histograms)
+    shutil.rmtree(output / "staging", ignore_errors=True)
+
+
+def summarise(records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]) -> None:
+    """What became of the inputs, on the console."""
+    rows = [row for record in records.values() for row in record.rows]
+    accepted = [row for row in rows if row["status"] == "accepted"]
+    say(f"{len(accepted)} series accepted, {len(rows) - len(accepted)} left out, {ignored} other files ignored")
+    for reason, count in Counter(row["reason"] for row in rows if row["status"] == "rejected").most_common():
+        say(f"  {count} × {reason}")
+    for split in schema.SPLITS:
+        mine = [record for record in records.values() if record.split == split and record.samples]
+        slices = sum(len(record.samples) for record in mine)
+        say(f"  {split}: {slices} slices of {len({record.subject for record in mine})} patients")
+    total = sum(len(record.samples) for record in records.values())
+    air = sum(row["air_slices"] for row in {row["stack"]: row for row in accepted}.values())
+    say(f"{total} slices in {seconds:.0f} s ({total / max(seconds, 1e-9):.0f} a second), {air} of air left out")
+    if len({row["sequence"] for row in accepted}) > 1 and len({row["stack"] for row in accepted}) == len(accepted):
+        say("  every study has one sequence only; study_from=folder takes the files of a folder as one study")
+    for column, found in writer.classes(records.values(), names).items():
+        patients = [sum(counts) for counts in zip(*found["patients"].values())]
+        each = ", ".join(f"{name} {count}" for name, count in zip(found["names"], patients))
+        say(f"  {column}: {sum(patients)} patients labelled ({each})")
+    labels = Counter(row["notes"]["labels_left_out"] for row in accepted if "labels_left_out" in row["notes"])
+    for reason, count in labels.most_common():
+        say(f"  {count} series without their label map: {reason}")
+
+
+def _check_shares(config: PrepConfig) -> None:
+    shares = asdict(config.split)
+    if min(shares.values()) < 0 or sum(shares.values()) <= 0:
+        raise ShardingError(f"split={shares}: shares must not be negative and some must be above 0")
+
+
+def _check_division(output: Path, part: parts.Part) -> None:
+    """One output holds one division: whole, or parts of one count."""
+    if part.count == 1 and parts.folders(output):
+        raise ShardingError(f"{output}: holds parts; give part=NUMBER/COUNT or another --output")
+    if part.count > 1 and (output / "settings.json").is_file():
+        raise ShardingError(f"{output}: was begun without parts; give another --output")
+
+
+def _made_with(request: Request) -> dict:
+    """What decides the output: the settings, and whether the salt is the same (not the salt)."""
+    left_out = (*MACHINE_KEYS, "part")
+    text = request.labels.read_text("utf-8-sig") if request.labels else ""
+    settings = {key: value for key, value in asdict(request.config).items() if key not in left_out}
+    return {
+        "modality": request.modality,
+        "settings": settings,
+        "salt_check": identity.hashed(request.salt, "check", "")[:8],
+        "labels": identity.hashed(request.salt, "labels", text) if text else "",
+        "schema": schema.VERSION,
+    }
+
+
+def _check_settings(output: Path, made_with: dict) -> None:
+    path = output / "settings.json"
+    if not path.is_file():
+        write_atomic(path, (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
+        return
+    before = json.loads(path.read_text())
+    if before["salt_check"] != made_with["salt_check"]:
+        raise ShardingError(f"{output}: was begun with another salt; give that salt or another --output")
+    if before.get("modality") != made_with["modality"]:
+        raise ShardingError(f"{output}: was begun with {before.get('modality')}; name another --output")
+    if before.get("labels", "") != made_with["labels"]:
+        raise ShardingError(f"{output}: was begun with other --labels; give the CSV of then or another --output")
+    was, now = before["settings"], made_with["settings"]
+    for key in now:
+        if was.get(key) != now[key]:
+            raise ShardingError(f"{output}: was begun with {key}={was.get(key)}, now {now[key]}; name another --output")
+
+
+def _finished_before(output: Path, inputs: str, jobs: list[Job], show_names: bool) -> None:
+    dataset = schema.read_dataset(output)
+    if dataset["made_with"]["inputs"] != inputs:
+        raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
+    shutil.rmtree(output / "staging", ignore_errors=True)
+    if show_names:
+        _tell([json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()], _names(jobs))
+    samples = sum(part["samples"] for part in dataset["splits"].values())
+    say(f"{output}: finished before, {samples} slices")

@@ -1,0 +1,194 @@
+"""The first half of sharding: each source becomes one staged file and one record, whole or not at all.
+
+    OUT/staging/<source>.tar     the samples' stretches, as they will lie in the shards
+    OUT/staging/<source>.json    manifest rows, where the samples lie in the .tar, histograms of the foreground
+
+The record is renamed into place after the samples. A source whose record is there, made from the same
+input, is not read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from data_prep import schema
+from data_prep.config import PrepConfig
+from data_prep.discovery.sources import Series, Source
+from data_prep.identity import hashed, split_of
+from data_prep.volumes.errors import UnreadableError
+from data_prep.volumes.volume import RejectedSeries
+from meddap.disk import flush, temporary_of, write_atomic
+
+VERSION = 2  # of staged records; those of another are made again
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source to convert: what a worker process needs. `labels` are its classes by column."""
+
+    source: Source
+    root: Path
+    folder: Path
+    salt: bytes
+    config: PrepConfig
+    labels: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Salted hash of where the source was found: its name among the staged files."""
+        return hashed(self.salt, "source", "\0".join(f"{each.name}\0{each.uid}" for each in self.source.series))
+
+    @property
+    def subject(self) -> str:
+        """Salted hash of the patient."""
+        return hashed(self.salt, "patient", self.source.patient)
+
+    def hash_of(self, series: Series) -> str:
+        """Salted hash of where a series was found: its name in the manifest."""
+        return hashed(self.salt, "source", f"{series.name}\0{series.uid}")
+
+    def paths(self, series: Series) -> list[str]:
+        """Files of a series as they can be opened."""
+        return [os.path.join(self.root, name) for name in series.files]
+
+
+@dataclass
+class Record:
+    """What one source became.
+
+    rows        manifest rows, one per series or stack
+    samples     (key, offset, size, series, order, digest of the pixels) of each sample in the staged file
+    histograms  sequence → stored value → count of foreground pixels
+    labels      column → class, of all samples
+    version     of this record's form
+    """
+
+    subject: str
+    split: str
+    fingerprint: str
+    rows: list[dict] = field(default_factory=list)
+    samples: list[list] = field(default_factory=list)
+    histograms: dict[str, dict[str, int]] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    version: int = VERSION
+
+
+def read_record(job: Job) -> Record | None:
+    """The staged record of a source; None where there is none, or one of another input or of another version."""
+    path = job.folder / f"{job.name}.json"
+    if not path.is_file():
+        return None
+    said = json.loads(path.read_text())
+    if said.get("version") != VERSION:
+        return None
+    record = Record(**said)
+    return record if record.fingerprint == job.source.fingerprint else None
+
+
+class Stager:
+    """Collects the samples and rows of one source; `finish` puts them into place."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        subject = job.subject
+        split = split_of(subject, job.config.split)
+        self.record = Record(subject, split, job.source.fingerprint, labels=job.labels)
+        self._tar = job.folder / f"{job.name}.tar"
+        self._temporary = temporary_of(self._tar)
+        self._file: BinaryIO | None = None
+        self._offset = 0
+
+    def series_hash(self, name: str) -> str:
+        """Salted hash of a series' or study's identifier."""
+        return hashed(self.job.salt, "series", name)
+
+    def add(self, samples: Iterable[schema.Slice]) -> int:
+        """Write samples to the staged file; returns how many."""
+        count = 0
+        for sample in samples:
+            if self._file is None:
+                self._file = open(self._temporary, "wb")  # noqa: SIM115 closed by `finish` or `drop`
+            stretch = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
+            self._file.write(stretch)
+            content = schema.content_digest(sample.pixels)
+            self.record.samples.append([sample.key, self._offset, len(stretch), sample.series, sample.order, content])
+            self._offset += len(stretch)
+            count += 1
+        return count
+
+    def count(self, histograms: dict[str, dict[str, int]]) -> None:
+        """Add histograms of the foreground."""
+        for name, counts in histograms.items():
+            total = Counter(self.record.histograms.get(name, {}))
+            total.update(counts)
+            self.record.histograms[name] = dict(total)
+
+    def row(self, series: Series, status: str, **fields: object) -> None:
+        """A manifest row of `series`."""
+        self.record.rows.append(
+            {
+                "source": self.job.hash_of(series),
+                "subject": self.record.subject,
+                "series": self.series_hash(series.uid),
+                "kind": series.kind,
+                "files": len(series.files),
+                "fingerprint": self.job.source.fingerprint,
+                "status": status,
+                **fields,
+            }
+        )
+
+    def reject(self, series: Series, error: RejectedSeries, **fields: object) -> None:
+        """A row that says why `series`, or a part of it, became nothing."""
+        self.row(series, "rejected", reason=error.reason, **fields)
+
+    def accept(self, series: Series, **fields: object) -> None:
+        """A row of a series that became samples."""
+        self.row(series, "accepted", split=self.record.split, labels=self.record.labels, **fields)
+
+    def finish(self) -> Record:
+        """Put the staged file and then its record into place."""
+        if self._file is not None:
+            self._file.close()
+            flush(self._temporary)
+            os.replace(self._temporary, self._tar)
+        write_atomic(self._tar.with_suffix(".json"), json.dumps(vars(self.record), sort_keys=True).encode())
+        return self.record
+
+
+def guarded(convert: Callable[[Job], Record], job: Job) -> Record:
+    """`convert(job)`; whatever one input does to it, the others go on. Raises OSError: of the output."""
+    try:
+        return convert(job)
+    except UnreadableError as error:
+        return lost(job, error.reason)
+    except (OSError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # one strange file among millions must not end the run
+        if type(error).__name__ == "PanicException":  # of a decoder in Rust; no Exception, and not to be imported
+            return lost(job, "damaged: its decoder crashed")
+        return lost(job, f"failed in a way nobody foresaw ({type(error).__name__}); please report it")
+
+
+def lost(job: Job, reason: str) -> Record:
+    """The record of a source that could not be converted this time. Not written: a start after a kill tries again."""
+    for left in job.folder.glob(f".{job.name}.*"):
+        left.unlink()
+    stager = Stager(job)
+    for series in job.source.series:
+        stager.reject(series, RejectedSeries(reason))
+    return stager.record
+
+
+def refused_before(stager: Stager) -> bool:
+    """Whether discovery found a reason already; then the rows say it."""
+    for series in stager.job.source.series:
+        if stager.job.source.problem:
+            stager.reject(series, RejectedSeries(stager.job.source.problem))
+    return bool(stager.job.source.problem)

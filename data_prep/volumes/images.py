@@ -1,0 +1,150 @@
+"""Volumes from image files: NIfTI by nibabel; MetaImage and NRRD by SimpleITK where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from data_prep.config import PrepConfig
+from data_prep.hounsfield import Hounsfield
+from data_prep.schema import AIR_HU
+from data_prep.volumes import geometry
+from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.volume import RejectedSeries, Volume, check_size
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI + ITK
+_SLAB = 8  # planes that are in memory as floats at a time
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name has the ending of an image format."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def stem(name: str) -> str:
+    """Name of an image file without its ending."""
+    lower = name.lower()
+    return name[: -len(next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if lower.endswith(suffix)))]
+
+
+class Image:
+    """An image file, opened: its grid, and its values plane by plane.
+
+    shape   (I, J, K)
+    affine  (4, 4) indices → RAS mm
+
+    Raises RejectedSeries for a file that is damaged, too large, not three-dimensional or without a grid,
+    UnreadableError where the machine is to blame.
+    """
+
+    def __init__(self, path: str | Path, config: PrepConfig) -> None:
+        try:
+            nifti = str(path).lower().endswith(NIFTI)
+            self._values, self.affine = _open_nifti(path) if nifti else _open_itk(path, config)
+            shape = tuple(int(n) for n in self._values.shape)
+        except RejectedSeries:
+            raise
+        except Exception as error:  # hostile bytes raise anything
+            raise _truncated(error) from error
+        if len(shape) == 4 and shape[3] == 1:
+            shape = shape[:3]
+        if len(shape) != 3:
+            raise RejectedSeries(f"{len(shape)}-D image of {'x'.join(map(str, shape))}; split it into 3-D volumes")
+        check_size(shape, config.limits.volume_gb)
+        if self._values.dtype.kind not in "iuf":
+            raise RejectedSeries(f"voxels of type {self._values.dtype}; expected one number per voxel")
+        if not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
+            raise RejectedSeries("its affine has no volume; set the spacing in its header")
+        self.shape: tuple[int, int, int] = shape
+
+    def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(range along K, (I, J, n) values), scaling applied. Raises RejectedSeries for values that are not finite."""
+        for first in range(0, self.shape[2], _SLAB):
+            part = slice(first, min(first + _SLAB, self.shape[2]))
+            try:
+                values = np.asarray(self._values[:, :, part]).reshape(*self.shape[:2], -1)
+            except Exception as error:  # hostile bytes raise anything
+                raise _truncated(error) from error
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise RejectedSeries("voxels are NaN or infinite")
+            yield part, values
+
+
+def _truncated(error: Exception) -> RejectedSeries:
+    unless_trouble(error)
+    return RejectedSeries(f"truncated or damaged image ({type(error).__name__})")
+
+
+def _open_nifti(path: str | Path) -> tuple[object, np.ndarray]:
+    # an open handle: a compressed file is then read once from front to end, not from its start for every slab
+    image = nibabel.load(path, keep_file_open=True)
+    return image.dataobj, np.asarray(image.affine, dtype=np.float64)
+
+
+def _open_itk(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        import SimpleITK
+    except ImportError:
+        raise RejectedSeries("MetaImage and NRRD need SimpleITK; pip install 'meddap[itk]'") from None
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if reader.GetNumberOfComponents() > 1:
+        raise RejectedSeries(f"{reader.GetNumberOfComponents()} values per voxel; expected one")
+    check_size(reader.GetSize(), config.limits.volume_gb)
+    image = reader.Execute()
+    count = image.GetDimension()
+    affine = np.eye(4)
+    if count == 3:
+        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+        affine[:3, 3] = image.GetOrigin()
+        affine[:2] *= -1  # ITK counts to the left and back (LPS)
+    return SimpleITK.GetArrayFromImage(image).transpose(), affine
+
+
+def read_ct(path: str | Path, config: PrepConfig) -> Volume:
+    """A CT volume in HU. Raises RejectedSeries, UnreadableError."""
+    image, convert = Image(path, config), Hounsfield()
+    voxels = np.empty(image.shape, np.int16, order="F")  # as NIfTI stores them: slabs are copied in one stretch
+    for part, values in image.slabs():
+        voxels[:, :, part] = convert(values)
+    low, high = int(voxels.min()), int(voxels.max())
+    if low >= 0:  # even without air around it a body holds fat, and noise
+        raise RejectedSeries(f"values {low} to {high}, none below 0: not in HU; a label map, an MR or a picture?")
+    return _volume(image, voxels, config, AIR_HU, convert.notes())
+
+
+def read_mr(path: str | Path, config: PrepConfig) -> Volume:
+    """An MR volume in arbitrary units. Raises RejectedSeries, UnreadableError."""
+    image = Image(path, config)
+    voxels: np.ndarray | None = None
+    for part, values in image.slabs():
+        if voxels is None:
+            kept = values.dtype in (np.int16, np.uint16) and values.dtype.isnative
+            voxels = np.empty(image.shape, values.dtype if kept else np.float32, order="F")
+        voxels[:, :, part] = values
+    return _volume(image, voxels, config, 0, {})
+
+
+def read_labels(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(I, J, K) uint8 labels and their affine. Raises RejectedSeries for values other than whole numbers 0…255."""
+    image = Image(path, config)
+    labels = np.empty(image.shape, np.uint8, order="F")
+    for part, values in image.slabs():
+        low, high = values.min(), values.max()
+        if low < 0 or high > 255 or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
+            raise RejectedSeries(f"values {low} to {high}; expected whole numbers 0 to 255")
+        labels[:, :, part] = values
+    return labels, image.affine
+
+
+def _volume(image: Image, voxels: np.ndarray, config: PrepConfig, outside: float, notes: dict) -> Volume:
+    turned, affine, turning = geometry.to_axial(voxels, image.affine, config.geometry, outside)
+    if len(turned) < config.min_slices:
+        raise RejectedSeries(f"{len(turned)} slices, fewer than min_slices={config.min_slices}")
+    return Volume(voxels=turned, affine=affine, notes={**notes, **turning})

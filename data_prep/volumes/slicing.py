@@ -1,0 +1,182 @@
+"""From volumes on one grid to axial slices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+
+import numpy as np
+from scipy import ndimage
+
+from data_prep import regrid
+from data_prep.config import GridConfig
+from data_prep.schema import AIR_HU, Slice
+from data_prep.volumes.scaling import Scale
+from data_prep.volumes.volume import Volume
+
+_CT_BINS = 4096  # one HU each, from −1024
+_MR_BIN = 64  # stored values per bin
+_LARGE, _COARSE = (
+    256,
+    4,
+)  # slices of that many pixels a side are looked at in every fourth row or pixel where it is enough
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One sequence of a study.
+
+    voxels   (Z, Y, X) int16 HU where `scale` is None, else signal
+    level    stored value above which a pixel is foreground; a whole number, so that planes are compared as they are
+    covered  (Z,) whether the sequence was acquired there, or None: everywhere
+    """
+
+    name: str
+    voxels: np.ndarray
+    level: int
+    scale: Scale | None = None
+    covered: np.ndarray | None = None
+
+    @property
+    def outside(self) -> int:
+        """The stored value of what lies beyond the edge."""
+        return AIR_HU if self.scale is None else int(self.scale.encode(np.zeros(1))[0])
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose slices these are: salted hashes, 32 hexadecimal digits."""
+
+    subject: str
+    series: str
+
+
+@dataclass
+class Tally:
+    """What slicing did, for the manifest.
+
+    air         slices left out because there is almost no foreground in them
+    slices      sequence → slices that hold it
+    histograms  sequence → counts of foreground by stored value, of every fourth row where slices are large; the
+                ends take what lies beyond
+    """
+
+    air: int = 0
+    slices: Counter[str] = field(default_factory=Counter)
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def count(self, channel: Channel, plane: np.ndarray, foreground: np.ndarray) -> None:
+        """Add one plane that is kept and the mask of its foreground."""
+        self.slices[channel.name] += 1
+        every = _COARSE if len(plane) >= _LARGE else 1
+        inside = plane[::every][foreground[::every]]
+        if channel.scale is None:
+            bins, length = np.clip(inside, AIR_HU, AIR_HU + _CT_BINS - 1) - AIR_HU, _CT_BINS
+        else:
+            bins, length = inside // _MR_BIN, 65536 // _MR_BIN
+        counts = np.bincount(bins, minlength=length)
+        self.histograms[channel.name] = self.histograms.get(channel.name, 0) + counts
+
+    def sparse(self) -> dict[str, dict[str, int]]:
+        """sequence → stored value (of a bin, its lowest) → count, zeros left out."""
+        found = {}
+        for name, counts in self.histograms.items():
+            first, step = (AIR_HU, 1) if len(counts) == _CT_BINS else (0, _MR_BIN)
+            found[name] = {str(first + int(bin) * step): int(counts[bin]) for bin in counts.nonzero()[0]}
+        return found
+
+
+def axial(
+    volume: Volume,
+    channels: list[Channel],
+    labelmap: np.ndarray | None,
+    who: Identity,
+    *,
+    min_foreground: float,
+    grid: GridConfig,
+    tally: Tally,
+    labels: Mapping[str, float],
+) -> Iterator[Slice]:
+    """The slices that hold foreground in some sequence, inferior→superior; `tally` is filled on the way.
+
+    volume    whose affine and header the slices get; all channels lie on its grid
+    labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
+    labels    class labels of the volume, given to every slice
+    """
+    values = tuple(annotated(labelmap))
+    for order in range(len(volume.voxels)):
+        present = [channel for channel in channels if channel.covered is None or channel.covered[order]]
+        planes = [_pixels(channel, order) for channel in present]
+        drawn = None if labelmap is None else labelmap[order]
+        spacing = volume.spacing[1:]
+        if grid.in_plane_mm or grid.size:
+            fitted = regrid.Fit(planes[0].shape if planes else (1, 1), spacing, grid)
+            planes = [fitted.image(plane, channel.outside) for plane, channel in zip(planes, present)]
+            drawn, spacing = None if drawn is None else fitted.labels(drawn), fitted.spacing
+        inside = [plane > channel.level for plane, channel in zip(planes, present)]
+        if max((np.count_nonzero(mask) / mask.size for mask in inside), default=0) < min_foreground:
+            tally.air += 1
+            continue
+        for channel, plane, mask in zip(present, planes, inside):
+            tally.count(channel, plane, mask)
+        yield Slice(
+            pixels=np.stack(planes) if len(planes) > 1 else planes[0][None],
+            sequences=tuple(channel.name for channel in present),
+            spacing=spacing,
+            position=float(volume.affine[2, 3] + order * volume.affine[2, 2]),
+            subject=who.subject,
+            series=who.series,
+            order=order,
+            key=f"{who.series}-{order:05d}",
+            box=body_box(reduce(np.logical_or, inside)),
+            labelmap=drawn,
+            annotated=values,
+            labels=dict(labels),
+            scales=tuple((channel.scale.slope, channel.scale.intercept) for channel in present if channel.scale),
+            meta=volume.meta,
+        )
+
+
+def _pixels(channel: Channel, order: int) -> np.ndarray:
+    plane = channel.voxels[order]
+    return np.ascontiguousarray(plane if channel.scale is None else channel.scale.encode(plane))
+
+
+def annotated(labelmap: np.ndarray | None) -> list[int]:
+    """The label values of a series, background left out."""
+    if labelmap is None:
+        return []
+    counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in labelmap)
+    return [int(value) for value in np.flatnonzero(counts) if value]
+
+
+def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, int]:
+    """(row0, row1, column0, column1), half open, around the body in a (H, W) mask; the whole slice if it is air.
+
+    Pieces below `smallest` of the largest one (a table's edge, a cable) do not widen the box. On large slices
+    pieces are told apart in every fourth pixel, then the box is fitted to the mask.
+    """
+    height, width = body.shape
+    step = _COARSE if min(body.shape) >= _LARGE else 1
+    pieces, count = ndimage.label(body[::step, ::step])
+    if not count:
+        if not body.any():
+            return 0, height, 0, width
+        pieces, count, step = *ndimage.label(body), 1
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    kept = (sizes >= max(smallest * sizes.max(), 1))[pieces]
+    (row0, row1), (column0, column1) = (_ends(kept.any(axis=axis)) for axis in (1, 0))
+    spare = step - 1  # what lies between the last pixel that was looked at and the next one
+    row0, column0 = max(row0 * step - spare, 0), max(column0 * step - spare, 0)
+    around = body[row0 : row1 * step, column0 : column1 * step]
+    (top, bottom), (left, right) = (_ends(around.any(axis=axis)) for axis in (1, 0))
+    return row0 + top, row0 + bottom, column0 + left, column0 + right
+
+
+def _ends(line: np.ndarray) -> tuple[int, int]:
+    """First true place of a line, and the one after its last."""
+    places = np.flatnonzero(line)
+    return int(places[0]), int(places[-1]) + 1

@@ -1,0 +1,223 @@
+"""Frozen features of a task's examples: extracted once, resumable, memory-mapped.
+
+CACHE/features-<hash>-<blocks>/cls.npy      (N, K, D) float32: cls token of each of the last K blocks, the last one last
+CACHE/features-<hash>-<blocks>/mean.npy     (N, K, D) float32: mean patch of the same blocks
+CACHE/features-<hash>-<blocks>/patches.npy  (N, P, blocks · D) float16, where a probe needs patches of some blocks
+CACHE/features-<hash>-<blocks>/done.json    examples that are written so far; all of them where it is finished
+CACHE/maps-<hash>.npy                       (N, R, R) uint8 label maps of the squares that the encoder sees
+CACHE/images-<hash>.npy                     (N, S, size, size) float16 those squares, where a probe trains on images
+
+The hash is over the encoder, the pixels' digests and the preparation. A start that was killed goes on where the last
+whole stretch was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+
+from eval.config import TaskConfig
+from eval.data import images
+from eval.data.examples import Examples, Picture
+from eval.encoders.encoder import FrozenEncoder, Tokens
+from meddap.disk import write_atomic
+from meddap.settings import SettingsError
+
+LAST = 4  # blocks whose cls token and mean patch are kept
+_STRETCH = 16  # batches between two records of what is done
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N examples; arrays as the module says, not yet in memory.
+
+    blocks  counted from 0, whose patch features lie side by side in `patches`; where nobody needs them () and None
+    """
+
+    cls: np.ndarray
+    mean: np.ndarray
+    patches: np.ndarray | None
+    blocks: tuple[int, ...] = ()
+
+    def take(self, rows: np.ndarray) -> Features:
+        """Features of some examples. cls and mean come into memory; patches stay on the disk until they are read."""
+        patches = None if self.patches is None else Rows(self.patches, rows)
+        return Features(np.asarray(self.cls[rows]), np.asarray(self.mean[rows]), patches, self.blocks)
+
+
+class Rows:
+    """Some rows of a memory-mapped array, read when they are asked for."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self._array, self._rows = array, np.asarray(rows)
+        self.shape, self.dtype = (len(self._rows), *array.shape[1:]), array.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self._array[self._rows[index]]
+
+
+def encode(
+    encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, blocks: Sequence[int]
+) -> tuple[Tokens, torch.Tensor]:
+    """Tokens of each block for some pictures, and their images (N, S, size, size) in 0…1 (S of the first one).
+
+    An encoder of one channel sees the sequences one after the other; the features of those that are there are averaged.
+    """
+    units = [images.unit(images.image(each, size), each, encoder.window) for each in pictures]
+    channels = getattr(encoder, "sequences", None)
+    if channels:
+        stacked = torch.zeros(len(pictures), len(channels), size, size)
+        present = torch.zeros(len(pictures), len(channels), dtype=torch.bool)
+        for row, (picture, planes) in enumerate(zip(pictures, units)):
+            for name, plane in zip(picture.sequences, planes):
+                if name in channels:
+                    stacked[row, channels.index(name)], present[row, channels.index(name)] = plane, True
+        if not present.any(dim=1).all():
+            names = sorted({name for picture in pictures for name in picture.sequences})
+            raise SettingsError(
+                f"{encoder.source}: knows {', '.join(channels)}, and some images have none of them ({', '.join(names)})"
+            )
+        return encoder.features(encoder.prepare(stacked), blocks, present), stacked
+    counts = torch.tensor([len(each) for each in units])
+    found = encoder.features(encoder.prepare(torch.cat(units)[:, None]), blocks)
+    if (counts == 1).all():
+        return found, torch.stack(units)
+    owner = torch.repeat_interleave(torch.arange(len(pictures)), counts)
+
+    def averaged(tokens: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(len(pictures), *tokens.shape[1:]).index_add_(0, owner, tokens)
+        return total / counts.view(-1, *(1,) * (tokens.dim() - 1))
+
+    return [(averaged(cls), averaged(patches)) for cls, patches in found], torch.stack([each[:1] for each in units])
+
+
+def extract(
+    encoder: FrozenEncoder, examples: Examples, task: TaskConfig, cache: Path, blocks: Sequence[int] = ()
+) -> Features:
+    """Features of all examples, from the cache where they are there.
+
+    blocks  counted from 0, whose patch features are wanted too
+    """
+    if task.size % encoder.patch_size:
+        raise SettingsError(f"size={task.size}: no multiple of the encoder's patch size {encoder.patch_size}")
+    folder, there = _folder(cache, _key(encoder, examples, task), tuple(blocks), len(examples))
+    folder.mkdir(parents=True, exist_ok=True)
+    if _done(folder) < len(examples):
+        _write(folder, encoder, examples, task, blocks)
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    return Features(arrays["cls"], arrays["mean"], arrays["patches"] if blocks else None, there if blocks else ())
+
+
+def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple[Path, tuple[int, ...]]:
+    """Where the features lie or will, and the blocks there: a finished folder with more blocks serves as well."""
+    for found in sorted(cache.glob(f"features-{key}*")):
+        there = tuple(int(number) for number in found.name.split("-")[2:])
+        if set(blocks) <= set(there) and _done(found) == count:
+            return found, there
+    return cache / "-".join(["features", key, *map(str, blocks)]), blocks
+
+
+def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig) -> str:
+    """Hash over all that the features depend on."""
+    content = hashlib.sha256(np.ascontiguousarray(examples.digests).tobytes()).hexdigest()
+    parts = (encoder.digest, content, task.size, task.bf16, LAST)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _done(folder: Path) -> int:
+    try:
+        return json.loads((folder / "done.json").read_text())["examples"]
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskConfig, blocks: Sequence[int]) -> None:
+    """Extract what is missing. Arrays are flushed before `done.json` says that a stretch is written."""
+    count, width, last = len(examples), encoder.embed_dim, min(LAST, encoder.depth)
+    tail = list(range(-last, 0))
+    shapes = {"cls": ((count, last, width), np.float32), "mean": ((count, last, width), np.float32)}
+    if blocks:
+        grid = task.size // encoder.patch_size
+        shapes["patches"] = ((count, grid * grid, len(blocks) * width), np.float16)
+    first = _done(folder)
+    arrays = {
+        name: open_memmap(folder / f"{name}.npy", "r+" if first else "w+", kind, shape)
+        for name, (shape, kind) in shapes.items()
+    }
+    starts = range(first, count, task.batch_size)
+    with ThreadPoolExecutor(1) as reader:  # the next batch is read while this one is computed
+        ahead = reader.submit(_pictures, examples, first, task)
+        for number, start in enumerate(tqdm(starts, "features", disable=None, leave=False)):
+            pictures, rows = ahead.result(), slice(start, min(start + task.batch_size, count))
+            ahead = reader.submit(_pictures, examples, rows.stop, task)
+            found, _ = encode(encoder, pictures, task.size, [*tail, *blocks])
+            cls = torch.stack([each for each, _ in found[:last]], dim=1)
+            mean = torch.stack([each.mean(dim=1) for _, each in found[:last]], dim=1)
+            if not (torch.isfinite(cls).all() and torch.isfinite(mean).all()):
+                raise SettingsError(
+                    f"{encoder.source}: its features hold NaN or infinite values; take another checkpoint"
+                )
+            arrays["cls"][rows], arrays["mean"][rows] = cls.numpy(), mean.numpy()
+            if blocks:
+                arrays["patches"][rows] = torch.cat([each for _, each in found[last:]], dim=2).half().numpy()
+            if number % _STRETCH == _STRETCH - 1 or rows.stop == count:
+                for array in arrays.values():
+                    array.flush()
+                write_atomic(folder / "done.json", json.dumps({"examples": rows.stop}).encode())
+
+
+def _pictures(examples: Examples, start: int, task: TaskConfig) -> list[Picture]:
+    return [examples.read(number) for number in range(start, min(start + task.batch_size, len(examples)))]
+
+
+def label_maps(examples: Examples, side: int, cache: Path) -> np.ndarray:
+    """(N, side, side) uint8 label maps of the squares that the encoder sees, nearest neighbour; memory-mapped."""
+    content = hashlib.sha256(f"{examples.version} {list(examples.keys)}".encode()).hexdigest()
+    path = cache / f"maps-{content[:16]}-{side}.npy"
+    shape = (len(examples), side, side)
+    return _stored(path, "label maps", np.uint8, shape, lambda number: images.labels(examples.read(number), side))
+
+
+def image_stack(examples: Examples, size: int, window: tuple[float, float], cache: Path) -> np.ndarray:
+    """(N, S, size, size) float16 images in 0…1 as networks see them, memory-mapped; a sequence that an example lacks
+    is 0. S are the sequences of all examples, in the order in which they are met."""
+    content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}".encode()).hexdigest()
+    path = cache / f"images-{content[:16]}-{size}.npy"
+    if path.is_file():
+        return np.load(path, mmap_mode="r")
+    sequences = list(dict.fromkeys(name for row in range(len(examples)) for name in examples.read(row).sequences))
+
+    def make(number: int) -> np.ndarray:
+        picture = examples.read(number)
+        planes = np.zeros((len(sequences), size, size), np.float16)
+        places = [sequences.index(name) for name in picture.sequences]
+        planes[places] = images.unit(images.image(picture, size), picture, window).numpy()
+        return planes
+
+    return _stored(path, "images", np.float16, (len(examples), len(sequences), size, size), make)
+
+
+def _stored(path: Path, what: str, kind: type, shape: tuple, make: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The array at `path`, whose rows `make` gives where it is not there yet; memory-mapped."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+        array = open_memmap(temporary, "w+", kind, shape)
+        for number in tqdm(range(len(array)), what, disable=None, leave=False):
+            array[number] = make(number)
+        array.flush()
+        os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,47 @@
+"""Where examples come from: one module per source, each with `load(task, cache) -> Examples`.
+
+    shards    our shards with label maps (kind segmentation, or multilabel: which structures a slice holds)
+    table     the same shards with a CSV of labels by patient, study or slice
+    folders   a folder of images per class
+    nnunet    NIfTI pairs in nnU-Net's layout (imagesTr, labelsTr, imagesTs, labelsTs, dataset.json)
+    medmnist  a MedMNIST .npz
+
+A new source is a file here with `load` and a line in `eval.config.TaskConfig.source`. `cache` is a folder for what is
+slow to find out again.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from eval.config import TaskConfig
+from eval.data.examples import Examples, states
+from meddap.settings import SettingsError
+
+
+def load(task: TaskConfig, cache: Path) -> Examples:
+    """The examples of a task. Raises SettingsError (one line: file, value, what to do), SchemaError, OSError."""
+    examples = import_module(f"eval.data.sources.{task.source}").load(task, cache)
+    if not len(examples):
+        raise SettingsError(f"{task.data}: holds no examples of this task")
+    keys, counts = np.unique(examples.keys, return_counts=True)
+    if (counts > 1).any():
+        raise SettingsError(f"{task.data}: {(counts > 1).sum()} keys are there twice, first {keys[counts > 1][0]}")
+    if task.kind in ("binary", "multiclass"):
+        _check_classes(examples, task)
+    return examples
+
+
+def _check_classes(examples: Examples, task: TaskConfig) -> None:
+    """A class of one patient can be learned from, or tested on, but not both."""
+    found = states(examples.targets, task.kind, len(examples.names))
+    for column, name in enumerate(examples.names):
+        for state in (0, 1) if task.kind == "binary" else (1,):
+            members = np.unique(examples.subjects[found[:, column] == state])
+            if len(members) < 2:
+                word = f"class {name!r}" if task.kind != "binary" else f"{'yes' if state else 'no'} of {name!r}"
+                few = "one patient" if len(members) else "no patients"
+                raise SettingsError(f"{task.table.file or task.data}: {word} has {few} only; leave it out or merge it")

@@ -1,0 +1,97 @@
+"""Examples from folders of images: DATA/<class>/*.png, or DATA/<split>/<class>/*.png."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep.schema import content_digest
+from eval.config import TaskConfig
+from eval.data.examples import Examples, Picture, flat
+from eval.people import identified
+from meddap.settings import SettingsError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+_SPLITS = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+
+
+def load(task: TaskConfig, cache: Path) -> Examples:
+    """Every image; the folder that it lies in is its class, the one above it its split where it is named so."""
+    root = Path(task.data)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not files:
+        raise SettingsError(f"{root}: holds no images ({', '.join(_SUFFIXES)})")
+    relative = [path.relative_to(root) for path in files]
+    if shallow := [path for path in relative if len(path.parts) < 2]:
+        raise SettingsError(f"{root / shallow[0]}: lies in no folder of a class; expected {root}/CLASS/IMAGE")
+    classes = [path.parts[-2] for path in relative]
+    names = sorted(set(classes))
+    numbers = np.array([[names.index(each)] for each in classes], np.float64)
+    labels, targets = _targets(task, names, numbers)
+    words = [path.as_posix() for path in relative]
+    digests = [content_digest(_grey(path)[None]) for path in files]
+    return flat(
+        identified(words, "source"),  # a name may be a patient's: keys and subjects are hashes or numbers
+        targets,
+        digests,
+        lambda number: _picture(files[number]),
+        names=labels,
+        subjects=identified(_matched(words, task.files.patient) or words, "patient"),
+        studies=identified(words, "series"),
+        sites=np.array(_matched(words, task.files.site) or [""] * len(files)),
+        splits=np.array([_split(path) for path in relative]),
+    )
+
+
+def _picture(path: Path) -> Picture:
+    pixels = _grey(path)
+    scale = "unit8" if pixels.dtype == np.uint8 else "free"
+    return Picture(pixels[None], ("image",), scale, (0, pixels.shape[0], 0, pixels.shape[1]), span=(0.0, 65535.0))
+
+
+def _grey(path: Path) -> np.ndarray:
+    """(H, W) uint8, or uint16 where the file holds 16 bits; colour becomes grey."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                return np.asarray(image).astype(np.uint16)
+            return np.asarray(image.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SettingsError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
+
+
+def _split(path: Path) -> str:
+    return _SPLITS.get(path.parts[-3].lower(), "") if len(path.parts) > 2 else ""
+
+
+def _matched(words: Sequence[str], pattern: str | None) -> list[str] | None:
+    if pattern is None:
+        return None
+    found = [re.search(pattern, word) for word in words]
+    if None in found:
+        raise SettingsError(f"files: pattern {pattern!r} matches {words[found.index(None)]!r} nowhere")
+    return [match.group(1) if match.re.groups else match.group(0) for match in found]
+
+
+def _targets(task: TaskConfig, names: list[str], numbers: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    if len(names) < 2:
+        raise SettingsError(f"{task.data}: one class only ({names[0]}); a probe needs two")
+    if strange := sorted(set(task.positive) - set(names)):
+        raise SettingsError(f"positive={strange[0]}: no such class; there are {', '.join(names)}")
+    if task.kind in ("multiclass", "retrieval"):
+        return tuple(names), numbers
+    if task.kind not in ("binary", "anomaly"):
+        raise SettingsError(f"kind={task.kind}: folders say classes; take multiclass, binary, retrieval or anomaly")
+    if task.kind == "binary" and len(names) > 2 and not task.positive:
+        raise SettingsError(f"kind=binary: {len(names)} classes; say which are 1, e.g. positive=[{names[0]}]")
+    positive = task.positive or names[1:2]
+    chosen = [names.index(each) for each in positive]
+    return ("+".join(positive),), np.isin(numbers, chosen).astype(np.float64)

@@ -1,0 +1,197 @@
+"""Examples from NIfTI pairs in nnU-Net's layout.
+
+    DATA/dataset.json               {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, …}
+    DATA/imagesTr/CASE_0000.nii.gz  one file per channel     DATA/labelsTr/CASE.nii.gz
+    DATA/imagesTs/…  DATA/labelsTs/…                         the test cases, where there are any
+
+Volumes are turned to axial slices by the same functions that make shards, so that the same image has the same digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep.config import CtConfig, MriConfig
+from data_prep.discovery import labelmaps
+from data_prep.discovery.labelmaps import LabelFile
+from data_prep.schema import content_digest
+from data_prep.volumes import images, slicing
+from data_prep.volumes.scaling import robust
+from data_prep.volumes.volume import RejectedSeries
+from eval.config import TaskConfig
+from eval.data.examples import Examples, Picture, version_of
+from eval.data.sources.shards import for_kind, presence
+from eval.people import identified
+from meddap.settings import SettingsError
+
+_NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?")
+_FOLDERS = {"": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume: its split ("" where imagesTr, test where imagesTs), files of its channels, label map or None."""
+
+    name: str
+    split: str
+    files: tuple[Path, ...]
+    labels: Path | None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A volume's pixels (S, Z, H, W) int16 HU or uint16, labels (Z, H, W) or None, boxes (Z, 4), spacing (z, y, x)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    boxes: np.ndarray
+    spacing: tuple[float, float, float]
+    kept: np.ndarray
+
+
+def load(task: TaskConfig, cache: Path) -> Examples:
+    """Every `files.plane_stride`-th slice that is not air."""
+    root = Path(task.data)
+    described = _described(root)
+    names = dict(task.organs) or {
+        name: int(value) for name, value in described["labels"].items() if isinstance(value, int) and value > 0
+    }
+    channels = tuple(task.files.channels or (str(each).lower() for each in described["channel_names"].values()))
+    cases = _cases(root, len(channels))
+
+    @lru_cache(maxsize=2)
+    def stack(number: int) -> Stack:
+        return _stack(cases[number], task)
+
+    rows, targets, annotated, where, marks = [], [], [], [], hashlib.sha256()
+    for number, case in enumerate(tqdm(cases, "volumes", disable=None, leave=False)):
+        volume = stack(number)
+        marks.update(b"" if volume.labels is None else np.ascontiguousarray(volume.labels).tobytes())
+        there = [volume.labels is not None and bool((volume.labels == value).any()) for value in names.values()]
+        for place in np.flatnonzero(volume.kept)[:: task.files.plane_stride]:
+            labels = None if volume.labels is None else volume.labels[place]
+            targets.append(presence(labels, list(names.values()), there, task.min_pixels))
+            annotated.append(there)
+            where.append((number, int(place)))
+            digest = content_digest(volume.pixels[:, place])
+            rows.append((case.name, case.split, place, place * volume.spacing[0], digest))
+
+    def reader(row: int) -> Picture:
+        number, place = where[row]
+        volume = stack(number)
+        return Picture(
+            np.ascontiguousarray(volume.pixels[:, place]),
+            channels,
+            "hu" if volume.pixels.dtype == np.int16 else "mr16",
+            tuple(int(each) for each in volume.boxes[place]),
+            spacing=volume.spacing[1:],
+            labelmap=None if volume.labels is None else np.ascontiguousarray(volume.labels[place]),
+        )
+
+    case_names, splits, orders, positions, digests = zip(*rows)
+    studies = identified(case_names, "series")
+    examples = Examples(
+        names=tuple(names),
+        values=tuple(names.values()),
+        keys=np.array([f"{study}-{order:05d}" for study, order in zip(studies, orders)]),
+        subjects=identified(_patients(case_names, task.files.patient), "patient"),
+        studies=studies,
+        sites=np.full(len(rows), ""),
+        splits=np.array(splits),
+        orders=np.array(orders, np.int64),
+        positions=np.array(positions),
+        digests=np.array(digests, np.uint64),
+        targets=np.array(targets, np.float64).reshape(len(rows), len(names)),
+        annotated=np.array(annotated, bool).reshape(len(rows), len(names)),
+        version=version_of(np.array(digests, np.uint64), np.array(targets), marks.hexdigest()),
+        reader=reader,
+    )
+    return for_kind(examples, task.kind)
+
+
+def _described(root: Path) -> dict:
+    path = root / "dataset.json"
+    try:
+        described = json.loads(path.read_text())
+        return {"labels": described["labels"], "channel_names": described.get("channel_names") or described["modality"]}
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: not found; expected a raw data set in nnU-Net's layout") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path}: names no labels and channels ({error}); see nnU-Net's dataset format") from error
+
+
+def _cases(root: Path, channels: int) -> list[Case]:
+    found = []
+    for split, (images_folder, labels_folder) in _FOLDERS.items():
+        files: dict[str, dict[int, Path]] = {}
+        for path in sorted((root / images_folder).glob("*.nii*")):
+            match = _NAME.fullmatch(path.name)
+            if match is None:
+                raise SettingsError(f"{path}: expected CASE_0000.nii.gz, the channel's number last")
+            files.setdefault(match["case"], {})[int(match["channel"])] = path
+        for name, mine in files.items():
+            if sorted(mine) != list(range(channels)):
+                raise SettingsError(f"{root / images_folder / name}_….nii.gz: {len(mine)} channels, not {channels}")
+            maps = [path for suffix in images.NIFTI if (path := root / labels_folder / f"{name}{suffix}").is_file()]
+            if not maps and split == "":
+                raise SettingsError(f"{root / labels_folder / name}.nii.gz: not found; every training case needs one")
+            if maps:  # test cases without labels test nothing
+                found.append(Case(name, split, tuple(mine[number] for number in sorted(mine)), maps[0]))
+    if not found:
+        raise SettingsError(f"{root}: holds no imagesTr/CASE_0000.nii.gz")
+    return found
+
+
+def _stack(case: Case, task: TaskConfig) -> Stack:
+    config = CtConfig() if task.files.modality == "CT" else MriConfig()
+    config.geometry.planes = config.geometry.oblique = "reformat"
+    config.min_slices = 1
+    read = images.read_ct if task.files.modality == "CT" else images.read_mr
+    path = case.files[0]
+    try:
+        volumes = [read(path, config) for path in case.files]
+        path = case.labels
+        labels = labelmaps.of([LabelFile(str(case.labels), certain=True)], volumes[0], config)[0]
+        _same_shape(case)
+    except RejectedSeries as error:
+        raise SettingsError(f"{path}: {error.reason}") from error
+    if task.files.modality == "CT":
+        pixels = np.stack([volume.voxels for volume in volumes])
+        body = pixels > config.air.threshold_hu
+        least = config.air.min_body_fraction
+    else:
+        scales = [robust(volume.voxels) for volume in volumes]
+        if None in scales:
+            raise SettingsError(f"{case.files[scales.index(None)]}: its foreground has one value only")
+        pixels = np.stack([scale.encode(volume.voxels) for scale, volume in zip(scales, volumes)])
+        body = pixels > np.array([scale.level for scale in scales])[:, None, None, None]
+        least = config.min_foreground
+    inside = body.any(axis=0)
+    boxes = np.array([slicing.body_box(plane) for plane in inside])
+    return Stack(pixels, labels, boxes, volumes[0].spacing, inside.mean(axis=(1, 2)) >= least)
+
+
+def _same_shape(case: Case) -> None:
+    """nnU-Net asks for images and label map of one grid; another shape is somebody's mistake."""
+    shapes = {path: images.Image(path, CtConfig()).shape for path in (*case.files, case.labels)}
+    for path, shape in shapes.items():
+        if shape != shapes[case.files[0]]:
+            sizes = ["x".join(map(str, each)) for each in (shape, shapes[case.files[0]])]
+            raise SettingsError(f"{path}: {sizes[0]} voxels, but {case.files[0].name} has {sizes[1]}; give one grid")
+
+
+def _patients(names: tuple[str, ...], pattern: str | None) -> list[str]:
+    if pattern is None:
+        return list(names)
+    found = [re.search(pattern, name) for name in names]
+    if None in found:
+        raise SettingsError(f"files.patient={pattern!r}: matches {names[found.index(None)]!r} nowhere")
+    return [match.group(1) if match.re.groups else match.group(0) for match in found]

@@ -1,0 +1,130 @@
+"""The contract between an encoder and the probes, and what `--checkpoint` may name.
+
+A model of your own enters every probe by an object with these attributes and two methods (FrozenEncoder); `--checkpoint
+my_file.py:function` calls `function()` of your file to get it. A model of several MRI sequences at once has
+`sequences`, the names of its channels, too; any other model sees one sequence after the other, and the features of
+those that are there are averaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from eval import models
+from eval.config import TaskConfig
+from eval.encoders import third_party
+from meddap.settings import SettingsError
+from pretrain import adopt
+from pretrain.data.intensity import Intensity
+from pretrain.runtime.device import autocast, pick_device
+from pretrain.weights import encoder
+from pretrain.weights.encoder import Encoder
+from pretrain.weights.published import DamagedError, WeightsError
+
+Tokens = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class FrozenEncoder(Protocol):
+    """What a probe needs.
+
+    source, digest   where it came from; a hash over weights and architecture
+    patch_size       pixels; embed_dim: channels of one block's features; depth: number of blocks
+    window           HU that become 0 and 1
+    sequences        optional: names of the S channels that it takes at once
+    """
+
+    source: str
+    digest: str
+    patch_size: int
+    embed_dim: int
+    depth: int
+    window: tuple[float, float]
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, S, h, w) float32 in 0…1 → the network's input. S is 1 where there is no `sequences`."""
+
+    def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
+        """Of each block (counted from 0, negative from the end): cls (N, D) and patches (N, P, D) in row-major order,
+        float32. present (N, S) bool says which sequences an image has, given only where there is `sequences`."""
+
+
+class CheckpointEncoder:
+    """A backbone of ours; see FrozenEncoder. `model` is for probes that train it further."""
+
+    def __init__(self, loaded: Encoder, bf16: bool = True) -> None:
+        self.source, self.digest = loaded.source, loaded.digest
+        self.patch_size, self.embed_dim = loaded.model.patch_size, loaded.model.embed_dim
+        self.depth, self.window = loaded.model.depth, loaded.intensity.window
+        self.sequences = loaded.model.sequences  # () where it takes one, whichever
+        self.device = pick_device("auto")
+        self.model = loaded.model.to(self.device)
+        self._unit = Intensity((0.0, 1.0), loaded.intensity.mean, loaded.intensity.std)
+        self.precision = autocast("auto" if bf16 else "float32", self.device)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return self._unit.normalise(images)
+
+    def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
+        with torch.inference_mode(), self.precision:
+            found = self.model.intermediate(images.to(self.device), blocks, present)
+        return [(each.cls.float().cpu(), each.merged().float().cpu()) for each in found]
+
+
+def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
+    """The encoder that `--checkpoint` names. Raises SettingsError, CheckpointError, WeightsError.
+
+    RUN, stage or step folder of ours    its teacher
+    file or folder of published weights  DINOv3, DINOv2, timm in every layout that `init_from` reads; other vision
+                                         transformers in transformers' or timm's folders (eval.encoders.third_party)
+    FILE.py:FUNCTION                     an encoder of your own
+    random                               a fresh backbone of the architecture of `like`
+    pixels                               no network: statistics of the pixels, the floor under every table
+    """
+    if checkpoint == "pixels":
+        return models.Pixels()
+    if checkpoint == "random":
+        if task.like is None:
+            raise SettingsError("--checkpoint random: give like=CHECKPOINT, whose architecture it takes")
+        return CheckpointEncoder(encoder.random_encoder(task.like, task.seed), task.bf16)
+    file, colon, function = checkpoint.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _own(Path(file), function)
+    if adopt.is_published(Path(checkpoint)):
+        return _published(Path(checkpoint), task)
+    return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
+
+
+def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
+    """Weights of DINO's kinds in a backbone of ours, others by the library that made them."""
+    kind = third_party.kind_of(path)
+    try:
+        return CheckpointEncoder(adopt.published_encoder(path), task.bf16)
+    except DamagedError:
+        raise
+    except (WeightsError, SettingsError):
+        if kind is None:
+            raise
+    library = {"timm": third_party.TimmEncoder, "transformers": third_party.TransformersEncoder}[kind]
+    return library(path, task.bf16)
+
+
+def _own(file: Path, function: str) -> FrozenEncoder:
+    """What FUNCTION() of the user's FILE returns, checked against the contract."""
+    if not file.is_file():
+        raise SettingsError(f"{file}: no such file; --checkpoint FILE.py:FUNCTION names a file of yours")
+    spec = importlib.util.spec_from_file_location(f"encoder_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise SettingsError(f"{file}: has no {function}(); --checkpoint FILE.py:FUNCTION calls it")
+    found = getattr(module, function)()
+    wanted = ("source", "digest", "patch_size", "embed_dim", "depth", "window", "prepare", "features")
+    if missing := [name for name in wanted if not hasattr(found, name)]:
+        raise SettingsError(f"{file}:{function}: its encoder lacks {', '.join(missing)}; see eval/encoders/encoder.py")
+    return found

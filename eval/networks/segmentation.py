@@ -1,0 +1,110 @@
+"""What all probes that draw structures share: the loss, the thresholds that validation chooses, scores, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from eval.config import DrawingConfig
+from eval.data import images
+from eval.data.examples import Examples
+from eval.data.parts import Part
+from eval.probes import Outcome
+from eval.statistics import metrics, volumes
+from eval.statistics.volumes import Draw
+
+_ROWS = 32  # slices at a time
+Key = TypeVar("Key")  # what a choice is between: learning rates, numbers of neighbours
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A fitted probe that draws: `maps` as volumes.Draw says, and the threshold of each structure."""
+
+    maps: Draw
+    thresholds: np.ndarray
+    config: DrawingConfig
+    choices: dict
+    refitted: bool = False
+
+    def predict(self, test: Part) -> list[Outcome]:
+        return [Outcome(volumes.score(self.maps, self.thresholds, test, self.config))]
+
+    def draw(self, part: Part, rows: np.ndarray) -> np.ndarray:
+        """(n, R, R) uint8: the place in `names` plus 1 of the structure that is furthest above its threshold, or 0."""
+        size = part.base.task.size
+        fine = torch.stack([images.to_native(each, size) for each in self.maps(part, rows)]).numpy()
+        beyond = fine - self.thresholds[None, :, None, None]
+        return np.where(beyond.max(axis=1) > 0, beyond.argmax(axis=1) + 1, 0).astype(np.uint8)
+
+
+def choose(maps: Draw, val: Part, config: DrawingConfig) -> tuple[np.ndarray, float]:
+    """The threshold of each structure that serves the validation patients best, and their mean Dice with it.
+
+    Counted on the grid that `maps` draws on: enough to choose by.
+    """
+    examples, truth = val.examples, None
+    tallies = [Tally(np.unique(examples.subjects), len(examples.values)) for _ in config.thresholds]
+    for start in range(0, len(val.rows), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(val.rows)))
+        drawn = maps(val, rows)
+        truth = val.maps(drawn.shape[-1]) if truth is None else truth
+        true = targets(truth[rows], examples) > 0
+        for threshold, tally in zip(config.thresholds, tallies):
+            tally.add(examples.subjects[rows], (drawn > threshold), true, examples.annotated[rows])
+    # a structure that no validation patient has labelled decides nothing
+    means = np.stack([np.nan_to_num(metrics.macro(tally.dice().T)) for tally in tallies])
+    return np.array(config.thresholds)[means.argmax(axis=0)], float(means.max(axis=0).mean())
+
+
+def best(tried: Iterable[tuple[Key, Draw]], val: Part, config: DrawingConfig) -> tuple[Key, Draw, np.ndarray]:
+    """Of what is tried one after the other what serves the validation patients best, its key, and its thresholds."""
+    scored = ((key, maps, *choose(maps, val, config)) for key, maps in tried)
+    return max(scored, key=lambda each: each[-1])[:3]
+
+
+class Tally:
+    """Counts of pixels by patient and structure; one that is unlabelled in a study is not counted there."""
+
+    def __init__(self, subjects: np.ndarray, structures: int) -> None:
+        self.subjects = subjects
+        self.counts = np.zeros((3, len(subjects), structures))
+        self.known = np.zeros((len(subjects), structures), bool)
+
+    def add(self, subjects: np.ndarray, drawn: torch.Tensor, true: torch.Tensor, annotated: np.ndarray) -> None:
+        """drawn, true (n, O, h, w) bool, annotated (n, O) bool of n slices of `subjects`."""
+        places = np.searchsorted(self.subjects, subjects)
+        sums = torch.stack([part.sum(dim=(2, 3)) for part in (drawn & true, drawn, true)]).cpu().numpy()
+        np.add.at(self.counts, (slice(None), places), sums * annotated)
+        np.logical_or.at(self.known, places, annotated)
+
+    def dice(self) -> np.ndarray:
+        """(patients, O), NaN where the structure is unlabelled."""
+        return np.where(self.known, metrics.dice(*self.counts), np.nan)
+
+
+def targets(maps: np.ndarray | torch.Tensor, examples: Examples) -> torch.Tensor:
+    """(n, O, R, R) 0 or 1 from (n, R, R) label maps."""
+    found = torch.as_tensor(maps)
+    return torch.stack([found == value for value in examples.values], dim=1).float()
+
+
+def masked_loss(logits: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus soft Dice over the labelled structures of a batch.
+
+    logits, targets (N, O, R, R); annotated (N, O): a structure that is not labelled in a slice's series
+    adds nothing to either term.
+    """
+    known = annotated[:, :, None, None].float()
+    entropy = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * known).mean(dim=(2, 3))
+    drawn = logits.sigmoid() * known
+    true = targets * known
+    overlap, size = (drawn * true).sum(dim=(0, 2, 3)), (drawn + true).sum(dim=(0, 2, 3))
+    soft = 1 - (2 * overlap + 1) / (size + 1)
+    seen = annotated.any(dim=0).float()
+    return entropy.sum() / annotated.sum().clamp(min=1) + (soft * seen).sum() / seen.sum().clamp(min=1)

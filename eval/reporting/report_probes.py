@@ -1,0 +1,193 @@
+"""The part of the page that is about probes: any number of folders that eval.probe wrote, task by task."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval import compare
+from eval.reporting import curves, overlays, plots, results, tables
+from eval.reporting.results import HEADLINE
+from eval.statistics.bootstrap import shown, shown_p
+from eval.statistics.predictions import LOWER_IS_BETTER, Prediction, Scored
+from meddap.page import dim, figure
+from meddap.settings import SettingsError
+
+_AXES = {"shots": "labelled units", "percent": "labelled training patients"}  # of learning curves
+_PROBABLE = ("binary", "multiclass", "multilabel")  # kinds whose scores are probabilities
+
+
+def folders_of(run: Path) -> list[Path]:
+    """The folders of probes below a run, `before` first; or the folder itself where eval.probe wrote it."""
+    if (run / "results.jsonl").is_file():
+        return [run]
+    return sorted(
+        (path.parent for path in run.glob("probe/*/results.jsonl")), key=lambda each: (each.name != "before", each.name)
+    )
+
+
+def section(folders: Sequence[Path]) -> Iterator[str]:
+    """Every task with its tables and pictures; encoders are named as their folders."""
+    if not folders:
+        yield dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
+        return
+    rows = tables.read(folders)
+    if rows:
+        yield dim(
+            "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
+        )
+    else:
+        yield dim("No label maps in these shards: nothing was probed.")
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for task in tasks:
+        if len(tasks) > 1:
+            yield f"<h3>Task {html.escape(task)}</h3>"
+        names = {row["run"] for row in rows if row["task"] == task}
+        mine = [folder for folder in folders if folder.name in names]
+        yield from _task([row for row in rows if row["task"] == task], mine)
+    if not tasks:
+        yield from _pictures(folders)
+
+
+def differences(folders: Sequence[Path]) -> list[dict]:
+    """Rows of eval.compare of every folder against the first one of its task."""
+    found, first = [], {}
+    for folder in folders:
+        task, _ = results.read_predictions(folder)
+        if (one := first.setdefault(task["name"], folder)) is not folder:
+            try:
+                found += compare.compare(one, folder)
+            except SettingsError:  # other patients: nothing is paired, and the table stands by itself
+                continue
+    return found
+
+
+def _task(rows: list[dict], folders: Sequence[Path]) -> Iterator[str]:
+    names = [folder.name for folder in folders]
+    yield from _marks(rows)
+    headline = [row for row in rows if row["label"] in HEADLINE]
+    yield _results(headline, names)
+    if len(headline) < len(rows):
+        yield f"<details><summary>Label by label</summary>{_results(rows, names)}</details>"
+    if several := [row for row in rows if "sequences" in row["variant"] and row["label"] in HEADLINE]:
+        yield figure(plots.subsets(several, names), "Every subset of the sequences; the lines are means of subsets.")
+    if rest := [row for row in rows if not set(row["variant"]) & {"sequences", *_AXES}]:
+        yield figure(plots.intervals(rest, names), "First figure of every probe, label by label, with its interval.")
+    compared = differences(folders)
+    for other in names[1:]:
+        if mine := [row for row in compared if row["after"] == other]:
+            yield _differences(mine, names[0], other)
+    for axis in _AXES:
+        yield from _learning([row for row in rows if axis in row["variant"]], names, axis)
+    yield from _classifiers(folders)
+    yield from _pictures(folders)
+    for folder in folders:
+        for picture, caption in overlays.figures(folder):
+            yield figure(picture, caption)
+
+
+def _marks(rows: list[dict]) -> Iterator[str]:
+    """What the guards found, for every encoder: a table is no better than its patients are unseen."""
+    for run in dict.fromkeys(row["run"] for row in rows):
+        leaks = next(row.get("leaks") for row in rows if row["run"] == run) or {}
+        said = [
+            f"{leaks[name]} test patients {text}"
+            for name, text in (
+                ("by_id", "were patients of pretraining"),
+                ("by_pixels", "have slices with the very pixels of pretraining's"),
+                ("in_splits", "have slices with the very pixels of training or validation slices"),
+            )
+            if leaks.get(name)
+        ]
+        if said:
+            yield f'<p class="bad">Leak: {html.escape(run)}: {"; ".join(said)}.</p>'
+        if leaks.get("unchecked"):
+            yield dim(f"{run}: not checked against pretraining: {leaks['unchecked']}")
+        opened = max(row.get("test_opened", 1) for row in rows if row["run"] == run)
+        if opened > 1:
+            yield dim(f"{run}: its test patients were looked at {opened} times; the figures are the last time's.")
+
+
+def _results(rows: list[dict], names: list[str]) -> str:
+    lines, mixed = [], any(row["label"] not in HEADLINE for row in rows)
+    for key, found in tables.cells(rows).items():
+        figures = "".join(
+            '<td class="n">{}</td><td>{}</td>'.format(*shown(found[name])) if name in found else "<td></td><td></td>"
+            for name in names
+        )
+        kind = ' class="macro"' if mixed and key.label in HEADLINE else ""
+        probe, label = html.escape(key.probe), html.escape(key.label)
+        lines.append(f"<tr{kind}><td>{probe}</td><td>{key.metric}</td><td>{label}</td>{figures}</tr>")
+    head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
+    head = f"<tr><th>probe</th><th>metric</th><th>label</th>{head}</tr>"
+    return f'<div class="wide figures"><table>{head}{"".join(lines)}</table></div>'
+
+
+def _differences(rows: list[dict], before: str, after: str) -> str:
+    lines = []
+    for row in rows:
+        if row["label"] in HEADLINE:
+            gained = (row["value"] > 0) != (row["metric"] in LOWER_IS_BETTER)
+            kind = ("n good" if gained else "n bad") if row["p"] < 0.05 else "n"
+            value, interval = shown(row, "+")
+            p = html.escape(shown_p(row["p"]))
+            lines.append(
+                f'<tr><td>{html.escape(row["probe"])}</td><td>{row["metric"]}</td><td class="{kind}">{value}</td>'
+                f'<td>{interval}</td><td class="n">{p}</td><td class="n">{row["patients"]}</td></tr>'
+            )
+    caption = (
+        f"{html.escape(after)} minus {html.escape(before)}, the same patients in every resample; where p < 0.05 "
+        "(two-sided, for one comparison) green is better, red worse; mcnemar: gain in the share "
+        "that is right, clustered by patient"
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("probe", "metric", "difference", "95 % interval", "p", "patients"))
+    head = f"<table><caption>{caption}</caption><tr>{head}</tr>"
+    return f'<div class="figures">{head}{"".join(lines)}</table></div>'
+
+
+def _learning(rows: list[dict], names: list[str], axis: str) -> Iterator[str]:
+    for probe in dict.fromkeys(row["probe"] for row in rows):
+        mine = [row for row in rows if row["probe"] == probe and row["label"] in HEADLINE]
+        first = [row for row in mine if row["metric"] == mine[0]["metric"]]
+        caption = f"{probe}: {first[0]['metric']} against {_AXES[axis]}."
+        yield figure(curves.learning(first, names, axis), caption)
+
+
+def _classifiers(folders: Sequence[Path]) -> Iterator[str]:
+    """ROC, calibration and confusion of every probe without variants that decides between classes."""
+    found: dict[str, dict[str, Prediction]] = {}
+    for folder in folders:
+        for probe, prediction in results.read_predictions(folder)[1].items():
+            decides = isinstance(prediction, Scored) and prediction.kind in _PROBABLE
+            if decides and " " not in probe and len(prediction.scores) == 1:
+                found.setdefault(probe, {})[folder.name] = prediction
+    for probe, predictions in found.items():
+        yield figure(curves.roc_and_calibration(predictions), f"{probe}: ROC and calibration on the test patients.")
+        if all(each.kind == "multiclass" for each in predictions.values()):
+            yield figure(curves.confusions(predictions), f"{probe}: confusion, slices or volumes.")
+
+
+def _pictures(folders: Sequence[Path]) -> Iterator[str]:
+    there = [folder for folder in folders if (folder / "pictures.npz").is_file()]
+    if not there:
+        return
+    pictures = [dict(np.load(folder / "pictures.npz")) for folder in there]
+    names = [folder.name for folder in there]
+    if len({each["images"].shape for each in pictures}) > 1:
+        yield dim("The pictures of these encoders have different sizes and are not shown side by side.")
+        return
+    yield "<h3>Patch features</h3>"
+    yield figure(
+        plots.components(names, pictures),
+        "First three principal components of the patch features as red, green and blue; air is black.",
+    )
+    yield figure(
+        plots.similarities(names, pictures),
+        "Cosine similarity of every patch to the one that is marked, from 0 (dark) to 1 (bright).",
+    )
+    if any(key.startswith("drawn.") for each in pictures for key in each):
+        yield "<h3>Segmentation</h3>"
+        yield figure(plots.segmentations(names, pictures), "What is drawn on test patients.")

@@ -1,0 +1,141 @@
+"""What a run of probes leaves behind.
+
+results.jsonl      a row per probe, variant, metric and label:
+                   task, probe, variant, metric, label (a name, `macro` over names, or `all`), split, value, low, high,
+                   patients, leaks (eval.data.leaks.Leaks.row), chosen_on_val, refitted, encoder, digest, dataset,
+                   test_opened, seed, draws
+predictions.npz    every prediction, for paired comparisons: arrays `<number>.<field>`, and `made`, JSON
+test_opened.jsonl  a line for every time that the test patients were looked at
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from eval.config import TaskConfig
+from eval.encoders.encoder import FrozenEncoder
+from eval.probes import Outcome
+from eval.statistics import bootstrap
+from eval.statistics.predictions import Binned, Prediction, Scored, Tabled
+from meddap.disk import write_atomic
+from meddap.settings import SettingsError
+
+HEADLINE = ("macro", "all")
+_FORMS = {form.__name__: form for form in (Scored, Tabled, Binned)}
+
+
+def rows(pooled: dict[str, list[Outcome]], choices: dict[str, dict], task: TaskConfig) -> list[dict]:
+    """A row per probe, variant, metric and label, with intervals by resampling patients."""
+    found = []
+    for probe, outcomes in pooled.items():
+        for outcome in outcomes:
+            for metric in metrics_of(outcome.prediction, task.metrics):
+                shared = {"task": task.name, "probe": probe, "variant": outcome.variant, "metric": metric}
+                shared |= {"split": "test", **choices[probe], "seed": task.seed, "draws": task.draws}
+                figures = bootstrap.figures(outcome.prediction, metric, task.draws, task.seed)
+                found += [{**shared, "label": label, **figure.row()} for label, figure in figures.items()]
+    return found
+
+
+def metrics_of(prediction: Prediction, wanted: Sequence[str]) -> list[str]:
+    """The metrics that a prediction has and that are wanted; all that it has where it has none of these."""
+    there = prediction.metrics()
+    return [name for name in wanted if name in there] or list(there)
+
+
+def pooled(folds: Sequence[list[Outcome]]) -> list[Outcome]:
+    """The outcomes of several folds as one: every patient is tested in one fold."""
+    joined = []
+    for same in zip(*folds):
+        predictions = [outcome.prediction for outcome in same]
+        joined.append(replace(same[0], prediction=_joined(predictions)))
+    return joined
+
+
+def _joined(parts: list[Prediction]) -> Prediction:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    subjects = np.concatenate([part.subjects for part in parts])
+    if isinstance(first, Scored):
+        scores = np.concatenate([part.scores for part in parts], axis=1)
+        targets, keys = (np.concatenate([getattr(part, name) for part in parts]) for name in ("targets", "keys"))
+        return replace(first, scores=scores, targets=targets, keys=keys, subjects=subjects)
+    if isinstance(first, Tabled):
+        values = {name: np.concatenate([part.values[name] for part in parts], axis=1) for name in first.values}
+        return replace(first, values=values, subjects=subjects)
+    positive, negative = (np.concatenate([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
+    return replace(first, positive=positive, negative=negative, subjects=subjects)
+
+
+def words(variant: dict) -> str:
+    """A variant as text that follows the probe's name."""
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in variant.items()}
+    return "".join(f" {key} {value}" for key, value in shown.items())
+
+
+def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task: TaskConfig) -> None:
+    """Every array of every prediction as `<number>.<field>`, and in `made` what they are."""
+    arrays, described = {}, []
+    flat = [(probe, outcome) for probe, outcomes in pooled_outcomes.items() for outcome in outcomes]
+    for number, (probe, outcome) in enumerate(flat):
+        plain = {}
+        for name, value in vars(outcome.prediction).items():
+            if isinstance(value, np.ndarray):
+                arrays[f"{number}.{name}"] = value
+            elif isinstance(value, dict):
+                arrays |= {f"{number}.{name}.{key}": array for key, array in value.items()}
+            else:
+                plain[name] = value
+        form = type(outcome.prediction).__name__
+        described.append({"probe": probe, "variant": outcome.variant, "form": form, "plain": plain})
+    made = {"task": asdict(task), "predictions": described}
+    memory = io.BytesIO()
+    np.savez_compressed(memory, made=np.array(json.dumps(made)), **arrays)
+    write_atomic(path, memory.getvalue())
+
+
+def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
+    """The task and the predictions by probe and variant of a probe's folder. Raises SettingsError where it has none."""
+    path = folder / "predictions.npz"
+    if not path.is_file():
+        raise SettingsError(f"{path}: not found; run eval.probe --output {folder} first")
+    with np.load(path, allow_pickle=False) as arrays:
+        made = json.loads(str(arrays["made"]))
+        found = {}
+        for number, each in enumerate(made["predictions"]):
+            fields: dict = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in each["plain"].items()
+            }
+            for name in arrays.files:
+                if name.startswith(f"{number}."):
+                    _, field, *key = name.split(".", 2)
+                    if key:
+                        fields.setdefault(field, {})[key[0]] = arrays[name]
+                    else:
+                        fields[field] = arrays[name]
+            found[each["probe"] + words(each["variant"])] = _FORMS[each["form"]](**fields)
+    return made["task"], found
+
+
+def record_opening(output: Path, encoder: FrozenEncoder, task: TaskConfig, version: str) -> int:
+    """Write down that the test patients are looked at now; how often that was done with this output, now included."""
+    path = output / "test_opened.jsonl"
+    before = path.read_text() if path.is_file() else ""
+    line = {
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "encoder": encoder.source,
+        "digest": encoder.digest,
+        "dataset": version,
+        "task": task.name,
+        "probes": list(task.probes),
+    }
+    write_atomic(path, (before + json.dumps(line) + "\n").encode())
+    return before.count("\n") + 1

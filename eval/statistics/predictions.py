@@ -1,0 +1,216 @@
+"""What a probe says of the test examples, in three forms, and which figures can be drawn from each.
+
+Every form has `subjects`, whose patients are resampled, and `figures(metric, counts, patients, draws)`: the figures of
+one metric under R resamples. A probe that is fitted several times (few-shot draws, label fractions) keeps all of its
+fits on the first axis of `scores` or `values`; resample r takes fit `draws[r]`, so that an interval holds both sources
+of chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from eval.statistics import metrics
+from eval.statistics.metrics import Weights
+
+# the figures of each kind of task where the task names none; the first one is what validation patients choose by
+DEFAULT = {
+    "binary": ("auroc", "auprc", "balanced_accuracy", "f1", "mcc", "ece", "brier"),
+    "multilabel": ("auroc", "auprc", "balanced_accuracy", "f1", "mcc", "ece", "brier"),
+    "multiclass": ("auroc", "accuracy", "balanced_accuracy", "f1", "mcc", "ece", "brier"),
+    "regression": ("mae", "rmse", "r2", "pearson"),
+    "survival": ("c_index",),
+    "anomaly": ("auroc", "auprc"),
+    "segmentation": ("dice", "iou"),
+    "retrieval": ("map", "recall@1", "recall@5", "recall@10"),
+}
+LOWER_IS_BETTER = ("mae", "rmse", "ece", "brier", "hd95")
+PROBABILITIES = ("ece", "brier", "balanced_accuracy", "f1", "mcc", "accuracy")  # need scores in 0…1
+
+
+class Prediction(Protocol):
+    """What intervals and comparisons work on."""
+
+    names: tuple[str, ...]
+    subjects: np.ndarray
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures that this prediction can give."""
+
+    def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """(R, T) figure of every name (or (R, 1) of all together) under (R, patients) resampling counts.
+
+        draws (R,) which fit each resample takes.
+        """
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of M slices or volumes.
+
+    kind      binary, multilabel, multiclass, regression, survival or anomaly
+    scores    (D, M, T): probabilities of each label or class (anomaly: any number), values, or risk; D fits
+    targets   (M, T) as Examples.targets: NaN where unknown (multiclass (M, 1) class, survival (M, 2) time, event)
+    subjects  (M,)
+    keys      (M,) whose scores they are
+    names     T labels or classes
+    """
+
+    kind: str
+    scores: np.ndarray
+    targets: np.ndarray
+    subjects: np.ndarray
+    keys: np.ndarray
+    names: tuple[str, ...]
+
+    def metrics(self) -> tuple[str, ...]:
+        return DEFAULT[self.kind]
+
+    def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        owner, found = np.searchsorted(patients, self.subjects), None
+        for fit in np.unique(draws):
+            mine = draws == fit
+            part = FIGURES[metric](self, self.scores[fit], Weights(counts[mine].astype(np.float64), owner))
+            found = np.full((len(draws), part.shape[1]), np.nan) if found is None else found
+            found[mine] = part
+        return found
+
+    def label(self, scores: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of one label or class: rows that are known, their scores, whether they are positive."""
+        if self.kind == "multiclass":
+            known = ~np.isnan(self.targets[:, 0])
+            return known, scores[known, column], self.targets[known, 0] == column
+        known = ~np.isnan(self.targets[:, column])
+        return known, scores[known, column], self.targets[known, column] > 0
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """Figures of K patients or queries, to be averaged: values[metric] (D, K, O), NaN where there is none.
+
+    subjects (K,) their patients; names the O structures or ("all",).
+    """
+
+    values: dict[str, np.ndarray]
+    subjects: np.ndarray
+    names: tuple[str, ...]
+
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        owner = np.searchsorted(patients, self.subjects)
+        found = np.full((len(draws), len(self.names)), np.nan)
+        for fit in np.unique(draws):
+            table, mine = self.values[metric][fit], draws == fit
+            weights = Weights(counts[mine].astype(np.float64), owner)
+            for column in range(table.shape[1]):
+                found[mine, column] = metrics.mean(table[:, column], weights)
+        return found
+
+
+@dataclass(frozen=True)
+class Binned:
+    """Scores of very many pixels as counts: positive, negative (patients, B), bins ascending; subjects (patients,)."""
+
+    metric: str
+    positive: np.ndarray
+    negative: np.ndarray
+    subjects: np.ndarray
+    names: tuple[str, ...] = ("all",)
+
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric,)
+
+    def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        weights = counts[:, np.searchsorted(patients, self.subjects)].astype(np.float64)
+        return metrics.auroc_of_counts(weights @ self.positive, weights @ self.negative)[:, None]
+
+
+def _ranked(function):
+    """A metric of scores and a yes or no, for every label."""
+
+    def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
+        columns = []
+        for column in range(scores.shape[1]):
+            known, mine, positive = prediction.label(scores, column)
+            columns.append(function(mine, positive, weights.take(known)))
+        return np.stack(columns, axis=1)
+
+    return figures
+
+
+def _decided(function):
+    """A metric of a confusion table: of all classes together, or of every label at 0.5."""
+
+    def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
+        if prediction.kind == "multiclass":
+            known = ~np.isnan(prediction.targets[:, 0])
+            true = prediction.targets[known, 0].astype(np.int64)
+            table = metrics.confusion(scores[known].argmax(axis=1), true, scores.shape[1], weights.take(known))
+            found = function(table)
+            return found if found.ndim == 2 else found[:, None]
+        columns = []
+        for column in range(scores.shape[1]):
+            known, mine, positive = prediction.label(scores, column)
+            table = metrics.confusion((mine > 0.5).astype(np.int64), positive.astype(np.int64), 2, weights.take(known))
+            found = function(table)
+            columns.append(found[:, 1] if found.ndim == 2 else found)  # F1 of the positive class
+        return np.stack(columns, axis=1)
+
+    return figures
+
+
+def _ece(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
+    if prediction.kind == "multiclass":
+        known = ~np.isnan(prediction.targets[:, 0])
+        right = scores[known].argmax(axis=1) == prediction.targets[known, 0]
+        return metrics.ece(scores[known].max(axis=1), right, weights.take(known))[:, None]
+    return _ranked(metrics.ece)(prediction, scores, weights)
+
+
+def _brier(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
+    if prediction.kind == "multiclass":
+        known = ~np.isnan(prediction.targets[:, 0])
+        one_hot = prediction.targets[known] == np.arange(scores.shape[1])
+        return metrics.mean(((scores[known] - one_hot) ** 2).sum(axis=1), weights.take(known))[:, None]
+    return _ranked(lambda mine, positive, w: metrics.mean((mine - positive) ** 2, w))(prediction, scores, weights)
+
+
+def _valued(function):
+    """A metric of predicted and true values, for every column."""
+
+    def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
+        columns = []
+        for column in range(scores.shape[1]):
+            known = ~np.isnan(prediction.targets[:, column])
+            columns.append(function(scores[known, column], prediction.targets[known, column], weights.take(known)))
+        return np.stack(columns, axis=1)
+
+    return figures
+
+
+def _c_index(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
+    known = ~np.isnan(prediction.targets).any(axis=1)
+    time, event = prediction.targets[known].T
+    return metrics.c_index(scores[known, 0], time, event > 0, weights.take(known))[:, None]
+
+
+FIGURES = {
+    "auroc": _ranked(metrics.auroc),
+    "auprc": _ranked(metrics.auprc),
+    "accuracy": _decided(metrics.accuracy),
+    "balanced_accuracy": _decided(metrics.balanced_accuracy),
+    "f1": _decided(metrics.f1),
+    "mcc": _decided(metrics.mcc),
+    "ece": _ece,
+    "brier": _brier,
+    "mae": _valued(lambda predicted, true, w: metrics.mean(np.abs(predicted - true), w)),
+    "rmse": _valued(lambda predicted, true, w: np.sqrt(metrics.mean((predicted - true) ** 2, w))),
+    "r2": _valued(metrics.r_squared),
+    "pearson": _valued(metrics.pearson),
+    "c_index": _c_index,
+}

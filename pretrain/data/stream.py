@@ -1,0 +1,271 @@
+"""From shards to batches: read by index, decoded in threads, the next batches made while one is used.
+
+order.Chain → which samples → Split.read → decompressed straight into the batch's array → Batch
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, fields, replace
+
+import blosc2
+import numpy as np
+import torch
+
+from data_prep import schema
+from pretrain.data.labels import UNLABELLED, Labelling
+from pretrain.data.order import Chain, part
+from pretrain.reuse import Reuse
+
+_READER_THREADS = "meddap-decode"
+_NOWHERE = np.empty((0, 2), np.int16)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded slices of one rank's part of a global batch.
+
+    pixels   (B, S, H, W) int16 as `schema.signed` gives them, padded below and right with air to the batch's largest
+             slice; all air for a sequence that a sample does not have
+    box      (B, 4) int64 foreground (row0, row1, column0, column1)
+    present  (B, S) bool, which sequences the sample has: at least one
+    sample   (B,) int64 number in the split, and epoch (B,) int64: with the seed, all a view's randomness
+    labels   (B, C) int64 class of each label column, −1 where the sample is unlabelled
+    voxels   (V, 2) int16 row and column of every pixel with a label inside its sample's foreground box, one sample's
+             after the other's from `voxel_starts` (B + 1,) int64 on; both None where they were not asked for
+    whole_sample, whole_epoch  (G,) int64 `sample` and `epoch` of the global batch; None where it is this batch
+    """
+
+    pixels: torch.Tensor
+    box: torch.Tensor
+    present: torch.Tensor
+    sample: torch.Tensor
+    epoch: torch.Tensor
+    labels: torch.Tensor
+    voxels: torch.Tensor | None = None
+    voxel_starts: torch.Tensor | None = None
+    whole_sample: torch.Tensor | None = None
+    whole_epoch: torch.Tensor | None = None
+
+    @property
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample and epoch of every image of the global batch."""
+        if self.whole_sample is None or self.whole_epoch is None:
+            return self.sample, self.epoch
+        return self.whole_sample, self.whole_epoch
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its images on `device`; what views, masks and layouts are made from stays on the host."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The batch in page-locked memory, from which a GPU copies without waiting."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: None if each is None else each.pin_memory() for name, each in every.items()})
+
+
+def batches(
+    split: schema.Split,
+    *,
+    batch_size: int | Sequence[int],
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    sequences: tuple[str, ...] = (schema.CT,),
+    labels: Labelling = UNLABELLED,
+    voxels: bool = False,
+    threads: int = 2,
+    prefetch: int = 2,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """This rank's parts of the global batches `start`, `start + 1`, … without end, or to the last that has a size.
+
+    batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
+    labels      which class labels the batches carry, of whom
+    voxels      whether they carry the labelled voxels of their slices; else no label map is decoded
+    Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
+    """
+    blosc2.set_releasegil(True)
+    chain = Chain(labels.samples(split), seed)
+    starts = None if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
+    last = None if starts is None else len(starts) - 1
+    decoders = _Decoders(split, threads, pin)
+    assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
+
+    def make(number: int) -> Batch:
+        if starts is None:
+            size, drawn = batch_size, chain.batch(number, batch_size)
+        else:
+            size = int(starts[number + 1] - starts[number])
+            drawn = chain.stretch(int(starts[number]), size)
+        whole = labels.numbers(drawn[0]), drawn[1]
+        sample, epoch = (array[part(size, rank, world)] for array in whole)
+        batch = _assemble(decoders, sample, epoch, sequences, labels, voxels)
+        if world > 1:
+            whole_sample, whole_epoch = (torch.from_numpy(array) for array in whole)
+            batch = replace(batch, whole_sample=whole_sample, whole_epoch=whole_epoch)
+        return batch.pin() if pin else batch
+
+    waiting: deque[Future[Batch]] = deque()
+    number = start
+    try:
+        while waiting or last is None or number < last:
+            while len(waiting) <= prefetch and (last is None or number < last):
+                waiting.append(assembler.submit(make, number))
+                number += 1
+            yield waiting.popleft().result()
+    finally:
+        assembler.shutdown(cancel_futures=True)
+        decoders.close()
+
+
+def gather(
+    split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
+) -> Batch:
+    """Samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
+    decoders = _Decoders(split, threads)
+    try:
+        return _assemble(decoders, numbers, np.zeros_like(numbers), sequences, Labelling())
+    finally:
+        decoders.close()
+
+
+@dataclass
+class _Decoders:
+    """The threads of one stream and the memory that they read and decode into, used again for every batch.
+
+    shape  (height, width) of the last batch
+    """
+
+    split: schema.Split
+    threads: int
+    pin: bool = False
+    shape: tuple[int, int] = (0, 0)
+    _pool: ThreadPoolExecutor = field(init=False)
+    _buffers: list[memoryview] = field(init=False)
+    _arrays: Reuse = field(init=False, default_factory=lambda: Reuse(np.int16))
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.threads, _READER_THREADS)
+        largest = int(self.split.index["size"].max(initial=0))
+        self._buffers = [memoryview(bytearray(largest)) for _ in range(self.threads)]
+
+    def run(self, work: Callable[[int, memoryview], None], numbers: Sequence[int]) -> None:
+        """`work` for each of some numbers, with its thread's buffer; an error of one is raised when all have ended."""
+        shared = iter(numbers)  # who is free takes the next
+
+        def some(buffer: memoryview) -> None:
+            for number in shared:
+                work(number, buffer)
+
+        tasks = [self._pool.submit(some, buffer) for buffer in self._buffers[: len(numbers)]]
+        wait(tasks)
+        for task in tasks:
+            task.result()
+
+    def pixels(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An int16 array that is its holder's alone."""
+        if self.pin:
+            return torch.empty(shape, dtype=torch.int16, pin_memory=True).numpy()  # PyTorch keeps such memory itself
+        return self._arrays.array(shape)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _assemble(
+    decoders: _Decoders,
+    sample: np.ndarray,
+    epoch: np.ndarray,
+    sequences: tuple[str, ...],
+    labels: Labelling,
+    voxels: bool = False,
+) -> Batch:
+    labelled: list[np.ndarray] = [_NOWHERE] * len(sample)
+    records: list[dict] = [{}] * len(sample)
+    present = np.zeros((len(sample), len(sequences)), bool)
+    # the last batch's shape is most often this one's: a sample that has it is decoded as soon as it is read
+    shape = decoders.shape
+    pixels = decoders.pixels((len(sample), len(sequences), *shape))
+
+    def read(place: int, buffer: memoryview) -> None:
+        members, records[place] = _open(decoders.split, int(sample[place]), buffer)
+        if tuple(records[place]["shape"]) == shape:
+            fill(place, members)
+
+    def again(place: int, buffer: memoryview) -> None:
+        fill(place, _open(decoders.split, int(sample[place]), buffer)[0])
+
+    def fill(place: int, members: dict[str, memoryview]) -> None:
+        try:
+            _decode(members, records[place], sequences, pixels[place], present[place])
+            if voxels:
+                labelled[place] = _labelled(members, records[place])
+        except (schema.SchemaError, RuntimeError, ValueError) as error:
+            raise _named(decoders.split, int(sample[place]), error) from error
+
+    decoders.run(read, range(len(sample)))
+    shapes = [tuple(record["shape"]) for record in records]
+    left = [place for place, each in enumerate(shapes) if each != shape]
+    decoders.shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
+    if decoders.shape != shape:
+        pixels, left = decoders.pixels((len(sample), len(sequences), *decoders.shape)), range(len(sample))
+    decoders.run(again, left)
+    box = np.array([record["box"] for record in records], np.int64)
+    classes = labels.of(sample, [record["labels"] for record in records])
+    arrays = [pixels, box, present, sample, epoch, classes]
+    if voxels:
+        arrays += [np.concatenate(labelled), np.cumsum([0, *(len(each) for each in labelled)], dtype=np.int64)]
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+def _open(split: schema.Split, number: int, into: memoryview) -> tuple[dict[str, memoryview], dict]:
+    try:
+        members = schema.members(split.read(number, into))
+        return members, json.loads(bytes(members["json"]))
+    except (schema.SchemaError, KeyError, ValueError) as error:
+        raise _named(split, number, error) from error
+
+
+def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.ndarray, present: np.ndarray) -> None:
+    """Fill one sample's (S, H, W) part of the batch."""
+    height, width = record["shape"]
+    whole = (height, width) == pixels.shape[1:]
+    for place, name in enumerate(sequences):
+        air = int(schema.span(name, (schema.AIR_HU, 0))[0])
+        if name not in record["sequences"]:
+            pixels[place] = air
+            continue
+        present[place] = True
+        # a slice as large as the batch is decoded in place, a smaller one by way of its own array
+        plane = (pixels[place] if whole else np.empty((height, width), np.int16)).view(record["dtype"])
+        schema.decompress_into(members[f"{name}.b2"], plane)
+        if not whole:
+            pixels[place, height:] = pixels[place, :, width:] = air
+            pixels[place, :height, :width] = schema.signed(plane)
+        else:
+            schema.signed(plane)
+    if not present.any():
+        raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={list(sequences)}")
+
+
+def _labelled(members: dict, record: dict) -> np.ndarray:
+    """Return (V, 2) rows and columns of the pixels with a label inside the foreground box."""
+    if "seg.b2" not in members:
+        return _NOWHERE
+    labelmap = np.empty(record["shape"], np.uint8)
+    schema.decompress_into(members["seg.b2"], labelmap)
+    row0, row1, column0, column1 = record["box"]
+    found = np.nonzero(labelmap[row0:row1, column0:column1])
+    return np.stack([found[0] + row0, found[1] + column0], axis=1).astype(np.int16)
+
+
+def _named(split: schema.Split, number: int, error: Exception) -> schema.SchemaError:
+    return schema.SchemaError(
+        f"{split.paths[int(split.shard[number])]}: sample {number}: {error}; make the shard again"
+    )

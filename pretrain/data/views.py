@@ -1,0 +1,330 @@
+"""The views of a batch: crops, resized and with their intensities changed, made in batches on its device.
+
+Sampling the parameters of a view and applying them are two functions. Parameters are a function of
+(seed, epoch, sample, crop); nothing depends on the batch, the rank or what came before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from data_prep.schema import CT, span
+from pretrain import bags
+from pretrain.data import boxes, resize, slices
+from pretrain.data.intensity import Intensity
+from pretrain.data.randomness import gaussian, uniforms
+from pretrain.data.slices import SliceSettings
+from pretrain.data.stream import Batch
+from pretrain.reuse import Reuse
+
+_PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
+_MEMORY = Reuse(np.float32)
+_NOISE_AT_ONCE = 100_000  # pixels
+_INTENSITY = 10  # numbers of a crop before those of its boxes: flip, then each sequence's intensities
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area or of its sides.
+
+    sequences       names of the S sequences
+    scale_of        "area" or "side", see `boxes.draw`
+    around_labels   crops are centred at labelled voxels where a sample has some
+    min_body        a crop holds at least this share of pixels above `body_threshold_hu` (in MR: of foreground) in some
+                    sequence: the first of `candidates` boxes that does is taken, else the one with most
+    flip            probability of a left-right flip
+    window_shift    largest shift of the window's level in HU, mr_shift in widths of the window for MR; window_stretch,
+                    relative, of its width. Drawn for each sequence, as noise and blur are; boxes and flips are shared
+    noise_p         probability of Gaussian noise, noise_std its largest deviation in window widths
+    blur_p          probability of blurring: global crop 0, global crop 1, local crops
+    blur_sigma      range of the blur's deviation in pixels of the crop
+    gamma_p         probability of an exponent on the windowed value: global crop 0, global crop 1, local crops; `gamma`
+                    its range. Drawn for each sequence (MM-DINOv2 draws one for all)
+    slice           what is changed in the whole slice before it is cropped. Where anything can be, slices are clipped
+                    to the window before they are resampled, and crops are not clipped again
+    gram_size       side of the Gram teacher's crops, or None where there is no Gram teacher
+    """
+
+    global_size: int
+    global_scale: tuple[float, float]
+    local_size: int
+    local_scale: tuple[float, float]
+    local_number: int
+    intensity: Intensity
+    sequences: tuple[str, ...] = (CT,)
+    scale_of: str = "area"
+    around_labels: bool = False
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    min_body: float = 0.0
+    body_threshold_hu: float = -500.0
+    candidates: int = 4
+    flip: float = 0.0
+    window_shift: float = 0.0
+    mr_shift: float = 0.0
+    window_stretch: float = 0.0
+    noise_p: float = 0.0
+    noise_std: float = 0.0
+    blur_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    gamma_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    gamma: tuple[float, float] = (0.75, 1.5)
+    slice: SliceSettings = SliceSettings()
+    gram_size: int | None = None
+
+    @property
+    def windows(self) -> np.ndarray:
+        """(S, 2) stored values of each sequence that become 0 and 1."""
+        return np.array([span(name, self.intensity.window) for name in self.sequences])
+
+    @cached_property
+    def lowest(self) -> tuple[int, ...]:
+        """The stored value of each sequence above which a pixel is of the body."""
+        return tuple(int(span(name, (self.body_threshold_hu, 0))[0]) for name in self.sequences)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What student and teacher see, standardised float32.
+
+    global_crops  (2, B, S, h, w)
+    local_crops   (L, B, S, l, l)
+    gram_crops    (2, B, S, g, g) for the Gram teacher, or None
+    present       (B, S) bool on the host, or None where every sample has every sequence
+    sequences     names of the S sequences, or () where there is one without a name
+    labels        (B, C) int64 classes, −1 where unlabelled, or None where there is no label column
+    """
+
+    global_crops: torch.Tensor
+    local_crops: torch.Tensor
+    gram_crops: torch.Tensor | None = None
+    present: torch.Tensor | None = None
+    sequences: tuple[str, ...] = ()
+    labels: torch.Tensor | None = None
+
+    def part(self, rows: slice) -> Views:
+        """The views of some of the batch's images."""
+        gram = None if self.gram_crops is None else self.gram_crops[:, rows]
+        present, labels = (None if each is None else each[rows] for each in (self.present, self.labels))
+        return Views(self.global_crops[:, rows], self.local_crops[:, rows], gram, present, self.sequences, labels)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One crop of every sample: candidate boxes (B, K, 4) as (row, column, height, width), flip (B,).
+
+    The rest are (B, S), for each sequence its own: low and width of the window in stored values; noise 0, blur 0 and
+    gamma 1 where there is none; key seeds the noise.
+    """
+
+    boxes: torch.Tensor
+    flip: torch.Tensor
+    low: torch.Tensor
+    width: torch.Tensor
+    noise: torch.Tensor
+    blur: torch.Tensor
+    gamma: torch.Tensor
+    key: torch.Tensor
+
+
+Kind = tuple[list[Parameters], int, ViewSettings]  # crops that share a size: what was drawn for each
+Distortions = list[list[slices.Distortion]]  # of each sample each sequence's
+
+
+def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None = None) -> Views:
+    """The views of a batch, on the device of its pixels.
+
+    products  whether by matrix products of whole batches, which suits a GPU, or slice by slice, which suits a CPU; as
+              suits the device where it is None. They agree to float32's last digits
+    """
+    if products is None:
+        products = batch.pixels.device.type != "cpu"
+    draw = _by_products if products else _by_sums
+    whole = [sample_parameters(batch, settings, seed, "global", number) for number in range(2)]
+    small = [sample_parameters(batch, settings, seed, "local", number) for number in range(settings.local_number)]
+    kinds = [(whole, settings.global_size, settings), (small, settings.local_size, settings)]
+    if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
+        clean = replace(settings, blur_p=(0.0, 0.0, 0.0), gamma_p=(0.0, 0.0, 0.0), noise_p=0.0)
+        kinds.append(([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean))
+    crops = draw(batch, kinds, _distortions(batch, settings, seed) if settings.slice.on else None)
+    labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
+    return Views(*crops[:2], crops[2] if settings.gram_size else None, batch.present, settings.sequences, labels)
+
+
+def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, ...] = (CT,)) -> torch.Tensor:
+    """(B, S, size, size) normalised: the foreground's box of every sample, as it is; `sequences` names the S."""
+    row0, row1, column0, column1 = batch.box.to(batch.pixels.device).unbind(dim=1)
+    straight = torch.zeros_like(row0, dtype=torch.bool)
+    rows = resize.weights(row0, row1 - row0, batch.pixels.shape[2], size, straight).unsqueeze(1)
+    columns = resize.weights(column0, column1 - column0, batch.pixels.shape[3], size, straight).unsqueeze(1)
+    crops = resize.apply(batch.pixels.float(), rows, columns)
+    low, high = crops.new_tensor([span(name, intensity.window) for name in sequences]).view(-1, 2, 1, 1).unbind(dim=1)
+    return intensity.normalise(crops, low, high - low)
+
+
+def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
+    low, high = torch.from_numpy(settings.windows).to(parameters.low).unbind(dim=1)
+    same, none = torch.ones_like(parameters.low), torch.zeros_like(parameters.low)
+    return replace(parameters, low=same * low, width=same * (high - low), noise=none, blur=none, gamma=same)
+
+
+def _distortions(batch: Batch, settings: ViewSettings, seed: int) -> Distortions:
+    """Draw what is done to the slices, nothing to those of absent sequences."""
+    drawn = [
+        slices.sample(settings.slice, seed, batch.epoch.numpy(), batch.sample.numpy(), place)
+        for place in range(len(settings.sequences))
+    ]
+    there = batch.present.tolist()
+    return [[one if has else slices.NONE for one, has in zip(each, row)] for each, row in zip(zip(*drawn), there)]
+
+
+def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str, number: int) -> Parameters:
+    """Draw crop `number` of `kind` ("global" or "local") for every sample."""
+    count, purpose = settings.candidates, _PURPOSES[kind] + number
+    every = [
+        uniforms(
+            seed,
+            batch.epoch.numpy(),
+            batch.sample.numpy(),
+            purpose,
+            _INTENSITY + (0 if place else count * boxes.DRAWS),  # sequences share the first one's boxes
+            place,
+        )
+        for place in range(len(settings.sequences))
+    ]
+    scale = settings.global_scale if kind == "global" else settings.local_scale
+    candidates = boxes.draw(
+        batch.box.numpy(),
+        every[0][:, _INTENSITY:].reshape(-1, count, boxes.DRAWS),
+        scale,
+        settings.aspect,
+        scale_of=settings.scale_of,
+        labelled=_labelled(batch) if settings.around_labels else None,
+    )
+    draws = np.stack([each[:, :_INTENSITY] for each in every], axis=-1).transpose(1, 0, 2)
+    _, shift, stretch, noisy, strength, blurred, sigma, key, bent, gamma = draws
+    low, high = settings.windows.T
+    width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
+    is_ct = np.array([name == CT for name in settings.sequences])
+    most = np.where(is_ct, settings.window_shift, settings.mr_shift * (high - low))
+    level = (low + high) / 2 + most * (2 * shift - 1)
+    place = number if kind == "global" else 2
+    values = (
+        candidates,
+        every[0][:, 0] < settings.flip,
+        np.float32(level - width / 2),
+        np.float32(width),
+        np.float32(np.where(noisy < settings.noise_p, settings.noise_std * strength, 0)),
+        np.float32(np.where(blurred < settings.blur_p[place], _within(settings.blur_sigma, sigma), 0)),
+        np.float32(np.where(bent < settings.gamma_p[place], _within(settings.gamma, gamma), 1)),
+        (key * 2**32).astype(np.int64),
+    )
+    return Parameters(*(torch.from_numpy(value).to(batch.pixels.device) for value in values))
+
+
+def _within(bounds: tuple[float, float], draws: np.ndarray) -> np.ndarray:
+    return bounds[0] + (bounds[1] - bounds[0]) * draws
+
+
+def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    if batch.voxels is None or batch.voxel_starts is None:
+        raise ValueError("around_labels: the batch carries no labelled voxels; read it with voxels=True")
+    return batch.voxels.numpy(), batch.voxel_starts.numpy()
+
+
+def _by_products(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
+    """(C, B, S, size, size) crops of a batch for each kind, by matrix products of all of its slices."""
+    pixels, settings = batch.pixels, kinds[0][2]
+    body = boxes.body_sums(pixels, settings.lowest)
+    seen = pixels.float()
+    if distortions is not None:
+        found = [_distorted(*each, settings) for each in zip(pixels, batch.box.tolist(), distortions)]
+        seen = torch.stack([torch.stack(planes) for planes in found])
+    crops = []
+    for drawn, size, settings in kinds:
+        made = [render(seen, body, parameters, size, settings) for parameters in drawn]
+        crops.append(torch.stack(made) if made else seen.new_empty(_shape(pixels, 0, size)))
+    return crops
+
+
+def render(
+    pixels: torch.Tensor, body: torch.Tensor, parameters: Parameters, size: int, settings: ViewSettings
+) -> torch.Tensor:
+    """(B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it."""
+    row, column, height, width = boxes.choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
+    rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip)).unsqueeze(1)
+    columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip).unsqueeze(1)
+    if settings.blur_sigma[1] and any(settings.blur_p):
+        blur = resize.blur_weights(parameters.blur, size)
+        rows, columns = blur @ rows, blur @ columns
+    crops = resize.apply(pixels, rows, columns)
+    low, broad, noise = (each[..., None, None] for each in (parameters.low, parameters.width, parameters.noise))
+    gamma = parameters.gamma[..., None, None] if any(settings.gamma_p) else None
+    crops = settings.intensity.normalise(crops, low, broad, gamma=gamma, clip=not settings.slice.on)
+    if settings.noise_p and settings.noise_std:
+        drawn = gaussian(parameters.key.flatten(), tuple(crops.shape[2:]))
+        crops = crops + noise / settings.intensity.std * drawn.view(crops.shape)
+    return crops
+
+
+def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
+    """The same, slice by slice while it lies in the cache: of each box, and only what it needs."""
+    pixels, settings = batch.pixels, kinds[0][2]
+    crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
+    numbers = [[_numbers(parameters) for parameters in drawn] for drawn, _, _ in kinds]
+    sizes = [size for _, size, _ in kinds]
+    for image, planes in enumerate(pixels.numpy()):
+        body = boxes.body(planes, settings.lowest)
+        mine = [[[values[image] for values in each] for each in of_kind] for of_kind in numbers]
+        chosen = [
+            [boxes.choose_one(body, candidates, settings.min_body) for candidates, *_ in of_kind] for of_kind in mine
+        ]
+        if distortions is not None:
+            found = _distorted(pixels[image], batch.box[image].tolist(), distortions[image], settings)
+            planes = [plane.numpy() for plane in found]
+        for place, plane in enumerate(planes):
+            wanted = [
+                [bags.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
+                for of_boxes, of_kind in zip(chosen, mine)
+            ]
+            for made, of_kind, found in zip(crops, mine, bags.crops(plane, wanted, sizes)):
+                for out, crop, (_, _, low, width, _, gamma) in zip(made.numpy()[:, image, place], found, of_kind):
+                    settings.intensity.normalise_into(
+                        out, crop, low[place], width[place], gamma=gamma[place], clip=not settings.slice.on
+                    )
+    for made, (drawn, _, how) in zip(crops, kinds):
+        _add_noise(made, drawn, how)
+    return crops
+
+
+def _distorted(
+    planes: torch.Tensor, box: list[int], drawn: list[slices.Distortion], settings: ViewSettings
+) -> list[torch.Tensor]:
+    """The (S, H, W) planes of one sample as `slices.distorted` makes them."""
+    every = zip(planes, drawn, settings.windows.tolist())
+    return [slices.distorted(plane, box, one, window, settings.intensity) for plane, one, window in every]
+
+
+def _numbers(drawn: Parameters) -> list[list]:
+    """Boxes, flip, low, width, blur and gamma of each image, as Python's numbers."""
+    every = (drawn.boxes, drawn.flip, drawn.low, drawn.width, drawn.blur, drawn.gamma)
+    return [each.tolist() for each in every]
+
+
+def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
+    """Add noise to those of (C, B, S, size, size) crops that drew some; a few at once, in the cache."""
+    if not drawn:
+        return
+    strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std
+    keys = torch.stack([parameters.key for parameters in drawn])
+    for noisy in strength.nonzero().split(_NOISE_AT_ONCE // crops.shape[-1] ** 2 + 1):
+        places = noisy.unbind(1)
+        for place, values in zip(noisy.tolist(), gaussian(keys[places], tuple(crops.shape[3:]))):
+            crops[tuple(place)].add_(values, alpha=strength[tuple(place)].item())
+
+
+def _shape(pixels: torch.Tensor, crops: int, size: int) -> tuple[int, ...]:
+    return crops, *pixels.shape[:2], size, size

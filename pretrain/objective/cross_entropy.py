@@ -1,0 +1,107 @@
+"""Cross-entropy of students against targets over many prototypes, whose logits never exist in full.
+
+DINO (arXiv 2104.14294) compares cls tokens of a student's crops with those of a teacher's, iBOT (arXiv 2111.07832)
+masked patches. Both are means of targets · log softmax(features · prototypesᵀ / temperature). With tens of thousands of
+prototypes those logits, their softmax and its gradient are most of a step's memory; here a few samples at a time are
+taken from features to gradient, so that the three products of a linear layer remain and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.objective.sinkhorn import Assignment, chunks
+from pretrain.prototypes import Prototypes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """S views of N samples, as a student sees them, and what they are compared with.
+
+    targets      of T views of the N samples
+    blend        (S, T) float32, rows sum to 1: the target of a student's view is this mean of the T targets
+    weights      (S, 1), (1, N) or (S, N) float32, of each term in the sum
+    temperature  of the student
+    """
+
+    targets: Assignment
+    blend: torch.Tensor
+    weights: torch.Tensor
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """loss: the weighted sum of all terms, with a gradient; terms (S, N): each cross-entropy, without one."""
+
+    loss: torch.Tensor
+    terms: torch.Tensor
+
+
+def compare(features: torch.Tensor, prototypes: torch.Tensor, with_: Comparison) -> Compared:
+    """(S · N, D) float32 unit vectors, view by view, and (K, D) float32 prototypes → Compared, float32.
+
+    Under autocast products are made in its type, as `Prototypes` does; all that is made of them is float32.
+    """
+    views = len(with_.blend)
+    loss, terms = _Compare.apply(features.unflatten(0, (views, len(features) // views)), prototypes, with_)
+    return Compared(loss, terms)
+
+
+class _Compare(torch.autograd.Function):
+    """The gradient for a loss of weight 1 is made beside the loss, while the logits are there."""
+
+    @staticmethod
+    def forward(ctx, features: torch.Tensor, prototypes: torch.Tensor, with_: Comparison):
+        views, samples, _ = features.shape
+        wanted = any(ctx.needs_input_grad[:2])
+        weights = with_.weights.expand(views, samples)
+        terms = features.new_empty(views, samples)
+        of_features = torch.empty_like(features) if wanted else None
+        of_prototypes = torch.zeros_like(prototypes) if wanted else None
+        known = Prototypes.of(prototypes, features)
+        # what the features are multiplied with in a product with the gradient by the logits, of which each has its own
+        factors = (weights / with_.temperature).unsqueeze(-1)
+        with torch.autocast(features.device.type, enabled=False):
+            for some in chunks(samples, views * len(prototypes), features.device):
+                logits = known.logits(features[:, some], with_.temperature)
+                terms[:, some], gradient = _entropy(logits, with_, some, wanted)
+                if wanted:
+                    gradient = gradient.flatten(0, 1).to(known.narrow.dtype)
+                    scaled = (features[:, some] * factors[:, some]).flatten(0, 1).to(gradient.dtype)
+                    of_features[:, some] = (gradient @ known.narrow).unflatten(0, (views, -1)) * factors[:, some]
+                    _add_product(of_prototypes, gradient.t(), scaled)
+        ctx.save_for_backward(of_features, of_prototypes)
+        ctx.mark_non_differentiable(terms)
+        return (terms * weights).sum(), terms
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: torch.Tensor, _):
+        of_features, of_prototypes = ctx.saved_tensors
+        return of_features * upstream, of_prototypes * upstream, None
+
+
+def _entropy(
+    logits: torch.Tensor, with_: Comparison, some: slice, wanted: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(S, n) terms of some samples from (S, n, K) logits by temperature; their (S, n, K) gradient where `wanted`."""
+    targets = with_.targets.at(some)
+    logarithms = torch.log_softmax(logits, dim=-1)
+    agreement = torch.einsum("snk,tnk->snt", logarithms, targets)
+    terms = -(agreement * with_.blend.unsqueeze(1)).sum(dim=-1)
+    if not wanted:
+        return terms, None
+    gradient = logarithms.exp_()
+    gradient.flatten(1).addmm_(with_.blend, targets.flatten(1), alpha=-1)
+    return terms, gradient
+
+
+def _add_product(total: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> None:
+    """total += one @ other, in the type of the total where they have it too."""
+    if one.dtype == total.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other

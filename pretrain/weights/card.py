@@ -1,0 +1,137 @@
+"""The model card that goes with exported weights: data, recipe, how to use them, and their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pretrain.config import StageConfig, load, recorded
+from pretrain.runtime import metrics
+from pretrain.runtime.checkpoint import Checkpoint
+from pretrain.weights.encoder import Encoder
+
+
+def card(found: Checkpoint, loaded: Encoder, compared: str) -> str:
+    """Markdown with the front matter that hubs read; `compared` says how equal the exported features are.
+
+    The Python blocks run one after the other in one namespace that has FOLDER and the image they name.
+    """
+    config = load(found.path / "config.yaml")
+    model = loaded.config
+    return f"""---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags: [medical, radiology, dino, self-supervised]
+window: {list(loaded.intensity.window)}
+---
+# {config.name}
+
+A vision transformer ({model.embed_dim} wide, {model.depth} deep, patches of {model.patch_size} pixels, one input
+channel) adapted to medical images by self-distillation with MedDAP. Weights: {loaded.source}.
+
+## Use
+
+{_use(loaded)}
+Read again when it was exported: {compared}.
+Height and width are multiples of {model.patch_size}. Rows run front to back, columns from the patient's right to left.
+
+## Data
+
+{", ".join(config.data.sequences)} slices of split `{config.data.split}` of the data set with digest \
+`{found.state["data_digest"][:16]}`; patients of the other splits were not seen.
+
+## Recipe
+
+{_stages(found)}
+Loss (mean of a tenth of the stage's steps before each point) and, where it was asked for, the AUROC of nearest
+neighbours on validation patients:
+
+{_curves(found)}
+Seed {config.seed}. Commit {found.state.get("git_commit") or "unknown"}.
+
+## Limits
+
+Features for research. Not a medical device, not validated for diagnosis; scanners, body parts and populations that are
+not in the training data may be served badly. Measure on your own patients before you rely on it.
+"""
+
+
+def _use(loaded: Encoder) -> str:
+    """How pixels become features, in code that runs: clipping is no image processor's, so it is written out."""
+    (low, high), mean, std = loaded.intensity.window, loaded.intensity.mean, loaded.intensity.std
+    name, unit = "hu", "axial slices in HU"
+    if (low, high) == (0, 1):
+        name, unit = "share", "slices of MR signal; the foreground's 0.5th percentile is 0, its 99.5th is 1"
+    return f"""`{name}`: {unit}; an array of shape (h, w), (1, h, w) or (N, 1, h, w). It is clipped to
+{low:g} … {high:g}, then normalised:
+
+```python
+import numpy as np
+import torch
+from transformers import AutoModel
+
+def clipped({name}):
+    values = np.asarray({name}, np.float32).clip({low!r}, {high!r})
+    return values.reshape(-1, 1, *values.shape[-2:])
+
+def prepare({name}):
+    return torch.from_numpy(((clipped({name}) - {low!r}) / {high - low!r} - {mean!r}) / {std!r})
+
+model = AutoModel.from_pretrained(FOLDER).eval()
+with torch.inference_mode():
+    tokens = model(prepare({name})).last_hidden_state  # cls, {loaded.config.registers} registers, patches row by row
+```
+
+The image processor normalises and does not clip; it takes (1, h, w), (N, 1, h, w) and images of Pillow's mode F:
+
+```python
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained(FOLDER)
+with torch.inference_mode():
+    tokens = model(**processor(clipped({name}), return_tensors="pt")).last_hidden_state
+```
+
+A pipeline that is called with an image makes it RGB of eight bits, which this model refuses; `forward` takes pixels:
+
+```python
+from transformers import pipeline
+
+extractor = pipeline("image-feature-extraction", model=FOLDER)
+tokens = extractor.forward({{"pixel_values": prepare({name})}}).last_hidden_state
+```
+"""
+
+
+def _walked(found: Checkpoint) -> Iterator[tuple[str, StageConfig, list[dict]]]:
+    """The stages up to the checkpoint's: name, settings and the rows of its metrics."""
+    config, run = load(found.path / "config.yaml"), found.path.parent.parent
+    for name in config.stages:
+        yield name, recorded(config, name), metrics.read(run / name / "metrics.jsonl")
+        if name == found.stage:
+            return
+
+
+def _stages(found: Checkpoint) -> str:
+    lines = ["| stage | steps | batch | highest lr | crops in pixels | loss at its end |", "|---|---|---|---|---|---|"]
+    for name, each, rows in _walked(found):
+        end = f"{rows[-1]['loss/total']:.3f}" if rows else "not run"
+        done, rate = f"{len(rows)} of {each.steps}", f"{each.optim.lr.highest:g}"
+        lines.append(f"| {name} | {done} | {each.batch_size} | {rate} | {each.crops.described} | {end} |")
+    return "\n".join(lines) + "\n"
+
+
+def _curves(found: Checkpoint) -> str:
+    shares = (0.1, 0.25, 0.5, 0.75, 1.0)
+    lines = ["| stage | " + " | ".join(f"{share:.0%}" for share in shares) + " |", "|---" * (len(shares) + 1) + "|"]
+    for name, _, rows in _walked(found):
+        ends = [max(1, round(share * len(rows))) for share in shares]
+        means = [_mean("loss/total", rows[max(0, end - max(1, len(rows) // 10)) : end]) for end in ends]
+        lines.append(f"| {name}, loss | " + " | ".join(means) + " |")
+        asked = [[row for row in rows[:end] if "knn/auroc" in row][-1:] for end in ends]
+        if any(asked):
+            lines.append(f"| {name}, kNN | " + " | ".join(_mean("knn/auroc", each) for each in asked) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(key: str, rows: list[dict]) -> str:
+    return f"{sum(row[key] for row in rows) / len(rows):.3f}" if rows else "–"
