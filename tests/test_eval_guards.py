@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from helpers.datasets import write_dataset
+from helpers.tiny_run import CONFIG, SHORT
 from test_eval_probes import Pixels
-from tiny_run import CONFIG, SHORT
 
 from data_prep import schema
 from eval import probe, report

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from helpers.datasets import write_dataset
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed; `make test-nnunet` runs this in a venv of its own")
 

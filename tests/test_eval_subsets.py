@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from helpers.datasets import write_dataset
 
 from data_prep.schema import Slice
 from eval import compare, probe, report

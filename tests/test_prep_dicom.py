@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dicom_files
 import numpy as np
 import pydicom
 import pytest
+from helpers import dicom_files
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from data_prep.config import CtConfig, GeometryConfig, MriConfig, StackConfig

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dicom_files
 import nibabel
 import numpy as np
 import psutil
 import pydicom
 import pytest
+from helpers import dicom_files
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from data_prep import schema, verify

@@ -6,11 +6,11 @@ import json
 import shutil
 from pathlib import Path, PurePath
 
-import dicom_files
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+from helpers import dicom_files
 
 from data_prep import schema, shard_mri, verify
 from data_prep.discovery import sequences

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import dicom_files
 import numpy as np
 import pytest
+from helpers import dicom_files
 from test_prep_mri import head, write
 
 from data_prep import generate, merge, overview, schema, shard_ct, shard_mri

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dicom_files
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+from helpers import dicom_files
 from pydicom.datadict import DicomDictionary, dictionary_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-import dicom_files
 import numpy as np
 import pydicom
 import pytest
+from helpers import dicom_files
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.datadict import keyword_for_tag

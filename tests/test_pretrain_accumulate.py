@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CONFIG, rows, weights
+from helpers.tiny_run import CONFIG, rows, weights
 
 from meddap.settings import SettingsError
 from pretrain import accumulate, distillation, stochastic, train

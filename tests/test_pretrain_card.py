@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny_run import CONFIG, SHORT
+from helpers.tiny_run import CONFIG, SHORT
 
 from pretrain import export, train
 from pretrain.weights import encoder

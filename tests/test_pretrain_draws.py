@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import test_pretrain_stream
 import torch
-from conftest import body_slice
+from helpers.datasets import body_slice
 from scipy import ndimage, stats
 
 from data_prep import schema

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_run import CONFIG, rows
 from safetensors.torch import load_file
-from tiny_run import CONFIG, rows
 
 from pretrain import adopt, build, export, train
 from pretrain.config import IntensityConfig, ModelConfig

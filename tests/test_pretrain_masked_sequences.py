@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import CONFIG, SHORT, rows, stop_after_every_step, weights
+from helpers.tiny_run import CONFIG, SHORT, rows, stop_after_every_step, weights
 
 from data_prep.schema import MR_LOW, SchemaError, Split
 from pretrain import distillation, train

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import CONFIG, rows, stop_after_every_step, weights
+from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_run import CONFIG, rows, stop_after_every_step
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
-from tiny_run import CONFIG, rows, stop_after_every_step
 
 from data_prep.schema import Split
 from pretrain import online_knn, train

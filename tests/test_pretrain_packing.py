@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from tiny_run import CONFIG
+from helpers.tiny_run import CONFIG
 
 from meddap.settings import SettingsError
 from pretrain import distillation, train

@@ -20,11 +20,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import write_dataset
-from processes import said, start, train
+from helpers.datasets import write_dataset
+from helpers.processes import said, start, train
+from helpers.tiny_run import CONFIG, rows
 from safetensors.torch import load_file
 from test_pretrain_masked_sequences import MRI
-from tiny_run import CONFIG, rows
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError

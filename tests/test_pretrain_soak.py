@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_run import CONFIG
+from helpers.tiny_run import CONFIG
 
 from pretrain import train
 from pretrain.runtime import metrics

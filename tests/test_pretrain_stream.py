@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import body_slice
+from helpers.datasets import body_slice
 
 from data_prep.schema import SchemaError, Slice, Split
 from pretrain.data import boxes, order, randomness, resize, stream, views

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import rows, weights
+from helpers.tiny_run import rows, weights
 
 from data_prep import identity, shard_ct
 from pretrain import train

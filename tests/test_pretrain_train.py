@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 from safetensors.torch import load_file
-from tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from meddap import disk
 from pretrain import train

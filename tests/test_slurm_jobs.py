@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_jobs import ROOT, cancel, kill_node, queued, revive_node, slurm_or_skip, text, until
-from tiny_run import CONFIG, rows
+from helpers.slurm_jobs import ROOT, cancel, kill_node, queued, revive_node, slurm_or_skip, text, until
+from helpers.tiny_run import CONFIG, rows
 
 from data_prep import generate
 from pretrain import train

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_jobs import queued, slurm_or_skip, text, until
+from helpers.slurm_jobs import queued, slurm_or_skip, text, until
 
 from data_prep import generate, schema
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 STATE = Path(os.environ.get("SLURM_STATE", "/tmp/slurm-local"))  # of ../shared/tools/slurm_up.sh
 
 
