@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from meddap.errors import MeddapError
 
-class BusyError(RuntimeError):
+
+class BusyError(MeddapError):
     """Another process holds the folder; one line that says what to do."""
 
 

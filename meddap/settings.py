@@ -16,11 +16,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from meddap.errors import MeddapError
+
 T = TypeVar("T")
 _BASE = "base"
 
 
-class SettingsError(ValueError):
+class SettingsError(MeddapError, ValueError):
     """A configuration that cannot be used; one line that names the key, the value and what to do."""
 
 
