@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import memory
 from benchmarks.training_step import Arm
 from pretrain import config as configuration
 from pretrain.config import Config, StageConfig
+from pretrain.planning import peak_memory
 
 _CONFIGS = Path(configuration.__file__).parent / "configs"
 SIZES = {  # configuration, and what makes it smaller
@@ -68,7 +68,7 @@ class Scale:
 
     def stage(self, config: Config, number: int) -> tuple[StageConfig, int]:
         """Stage `number` with its largest crops, and the parts of its batch."""
-        _, stage, parts = list(memory.variants(config))[number - 1]
+        _, stage, parts = list(peak_memory.variants(config))[number - 1]
         if not self.overrides:
             return stage, parts
         crops = replace(stage.crops, global_size=48 if number == 3 else 32, local_size=16, local_number=2)

@@ -28,11 +28,12 @@ if __package__ in (None, ""):
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import rates, synthetic_shards
+from benchmarks import synthetic_shards
 from benchmarks.cases import QUICK, TARGETS, Case, Run, Scale, cases, forget
 from data_prep.schema import Split
 from meddap.settings import SettingsError
 from pretrain.data import stream
+from pretrain.planning import rates
 from pretrain.runtime.device import pick_device
 
 RESULTS = Path(__file__).resolve().parent / "results"

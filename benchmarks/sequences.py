@@ -21,12 +21,12 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
-from benchmarks.training_step import batch_of
 from meddap.settings import merge
 from pretrain import build, distillation, ema, optim
 from pretrain.config import Config, stage
 from pretrain.data import views
 from pretrain.data.stream import Batch
+from pretrain.planning.peak_memory import batch_of
 from pretrain.runtime.device import pick_device
 
 NAMES = ["t1", "t1c", "t2", "flair"]

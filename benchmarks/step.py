@@ -29,12 +29,14 @@ if __package__ in (None, ""):
 
 import torch
 
-from benchmarks import counting, plain_step, training_step
+from benchmarks import plain_step, training_step
 from meddap.settings import merge
 from pretrain import build, distillation, optim
 from pretrain.config import Config, stage
 from pretrain.data import views
 from pretrain.model import compiling
+from pretrain.planning import counting
+from pretrain.planning.peak_memory import batch_of
 from pretrain.runtime import memory
 from pretrain.runtime.device import autocast
 
@@ -82,7 +84,7 @@ class Task:
 def inputs_of(config: Config, count: int) -> Inputs:
     """Crops of a batch of random slices."""
     chosen = stage(config, "adapt")
-    batch = training_step.batch_of(count, 1, SIDE, torch.device("cpu"))
+    batch = batch_of(count, 1, SIDE, torch.device("cpu"))
     crops = views.make(batch, build.view_settings(chosen, config.intensity), seed=0)
     masks = build.masks(chosen, config, batch, chosen.crops.global_size)
     return Inputs(crops, masks, build.draws(config, chosen, batch, 0))

@@ -13,16 +13,15 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch import nn
 
-from benchmarks import counting
 from pretrain import accumulate, build, distillation, ema, optim
 from pretrain.config import Config, StageConfig
 from pretrain.data import views
-from pretrain.data.stream import Batch
 from pretrain.data.views import Views
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.koleo import spans_parts
+from pretrain.planning import counting
+from pretrain.planning.peak_memory import backbones, batch_of, masks_of, weights_of
 from pretrain.runtime.device import autocast
 
 
@@ -38,34 +37,6 @@ def networks(
     for network in backbones(student, teacher, anchor):
         build.prepare(network, config.machine, device)
     return student, teacher, anchor
-
-
-def backbones(*models: nn.Module | None) -> list[VisionTransformer]:
-    """The transformers of some networks; None is passed over."""
-    return [getattr(model, "backbone", model) for model in models if model is not None]
-
-
-def batch_of(images: int, sequences: int, side: int, device: torch.device) -> Batch:
-    """Slices of `side` × `side` random pixels without labels, all of them foreground and every sequence there."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(-1000, 1000, (images, sequences, side, side), dtype=torch.int16, generator=generator)
-    number = torch.arange(images)
-    return Batch(
-        pixels.to(device),
-        box=torch.tensor([[0, side, 0, side]]).repeat(images, 1),
-        present=torch.ones(images, sequences, dtype=torch.bool),
-        sample=number,
-        epoch=torch.zeros_like(number),
-        labels=torch.empty(images, 0, dtype=torch.int64),
-    )
-
-
-def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> torch.Tensor:
-    """(2 · images, S·P) masks with the same share of every crop's patches."""
-    patches = len(config.data.sequences) * (stage.crops.global_size // config.model.patch_size) ** 2
-    masks = torch.zeros(2 * images, patches, dtype=torch.bool)
-    masks[:, : round(share * patches)] = True
-    return masks
 
 
 class Arm:
@@ -149,9 +120,3 @@ def update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     ema.update(teacher, student, momentum)
-
-
-def weights_of(stage: StageConfig) -> distillation.StepWeights:
-    """Of a stage's first step."""
-    now = {name: float(values[0]) for name, values in build.schedules(stage).items()}
-    return build.step_weights(stage, now)

@@ -1,6 +1,6 @@
 """What a training would take: days, GPU-hours, data, messages and disk, from counted operations and bytes.
 
-    python benchmarks/plan.py CONFIG --gpus N --gpu h100|h200|a100|cpu [--mfu 0.4] [key=value …]
+    python -m pretrain.plan CONFIG --gpus N --gpu h100|h200|a100|cpu [--mfu 0.4] [key=value …]
 
 A step's time is its products by a share of the card's rates, the bytes of logits and of the update by a share of its
 bandwidth, and what its messages take beyond the backward pass that hides them. The shares are assumptions, printed
@@ -16,17 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from benchmarks import counting, memory, rates
-from benchmarks.communication import messages
 from meddap.settings import SettingsError
 from pretrain import accumulate
 from pretrain import config as configuration
 from pretrain.config import Config, SaveConfig, StageConfig
 from pretrain.data import batch_plan
 from pretrain.objective.koleo import spans_parts
+from pretrain.planning import counting, peak_memory, rates
+from pretrain.planning.communication import messages
 
 _SHARE = 0.7  # of the float32 rate, and of bandwidths, that is reached
 
@@ -142,8 +139,8 @@ def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_n
 
 def _peak(config: Config, name: str, images: int, devices: int) -> int:
     """Bytes of a device with `images` in the step with the largest crops."""
-    variant, parts = next((variant, parts) for each, variant, parts in memory.variants(config) if each == name)
-    found = memory.computed(config, variant, images, parts=parts)
+    variant, parts = next((variant, parts) for each, variant, parts in peak_memory.variants(config) if each == name)
+    found = peak_memory.computed(config, variant, images, parts=parts)
     if config.machine.parallel != "fsdp" or devices == 1:
         return found.peak
     own = found.networks + found.moments
@@ -202,7 +199,7 @@ def report(config: Config, options: argparse.Namespace, machine: Machine) -> Ite
 def _fits(row: Row, machine: Machine) -> str:
     if row.peak is None:
         return f"{'':>9}"
-    room = memory.room(machine.gigabytes)
+    room = peak_memory.room(machine.gigabytes)
     return f"{row.peak / 2**30:9.1f}" + ("" if row.peak <= room else f"  does not fit {machine.gigabytes:g} GB")
 
 
@@ -248,7 +245,6 @@ def this_machine() -> Machine:
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/plan.py",
         description="What a training would take: days, GPU-hours, data, messages and disk.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML, see pretrain/configs/")

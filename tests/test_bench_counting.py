@@ -11,12 +11,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import counting
 from meddap.settings import merge
 from pretrain import build, distillation
 from pretrain.config import Config, StageConfig, load, stage
 from pretrain.data import views
 from pretrain.data.stream import Batch
+from pretrain.planning import counting
 
 TINY = {
     "name": "tiny",

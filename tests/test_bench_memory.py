@@ -15,6 +15,7 @@ from benchmarks import memory, training_step
 from meddap.settings import merge
 from pretrain import build
 from pretrain.config import Config, StageConfig, load, stage
+from pretrain.planning import peak_memory
 
 CPU = torch.device("cpu")
 LARGER = {"model": {"embed_dim": 64, "depth": 4}, "machine": {"device": "cpu"}}
@@ -58,7 +59,7 @@ def test_a_computed_peak_is_what_a_real_step_allocates(name: str, more: dict) ->
     """
     config = config_of(**more)
     of = stage(config, name)
-    found = memory.computed(config, of, 12, masked=0.2, side=64, gpu=False)
+    found = peak_memory.computed(config, of, 12, masked=0.2, side=64, gpu=False)
     passing = found.peak - found.networks - found.moments - found.inputs
     near = 0.02 if config.machine.precision == "float32" else 0.04
     assert passing == pytest.approx(allocated(config, of, 12, 0.2), rel=near)
@@ -70,15 +71,15 @@ def test_several_sequences_and_classes_that_are_prototypes_can_be_planned(recipe
     file = Path(build.__file__).parent / "configs" / f"{recipe}.yaml"
     small = ["data.root=x", "model.embed_dim=32", "model.num_heads=2", "model.depth=2"]
     config = load(file, small)
-    two, four = (memory.computed(config, stage(config, "adapt"), images).peak for images in (2, 4))
+    two, four = (peak_memory.computed(config, stage(config, "adapt"), images).peak for images in (2, 4))
     assert 0 < two < four
 
 
 def test_activation_checkpointing_and_parts_take_less() -> None:
     """Both keep fewer activations and lower the peak; networks and moments stay what they are."""
-    plain = memory.computed(config_of(), stage(config_of(), "gram"), 12)
-    again = memory.computed(config_of(machine={"recompute": True}), stage(config_of(), "gram"), 12)
-    parts = memory.computed(config_of(machine={"accumulate": 3}), stage(config_of(), "gram"), 12)
+    plain = peak_memory.computed(config_of(), stage(config_of(), "gram"), 12)
+    again = peak_memory.computed(config_of(machine={"recompute": True}), stage(config_of(), "gram"), 12)
+    parts = peak_memory.computed(config_of(machine={"accumulate": 3}), stage(config_of(), "gram"), 12)
     for less in (again, parts):
         assert less.activations < 0.6 * plain.activations and less.peak < plain.peak
         assert (less.networks, less.moments) == (plain.networks, plain.moments)
@@ -90,7 +91,7 @@ def test_weights_and_moments_are_the_models() -> None:
     model = build.networks(config)[0]
     size = 4 * sum(each.numel() for each in model.state_dict().values())
     backbone = 4 * sum(each.numel() for each in model.backbone.state_dict().values())
-    found = memory.computed(config, stage(config, "gram"), 2)
+    found = peak_memory.computed(config, stage(config, "gram"), 2)
     assert found.networks == 2 * size + backbone and found.moments == 2 * size
     assert found.rest > 0
 
@@ -99,12 +100,12 @@ def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
     """By the peaks themselves, for two sizes of GPU; no image fits a GPU smaller than the networks."""
     config = config_of()
     of = stage(config, "adapt")
-    known = memory.computed(config, of, 8)
+    known = peak_memory.computed(config, of, 8)
     sizes = [1.9 * known.peak / 2**30, 4.0 * known.peak / 2**30, known.networks / 2**30]
-    most = memory.largest(config, of, known, sizes)
+    most = peak_memory.largest(config, of, known, sizes)
     for images, size in zip(most[:2], sizes):
-        assert memory.computed(config, of, images).peak <= memory.room(size)
-        assert memory.computed(config, of, images + 1).peak > memory.room(size)
+        assert peak_memory.computed(config, of, images).peak <= peak_memory.room(size)
+        assert peak_memory.computed(config, of, images + 1).peak > peak_memory.room(size)
     assert most[2] == 0 and most[1] > most[0] > 8
 
 
@@ -113,7 +114,7 @@ def test_the_stages_rows_have_their_largest_crops() -> None:
     config = config_of()
     pairs = [{"ratio": 1.0, "global_size": 48, "local_size": 24}, {"ratio": 1.0, "global_size": 96, "local_size": 48}]
     config = replace(config, stages={"adapt": {"steps": 50, "crops": {"local_number": 3, "mixture": pairs}}})
-    (row,) = memory.variants(config)
+    (row,) = peak_memory.variants(config)
     whole = stage(config, "adapt").crops
     pixels = [2 * large**2 + 3 * small**2 for large, small in ((whole.global_size, whole.local_size), (96, 48))]
     assert row[1].crops.global_size == 96 and row[2] == math.ceil(pixels[1] / pixels[0])

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from test_bench_counting import config_of
 
-from benchmarks import communication, memory, plan, rates, training_step
-from pretrain import build, distillation
+from benchmarks import training_step
+from pretrain import build, distillation, plan
 from pretrain.config import SaveConfig, stage
+from pretrain.planning import communication, rates
 from pretrain.runtime import checkpoint
 from pretrain.runtime.distributed import World
 
@@ -119,7 +120,7 @@ def test_a_mixture_costs_what_its_pixels_do() -> None:
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_the_command_prints_a_plan(how: str, capsys: pytest.CaptureFixture) -> None:
     """Days add up, GPU-hours are days by GPUs, storage follows from the slices; the peak is the memory benchmark's."""
-    file = Path(memory.build.__file__).parent / "configs/quickstart.yaml"
+    file = Path(build.__file__).parent / "configs/quickstart.yaml"
     words = [str(file), "--gpus", "4", "--gpu", "a100", "--slices", "1000", f"machine.parallel={how}"]
     assert plan.main(words) == 0
     out = capsys.readouterr().out

@@ -21,7 +21,19 @@ WINGS = {
     "pretrain": [
         *("schedules", "ranges", "config", "checks"),
         *("runtime", "objective", "model", "data", "optim"),
-        *("distillation", "parallel", "build", "weights", "runs", "online_knn", "stage", "train", "export"),
+        *(
+            "distillation",
+            "parallel",
+            "build",
+            "weights",
+            "runs",
+            "online_knn",
+            "planning",
+            "stage",
+            "train",
+            "export",
+            "plan",
+        ),
     ],
     "eval": [
         *("config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from benchmarks import counting
 from pretrain.config import Config, StageConfig
+from pretrain.planning import counting
 
 _BUCKET = 25 * 2**20  # bytes of gradients in one of DDP's messages; the first has 1 MB
 

@@ -9,12 +9,7 @@ operations.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
-
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from torch import nn

@@ -1,47 +1,36 @@
-"""How much memory of a GPU a training step takes, and how many images fit.
+"""How much memory of a GPU a training step takes, and how many images fit, without making the step.
 
-    python benchmarks/memory.py [--config FILE …] [--device auto|cpu|cuda]
-
-On a GPU the peak of real steps is measured beside the computed one. Without one it is computed: the step itself runs on
-tensors that have shapes and no numbers (PyTorch's FakeTensor), and every tensor's bytes are counted from its birth to
-its end, as PyTorch's allocator counts them. Left out is what is not a tensor: the driver's context, the workspaces of
-libraries, NCCL's buffers, gaps between blocks; a batch counts as fitting where the peak leaves a twelfth of the GPU to
-these.
+The step runs on tensors that have shapes and no numbers (PyTorch's FakeTensor), and every tensor's bytes are counted
+from its birth to its end, as PyTorch's allocator counts them. Left out is what is not a tensor: the driver's context,
+the workspaces of libraries, NCCL's buffers, gaps between blocks; a batch counts as fitting where the peak leaves a
+twelfth of the GPU to these.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from unittest import mock
-
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import counting, training_step
-from benchmarks.live_bytes import GPU_BLOCK, Live
-from meddap.settings import SettingsError
 from pretrain import accumulate, build, distillation
 from pretrain import config as configuration
 from pretrain.config import Config, MaskConfig, StageConfig
 from pretrain.data import batch_plan
+from pretrain.data.stream import Batch
 from pretrain.data.views import Views
 from pretrain.model import attention
+from pretrain.model.vit import VisionTransformer
 from pretrain.objective import sinkhorn
-from pretrain.runtime.device import pick_device
+from pretrain.planning import counting
+from pretrain.planning.live_bytes import GPU_BLOCK, Live
 
-CONFIGS = ("meddinov3_vitb16", "dinov3_vitl16")
-IMAGES = 64  # on one GPU of the configurations' 8 and 32
-GPUS = (24, 40, 80, 141)
 _USABLE = 11 / 12
 
 
@@ -83,6 +72,40 @@ def as_on_a_gpu() -> Iterator[None]:
         yield
 
 
+def batch_of(images: int, sequences: int, side: int, device: torch.device) -> Batch:
+    """Slices of `side` × `side` random pixels without labels, all of them foreground and every sequence there."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(-1000, 1000, (images, sequences, side, side), dtype=torch.int16, generator=generator)
+    number = torch.arange(images)
+    return Batch(
+        pixels.to(device),
+        box=torch.tensor([[0, side, 0, side]]).repeat(images, 1),
+        present=torch.ones(images, sequences, dtype=torch.bool),
+        sample=number,
+        epoch=torch.zeros_like(number),
+        labels=torch.empty(images, 0, dtype=torch.int64),
+    )
+
+
+def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> torch.Tensor:
+    """(2 · images, S·P) masks with the same share of every crop's patches."""
+    patches = len(config.data.sequences) * (stage.crops.global_size // config.model.patch_size) ** 2
+    masks = torch.zeros(2 * images, patches, dtype=torch.bool)
+    masks[:, : round(share * patches)] = True
+    return masks
+
+
+def backbones(*models: nn.Module | None) -> list[VisionTransformer]:
+    """The transformers of some networks; None is passed over."""
+    return [getattr(model, "backbone", model) for model in models if model is not None]
+
+
+def weights_of(stage: StageConfig) -> distillation.StepWeights:
+    """Of a stage's first step."""
+    now = {name: float(values[0]) for name, values in build.schedules(stage).items()}
+    return build.step_weights(stage, now)
+
+
 def most_masked(masks: MaskConfig, images: int) -> float:
     """Share of masked patches that hardly a batch exceeds: three deviations above the expected one."""
     low, high = masks.ratio
@@ -121,19 +144,17 @@ def computed(
     student.train()
     for frozen in models[1:]:
         frozen.requires_grad_(False).eval()
-    for backbone in training_step.backbones(*models):
+    for backbone in backbones(*models):
         build.prepare(backbone, machine, torch.device("cpu"))
     share = most_masked(stage.masks, images) if masked is None else masked
-    masks = training_step.masks_of(config, stage, images, share)
-    draws = build.draws(config, stage, training_step.batch_of(images, 1, 1, torch.device("cpu")), 0)
+    masks = masks_of(config, stage, images, share)
+    draws = build.draws(config, stage, batch_of(images, 1, 1, torch.device("cpu")), 0)
     counts = accumulate.divided(images, parts or machine.accumulate, stage.loss.koleo_group)
     batch = distillation.parts(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
-        distillation.gradients(
-            student, teacher, batch, training_step.weights_of(stage), gram_teacher=anchor, precision=precision
-        )
+        distillation.gradients(student, teacher, batch, weights_of(stage), gram_teacher=anchor, precision=precision)
     weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_parts(crops)])
     columns = (head.last_layer.out_features for head in (student.dino_head, student.patch_head))
     logits = 4 * sum(rows * width for rows, width in zip((2 * images, int(masks.sum())), columns))
@@ -164,17 +185,6 @@ def _parts(crops: Views) -> list[torch.Tensor]:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
-
-
-def measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int = 1) -> int:
-    """The most bytes that PyTorch's allocator gave out during real steps on a GPU. Raises torch.OutOfMemoryError."""
-    arm = training_step.Arm(config, stage, images, device, parts=parts, masked=most_masked(stage.masks, images))
-    arm.step()  # the moments are made here
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    arm.step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
 
 
 def room(gigabytes: float) -> float:
@@ -220,72 +230,10 @@ def variants(config: Config) -> Iterator[tuple[str, StageConfig, int]]:
     """Each stage's name, the stage with its largest crops, and the parts in which these have a batch computed."""
     for name in config.stages:
         plan = batch_plan.plan(configuration.stage(config, name), config.seed)
-        number = max(set(plan.choice.tolist()), key=lambda each: _sizes(plan.variants[each]))
+        number = max(set(plan.choice.tolist()), key=lambda each: crop_sizes(plan.variants[each]))
         yield name, plan.variants[number], accumulate.wanted(config.machine.accumulate, plan.scales[number])
 
 
-def _sizes(stage: StageConfig) -> tuple[int, int]:
+def crop_sizes(stage: StageConfig) -> tuple[int, int]:
+    """Pixels of a stage's global and local crops."""
     return stage.crops.global_size, stage.crops.local_size
-
-
-def with_recompute(config: Config, wanted: bool) -> Config:
-    return replace(config, machine=replace(config.machine, recompute=wanted))
-
-
-def report(files: Sequence[Path], device: torch.device) -> Iterator[str]:
-    """The table, line by line."""
-    columns = "images | parts | networks | moments | inputs | logits | kept | rest | peak | measured"
-    yield f"| {'stage':28} | {'crops':>7} | {columns} |"
-    yield "|---" * 12 + "|"
-    fits = []
-    for file in files:
-        config = configuration.load(file, ["data.root=none"])
-        for name, stage, parts in variants(config):
-            for again in (False, True):
-                with_ = with_recompute(config, again)
-                label = f"{config.name} {name}" + (", recompute" if again else "")
-                found = computed(with_, stage, IMAGES, parts=parts)
-                each = (found.networks, found.moments, found.inputs, found.logits, found.activations, found.rest)
-                real = _measured(with_, stage, IMAGES, device, parts)
-                crops = "/".join(map(str, _sizes(stage)))
-                sizes = " | ".join(f"{size / 2**30:.1f}" for size in (*each, found.peak))
-                yield f"| {label:28} | {crops:>7} | {IMAGES} | {parts} | {sizes} | {real} |"
-                fits.append((label, crops, largest(with_, stage, found, GPUS, parts)))
-    yield ""
-    yield f"| {'images that fit a GPU of':28} | {'crops':>7} | " + " | ".join(f"{size} GB" for size in GPUS) + " |"
-    yield "|---" * (2 + len(GPUS)) + "|"
-    for label, crops, most in fits:
-        yield f"| {label:28} | {crops:>7} | " + " | ".join(f"{each or 'none'}" for each in most) + " |"
-
-
-def _measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int) -> str:
-    if device.type != "cuda":
-        return "not measured"
-    try:
-        return f"{measured(config, stage, images, device, parts) / 2**30:.1f}"
-    except torch.OutOfMemoryError:
-        return "does not fit"
-    finally:
-        torch.cuda.empty_cache()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    folder = Path(build.__file__).parent / "configs"
-    parser = argparse.ArgumentParser(description="Peak memory of a training step, and how many images fit a GPU.")
-    parser.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="instead of ViT-B/16 and ViT-L/16")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda; on cpu nothing is measured")
-    options = parser.parse_args(arguments)
-    try:
-        device = pick_device(options.device)
-        print(f"GB of 2³⁰ bytes, of one GPU that holds whole networks; {torch.__version__}")
-        for line in report(options.config or [folder / f"{name}.yaml" for name in CONFIGS], device):
-            print(line, flush=True)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
