@@ -21,10 +21,10 @@ import torch
 from eval import probes
 from eval.config import LinearConfig, SplitConfig, TaskConfig
 from eval.data import splits
+from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
 from eval.data.features import Features
-from eval.data.parts import Base, Part
-from eval.models import Pixels
+from eval.encoders.pixel_baseline import Pixels
 from eval.probes import Context
 from eval.probes.linear import Input, sgd
 from eval.reporting.results import metrics_of

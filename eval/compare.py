@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import paired
 from eval.reporting import results
-from eval.statistics import bootstrap
+from eval.statistics import bootstrap, discordance
 from eval.statistics.predictions import Prediction, Scored
 from meddap.disk import write_atomic
 from meddap.settings import SettingsError
@@ -58,7 +57,7 @@ def _mcnemar(one: Prediction, other: Prediction, after: Path) -> list[dict]:
     if not (_decides(one) and _decides(other)):
         return []
     try:
-        found = paired.mcnemar(one, other)
+        found = discordance.mcnemar(one, other)
     except ValueError as error:
         raise SettingsError(f"{after}: {error}") from error
     patients = len(np.unique(one.subjects))

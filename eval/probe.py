@@ -21,7 +21,7 @@ from data_prep.schema import SchemaError
 from eval import probes
 from eval.config import TaskConfig, check
 from eval.data import features, leaks, sources, splits
-from eval.data.parts import Base, Part
+from eval.data.cohorts import Base, Part
 from eval.data.splits import Fold
 from eval.encoders import encoder
 from eval.probes import Context, Fitted, Outcome

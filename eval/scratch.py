@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from eval.config import NetworkConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import baselines, fitting
 from eval.networks.fitting import Made
 from eval.networks.targets import Outputs

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 
 from eval.config import DrawingConfig, StrideConfig, TaskConfig
 from eval.data import sources, splits
-from eval.data.parts import Base, Part
-from eval.networks import augment, decoders, segmentation
+from eval.data.cohorts import Base, Part
+from eval.networks import augment, decoders, segmentation, volume_scores
 from eval.networks.segmenter import Padded, Segmenter
 from eval.probes import patch_bank
 from eval.reporting import overlays
-from eval.statistics import volumes
 from meddap.settings import SettingsError
 from pretrain.model.vit import VisionTransformer
 
@@ -125,19 +124,19 @@ def test_volumes_are_put_together_as_they_were(test_part: Part) -> None:
     """The truth drawn is the truth, slice by slice, in mm; in whatever order the slices lie; half a slice apart it is
     not; an organ that is unlabelled in a study has no figure."""
     config, half = DrawingConfig(tolerance_mm=1.0), np.full(2, 0.5)
-    found = volumes.score(truth, half, test_part, config)
+    found = volume_scores.score(truth, half, test_part, config)
     assert (found.values["dice"] > 0.97).all()
     assert (found.values["hd95"] <= 2).all() and (found.values["nsd"] > 0.95).all()
-    assert volumes.spacing(test_part.examples, np.arange(4)) == (6.0, 2.0, 2.0)  # every second slice of 3 mm
+    assert volume_scores.spacing(test_part.examples, np.arange(4)) == (6.0, 2.0, 2.0)  # every second slice of 3 mm
     mixed = Part("test", test_part.base, np.random.default_rng(0).permutation(test_part.rows))
-    assert all(np.array_equal(volumes.score(truth, half, mixed, config).values[name], each)
+    assert all(np.array_equal(volume_scores.score(truth, half, mixed, config).values[name], each)
                for name, each in found.values.items())  # fmt: skip
-    worse = volumes.score(lambda part, rows: truth(part, rows).roll(8, 3), half, test_part, config)
+    worse = volume_scores.score(lambda part, rows: truth(part, rows).roll(8, 3), half, test_part, config)
     assert (worse.values["dice"] < found.values["dice"]).all() and (worse.values["hd95"] > found.values["hd95"]).all()
     unlabelled = test_part.base.examples.annotated.copy()
     unlabelled[test_part.base.examples.subjects == found.subjects[1], 0] = False
     base = replace(test_part.base, examples=replace(test_part.base.examples, annotated=unlabelled))
-    found = volumes.score(truth, half, Part("test", base, test_part.rows), config)
+    found = volume_scores.score(truth, half, Part("test", base, test_part.rows), config)
     assert np.isnan(found.values["dice"][0, 1, 0]) and np.isfinite(found.values["dice"]).sum() == 5
 
 
@@ -147,14 +146,16 @@ def test_pieces_make_the_volume_again() -> None:
     whole = [np.zeros((5, 9, 11), bool), np.zeros((5, 9, 11), bool)]
     whole[0][1:3, 2:6, 3:5] = rng.random((2, 4, 2)) < 0.7
     whole[1][2:4, 4:8, 1:9] = rng.random((2, 4, 8)) < 0.7
-    pieces = [volumes.Pieces() for _ in whole]
+    pieces = [volume_scores.Pieces() for _ in whole]
     for each, volume in zip(pieces, whole):
         for place, plane in enumerate(volume):
             each.add(place, plane)
     either = np.argwhere(whole[0] | whole[1])
     box = tuple(slice(low, high + 1) for low, high in zip(either.min(axis=0), either.max(axis=0)))
-    assert all(np.array_equal(found, volume[box]) for found, volume in zip(volumes.boxed(*pieces), whole))
-    assert [each.shape for each in volumes.boxed(volumes.Pieces(), volumes.Pieces())] == [(1, 1, 1)] * 2
+    assert all(np.array_equal(found, volume[box]) for found, volume in zip(volume_scores.boxed(*pieces), whole))
+    assert [each.shape for each in volume_scores.boxed(volume_scores.Pieces(), volume_scores.Pieces())] == [
+        (1, 1, 1)
+    ] * 2
 
 
 def test_a_volume_that_cannot_be_measured_is_one_line(test_part: Part) -> None:
@@ -163,11 +164,11 @@ def test_a_volume_that_cannot_be_measured_is_one_line(test_part: Part) -> None:
     bad = replace(test_part.base.examples, reader=lambda row: replace(read(row), labelmap=np.zeros((9, 9), np.uint8)))
     part = Part("test", replace(test_part.base, examples=bad), test_part.rows)
     with pytest.raises(ValueError, match=r"label map of \(9, 9\) pixels on an image of \(64, 64\)"):
-        volumes.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
+        volume_scores.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
     flat = replace(test_part.base.examples, reader=lambda row: replace(read(row), spacing=(0.0, 1.0)))
     part = Part("test", replace(test_part.base, examples=flat), test_part.rows)
     with pytest.raises(SettingsError, match=r"study \w+: spacing .* mm: must be above zero"):
-        volumes.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
+        volume_scores.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
 
 
 def test_thresholds_are_those_of_the_best_dice(test_part: Part) -> None:

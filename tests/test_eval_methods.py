@@ -24,9 +24,9 @@ from eval.config import (
     TaskConfig,
 )
 from eval.data import splits
+from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
 from eval.data.features import Features
-from eval.data.parts import Base, Part
 from eval.probes import Context, few_shot, linear, retrieval, ridge
 from eval.probes.anomaly import slice_scores
 from eval.statistics import bootstrap

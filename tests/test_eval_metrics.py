@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import paired
-from eval.statistics import bootstrap, metrics
+from eval.statistics import bootstrap, discordance, metrics
 from eval.statistics.predictions import Binned, Scored
 
 reference = pytest.importorskip("sklearn.metrics")
@@ -185,16 +184,16 @@ def test_mcnemar_is_the_binomial_test() -> None:
     truth = np.ones((60, 1))
     one, other = np.full((60, 1), 0.9), np.full((60, 1), 0.9)
     one[:8], other[8:10] = 0.1, 0.1
-    found = paired.mcnemar(scored("binary", one, truth), scored("binary", other, truth))["all"]
+    found = discordance.mcnemar(scored("binary", one, truth), scored("binary", other, truth))["all"]
     assert (found.better, found.worse) == (8, 2) and found.gain == pytest.approx(0.1)
     assert found.p == pytest.approx(stats.binomtest(8, 10).pvalue)
     one[:40], other[40:50] = 0.1, 0.1
     other[:40] = 0.9
-    many = paired.mcnemar(scored("binary", one, truth), scored("binary", other, truth))["all"]
+    many = discordance.mcnemar(scored("binary", one, truth), scored("binary", other, truth))["all"]
     assert many.p == pytest.approx(stats.chi2.sf((many.better - many.worse) ** 2 / (many.better + many.worse), 1))
-    assert paired.mcnemar(scored("binary", one, truth), scored("binary", one, truth))["all"].p == 1
+    assert discordance.mcnemar(scored("binary", one, truth), scored("binary", one, truth))["all"].p == 1
     with pytest.raises(ValueError, match="different units"):
-        paired.mcnemar(scored("binary", one, truth), scored("binary", one[1:], truth[1:]))
+        discordance.mcnemar(scored("binary", one, truth), scored("binary", one[1:], truth[1:]))
 
 
 def test_mcnemar_counts_patients_not_slices() -> None:
@@ -205,7 +204,7 @@ def test_mcnemar_counts_patients_not_slices() -> None:
     many = [scored("binary", np.repeat(each, 10, axis=0) * 0.8, np.ones((300, 1)), subjects) for each in (one, other)]
     lead = other.astype(float) - one
     expected = stats.chi2.sf(lead.sum() ** 2 / (lead**2).sum(), 1)
-    assert paired.mcnemar(*many)["all"].p == pytest.approx(expected)
+    assert discordance.mcnemar(*many)["all"].p == pytest.approx(expected)
 
 
 def test_equal_encoders_differ_significantly_one_time_in_twenty() -> None:

@@ -22,10 +22,10 @@ from eval.config import (
     TuneConfig,
 )  # fmt: skip
 from eval.data import sources, splits
+from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
-from eval.data.parts import Base, Part
 from eval.encoders.encoder import CheckpointEncoder
-from eval.models import Pixels
+from eval.encoders.pixel_baseline import Pixels
 from eval.probes import Context, stack3d
 from eval.reporting import results
 from pretrain import build

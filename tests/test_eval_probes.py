@@ -12,7 +12,7 @@ import torch
 from eval import probe
 from eval.config import DecoderConfig, LogisticConfig, StrideConfig, TaskConfig
 from eval.data import features, images, sources, splits
-from eval.data.parts import Base, Part
+from eval.data.cohorts import Base, Part
 from eval.networks import segmentation
 from eval.probes import Context, knn, logistic
 from eval.reporting import results

@@ -14,7 +14,7 @@ TASK = """
  drawing: {surfaces: false}, segmentation: {lr: [0.01], epochs: 1}, patch_knn: {bank: 200, k: [3]}}
 """
 OWN = """
-from eval.models import Pixels
+from eval.encoders.pixel_baseline import Pixels
 
 class Blurred(Pixels):
     source, digest = "blurred", "1" * 64

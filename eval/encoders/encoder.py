@@ -16,9 +16,8 @@ from typing import Protocol
 
 import torch
 
-from eval import models
 from eval.config import TaskConfig
-from eval.encoders import third_party
+from eval.encoders import pixel_baseline, third_party
 from meddap.settings import SettingsError
 from pretrain import adopt
 from pretrain.data.intensity import Intensity
@@ -87,7 +86,7 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     pixels                               no network: statistics of the pixels, the floor under every table
     """
     if checkpoint == "pixels":
-        return models.Pixels()
+        return pixel_baseline.Pixels()
     if checkpoint == "random":
         if task.like is None:
             raise SettingsError("--checkpoint random: give like=CHECKPOINT, whose architecture it takes")

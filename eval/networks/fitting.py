@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eval.config import NetworkConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import segmentation, training
 from eval.networks.augment import augment
 from eval.networks.segmentation import Drawing
@@ -42,7 +42,7 @@ class Made:
             return self.logits(torch.from_numpy(part.images[rows]).float())
 
     def __call__(self, part: Part, rows: np.ndarray) -> torch.Tensor:
-        """Draws (see volumes.Draw)."""
+        """Draws (see volume_scores.Draw)."""
         return self.of(part, rows).sigmoid().cpu()
 
 

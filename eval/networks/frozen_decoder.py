@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eval.config import DecoderConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import decoders, segmentation, training
 from eval.networks.decoders import Standardise
 from eval.networks.segmentation import Drawing
@@ -24,7 +24,7 @@ _SAMPLE = 128  # slices by which features are standardised
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoder under features of some blocks; calling it draws (see volumes.Draw)."""
+    """A decoder under features of some blocks; calling it draws (see volume_scores.Draw)."""
 
     decoder: nn.Module
     standardise: Standardise

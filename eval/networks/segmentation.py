@@ -12,11 +12,12 @@ import torch.nn.functional as F
 
 from eval.config import DrawingConfig
 from eval.data import images
+from eval.data.cohorts import Part
 from eval.data.examples import Examples
-from eval.data.parts import Part
+from eval.networks import volume_scores
+from eval.networks.volume_scores import Draw
 from eval.probes import Outcome
-from eval.statistics import metrics, volumes
-from eval.statistics.volumes import Draw
+from eval.statistics import metrics
 
 _ROWS = 32  # slices at a time
 Key = TypeVar("Key")  # what a choice is between: learning rates, numbers of neighbours
@@ -24,7 +25,7 @@ Key = TypeVar("Key")  # what a choice is between: learning rates, numbers of nei
 
 @dataclass(frozen=True)
 class Drawing:
-    """A fitted probe that draws: `maps` as volumes.Draw says, and the threshold of each structure."""
+    """A fitted probe that draws: `maps` as volume_scores.Draw says, and the threshold of each structure."""
 
     maps: Draw
     thresholds: np.ndarray
@@ -33,7 +34,7 @@ class Drawing:
     refitted: bool = False
 
     def predict(self, test: Part) -> list[Outcome]:
-        return [Outcome(volumes.score(self.maps, self.thresholds, test, self.config))]
+        return [Outcome(volume_scores.score(self.maps, self.thresholds, test, self.config))]
 
     def draw(self, part: Part, rows: np.ndarray) -> np.ndarray:
         """(n, R, R) uint8: the place in `names` plus 1 of the structure that is furthest above its threshold, or 0."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import chooser, merit, scored
 
 Made = TypeVar("Made")

@@ -15,7 +15,7 @@ from torch import nn
 
 from eval import probes
 from eval.config import TaskConfig, TuneConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import adapters, fitting, frozen_decoder
 from eval.networks.augment import augment
 from eval.networks.decoders import Standardise

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 
 from eval.config import StackConfig
-from eval.data.parts import Part
-from eval.networks import segmentation, training
+from eval.data.cohorts import Part
+from eval.networks import segmentation, training, volume_scores
 from eval.networks.decoders import Standardise
 from eval.networks.frozen_decoder import standardised
 from eval.networks.segmentation import Drawing
 from eval.networks.targets import Outputs
 from eval.probes import Context, Outcome, scored
 from eval.stack import StackHead
-from eval.statistics import volumes
 from meddap.settings import SettingsError
 from pretrain import optim
 from pretrain.runtime.device import autocast, pick_device
@@ -25,7 +24,7 @@ from pretrain.runtime.device import autocast, pick_device
 
 @dataclass(frozen=True)
 class Stacked:
-    """A head under features of the slices around each; calling it draws (see volumes.Draw)."""
+    """A head under features of the slices around each; calling it draws (see volume_scores.Draw)."""
 
     head: StackHead
     standardise: Standardise
@@ -44,7 +43,7 @@ class Stacked:
         """Each slice as it is drawn when its whole study passes through the head at once."""
         found: dict[int, torch.Tensor] = {}
         with torch.inference_mode():
-            for study in volumes.studies(part.examples):
+            for study in volume_scores.studies(part.examples):
                 places = np.flatnonzero(np.isin(study, rows))
                 if len(places):
                     first = max(places[0] - self.reach, 0)
@@ -105,7 +104,7 @@ def _train(
         torch.manual_seed(seed)
         head = StackHead(len(standardise.mean), count, cells, config.channels, config.layers)
     stacked = Stacked(head.to(device), standardise.to(device), blocks, config.layers, device)
-    studies = list(volumes.studies(examples))
+    studies = list(volume_scores.studies(examples))
     units = _evenly(train, config.depth)
     pieces = [(study, start) for study in studies for start in range(0, len(study), config.depth)]
 
@@ -137,6 +136,6 @@ def _window(study: np.ndarray, start: int, config: StackConfig, generator: np.ra
 def _evenly(part: Part, depth: int) -> np.ndarray:
     """(U, depth) rows of each unit's slices, evenly spaced, in the order of the units."""
     found = np.zeros((len(part), depth), np.int64)
-    for study in volumes.studies(part.examples):
+    for study in volume_scores.studies(part.examples):
         found[part.unit[study[0]]] = study[np.linspace(0, len(study) - 1, depth).round().astype(int)]
     return found

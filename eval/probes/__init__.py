@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import metrics
 from eval.statistics.predictions import DEFAULT, LOWER_IS_BETTER, Prediction, Scored

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context, Outcome, chooser, heads, merit, scored
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")

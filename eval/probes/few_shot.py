@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.lines import Lines
 from eval.probes import Context
 from eval.probes.logistic import Line, Standard, solve

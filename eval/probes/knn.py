@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context, Outcome, chooser, merit, scored
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation", "regression")

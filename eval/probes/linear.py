@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from eval.config import LinearConfig, TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context, Outcome, chooser, merit, scored
 from eval.probes.logistic import Line, Standard
 

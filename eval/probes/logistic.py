@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context, Outcome, chooser, merit, scored
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import tuning
 from eval.networks.targets import KINDS
 from eval.probes import Context

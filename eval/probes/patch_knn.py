@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from eval.config import PatchKnnConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import segmentation
 from eval.networks.decoders import Standardise
 from eval.networks.frozen_decoder import standardised
@@ -25,7 +25,7 @@ _CHOOSERS = 300  # validation slices by which k is chosen: a choice among three 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A bank and the k that draws; calling it draws (see volumes.Draw)."""
+    """A bank and the k that draws; calling it draws (see volume_scores.Draw)."""
 
     bank: PatchBank
     standardise: Standardise

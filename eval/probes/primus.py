@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.networks import frozen_decoder
 from eval.networks.segmentation import Drawing
 from eval.probes import Context

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context, Outcome
 from eval.probes.logistic import Line, Standard, solve
 from eval.statistics.predictions import Scored

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context, Outcome, chooser, merit, scored
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError

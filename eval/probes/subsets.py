@@ -14,8 +14,8 @@ import numpy as np
 
 from data_prep.schema import text_sha256
 from eval.data import features
+from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
-from eval.data.parts import Base, Part
 from eval.probes import Context, Outcome, logistic, scored
 from eval.probes.logistic import Regression
 from meddap.settings import SettingsError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval import scratch
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Context
 
 KINDS = ("segmentation",)

@@ -12,7 +12,7 @@ import torch
 
 from data_prep.figures import COLOURS, INK, grid, overlay, png
 from eval.data import images
-from eval.data.parts import Part
+from eval.data.cohorts import Part
 from eval.probes import Fitted
 from eval.reporting import pictures
 from eval.statistics import metrics

@@ -11,8 +11,8 @@ import torch
 
 from eval.config import TaskConfig
 from eval.data import images
+from eval.data.cohorts import Part
 from eval.data.examples import Picture
-from eval.data.parts import Part
 from eval.probes import Fitted
 from meddap.disk import write_atomic
 

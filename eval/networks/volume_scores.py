@@ -9,8 +9,8 @@ import torch
 
 from eval.config import DrawingConfig
 from eval.data import images
+from eval.data.cohorts import Part
 from eval.data.examples import Examples
-from eval.data.parts import Part
 from eval.statistics import surfaces
 from eval.statistics.predictions import Tabled
 from meddap.settings import SettingsError
