@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval import probes
 from eval.config import LinearConfig, SplitConfig, TaskConfig
+from eval.contract import Context
 from eval.data import splits
 from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
 from eval.data.features import Features
 from eval.encoders.pixel_baseline import Pixels
-from eval.probes import Context
+from eval.probes import registry
 from eval.probes.linear import Input, sgd
 from eval.reporting.results import metrics_of
 from eval.statistics import bootstrap
@@ -106,7 +106,7 @@ def cached(samples: int, width: int, labels: int) -> None:
             def work(name: str = name) -> None:
                 parts = {each: Part(each, base, rows) for each, rows in fold.rows.items()}
                 context = Context(task, Pixels(), Path(folder))
-                fitted = probes.find([name], task.kind, task.level)[name].fit(parts["train"], parts["val"], context)
+                fitted = registry.find([name], task.kind, task.level)[name].fit(parts["train"], parts["val"], context)
                 (outcome,) = fitted.predict(parts["test"])
                 for metric in metrics_of(outcome.prediction, task.metrics):
                     bootstrap.figures(outcome.prediction, metric, task.draws, task.seed)

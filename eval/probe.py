@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.schema import SchemaError
-from eval import probes
 from eval.config import TaskConfig, check
+from eval.contract import Context, Fitted, Outcome
 from eval.data import features, leaks, sources, splits
 from eval.data.cohorts import Base, Part
 from eval.data.splits import Fold
 from eval.encoders import encoder
-from eval.probes import Context, Fitted, Outcome
+from eval.probes import registry
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap
 from meddap.disk import write_atomic
@@ -36,7 +36,7 @@ from pretrain.weights.published import WeightsError
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     """Run the task's probes; returns the rows of results.jsonl."""
     check(task)
-    modules = probes.find(task.probes, task.kind, task.level, task.refit)
+    modules = registry.find(task.probes, task.kind, task.level, task.refit)
     frozen, cache = encoder.load(checkpoint, task), output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:
@@ -49,11 +49,11 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     for line in found_leaks.lines():
         say(line)
-    needs = {probes.needs(module, task) for module in modules.values()}
+    needs = {registry.needs(module, task) for module in modules.values()}
     patches = not modules or "patches" in needs
     found = None
     if needs != {"images"}:
-        blocks = probes.blocks(modules.values(), task, frozen.depth) if patches else ()
+        blocks = registry.blocks(modules.values(), task, frozen.depth) if patches else ()
         found = features.extract(frozen, examples, task, cache, blocks)
     base, context = Base(examples, found, task, cache, frozen.window), Context(task, frozen, cache)
     fitted = [(fold, _fit(modules, fold, base, context)) for fold in folds]

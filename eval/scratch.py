@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from eval.config import NetworkConfig
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks import baselines, fitting
 from eval.networks.fitting import Made
 from eval.networks.targets import Outputs
-from eval.probes import Context
 from meddap.settings import SettingsError
 from pretrain import optim
 from pretrain.runtime.device import pick_device

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import probes
+from eval import contract
 from eval.config import (
     AnomalyConfig,
     AttentiveConfig,
@@ -23,11 +23,12 @@ from eval.config import (
     StackConfig,
     TaskConfig,
 )
+from eval.contract import Context
 from eval.data import splits
 from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
 from eval.data.features import Features
-from eval.probes import Context, few_shot, linear, retrieval, ridge
+from eval.probes import few_shot, linear, registry, retrieval, ridge
 from eval.probes.anomaly import slice_scores
 from eval.statistics import bootstrap
 from meddap.settings import SettingsError
@@ -126,23 +127,23 @@ def task(kind: str, level: str = "slice", **changes) -> TaskConfig:
     )
 
 
-def fitted(name: str, base: Base, cache: Path) -> tuple[probes.Fitted, Part]:
+def fitted(name: str, base: Base, cache: Path) -> tuple[contract.Fitted, Part]:
     """One probe, and the test patients."""
     base = replace(base, cache=cache)
     (fold,) = splits.folds(base.examples, base.task)
     parts = {each: Part(each, base, rows) for each, rows in fold.rows.items()}
-    module = probes.find([name], base.task.kind, base.task.level, base.task.refit)[name]
+    module = registry.find([name], base.task.kind, base.task.level, base.task.refit)[name]
     context = Context(base.task, SimpleNamespace(depth=2), cache)
     return module.fit(parts["train"], parts["val"], context), parts["test"]
 
 
-def outcomes(name: str, base: Base, cache: Path) -> list[probes.Outcome]:
+def outcomes(name: str, base: Base, cache: Path) -> list[contract.Outcome]:
     """What one probe says of the test patients."""
     probe, test = fitted(name, base, cache)
     return list(probe.predict(test))
 
 
-def first(outcome: probes.Outcome, draws: int = 100) -> bootstrap.Figure:
+def first(outcome: contract.Outcome, draws: int = 100) -> bootstrap.Figure:
     """The headline of an outcome's first metric."""
     return list(bootstrap.figures(outcome.prediction, outcome.prediction.metrics()[0], draws, 0).values())[-1]
 
@@ -267,9 +268,9 @@ def test_draws_of_few_shots_are_stratified_by_patient() -> None:
 def test_a_probe_refuses_a_task_that_it_cannot_serve() -> None:
     """Kind and level are named."""
     with pytest.raises(SettingsError, match="ridge serves tasks of kind regression; this one is binary"):
-        probes.find(["ridge"], "binary", "slice")
+        registry.find(["ridge"], "binary", "slice")
     with pytest.raises(SettingsError, match="mil serves level volume; this task's is slice"):
-        probes.find(["mil"], "binary", "slice")
+        registry.find(["mil"], "binary", "slice")
 
 
 REFITTED = [("knn", "binary", "slice"), ("logistic", "binary", "slice"), ("linear", "binary", "slice")]
@@ -299,7 +300,7 @@ def test_refitting_uses_the_validation_patients(name: str, kind: str, level: str
 def test_refit_is_refused_where_it_would_change_the_question() -> None:
     """Few labels are few labels."""
     with pytest.raises(SettingsError, match="refit=true: few_shot asks what few training labels give"):
-        probes.find(["knn", "few_shot"], "binary", "slice", refit=True)
+        registry.find(["knn", "few_shot"], "binary", "slice", refit=True)
 
 
 def test_folds_test_every_patient_once_and_sites_whole() -> None:

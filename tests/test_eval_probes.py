@@ -11,10 +11,11 @@ import torch
 
 from eval import probe
 from eval.config import DecoderConfig, LogisticConfig, StrideConfig, TaskConfig
+from eval.contract import Context
 from eval.data import features, images, sources, splits
 from eval.data.cohorts import Base, Part
 from eval.networks import segmentation
-from eval.probes import Context, knn, logistic
+from eval.probes import knn, logistic
 from eval.reporting import results
 from eval.statistics import bootstrap, metrics
 from eval.statistics.predictions import Scored, Tabled

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from eval.config import NetworkConfig
+from eval.contract import Context, Outcome, scored
 from eval.data.cohorts import Part
 from eval.networks import segmentation, training
 from eval.networks.augment import augment
 from eval.networks.segmentation import Drawing
 from eval.networks.targets import Outputs
-from eval.probes import Context, Outcome, scored
 from pretrain.runtime.device import autocast
 
 _ROWS = 32  # images at a time where nothing is learned

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from eval.config import DecoderConfig
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks import decoders, segmentation, training
 from eval.networks.decoders import Standardise
 from eval.networks.segmentation import Drawing
-from eval.probes import Context
 from pretrain import optim
 from pretrain.runtime.device import autocast, pick_device
 

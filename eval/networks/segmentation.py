@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import DrawingConfig
+from eval.contract import Outcome
 from eval.data import images
 from eval.data.cohorts import Part
 from eval.data.examples import Examples
 from eval.networks import volume_scores
 from eval.networks.volume_scores import Draw
-from eval.probes import Outcome
 from eval.statistics import metrics
 
 _ROWS = 32  # slices at a time

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from eval.contract import chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import chooser, merit, scored
 
 Made = TypeVar("Made")
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval import probes
 from eval.config import TaskConfig, TuneConfig
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks import adapters, fitting, frozen_decoder
 from eval.networks.augment import augment
@@ -23,7 +23,7 @@ from eval.networks.fitting import Made
 from eval.networks.frozen_decoder import Decoded
 from eval.networks.segmenter import Segmenter, groups
 from eval.networks.targets import Outputs
-from eval.probes import Context
+from eval.probes import registry
 from meddap.settings import SettingsError
 from pretrain.model.vit import VisionTransformer
 
@@ -91,7 +91,7 @@ def blocks(task: TaskConfig, decoder: str, depth: int) -> tuple[int, ...]:
     """Blocks that the frozen probe of this decoder reads. Raises SettingsError for another word."""
     if decoder not in _DECODERS:
         raise SettingsError(f"decoder={decoder}: no such decoder; there are {', '.join(_DECODERS)}")
-    return import_module(probes.PROBES[_DECODERS[decoder]]).blocks(task, depth)
+    return import_module(registry.PROBES[_DECODERS[decoder]]).blocks(task, depth)
 
 
 def _start(part: Part, val: Part, context: Context, kind: str) -> Decoded:

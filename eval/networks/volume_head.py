@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from eval.config import StackConfig
+from eval.contract import Context, Outcome, scored
 from eval.data.cohorts import Part
 from eval.networks import segmentation, training, volume_scores
 from eval.networks.decoders import Standardise
 from eval.networks.frozen_decoder import standardised
 from eval.networks.segmentation import Drawing
 from eval.networks.targets import Outputs
-from eval.probes import Context, Outcome, scored
 from eval.stack import StackHead
 from meddap.settings import SettingsError
 from pretrain import optim

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import AnomalyConfig, TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
 from eval.statistics.predictions import Binned
 from meddap.settings import SettingsError
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, heads, merit, scored
+from eval.probes import heads
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "patches"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from eval import scratch
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks.targets import KINDS
-from eval.probes import Context
 
 __all__ = ["KINDS", "NEEDS", "fit"]
 NEEDS = "images"

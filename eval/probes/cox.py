@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
 

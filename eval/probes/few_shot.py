@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.lines import Lines
-from eval.probes import Context
 from eval.probes.logistic import Line, Standard, solve
 from meddap.settings import SettingsError
 

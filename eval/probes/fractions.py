@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.lines import Lines
-from eval.probes import Context, logistic
+from eval.probes import logistic
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"

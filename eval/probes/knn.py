@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation", "regression")
 NEEDS = "pooled"

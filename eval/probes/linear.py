@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from eval.config import LinearConfig, TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
 from eval.probes.logistic import Line, Standard
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, merit, scored
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"

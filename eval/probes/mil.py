@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome, chooser, merit, scored
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome, chooser, heads, logistic, merit, scored
+from eval.probes import heads, logistic
 from eval.probes.logistic import Line, Standard
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")

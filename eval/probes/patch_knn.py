@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from eval.config import PatchKnnConfig
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks import segmentation
 from eval.networks.decoders import Standardise
 from eval.networks.frozen_decoder import standardised
 from eval.networks.segmentation import Drawing
-from eval.probes import Context, patch_bank
+from eval.probes import patch_bank
 from eval.probes.patch_bank import PatchBank
 
 KINDS = ("segmentation",)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome
 from eval.probes.logistic import Line, Standard, solve
 from eval.statistics.predictions import Scored
 from meddap.settings import SettingsError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
+from eval.contract import Context, Outcome
 from eval.data.cohorts import Part
-from eval.probes import Context, Outcome
 from eval.statistics.predictions import Tabled
 from meddap.settings import SettingsError
 

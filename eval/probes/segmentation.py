@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from eval.config import TaskConfig
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks import frozen_decoder
 from eval.networks.segmentation import Drawing
-from eval.probes import Context
 
 KINDS = ("segmentation",)
 NEEDS = "patches"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from eval.config import TaskConfig
+from eval.contract import Context
 from eval.data.cohorts import Part
 from eval.networks import frozen_decoder, volume_head
 from eval.networks.targets import KINDS
-from eval.probes import Context
 
 __all__ = ["KINDS", "NEEDS", "blocks", "fit"]
 NEEDS = "patches"

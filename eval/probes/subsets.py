@@ -13,10 +13,11 @@ from itertools import combinations
 import numpy as np
 
 from data_prep.schema import text_sha256
+from eval.contract import Context, Outcome, scored
 from eval.data import features
 from eval.data.cohorts import Base, Part
 from eval.data.examples import Examples, Picture
-from eval.probes import Context, Outcome, logistic, scored
+from eval.probes import logistic
 from eval.probes.logistic import Regression
 from meddap.settings import SettingsError
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eval import scratch
+from eval.contract import Context
 from eval.data.cohorts import Part
-from eval.probes import Context
 
 KINDS = ("segmentation",)
 NEEDS = "images"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from data_prep.figures import COLOURS, INK, grid, overlay, png
+from eval.contract import Fitted
 from eval.data import images
 from eval.data.cohorts import Part
-from eval.probes import Fitted
 from eval.reporting import pictures
 from eval.statistics import metrics
 from eval.statistics.predictions import Tabled

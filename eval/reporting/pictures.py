@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from eval.config import TaskConfig
+from eval.contract import Fitted
 from eval.data import images
 from eval.data.cohorts import Part
 from eval.data.examples import Picture
-from eval.probes import Fitted
 from meddap.disk import write_atomic
 
 WINDOW = (-250.0, 450.0)  # HU that are black and white

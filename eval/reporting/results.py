@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.config import TaskConfig
+from eval.contract import Outcome
 from eval.encoders.encoder import FrozenEncoder
-from eval.probes import Outcome
 from eval.statistics import bootstrap
 from eval.statistics.predictions import Binned, Prediction, Scored, Tabled
 from meddap.disk import write_atomic
