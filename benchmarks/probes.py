@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.config import LinearConfig, SplitConfig, TaskConfig
+from eval.config import LinearConfig, TaskConfig, TaskSplitConfig
 from eval.contract import Context
 from eval.data import splits
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples, Picture
-from eval.data.features import Features
-from eval.encoders.pixel_baseline import Pixels
+from eval.data.features import StoredFeatures
+from eval.encoders.pixel_baseline import PixelBaseline
 from eval.probes import registry
 from eval.probes.linear import Input, sgd
 from eval.reporting.results import metrics_of
@@ -95,17 +95,17 @@ def cached(samples: int, width: int, labels: int) -> None:
         reader=lambda n: Picture(np.zeros((1, 8, 8), np.uint8), ("x",), "unit8", (0, 8, 0, 8)),
         version="bench",
     )
-    task = TaskConfig(data="bench", kind="multilabel", split=SplitConfig(by="patient"))
+    task = TaskConfig(data="bench", kind="multilabel", split=TaskSplitConfig(by="patient"))
     with tempfile.TemporaryDirectory() as folder:
         cls = (hidden @ mixing)[:, None] + rng.normal(size=(samples, 4, width))
-        stored = Features(cls.astype(np.float32), cls.astype(np.float32), None)
+        stored = StoredFeatures(cls.astype(np.float32), cls.astype(np.float32), None)
         base = Base(examples, stored, task, Path(folder))
         (fold,) = splits.folds(examples, task)
         for name in ("knn", "logistic", "linear"):
 
             def work(name: str = name) -> None:
-                parts = {each: Part(each, base, rows) for each, rows in fold.rows.items()}
-                context = Context(task, Pixels(), Path(folder))
+                parts = {each: Cohort(each, base, rows) for each, rows in fold.rows.items()}
+                context = Context(task, PixelBaseline(), Path(folder))
                 fitted = registry.find([name], task.kind, task.level)[name].fit(parts["train"], parts["val"], context)
                 (outcome,) = fitted.predict(parts["test"])
                 for metric in metrics_of(outcome.prediction, task.metrics):

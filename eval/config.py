@@ -15,7 +15,7 @@ from meddap.settings import SettingsError
 
 
 @dataclass
-class SplitConfig:
+class TaskSplitConfig:
     """Who trains, who chooses, who is tested; always whole patients."""
 
     by: Literal["given", "patient", "kfold", "site"] = "given"  # as the data say; hash; k-fold; leave one site out
@@ -59,7 +59,7 @@ class StrideConfig:
 
 
 @dataclass
-class KnnConfig:
+class KnnProbeConfig:
     k: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100, 200])
     temperature: float = 0.07
 
@@ -193,7 +193,7 @@ class PatchKnnConfig:
 
 
 @dataclass
-class StackConfig(DecoderConfig):
+class VolumeHeadConfig(DecoderConfig):
     """A light head in three dimensions over neighbouring slices."""
 
     depth: int = 8  # slices of a stack
@@ -238,7 +238,7 @@ class TaskConfig:
         "binary", "multiclass", "multilabel", "regression", "segmentation", "retrieval", "anomaly", "survival"
     ] = "segmentation"
     level: Literal["slice", "volume"] = "slice"  # what a prediction is made for
-    split: SplitConfig = field(default_factory=SplitConfig)
+    split: TaskSplitConfig = field(default_factory=TaskSplitConfig)
     table: TableConfig = field(default_factory=TableConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     metrics: list[str] = field(default_factory=list)  # empty: those that suit the kind
@@ -257,7 +257,7 @@ class TaskConfig:
     refit: bool = False  # fit on training and validation patients once the choice is made
     leaks: Literal["mark", "refuse"] = "mark"  # what becomes of the table where pretraining saw test patients
     pretraining: list[str] = field(default_factory=list)  # data sets that the encoder saw, besides what it says itself
-    knn: KnnConfig = field(default_factory=KnnConfig)
+    knn: KnnProbeConfig = field(default_factory=KnnProbeConfig)
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
@@ -274,7 +274,7 @@ class TaskConfig:
     primus: DecoderConfig = field(default_factory=DecoderConfig)
     unet_decoder: DecoderConfig = field(default_factory=DecoderConfig)
     patch_knn: PatchKnnConfig = field(default_factory=PatchKnnConfig)
-    stack3d: StackConfig = field(default_factory=StackConfig)
+    stack3d: VolumeHeadConfig = field(default_factory=VolumeHeadConfig)
     lora: TuneConfig = field(default_factory=TuneConfig)
     bitfit: TuneConfig = field(default_factory=TuneConfig)
     finetune: TuneConfig = field(default_factory=lambda: TuneConfig(lr=[3e-4]))

@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import metrics
 from eval.statistics.predictions import DEFAULT, LOWER_IS_BETTER, Prediction, Scored
@@ -57,29 +57,31 @@ class Fitted(Protocol):
 
     choices  what validation patients chose, for the row of results; JSON
     refitted whether the final fit saw the validation patients too
-    A probe that draws structures may have `draw(part, rows) -> (n, R, R) uint8`, the place of the structure in `names`
-    plus 1, 0 for none, on the square that the encoder sees: for the report's pictures.
+    A probe that draws structures may have `draw(cohort, rows) -> (n, R, R) uint8` for the report's pictures: the
+    structure's place in `names` plus 1, 0 for none, on the square that the encoder sees.
     """
 
     choices: dict[str, object]
     refitted: bool
 
-    def predict(self, test: Part) -> Sequence[Outcome]:
+    def predict(self, test: Cohort) -> Sequence[Outcome]:
         """Predictions of the test patients."""
 
 
-def scored(scores: np.ndarray, part: Part, task: TaskConfig) -> Scored:
-    """A prediction of a part's units from (U, T) or (D, U, T) scores."""
+def prediction_of(scores: np.ndarray, cohort: Cohort, task: TaskConfig) -> Scored:
+    """A prediction of a cohort's units from (U, T) scores of one fit or (D, U, T) of several."""
     scores = scores if scores.ndim == 3 else scores[None]
     kind = "multilabel" if task.kind == "segmentation" else task.kind
-    return Scored(kind, scores, part.targets, part.subjects, part.keys, part.names)
+    return Scored(kind, scores, cohort.targets, cohort.subjects, cohort.keys, cohort.names)
 
 
-def merit(prediction: Prediction, metric: str) -> float:
-    """How good a prediction is by one metric, averaged over labels and fits, higher is better: for validation.
+def score(scores: np.ndarray, val: Cohort, task: TaskConfig) -> float:
+    """How well scores of the validation patients serve the task: higher is better, whatever the metric.
 
-    −inf where it has no figure (a class is missing in all patients).
+    The metric is the task's first one that suits its kind, else the kind's default; averaged over labels and fits. −inf
+    where it cannot be computed (a class is missing in all patients).
     """
+    prediction, metric = prediction_of(scores, val, task), chooser(task)
     patients = np.unique(prediction.subjects)
     found = prediction.figures(metric, np.ones((1, len(patients))), patients, np.zeros(1, np.int64))
     value = float(metrics.macro(metrics.macro(found)))

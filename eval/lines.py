@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Outcome, scored
-from eval.data.cohorts import Part
+from eval.contract import Outcome, prediction_of
+from eval.data.cohorts import Cohort
 from eval.probes.logistic import Line
 
 
@@ -22,11 +22,11 @@ class Lines:
     choices: dict
     refitted: bool = False
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         inputs, exclusive = test.pooled(), self.task.kind == "multiclass"
         return [
             Outcome(
-                scored(np.stack([line.probabilities(inputs, exclusive) for line in lines]), test, self.task),
+                prediction_of(np.stack([line.probabilities(inputs, exclusive) for line in lines]), test, self.task),
                 {self.axis: point},
             )
             for point, lines in self.lines.items()

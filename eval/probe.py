@@ -21,7 +21,7 @@ from data_prep.schema import SchemaError
 from eval.config import TaskConfig, check
 from eval.contract import Context, Fitted, Outcome
 from eval.data import features, leaks, sources, splits
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.data.splits import Fold
 from eval.encoders import encoder
 from eval.probes import registry
@@ -61,7 +61,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     opened = results.record_opening(output, frozen, task, examples.version)
     outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in modules}
     for fold, probes_of_fold in fitted:
-        test = Part("test", base, fold.rows["test"])
+        test = Cohort("test", base, fold.rows["test"])
         for name, each in probes_of_fold.items():
             outcomes[name].append(list(each.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
@@ -73,18 +73,18 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     results.save_predictions(output / "predictions.npz", pooled, task)
     if patches:
         drawings = {name: each for name, each in fitted[-1][1].items() if hasattr(each, "draw")}
-        pictures.save(output / "pictures.npz", Part("test", base, folds[-1].rows["test"]), drawings, task)
+        pictures.save(output / "pictures.npz", Cohort("test", base, folds[-1].rows["test"]), drawings, task)
     drawn = {name: each[0].prediction for name, each in pooled.items() if "dice" in each[0].prediction.metrics()}
     if drawn:
         fold, probes_of_fold = fitted[-1]
-        overlays.save(output / "overlays.npz", Part("test", base, fold.rows["test"]), probes_of_fold, drawn)
+        overlays.save(output / "overlays.npz", Cohort("test", base, fold.rows["test"]), probes_of_fold, drawn)
     write_atomic(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return rows
 
 
 def _fit(modules: dict, fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:
     """Every probe, fitted on the training and validation patients of one fold."""
-    train, val = (Part(name, base, fold.rows[name]) for name in ("train", "val"))
+    train, val = (Cohort(name, base, fold.rows[name]) for name in ("train", "val"))
     fitted = {}
     for name, module in modules.items():
         began = time.monotonic()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from eval.config import DrawingConfig, StrideConfig, TaskConfig
 from eval.data import sources, splits
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.networks import augment, decoders, segmentation, volume_scores
 from eval.networks.segmenter import Padded, Segmenter
 from eval.probes import patch_bank
@@ -22,12 +22,12 @@ from pretrain.model.vit import VisionTransformer
 
 
 @pytest.fixture
-def test_part(tiny_dataset, tmp_path: Path) -> Part:
+def test_part(tiny_dataset, tmp_path: Path) -> Cohort:
     """Test patients of the tiny data set, every second slice."""
     data = tiny_dataset(patients={"train": 2, "val": 2, "test": 3}, slices=8)
     task = TaskConfig(data=str(data), size=64, stride=StrideConfig(2, 2, 2))
     examples = sources.load(task, tmp_path)
-    return Part("test", Base(examples, None, task, tmp_path), splits.folds(examples, task)[0].rows["test"])
+    return Cohort("test", Base(examples, None, task, tmp_path), splits.folds(examples, task)[0].rows["test"])
 
 
 def test_blocks_end_the_quarters() -> None:
@@ -115,28 +115,28 @@ def test_a_bank_keeps_what_is_rare() -> None:
     assert bank.drawn.sum() == 20 and 90 <= len(bank.tokens) <= 100
 
 
-def truth(part: Part, rows: np.ndarray) -> torch.Tensor:
+def truth(cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
     """A drawer that knows the answer, four times as fine as the pictures."""
-    return segmentation.targets(part.maps(256)[rows], part.examples)
+    return segmentation.targets(cohort.maps(256)[rows], cohort.examples)
 
 
-def test_volumes_are_put_together_as_they_were(test_part: Part) -> None:
+def test_volumes_are_put_together_as_they_were(test_part: Cohort) -> None:
     """The truth drawn is the truth, slice by slice, in mm; in whatever order the slices lie; half a slice apart it is
     not; an organ that is unlabelled in a study has no figure."""
     config, half = DrawingConfig(tolerance_mm=1.0), np.full(2, 0.5)
-    found = volume_scores.score(truth, half, test_part, config)
+    found = volume_scores.measure(truth, half, test_part, config)
     assert (found.values["dice"] > 0.97).all()
     assert (found.values["hd95"] <= 2).all() and (found.values["nsd"] > 0.95).all()
     assert volume_scores.spacing(test_part.examples, np.arange(4)) == (6.0, 2.0, 2.0)  # every second slice of 3 mm
-    mixed = Part("test", test_part.base, np.random.default_rng(0).permutation(test_part.rows))
-    assert all(np.array_equal(volume_scores.score(truth, half, mixed, config).values[name], each)
+    mixed = Cohort("test", test_part.base, np.random.default_rng(0).permutation(test_part.rows))
+    assert all(np.array_equal(volume_scores.measure(truth, half, mixed, config).values[name], each)
                for name, each in found.values.items())  # fmt: skip
-    worse = volume_scores.score(lambda part, rows: truth(part, rows).roll(8, 3), half, test_part, config)
+    worse = volume_scores.measure(lambda cohort, rows: truth(cohort, rows).roll(8, 3), half, test_part, config)
     assert (worse.values["dice"] < found.values["dice"]).all() and (worse.values["hd95"] > found.values["hd95"]).all()
     unlabelled = test_part.base.examples.annotated.copy()
     unlabelled[test_part.base.examples.subjects == found.subjects[1], 0] = False
     base = replace(test_part.base, examples=replace(test_part.base.examples, annotated=unlabelled))
-    found = volume_scores.score(truth, half, Part("test", base, test_part.rows), config)
+    found = volume_scores.measure(truth, half, Cohort("test", base, test_part.rows), config)
     assert np.isnan(found.values["dice"][0, 1, 0]) and np.isfinite(found.values["dice"]).sum() == 5
 
 
@@ -158,23 +158,27 @@ def test_pieces_make_the_volume_again() -> None:
     ] * 2
 
 
-def test_a_volume_that_cannot_be_measured_is_one_line(test_part: Part) -> None:
+def test_a_volume_that_cannot_be_measured_is_one_line(test_part: Cohort) -> None:
     """The slice's key and both shapes; the study and its spacing."""
     read = test_part.base.examples.reader
     bad = replace(test_part.base.examples, reader=lambda row: replace(read(row), labelmap=np.zeros((9, 9), np.uint8)))
-    part = Part("test", replace(test_part.base, examples=bad), test_part.rows)
+    cohort = Cohort("test", replace(test_part.base, examples=bad), test_part.rows)
     with pytest.raises(ValueError, match=r"label map of \(9, 9\) pixels on an image of \(64, 64\)"):
-        volume_scores.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
+        volume_scores.measure(
+            lambda cohort, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), cohort, DrawingConfig()
+        )
     flat = replace(test_part.base.examples, reader=lambda row: replace(read(row), spacing=(0.0, 1.0)))
-    part = Part("test", replace(test_part.base, examples=flat), test_part.rows)
+    cohort = Cohort("test", replace(test_part.base, examples=flat), test_part.rows)
     with pytest.raises(SettingsError, match=r"study \w+: spacing .* mm: must be above zero"):
-        volume_scores.score(lambda part, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), part, DrawingConfig())
+        volume_scores.measure(
+            lambda cohort, rows: torch.zeros(len(rows), 2, 8, 8), np.full(2, 0.5), cohort, DrawingConfig()
+        )
 
 
-def test_thresholds_are_those_of_the_best_dice(test_part: Part) -> None:
+def test_thresholds_are_those_of_the_best_dice(test_part: Cohort) -> None:
     """A drawer that says 0.35 inside and 0.25 outside is cut between the two."""
     thresholds, dice = segmentation.choose(
-        lambda part, rows: 0.25 + 0.1 * truth(part, rows), test_part, DrawingConfig()
+        lambda cohort, rows: 0.25 + 0.1 * truth(cohort, rows), test_part, DrawingConfig()
     )
     assert thresholds.tolist() == [0.3, 0.3] and dice == pytest.approx(1.0)
 

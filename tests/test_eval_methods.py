@@ -19,15 +19,15 @@ from eval.config import (
     LinearConfig,
     LogisticConfig,
     MilConfig,
-    SplitConfig,
-    StackConfig,
     TaskConfig,
+    TaskSplitConfig,
+    VolumeHeadConfig,
 )
 from eval.contract import Context
 from eval.data import splits
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples, Picture
-from eval.data.features import Features
+from eval.data.features import StoredFeatures
 from eval.probes import few_shot, linear, registry, retrieval, ridge
 from eval.probes.anomaly import slice_scores
 from eval.statistics import bootstrap
@@ -102,7 +102,7 @@ def made_up(kind: str, level: str = "slice", seed: int = 0, shuffled: bool = Fal
         reader=lambda n: Picture(np.zeros((1, 16, 16), np.uint8), ("x",), "unit8", (0, 16, 0, 16), labelmap=maps[n]),
         version=f"{kind} {seed} {shuffled}",
     )
-    features = Features(cls.astype(np.float32), cls.astype(np.float32), patches.astype(np.float16), (1,))
+    features = StoredFeatures(cls.astype(np.float32), cls.astype(np.float32), patches.astype(np.float16), (1,))
     return Base(examples, features, task(kind, level), Path())
 
 
@@ -113,7 +113,7 @@ def task(kind: str, level: str = "slice", **changes) -> TaskConfig:
         kind=kind,
         level=level,
         size=16,
-        split=SplitConfig(by="patient", train=0.5, val=0.2, test=0.3),
+        split=TaskSplitConfig(by="patient", train=0.5, val=0.2, test=0.3),
         logistic=LogisticConfig(strengths=4, low=1e-2, high=10, steps=20),
         linear=LinearConfig(steps=150, batch_size=64),
         attentive=AttentiveConfig(lr=[3e-3], epochs=12, batch_size=32),
@@ -121,17 +121,17 @@ def task(kind: str, level: str = "slice", **changes) -> TaskConfig:
         few_shot=FewShotConfig(shots=[1, 8], draws=10),
         fractions=FractionConfig(percent=[10, 100], draws=2),
         anomaly=AnomalyConfig(memory=400, neighbours=[1, 3], top=[0.0, 0.2]),
-        stack3d=StackConfig(blocks=[-1], depth=SLICES, channels=8, epochs=12, lr=[1e-2]),
+        stack3d=VolumeHeadConfig(blocks=[-1], depth=SLICES, channels=8, epochs=12, lr=[1e-2]),
         draws=100,
         **changes,
     )
 
 
-def fitted(name: str, base: Base, cache: Path) -> tuple[contract.Fitted, Part]:
+def fitted(name: str, base: Base, cache: Path) -> tuple[contract.Fitted, Cohort]:
     """One probe, and the test patients."""
     base = replace(base, cache=cache)
     (fold,) = splits.folds(base.examples, base.task)
-    parts = {each: Part(each, base, rows) for each, rows in fold.rows.items()}
+    parts = {each: Cohort(each, base, rows) for each, rows in fold.rows.items()}
     module = registry.find([name], base.task.kind, base.task.level, base.task.refit)[name]
     context = Context(base.task, SimpleNamespace(depth=2), cache)
     return module.fit(parts["train"], parts["val"], context), parts["test"]
@@ -306,10 +306,10 @@ def test_refit_is_refused_where_it_would_change_the_question() -> None:
 def test_folds_test_every_patient_once_and_sites_whole() -> None:
     """k-fold: disjoint test patients that are all; leave one site out: a fold tests one site."""
     examples = made_up("binary").examples
-    folds = splits.folds(examples, replace(task("binary"), split=SplitConfig(by="kfold", folds=4)))
+    folds = splits.folds(examples, replace(task("binary"), split=TaskSplitConfig(by="kfold", folds=4)))
     tested = np.concatenate([fold.rows["test"] for fold in folds])
     assert sorted(tested.tolist()) == list(range(len(examples)))
-    sites = splits.folds(examples, replace(task("binary"), split=SplitConfig(by="site")))
+    sites = splits.folds(examples, replace(task("binary"), split=TaskSplitConfig(by="site")))
     assert [set(examples.sites[fold.rows["test"]]) for fold in sites] == [{"one"}, {"two"}]
     assert [fold.name for fold in sites] == ["one", "two"]
 

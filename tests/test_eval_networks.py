@@ -16,17 +16,17 @@ from eval.config import (
     DrawingConfig,
     NetworkConfig,
     PatchKnnConfig,
-    StackConfig,
     StrideConfig,
     TaskConfig,
     TuneConfig,
+    VolumeHeadConfig,
 )  # fmt: skip
 from eval.contract import Context
 from eval.data import sources, splits
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples, Picture
 from eval.encoders.encoder import CheckpointEncoder
-from eval.encoders.pixel_baseline import Pixels
+from eval.encoders.pixel_baseline import PixelBaseline
 from eval.probes import stack3d
 from eval.reporting import results
 from pretrain import build
@@ -66,7 +66,7 @@ def task(data: Path, *names: str, **changes) -> TaskConfig:
         "size": 48, "stride": StrideConfig(1, 1, 1), "draws": 200, "pictures": 2, "probes": list(names),
         "segmentation": DecoderConfig(**decoder), "primus": DecoderConfig(**decoder),
         "unet_decoder": DecoderConfig(**decoder | {"epochs": 20, "channels": 8}),
-        "patch_knn": PatchKnnConfig(k=[5, 15], bank=1500), "stack3d": StackConfig(lr=[5e-3], epochs=10, depth=4),
+        "patch_knn": PatchKnnConfig(k=[5, 15], bank=1500), "stack3d": VolumeHeadConfig(lr=[5e-3], epochs=10, depth=4),
         "lora": TuneConfig(lr=[3e-3], rank=2, **tuned), "bitfit": TuneConfig(lr=[3e-3], **tuned),
         "finetune": TuneConfig(lr=[3e-4], **tuned), "unet": NetworkConfig(**drawn),
         "transunet": NetworkConfig(**drawn), "cnn": NetworkConfig(**scratch),
@@ -166,7 +166,7 @@ def test_a_slice_is_drawn_the_same_alone_and_in_company(data: Path, tmp_path: Pa
     blocks = registry.blocks([stack3d], settings, encoder.depth)
     base = Base(examples, features.extract(encoder, examples, settings, tmp_path, blocks), settings, tmp_path)
     rows = splits.folds(examples, settings)[0].rows
-    train, val = (Part(name, base, rows[name]) for name in ("train", "val"))
+    train, val = (Cohort(name, base, rows[name]) for name in ("train", "val"))
     drawer = stack3d.fit(train, val, Context(settings, encoder, tmp_path)).maps
     together = drawer(val, np.arange(len(val)))
     for row in (0, 7, 20):
@@ -196,6 +196,6 @@ def test_errors_say_what_to_do(data: Path, tmp_path: Path, monkeypatch, encoder)
         encoder.model.blocks[1].mlp.fc1.weight[0] = np.nan
     with pytest.raises(ValueError, match="its features hold NaN or infinite values"):
         run(task(data, "primus"), tmp_path / "nan")
-    monkeypatch.setattr(probe.encoder, "load", lambda checkpoint, task: Pixels())
+    monkeypatch.setattr(probe.encoder, "load", lambda checkpoint, task: PixelBaseline())
     with pytest.raises(ValueError, match="pixels: has no weights that bitfit could train"):
         run(task(data, "bitfit"), tmp_path / "out")

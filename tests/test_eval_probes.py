@@ -13,7 +13,7 @@ from eval import probe
 from eval.config import DecoderConfig, LogisticConfig, StrideConfig, TaskConfig
 from eval.contract import Context
 from eval.data import features, images, sources, splits
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.networks import segmentation
 from eval.probes import knn, logistic
 from eval.reporting import results
@@ -118,7 +118,7 @@ def test_logistic_regression_of_classes_is_scikit_learns() -> None:
 
 def test_dice_by_hand() -> None:
     """Counts over a patient's slices are added before the ratio; unlabelled is NaN, absent in both too."""
-    tally = segmentation.Tally(np.array(["a", "b"]), 2)
+    tally = segmentation.PixelCounts(np.array(["a", "b"]), 2)
     square = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
     square[0, 0, :2, :2] = True
     moved = square.roll(1, 3)
@@ -152,12 +152,12 @@ def test_a_square_around_the_body_and_back(data: Path, tmp_path: Path) -> None:
     assert images.cut(sample.pixels[0], (-5, -5, 10), -1024)[:5].max() == -1024
 
 
-def base_of(task: TaskConfig, cache: Path) -> tuple[Base, dict[str, Part]]:
+def base_of(task: TaskConfig, cache: Path) -> tuple[Base, dict[str, Cohort]]:
     """The examples of a task with the pixel encoder's features, and its three parts."""
     examples = sources.load(task, cache)
     base = Base(examples, features.extract(Pixels(), examples, task, cache, BLOCKS), task, cache)
     rows = splits.folds(examples, task)[0].rows
-    return base, {name: Part(name, base, rows[name]) for name in rows}
+    return base, {name: Cohort(name, base, rows[name]) for name in rows}
 
 
 def test_every_probe_finds_what_is_there(data: Path, encoder: Pixels, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_shuffled_labels_score_at_chance(data: Path, encoder: Pixels, tmp_path: 
         examples = replace(base.examples, targets=rng.permutation(base.examples.targets))
         shuffled = replace(base, examples=examples)
         rows = splits.folds(examples, base.task)[0].rows
-        parts = {name: Part(name, shuffled, rows[name]) for name in rows}
+        parts = {name: Cohort(name, shuffled, rows[name]) for name in rows}
         for module in (knn, logistic):
             fitted = module.fit(parts["train"], parts["val"], Context(base.task, encoder, tmp_path))
             (outcome,) = fitted.predict(parts["test"])

@@ -14,9 +14,9 @@ TASK = """
  drawing: {surfaces: false}, segmentation: {lr: [0.01], epochs: 1}, patch_knn: {bank: 200, k: [3]}}
 """
 OWN = """
-from eval.encoders.pixel_baseline import Pixels
+from eval.encoders.pixel_baseline import PixelBaseline
 
-class Blurred(Pixels):
+class Blurred(PixelBaseline):
     source, digest = "blurred", "1" * 64
 
     def prepare(self, images):

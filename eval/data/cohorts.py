@@ -13,7 +13,7 @@ import torch
 from eval.config import TaskConfig
 from eval.data import features
 from eval.data.examples import Examples, states
-from eval.data.features import Features
+from eval.data.features import StoredFeatures
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Base:
     """
 
     examples: Examples
-    features: Features | None
+    features: StoredFeatures | None
     task: TaskConfig
     cache: Path
     window: tuple[float, float] = (-1000.0, 1000.0)
 
 
-class Part:
+class Cohort:
     """Training, validation or test patients.
 
     A unit is what a prediction is made for: a slice, or a volume (task.level). N slices make U units.
@@ -43,13 +43,13 @@ class Part:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def plus(self, other: Part) -> Part:
+    def plus(self, other: Cohort) -> Cohort:
         """The patients of both: to fit again once the choice is made."""
-        return Part(f"{self.name}+{other.name}", self.base, np.concatenate([self.rows, other.rows]))
+        return Cohort(f"{self.name}+{other.name}", self.base, np.concatenate([self.rows, other.rows]))
 
-    def only(self, units: np.ndarray) -> Part:
+    def only(self, units: np.ndarray) -> Cohort:
         """Some of the units (numbers), with all their slices."""
-        return Part(self.name, self.base, self.rows[np.isin(self.unit, units)])
+        return Cohort(self.name, self.base, self.rows[np.isin(self.unit, units)])
 
     @cached_property
     def examples(self) -> Examples:
@@ -57,7 +57,7 @@ class Part:
         return self.base.examples.take(self.rows)
 
     @cached_property
-    def features(self) -> Features:
+    def features(self) -> StoredFeatures:
         """Features of the N slices."""
         return self.base.features.take(self.rows)
 

@@ -38,7 +38,7 @@ _STRETCH = 16  # batches between two records of what is done
 
 
 @dataclass(frozen=True)
-class Features:
+class StoredFeatures:
     """Features of N examples; arrays as the module says, not yet in memory.
 
     blocks  counted from 0, whose patch features lie side by side in `patches`; where nobody needs them () and None
@@ -49,10 +49,10 @@ class Features:
     patches: np.ndarray | None
     blocks: tuple[int, ...] = ()
 
-    def take(self, rows: np.ndarray) -> Features:
+    def take(self, rows: np.ndarray) -> StoredFeatures:
         """Features of some examples. cls and mean come into memory; patches stay on the disk until they are read."""
         patches = None if self.patches is None else Rows(self.patches, rows)
-        return Features(np.asarray(self.cls[rows]), np.asarray(self.mean[rows]), patches, self.blocks)
+        return StoredFeatures(np.asarray(self.cls[rows]), np.asarray(self.mean[rows]), patches, self.blocks)
 
 
 class Rows:
@@ -106,7 +106,7 @@ def encode(
 
 def extract(
     encoder: FrozenEncoder, examples: Examples, task: TaskConfig, cache: Path, blocks: Sequence[int] = ()
-) -> Features:
+) -> StoredFeatures:
     """Features of all examples, from the cache where they are there.
 
     blocks  counted from 0, whose patch features are wanted too
@@ -118,7 +118,7 @@ def extract(
     if _done(folder) < len(examples):
         _write(folder, encoder, examples, task, blocks)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
-    return Features(arrays["cls"], arrays["mean"], arrays["patches"] if blocks else None, there if blocks else ())
+    return StoredFeatures(arrays["cls"], arrays["mean"], arrays["patches"] if blocks else None, there if blocks else ())
 
 
 def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple[Path, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.schema import SPLITS
-from eval.config import SplitConfig, TaskConfig
+from eval.config import TaskConfig, TaskSplitConfig
 from eval.data.examples import Examples
 from meddap.settings import SettingsError
 
@@ -54,7 +54,7 @@ def _places(subjects: np.ndarray, salt: str) -> np.ndarray:
     return np.array([places[each] for each in subjects])
 
 
-def _given(examples: Examples, config: SplitConfig) -> Fold:
+def _given(examples: Examples, config: TaskSplitConfig) -> Fold:
     """The data's own splits. Where they have no validation patients, some of the training patients become that.
 
     Examples of no split belong to training where the data know others, for that is what test folders mean.
@@ -69,14 +69,14 @@ def _given(examples: Examples, config: SplitConfig) -> Fold:
     return Fold("", {name: np.flatnonzero(splits == name) for name in SPLITS})
 
 
-def _rest(examples: Examples, test: np.ndarray, config: SplitConfig, name: str) -> Fold:
+def _rest(examples: Examples, test: np.ndarray, config: TaskSplitConfig, name: str) -> Fold:
     """A fold whose `test` rows are given; validation patients are drawn from the others."""
     val = ~test & (_places(examples.subjects, f"val:{config.salt}") < config.val)
     parts = {"train": ~test & ~val, "val": val, "test": test}
     return Fold(name, {each: np.flatnonzero(mask) for each, mask in parts.items()})
 
 
-def _kfold(examples: Examples, config: SplitConfig) -> list[Fold]:
+def _kfold(examples: Examples, config: TaskSplitConfig) -> list[Fold]:
     patients, of = np.unique(examples.subjects, return_inverse=True)
     if not 2 <= config.folds <= len(patients):
         raise SettingsError(f"split.folds={config.folds}: expected 2 to {len(patients)}, the number of patients")
@@ -86,7 +86,7 @@ def _kfold(examples: Examples, config: SplitConfig) -> list[Fold]:
     return [_rest(examples, number[of] == fold, config, f"fold {fold + 1}") for fold in range(config.folds)]
 
 
-def _by_site(examples: Examples, config: SplitConfig) -> list[Fold]:
+def _by_site(examples: Examples, config: TaskSplitConfig) -> list[Fold]:
     sites = np.unique(examples.sites)
     if len(sites) < 2 or "" in sites:
         raise SettingsError(f"split.by=site: {len(sites)} sites and {(examples.sites == '').sum()} slices without one")

@@ -86,7 +86,7 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     pixels                               no network: statistics of the pixels, the floor under every table
     """
     if checkpoint == "pixels":
-        return pixel_baseline.Pixels()
+        return pixel_baseline.PixelBaseline()
     if checkpoint == "random":
         if task.like is None:
             raise SettingsError("--checkpoint random: give like=CHECKPOINT, whose architecture it takes")

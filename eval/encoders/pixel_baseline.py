@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 
-class Pixels:
+class PixelBaseline:
     """No network: a patch's features are mean, spread, minimum, maximum and four coarse cells of its pixels; the cls
     token's are 16 quantiles and the 4 × 4 thumbnail of the image. What beats chance here is no merit of a network."""
 

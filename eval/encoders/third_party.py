@@ -35,7 +35,7 @@ def kind_of(folder: Path) -> str | None:
     return "timm" if "architecture" in said else "transformers" if "model_type" in said else None
 
 
-class ForeignEncoder:
+class ThirdPartyEncoder:
     """What the encoders of other libraries share; see eval.encoders.encoder.FrozenEncoder."""
 
     window = (-160.0, 240.0)  # HU that become 0 and 1: a soft tissue window, as for natural images
@@ -77,7 +77,7 @@ def _split(tokens: torch.Tensor, patches: int, source: str) -> tuple[torch.Tenso
     return (tokens[:, 0] if prefix else tokens.mean(dim=1)), tokens[:, prefix:]
 
 
-class TransformersEncoder(ForeignEncoder):
+class TransformersEncoder(ThirdPartyEncoder):
     """A vision transformer that transformers loads: ViT, MAE, CLIP's and SigLIP's image towers, BEiT …"""
 
     def __init__(self, folder: Path, bf16: bool = True) -> None:
@@ -112,7 +112,7 @@ class TransformersEncoder(ForeignEncoder):
         return [self._norm(states[number + 1]) for number in blocks]
 
 
-class TimmEncoder(ForeignEncoder):
+class TimmEncoder(ThirdPartyEncoder):
     """A vision transformer of timm from a folder as its hub keeps them: config.json and model.safetensors."""
 
     def __init__(self, folder: Path, bf16: bool = True) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from eval.config import NetworkConfig
-from eval.contract import Context, Outcome, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of
+from eval.data.cohorts import Cohort
 from eval.networks import segmentation, training
 from eval.networks.augment import augment
-from eval.networks.segmentation import Drawing
+from eval.networks.segmentation import FittedSegmenter
 from eval.networks.targets import Outputs
 from pretrain.runtime.device import autocast
 
@@ -22,7 +22,7 @@ _ROWS = 32  # images at a time where nothing is learned
 
 
 @dataclass(frozen=True)
-class Made:
+class Network:
     """A network before its training: what it is, how images in 0…1 become its input, what the optimizer sees."""
 
     network: nn.Module
@@ -36,44 +36,50 @@ class Made:
         with autocast("auto", self.device):
             return self.network(inputs).float()
 
-    def of(self, part: Part, rows: np.ndarray) -> torch.Tensor:
+    def of(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
         """Logits of some slices, nothing learned."""
         with torch.inference_mode():
-            return self.logits(torch.from_numpy(part.images[rows]).float())
+            return self.logits(torch.from_numpy(cohort.images[rows]).float())
 
-    def __call__(self, part: Part, rows: np.ndarray) -> torch.Tensor:
+    def __call__(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
         """Draws (see volume_scores.Draw)."""
-        return self.of(part, rows).sigmoid().cpu()
+        return self.of(cohort, rows).sigmoid().cpu()
 
 
 @dataclass(frozen=True)
-class Labelled:
+class FittedClassifier:
     """A trained network that gives labels or values; a volume's are the mean over its slices."""
 
-    made: Made
+    made: Network
     outputs: Outputs
     context: Context
     choices: dict
     refitted: bool = False
 
-    def scores(self, part: Part) -> np.ndarray:
+    def scores(self, cohort: Cohort) -> np.ndarray:
         """(U, T)."""
         found = [
-            self.outputs.scores(self.made.of(part, np.arange(start, min(start + _ROWS, len(part.rows)))))
-            for start in range(0, len(part.rows), _ROWS)
+            self.outputs.scores(self.made.of(cohort, np.arange(start, min(start + _ROWS, len(cohort.rows)))))
+            for start in range(0, len(cohort.rows), _ROWS)
         ]
-        slices, unit = np.concatenate(found), part.unit
-        total = np.zeros((len(part), slices.shape[1]))
+        slices, unit = np.concatenate(found), cohort.unit
+        total = np.zeros((len(cohort), slices.shape[1]))
         np.add.at(total, unit, slices)
-        return total / np.bincount(unit, minlength=len(part))[:, None]
+        return total / np.bincount(unit, minlength=len(cohort))[:, None]
 
-    def predict(self, test: Part) -> list[Outcome]:
-        return [Outcome(scored(self.scores(test), test, self.context.task))]
+    def predict(self, test: Cohort) -> list[Outcome]:
+        return [Outcome(prediction_of(self.scores(test), test, self.context.task))]
 
 
 def fit(
-    make: Callable[[Part], Made], train: Part, val: Part, context: Context, config: NetworkConfig, draws: bool, **told
-) -> Drawing | Labelled:
+    make: Callable[[Cohort], Network],
+    train: Cohort,
+    val: Cohort,
+    context: Context,
+    config: NetworkConfig,
+    draws: bool,
+    **told,
+) -> FittedSegmenter | FittedClassifier:
     """A network per learning rate; validation patients choose one (and, where it draws, the thresholds).
 
     make   a fresh network for some training patients
@@ -85,18 +91,20 @@ def fit(
     if draws:
         lr, made, thresholds = segmentation.best(tried, val, task.drawing)
     else:
-        lr, made = outputs.best(tried, lambda each: Labelled(each, outputs, context, {}).scores(val), val)
+        lr, made = outputs.best(tried, lambda each: FittedClassifier(each, outputs, context, {}).scores(val), val)
     if task.refit:
         both = train.plus(val)
         made = _train(make(both), both, config, lr, task.seed, outputs)
     choices = {"lr": lr, **told}
     if not draws:
-        return Labelled(made, outputs, context, choices, task.refit)
+        return FittedClassifier(made, outputs, context, choices, task.refit)
     choices["thresholds"] = dict(zip(train.names, thresholds.tolist()))
-    return Drawing(made, thresholds, task.drawing, choices, task.refit)
+    return FittedSegmenter(made, thresholds, task.drawing, choices, task.refit)
 
 
-def _train(made: Made, train: Part, config: NetworkConfig, lr: float, seed: int, outputs: Outputs | None) -> Made:
+def _train(
+    made: Network, train: Cohort, config: NetworkConfig, lr: float, seed: int, outputs: Outputs | None
+) -> Network:
     examples, stored, side = train.examples, train.images, None
     if outputs is None:
         side = made.of(train, np.arange(1)).shape[-1]
@@ -113,7 +121,7 @@ def _train(made: Made, train: Part, config: NetworkConfig, lr: float, seed: int,
         annotated = torch.from_numpy(examples.annotated[rows]).to(logits.device)
         return segmentation.masked_loss(logits, segmentation.targets(maps, examples).to(logits.device), annotated)
 
-    plan = training.Plan(lr, config.epochs, config.batch_size, config.weight_decay, config.warmup)
+    plan = training.Hyperparameters(lr, config.epochs, config.batch_size, config.weight_decay, config.warmup)
     made.network.train()
     training.run(made.groups, loss_of, len(examples), plan, seed)
     made.network.eval()

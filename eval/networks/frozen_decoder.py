@@ -12,10 +12,10 @@ from torch import nn
 
 from eval.config import DecoderConfig
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks import decoders, segmentation, training
 from eval.networks.decoders import Standardise
-from eval.networks.segmentation import Drawing
+from eval.networks.segmentation import FittedSegmenter
 from pretrain import optim
 from pretrain.runtime.device import autocast, pick_device
 
@@ -23,7 +23,7 @@ _SAMPLE = 128  # slices by which features are standardised
 
 
 @dataclass(frozen=True)
-class Decoded:
+class FrozenDecoder:
     """A decoder under features of some blocks; calling it draws (see volume_scores.Draw)."""
 
     decoder: nn.Module
@@ -31,22 +31,24 @@ class Decoded:
     blocks: tuple[int, ...]
     device: torch.device
 
-    def logits(self, part: Part, rows: np.ndarray) -> torch.Tensor:
+    def logits(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
         """(n, O, R, R)."""
-        patches = self.standardise(part.patches(rows, self.blocks).to(self.device))
+        patches = self.standardise(cohort.patches(rows, self.blocks).to(self.device))
         side = round(patches.shape[1] ** 0.5)
         shown = None
         if getattr(self.decoder, "needs_images", False):
-            shown = torch.from_numpy(part.images[rows]).float().to(self.device)
+            shown = torch.from_numpy(cohort.images[rows]).float().to(self.device)
         with autocast("auto", self.device):
             return self.decoder(patches, (side, side), shown)
 
-    def __call__(self, part: Part, rows: np.ndarray) -> torch.Tensor:
+    def __call__(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
         with torch.inference_mode():
-            return self.logits(part, rows).sigmoid().cpu()
+            return self.logits(cohort, rows).sigmoid().cpu()
 
 
-def fit(train: Part, val: Part, context: Context, kind: str, config: DecoderConfig, blocks: Sequence[int]) -> Drawing:
+def fit(
+    train: Cohort, val: Cohort, context: Context, kind: str, config: DecoderConfig, blocks: Sequence[int]
+) -> FittedSegmenter:
     """A decoder per learning rate; validation patients choose it and the thresholds.
 
     With `refit` the chosen one is trained again on both; the thresholds stay.
@@ -57,12 +59,12 @@ def fit(train: Part, val: Part, context: Context, kind: str, config: DecoderConf
     if task.refit:
         decoded = train_decoder(train.plus(val), kind, config, blocks, lr, task.seed)
     choices = {"lr": lr, "thresholds": dict(zip(train.names, thresholds.tolist())), "blocks": list(blocks)}
-    return Drawing(decoded, thresholds, task.drawing, choices, task.refit)
+    return FittedSegmenter(decoded, thresholds, task.drawing, choices, task.refit)
 
 
 def train_decoder(
-    train: Part, kind: str, config: DecoderConfig, blocks: Sequence[int], lr: float, seed: int
-) -> Decoded:
+    train: Cohort, kind: str, config: DecoderConfig, blocks: Sequence[int], lr: float, seed: int
+) -> FrozenDecoder:
     """One decoder at one learning rate."""
     device = pick_device("auto")
     standardise = standardised(train, blocks, seed)
@@ -71,7 +73,7 @@ def train_decoder(
         torch.manual_seed(seed)
         channels = train.images.shape[1] if kind == "unet" else 1
         decoder = decoders.build(kind, width, organs, config.cells, len(blocks), config.channels, channels)
-    decoded = Decoded(decoder.to(device), standardise.to(device), tuple(blocks), device)
+    decoded = FrozenDecoder(decoder.to(device), standardise.to(device), tuple(blocks), device)
     examples = train.examples
 
     def loss_of(rows: np.ndarray, _) -> torch.Tensor:
@@ -80,13 +82,15 @@ def train_decoder(
         return segmentation.masked_loss(logits, wanted, torch.from_numpy(examples.annotated[rows]).to(device))
 
     named = [(name, each) for name, each in decoder.named_parameters()]
-    plan = training.Plan(lr, config.epochs, config.batch_size, config.weight_decay, warmup=0.0, clip=math.inf)
+    plan = training.Hyperparameters(
+        lr, config.epochs, config.batch_size, config.weight_decay, warmup=0.0, clip=math.inf
+    )
     training.run(optim.build_groups(named, 0, 1.0, 1.0), loss_of, len(examples), plan, seed)
     decoder.eval()
     return decoded
 
 
-def standardised(train: Part, blocks: Sequence[int], seed: int) -> Standardise:
+def standardised(train: Cohort, blocks: Sequence[int], seed: int) -> Standardise:
     """Mean and spread of the features of some training slices."""
     count = len(train.rows)
     sample = np.sort(np.random.default_rng(seed).permutation(count)[:_SAMPLE])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from eval.config import DrawingConfig
 from eval.contract import Outcome
 from eval.data import images
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.data.examples import Examples
 from eval.networks import volume_scores
 from eval.networks.volume_scores import Draw
@@ -24,7 +24,7 @@ Key = TypeVar("Key")  # what a choice is between: learning rates, numbers of nei
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FittedSegmenter:
     """A fitted probe that draws: `maps` as volume_scores.Draw says, and the threshold of each structure."""
 
     maps: Draw
@@ -33,24 +33,24 @@ class Drawing:
     choices: dict
     refitted: bool = False
 
-    def predict(self, test: Part) -> list[Outcome]:
-        return [Outcome(volume_scores.score(self.maps, self.thresholds, test, self.config))]
+    def predict(self, test: Cohort) -> list[Outcome]:
+        return [Outcome(volume_scores.measure(self.maps, self.thresholds, test, self.config))]
 
-    def draw(self, part: Part, rows: np.ndarray) -> np.ndarray:
+    def draw(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
         """(n, R, R) uint8: the place in `names` plus 1 of the structure that is furthest above its threshold, or 0."""
-        size = part.base.task.size
-        fine = torch.stack([images.to_native(each, size) for each in self.maps(part, rows)]).numpy()
+        size = cohort.base.task.size
+        fine = torch.stack([images.to_native(each, size) for each in self.maps(cohort, rows)]).numpy()
         beyond = fine - self.thresholds[None, :, None, None]
         return np.where(beyond.max(axis=1) > 0, beyond.argmax(axis=1) + 1, 0).astype(np.uint8)
 
 
-def choose(maps: Draw, val: Part, config: DrawingConfig) -> tuple[np.ndarray, float]:
+def choose(maps: Draw, val: Cohort, config: DrawingConfig) -> tuple[np.ndarray, float]:
     """The threshold of each structure that serves the validation patients best, and their mean Dice with it.
 
     Counted on the grid that `maps` draws on: enough to choose by.
     """
     examples, truth = val.examples, None
-    tallies = [Tally(np.unique(examples.subjects), len(examples.values)) for _ in config.thresholds]
+    tallies = [PixelCounts(np.unique(examples.subjects), len(examples.values)) for _ in config.thresholds]
     for start in range(0, len(val.rows), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(val.rows)))
         drawn = maps(val, rows)
@@ -63,13 +63,13 @@ def choose(maps: Draw, val: Part, config: DrawingConfig) -> tuple[np.ndarray, fl
     return np.array(config.thresholds)[means.argmax(axis=0)], float(means.max(axis=0).mean())
 
 
-def best(tried: Iterable[tuple[Key, Draw]], val: Part, config: DrawingConfig) -> tuple[Key, Draw, np.ndarray]:
+def best(tried: Iterable[tuple[Key, Draw]], val: Cohort, config: DrawingConfig) -> tuple[Key, Draw, np.ndarray]:
     """Of what is tried one after the other what serves the validation patients best, its key, and its thresholds."""
     scored = ((key, maps, *choose(maps, val, config)) for key, maps in tried)
     return max(scored, key=lambda each: each[-1])[:3]
 
 
-class Tally:
+class PixelCounts:
     """Counts of pixels by patient and structure; one that is unlabelled in a study is not counted there."""
 
     def __init__(self, subjects: np.ndarray, structures: int) -> None:
@@ -80,7 +80,7 @@ class Tally:
     def add(self, subjects: np.ndarray, drawn: torch.Tensor, true: torch.Tensor, annotated: np.ndarray) -> None:
         """drawn, true (n, O, h, w) bool, annotated (n, O) bool of n slices of `subjects`."""
         places = np.searchsorted(self.subjects, subjects)
-        sums = torch.stack([part.sum(dim=(2, 3)) for part in (drawn & true, drawn, true)]).cpu().numpy()
+        sums = torch.stack([each.sum(dim=(2, 3)) for each in (drawn & true, drawn, true)]).cpu().numpy()
         np.add.at(self.counts, (slice(None), places), sums * annotated)
         np.logical_or.at(self.known, places, annotated)
 

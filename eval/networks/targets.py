@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from eval.contract import chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import score
+from eval.data.cohorts import Cohort
 
-Made = TypeVar("Made")
+Candidate = TypeVar("Candidate")
 
 # of a segmentation: presence of structures
 KINDS = ("binary", "multiclass", "multilabel", "regression", "segmentation")
@@ -29,7 +29,7 @@ class Outputs:
     std: np.ndarray
 
     @classmethod
-    def of(cls, train: Part) -> Outputs:
+    def of(cls, train: Cohort) -> Outputs:
         kind, known = train.base.task.kind, train.targets
         mean = np.nan_to_num(np.nanmean(known, axis=0))
         std = np.nanstd(known, axis=0)
@@ -50,10 +50,10 @@ class Outputs:
             each = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * known).sum()
         return each / known.sum().clamp(min=1)
 
-    def best(self, tried: Iterable[tuple[float, Made]], scores: Callable[[Made], np.ndarray], val: Part):
+    def best(self, tried: Iterable[tuple[float, Candidate]], scores: Callable[[Candidate], np.ndarray], val: Cohort):
         """Of networks tried one after the other the key and the one whose scores of validation patients are best."""
         task = val.base.task
-        valued = ((key, made, merit(scored(scores(made), val, task), chooser(task))) for key, made in tried)
+        valued = ((key, made, score(scores(made), val, task)) for key, made in tried)
         return max(valued, key=lambda each: each[-1])[:2]
 
     def scores(self, logits: torch.Tensor) -> np.ndarray:

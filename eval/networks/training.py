@@ -14,7 +14,7 @@ from pretrain.schedules import warmup_cosine
 
 
 @dataclass(frozen=True)
-class Plan:
+class Hyperparameters:
     """lr is the peak; `warmup` a share of all steps; `clip` a limit of the gradient's norm."""
 
     lr: float
@@ -29,7 +29,7 @@ def run(
     groups: list[dict],
     loss_of: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
     count: int,
-    plan: Plan,
+    plan: Hyperparameters,
     seed: int,
 ) -> list[float]:
     """Train the parameters of `groups` (pretrain.optim.build_groups) in place; returns the losses.

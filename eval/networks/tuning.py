@@ -15,19 +15,19 @@ from torch import nn
 
 from eval.config import TaskConfig, TuneConfig
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks import adapters, fitting, frozen_decoder
 from eval.networks.augment import augment
 from eval.networks.decoders import Standardise
-from eval.networks.fitting import Made
-from eval.networks.frozen_decoder import Decoded
+from eval.networks.fitting import Network
+from eval.networks.frozen_decoder import FrozenDecoder
 from eval.networks.segmenter import Segmenter, groups
 from eval.networks.targets import Outputs
 from eval.probes import registry
 from meddap.settings import SettingsError
 from pretrain.model.vit import VisionTransformer
 
-_STARTS: WeakKeyDictionary[Part, dict[str, Decoded]] = WeakKeyDictionary()
+_STARTS: WeakKeyDictionary[Cohort, dict[str, FrozenDecoder]] = WeakKeyDictionary()
 _DECODERS = {"linear": "segmentation", "primus": "primus", "unet": "unet_decoder"}  # the frozen probes that have them
 _HEAD_STEPS, _HEAD_DECAY = 200, 1e-2  # of L-BFGS, and what keeps weights small
 _ROWS = 32  # images at a time
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
         return both.unflatten(0, parts.shape[:2]).mean(dim=1)
 
 
-def fit(train: Part, val: Part, context: Context, method: str, config: TuneConfig):
+def fit(train: Cohort, val: Cohort, context: Context, method: str, config: TuneConfig):
     """`lora`, `bitfit` or `full`: what of the encoder is trained (see eval.networks.adapters)."""
     task, encoder = context.task, context.encoder
     backbone = getattr(encoder, "model", None)
@@ -63,19 +63,19 @@ def fit(train: Part, val: Part, context: Context, method: str, config: TuneConfi
     draws = task.kind == "segmentation"
     share = {}
 
-    def make(part: Part) -> Made:
+    def make(cohort: Cohort) -> Network:
         mine = copy.deepcopy(backbone)
         generator = torch.Generator().manual_seed(task.seed)
         adapters.prepare(mine, method, generator, rank=config.rank, alpha=config.alpha)
         share["trained"] = adapters.share(mine)
         if draws:
-            start = _start(part, val, context, config.decoder)
+            start = _start(cohort, val, context, config.decoder)
             network = Segmenter(mine, start.blocks, copy.deepcopy(start.decoder), start.standardise)
         else:
-            network = _classifier(mine, part, encoder.prepare, Outputs.of(part), config.augment, task.seed)
+            network = _classifier(mine, cohort, encoder.prepare, Outputs.of(cohort), config.augment, task.seed)
         device = next(mine.parameters()).device
         decay = config.layer_decay if method == "full" else 1.0
-        return Made(network.to(device), encoder.prepare, groups(network, mine.depth, decay), device)
+        return Network(network.to(device), encoder.prepare, groups(network, mine.depth, decay), device)
 
     fitted = fitting.fit(make, train, val, context, config, draws, method=method, share=share)
     fitted.choices["share"] = round(share["trained"], 5)
@@ -94,18 +94,18 @@ def blocks(task: TaskConfig, decoder: str, depth: int) -> tuple[int, ...]:
     return import_module(registry.PROBES[_DECODERS[decoder]]).blocks(task, depth)
 
 
-def _start(part: Part, val: Part, context: Context, kind: str) -> Decoded:
+def _start(cohort: Cohort, val: Cohort, context: Context, kind: str) -> FrozenDecoder:
     """The frozen probe's decoder for these patients; fitted once for all ways to go on."""
-    known = _STARTS.setdefault(part, {})
+    known = _STARTS.setdefault(cohort, {})
     if kind not in known:
         task = context.task
         settings, read = getattr(task, _DECODERS[kind]), blocks(task, kind, context.encoder.depth)
-        known[kind] = frozen_decoder.fit(part, val, context, kind, settings, read).maps
+        known[kind] = frozen_decoder.fit(cohort, val, context, kind, settings, read).maps
     return known[kind]
 
 
 def _classifier(
-    backbone: VisionTransformer, part: Part, prepare, outputs: Outputs, augmented: bool, seed: int
+    backbone: VisionTransformer, cohort: Cohort, prepare, outputs: Outputs, augmented: bool, seed: int
 ) -> Classifier:
     """With a head fitted on the backbone's features as they are, of the images and of changed ones."""
     width, device = 2 * backbone.embed_dim, next(backbone.parameters()).device
@@ -113,15 +113,15 @@ def _classifier(
     plain.to(device)
     generator, found = np.random.default_rng(seed), []
     for change in (False, True) if augmented else (False,):
-        for start in range(0, len(part.rows), _ROWS):
-            images = torch.from_numpy(part.images[np.arange(start, min(start + _ROWS, len(part.rows)))]).float()
+        for start in range(0, len(cohort.rows), _ROWS):
+            images = torch.from_numpy(cohort.images[np.arange(start, min(start + _ROWS, len(cohort.rows)))]).float()
             images = augment(images, None, generator)[0] if change else images
             with torch.no_grad():
                 found.append(plain.features(prepare(images.to(device))))
     features = torch.cat(found)
     plain.standardise = Standardise.of(features).to(device)
     inputs = plain.standardise(features)
-    wanted = np.tile(part.targets[part.unit], (len(inputs) // len(part.rows), 1))
+    wanted = np.tile(cohort.targets[cohort.unit], (len(inputs) // len(cohort.rows), 1))
     head = plain.head
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

@@ -9,17 +9,17 @@ import torch
 
 from eval.config import DrawingConfig
 from eval.data import images
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.data.examples import Examples
 from eval.statistics import surfaces
 from eval.statistics.predictions import Tabled
 from meddap.settings import SettingsError
 
-Draw = Callable[[Part, np.ndarray], torch.Tensor]  # rows of a part → (n, O, R, R) in 0…1 on the encoder's squares
+Draw = Callable[[Cohort, np.ndarray], torch.Tensor]  # rows of a cohort → (n, O, R, R) in 0…1 on the encoder's squares
 _ROWS = 32  # slices at a time
 
 
-def score(draw: Draw, thresholds: np.ndarray, test: Part, config: DrawingConfig) -> Tabled:
+def measure(draw: Draw, thresholds: np.ndarray, test: Cohort, config: DrawingConfig) -> Tabled:
     """Dice, IoU and, if wanted, HD95 and normalised surface distance of every patient and structure.
 
     Slices of one study are a volume, in the pictures' own pixels; a structure that is unlabelled in a study has no
@@ -49,7 +49,7 @@ def spacing(examples: Examples, rows: np.ndarray) -> tuple[float, float, float]:
     return step, *(float(value) for value in examples.read(rows[0]).spacing)
 
 
-def _compare(draw: Draw, thresholds: np.ndarray, test: Part, rows: np.ndarray, config: DrawingConfig) -> np.ndarray:
+def _compare(draw: Draw, thresholds: np.ndarray, test: Cohort, rows: np.ndarray, config: DrawingConfig) -> np.ndarray:
     """(metrics, O) of one study. Raises SettingsError where its slices or label maps differ in shape."""
     examples, shape = test.examples, None
     drawn, true = ([Pieces() for _ in examples.values] for _ in range(2))

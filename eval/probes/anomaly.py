@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import AnomalyConfig, TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 from eval.statistics.predictions import Binned
 from meddap.settings import SettingsError
 
@@ -38,27 +38,27 @@ class Memory:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         neighbours, top = self.choices["neighbours"], self.choices["top"]
         maps = distances(self.patches, test, [neighbours])[neighbours]
-        found = [Outcome(scored(slice_scores(maps, top)[:, None], test, self.task))]
+        found = [Outcome(prediction_of(slice_scores(maps, top)[:, None], test, self.task))]
         if test.examples.values:
             found.append(Outcome(_pixels(maps, test, self.edges)))
         return found
 
 
-def fit(train: Part, val: Part, context: Context) -> Memory:
+def fit(train: Cohort, val: Cohort, context: Context) -> Memory:
     """Fill the memory from normal training slices; with `refit` again, from those of validation patients as well.
 
     Raises SettingsError where there are none.
     """
     task, config = context.task, context.task.anomaly
     memory = fill(train, _normal(train), config, task.seed)
-    found, merits = distances(memory, val, config.neighbours), {}
+    found, values = distances(memory, val, config.neighbours), {}
     for neighbours, top in product(config.neighbours, config.top):
         scores = slice_scores(found[neighbours], top)[:, None]
-        merits[neighbours, top] = merit(scored(scores, val, task), chooser(task))
-    neighbours, top = max(merits, key=merits.get)
+        values[neighbours, top] = score(scores, val, task)
+    neighbours, top = max(values, key=values.get)
     edges = np.unique(np.quantile(found[neighbours], np.linspace(0, 1, _BINS + 1)[1:-1]))
     if task.refit:
         both = train.plus(val)
@@ -67,10 +67,10 @@ def fit(train: Part, val: Part, context: Context) -> Memory:
     return Memory(memory, edges, task, choices, task.refit)
 
 
-def _normal(part: Part) -> np.ndarray:
-    rows = np.flatnonzero(part.targets[:, 0] == 0)
+def _normal(cohort: Cohort) -> np.ndarray:
+    rows = np.flatnonzero(cohort.targets[:, 0] == 0)
     if not len(rows):
-        raise SettingsError(f"{part.base.task.data}: no normal training slices; anomaly learns from them alone")
+        raise SettingsError(f"{cohort.base.task.data}: no normal training slices; anomaly learns from them alone")
     return rows
 
 
@@ -83,24 +83,24 @@ def smooth(tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize(averaged.flatten(2).transpose(1, 2), dim=2)
 
 
-def fill(part: Part, rows: np.ndarray, config: AnomalyConfig, seed: int) -> torch.Tensor:
+def fill(cohort: Cohort, rows: np.ndarray, config: AnomalyConfig, seed: int) -> torch.Tensor:
     """(M, F) patches of some slices: as many of each slice, drawn at random."""
     generator = np.random.default_rng(seed)
     each = max(1, -(-config.memory // len(rows)))
     found = []
     for row in rows:
-        tokens = smooth(part.patches(np.array([row]), _LAST))[0]
+        tokens = smooth(cohort.patches(np.array([row]), _LAST))[0]
         found.append(tokens[np.sort(generator.permutation(len(tokens))[:each])])
     memory = torch.cat(found)
     return memory[np.sort(generator.permutation(len(memory))[: config.memory])]
 
 
-def distances(memory: torch.Tensor, part: Part, neighbours: list[int]) -> dict[int, np.ndarray]:
+def distances(memory: torch.Tensor, cohort: Cohort, neighbours: list[int]) -> dict[int, np.ndarray]:
     """For each number of neighbours: (N, P) mean distance of every patch to that many nearest of the memory."""
-    most, shape = max(neighbours), (len(part), part.features.patches.shape[1])
+    most, shape = max(neighbours), (len(cohort), cohort.features.patches.shape[1])
     found = {number: np.empty(shape, np.float32) for number in neighbours}
-    for row in range(len(part)):
-        similarity = smooth(part.patches(np.array([row]), _LAST))[0] @ memory.T
+    for row in range(len(cohort)):
+        similarity = smooth(cohort.patches(np.array([row]), _LAST))[0] @ memory.T
         nearest = similarity.topk(min(most, len(memory)), dim=1).values
         apart = (2 - 2 * nearest).clamp(min=0).sqrt()
         for number in neighbours:
@@ -114,7 +114,7 @@ def slice_scores(maps: np.ndarray, top: float) -> np.ndarray:
     return np.sort(maps, axis=1)[:, -count:].mean(axis=1)
 
 
-def _pixels(maps: np.ndarray, test: Part, edges: np.ndarray) -> Binned:
+def _pixels(maps: np.ndarray, test: Cohort, edges: np.ndarray) -> Binned:
     """Scores of pixels against the label maps, in cells of a quarter of a patch, counted in bins by patient."""
     grid, examples = round(maps.shape[1] ** 0.5), test.examples
     truth = test.maps(grid * _PIXELS)

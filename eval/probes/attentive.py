@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 from eval.probes import heads
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
@@ -50,33 +50,31 @@ class Attentive:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
-        return [Outcome(scored(_probabilities(self.head, test, self.task), test, self.task))]
+    def predict(self, test: Cohort) -> list[Outcome]:
+        return [Outcome(prediction_of(_probabilities(self.head, test, self.task), test, self.task))]
 
 
-def fit(train: Part, val: Part, context: Context) -> Attentive:
+def fit(train: Cohort, val: Cohort, context: Context) -> Attentive:
     """A head for every learning rate; with `refit` the chosen one again on training and validation patients."""
     task, config = context.task, context.task.attentive
     found = {lr: _train(train, task, lr) for lr in config.lr}
-    merits = {
-        lr: merit(scored(_probabilities(head, val, task), val, task), chooser(task)) for lr, head in found.items()
-    }
-    lr = max(merits, key=merits.get)
+    scores = {lr: score(_probabilities(head, val, task), val, task) for lr, head in found.items()}
+    lr = max(scores, key=scores.get)
     head = _train(train.plus(val), task, lr) if task.refit else found[lr]
     return Attentive(head, task, {"lr": lr}, task.refit)
 
 
-def _train(part: Part, task: TaskConfig, lr: float) -> AttentiveHead:
+def _train(cohort: Cohort, task: TaskConfig, lr: float) -> AttentiveHead:
     config = task.attentive
-    rows = np.sort(np.random.default_rng(task.seed).permutation(len(part))[:_SAMPLE])
-    tokens = part.patches(rows, _LAST).flatten(0, 1)
+    rows = np.sort(np.random.default_rng(task.seed).permutation(len(cohort))[:_SAMPLE])
+    tokens = cohort.patches(rows, _LAST).flatten(0, 1)
     std = tokens.std(dim=0)
     std = torch.where(std > 1e-6, std, torch.ones_like(std))  # a constant channel says nothing
-    head = AttentiveHead(tokens.mean(dim=0), std, part.states.shape[1], config.heads, task.seed)
+    head = AttentiveHead(tokens.mean(dim=0), std, cohort.states.shape[1], config.heads, task.seed)
     return heads.train(
         head,
-        _batch(part),
-        part.states,
+        _batch(cohort),
+        cohort.states,
         lr=lr,
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -86,10 +84,10 @@ def _train(part: Part, task: TaskConfig, lr: float) -> AttentiveHead:
     )
 
 
-def _batch(part: Part):
-    return lambda rows: (part.patches(rows, _LAST),)
+def _batch(cohort: Cohort):
+    return lambda rows: (cohort.patches(rows, _LAST),)
 
 
-def _probabilities(head: AttentiveHead, part: Part, task: TaskConfig) -> np.ndarray:
-    found = heads.logits(head, _batch(part), len(part), task.attentive.batch_size)
+def _probabilities(head: AttentiveHead, cohort: Cohort, task: TaskConfig) -> np.ndarray:
+    found = heads.logits(head, _batch(cohort), len(cohort), task.attentive.batch_size)
     return heads.probabilities(found, task.kind == "multiclass")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from eval import scratch
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks.targets import KINDS
 
 __all__ = ["KINDS", "NEEDS", "fit"]
 NEEDS = "images"
 
 
-def fit(train: Part, val: Part, context: Context):
+def fit(train: Cohort, val: Cohort, context: Context):
     """See scratch.fit."""
     return scratch.fit(train, val, context, "cnn", context.task.cnn)

@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
 
@@ -29,20 +29,20 @@ class Hazard:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
-        return [Outcome(scored(self.risk(test.pooled()), test, self.task))]
+    def predict(self, test: Cohort) -> list[Outcome]:
+        return [Outcome(prediction_of(self.risk(test.pooled()), test, self.task))]
 
     def risk(self, features: np.ndarray) -> np.ndarray:
         """(U, 1)."""
         return (self.standard.apply(features) @ self.axes @ self.weights)[:, None].astype(np.float64)
 
 
-def fit(train: Part, val: Part, context: Context) -> Hazard:
+def fit(train: Cohort, val: Cohort, context: Context) -> Hazard:
     """The number of components and the penalty that serve the validation patients best; with `refit` again on training
     and validation patients. Raises SettingsError where the training patients had fewer than two events."""
     task, best, inputs = context.task, None, val.pooled()
     for fitted in _fitted(train, task, list(product(task.cox.components, task.cox.penalties)), False):
-        worth = merit(scored(fitted.risk(inputs), val, task), chooser(task))
+        worth = score(fitted.risk(inputs), val, task)
         if best is None or worth > best[0]:
             best = worth, fitted
     if task.refit:
@@ -50,14 +50,14 @@ def fit(train: Part, val: Part, context: Context) -> Hazard:
     return best[1]
 
 
-def _fitted(part: Part, task: TaskConfig, choices: list[tuple[int, float]], refitted: bool) -> Iterator[Hazard]:
+def _fitted(cohort: Cohort, task: TaskConfig, choices: list[tuple[int, float]], refitted: bool) -> Iterator[Hazard]:
     """A line for each number of components and penalty."""
-    known = ~np.isnan(part.targets).any(axis=1)
-    time, event = part.targets[known].T
+    known = ~np.isnan(cohort.targets).any(axis=1)
+    time, event = cohort.targets[known].T
     if event.sum() < 2:
         raise SettingsError(f"{task.data}: {int(event.sum())} events among the training patients; survival needs two")
-    standard = Standard.of(part.pooled())
-    inputs = standard.apply(part.pooled())[known]
+    standard = Standard.of(cohort.pooled())
+    inputs = standard.apply(cohort.pooled())[known]
     axes = np.linalg.svd(inputs - inputs.mean(axis=0), full_matrices=False)[2].T
     for components, penalty in choices:
         mine = axes[:, :components]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.lines import Lines
 from eval.probes.logistic import Line, Standard, solve
 from meddap.settings import SettingsError
@@ -16,7 +16,7 @@ REFITS = False  # its figures are those of a number of training labels
 _MINIMUM = 10  # draws: fewer say little about chance
 
 
-def fit(train: Part, val: Part, context: Context) -> Lines:
+def fit(train: Cohort, val: Cohort, context: Context) -> Lines:
     """Every number of shots that the training patients allow. Raises SettingsError for too few draws."""
     task, config = context.task, context.task.few_shot
     if config.draws < _MINIMUM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.lines import Lines
 from eval.probes import logistic
 
@@ -15,7 +15,7 @@ REFITS = False  # its figures are those of a number of training labels
 _STRENGTHS = 7  # of the 45: enough to choose by, and there are many fits
 
 
-def fit(train: Part, val: Part, context: Context) -> Lines:
+def fit(train: Cohort, val: Cohort, context: Context) -> Lines:
     """For each share and draw the strength that serves the validation patients best."""
     task, config = context.task, context.task.fractions
     patients, lines, chosen = np.unique(train.subjects), {}, {}

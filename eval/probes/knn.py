@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation", "regression")
 NEEDS = "pooled"
@@ -17,33 +17,33 @@ _QUERIES = 1024  # at a time
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class FittedKnn:
     """The training units that vote, and the k that validation patients chose."""
 
-    train: Part
+    train: Cohort
     task: TaskConfig
     choices: dict
     refitted: bool = False
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         found = predict(self.train, test, [self.choices["k"]], self.task)
-        return [Outcome(scored(found[self.choices["k"]], test, self.task))]
+        return [Outcome(prediction_of(found[self.choices["k"]], test, self.task))]
 
 
-def fit(train: Part, val: Part, context: Context) -> Neighbours:
+def fit(train: Cohort, val: Cohort, context: Context) -> FittedKnn:
     """The k that serves the validation patients best."""
     task = context.task
     found = predict(train, val, task.knn.k, task)
-    merits = {k: merit(scored(each, val, task), chooser(task)) for k, each in found.items()}
-    best = max(merits, key=merits.get)
-    return Neighbours(train.plus(val) if task.refit else train, task, {"k": best}, task.refit)
+    scores = {k: score(each, val, task) for k, each in found.items()}
+    best = max(scores, key=scores.get)
+    return FittedKnn(train.plus(val) if task.refit else train, task, {"k": best}, task.refit)
 
 
-def predict(train: Part, part: Part, ks: Sequence[int], task: TaskConfig) -> dict[int, np.ndarray]:
+def predict(train: Cohort, cohort: Cohort, ks: Sequence[int], task: TaskConfig) -> dict[int, np.ndarray]:
     """For each k: (U, O) share of votes, or (U, T) mean values where the task is a regression."""
     regression = task.kind == "regression"
     wanted = train.targets if regression else np.where(train.states >= 0, train.states, np.nan)
-    found = votes(train.pooled(), wanted, part.pooled(), ks, task.knn.temperature)
+    found = votes(train.pooled(), wanted, cohort.pooled(), ks, task.knn.temperature)
     if task.kind in ("multiclass", "retrieval"):
         found = {k: each / np.maximum(each.sum(axis=1, keepdims=True), 1e-12) for k, each in found.items()}
     return found

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from eval.config import LinearConfig, TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 from eval.probes.logistic import Line, Standard
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
@@ -54,39 +54,39 @@ class Best:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         (found,) = probabilities([self.head], test, self.task)
-        return [Outcome(scored(found, test, self.task))]
+        return [Outcome(prediction_of(found, test, self.task))]
 
 
-def fit(train: Part, val: Part, context: Context) -> Best:
+def fit(train: Cohort, val: Cohort, context: Context) -> Best:
     """All heads at once; with `refit` the chosen one again on training and validation patients."""
     task, config = context.task, context.task.linear
     heads = train_heads(train, inputs_of(train, config), config.lr, task)
-    merits = [merit(scored(found, val, task), chooser(task)) for found in probabilities(heads, val, task)]
-    best = heads[int(np.argmax(merits))]
+    scores = [score(found, val, task) for found in probabilities(heads, val, task)]
+    best = heads[int(np.argmax(scores))]
     choices = {"lr": best.lr, "blocks": best.reads.blocks, "mean_patch": best.reads.mean_patch}
     if task.refit:
         (best,) = train_heads(train.plus(val), [best.reads], [best.lr], task)
     return Best(best, task, choices, task.refit)
 
 
-def probabilities(heads: Sequence[Head], part: Part, task: TaskConfig) -> Iterator[np.ndarray]:
+def probabilities(heads: Sequence[Head], cohort: Cohort, task: TaskConfig) -> Iterator[np.ndarray]:
     """(U, O) of every head; those that read the same, one after the other, share their inputs."""
     for reads, same in groupby(heads, lambda head: head.reads):
         same = list(same)
-        inputs = same[0].line.standard.apply(part.pooled(reads.blocks, reads.mean_patch))
+        inputs = same[0].line.standard.apply(cohort.pooled(reads.blocks, reads.mean_patch))
         yield from (head.line.of_standard(inputs, task.kind == "multiclass") for head in same)
 
 
-def inputs_of(train: Part, config: LinearConfig) -> list[Input]:
+def inputs_of(train: Cohort, config: LinearConfig) -> list[Input]:
     """Every input, each once: a shallow network has no four blocks."""
     there = train.features.cls.shape[1]
     blocks = dict.fromkeys(min(each, there) for each in config.blocks)
     return [Input(*each) for each in product(blocks, config.mean_patch)]
 
 
-def train_heads(train: Part, reads: list[Input], rates: list[float], task: TaskConfig) -> list[Head]:
+def train_heads(train: Cohort, reads: list[Input], rates: list[float], task: TaskConfig) -> list[Head]:
     """A head for every input and learning rate, on the same batches."""
     deepest, width = max(each.blocks for each in reads), train.features.cls.shape[2]
     widest = train.pooled(deepest, True)

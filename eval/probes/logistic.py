@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 
 KINDS = ("binary", "multiclass", "multilabel", "segmentation")
 NEEDS = "pooled"
@@ -67,12 +67,12 @@ class Regression:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         exclusive = self.task.kind == "multiclass"
-        return [Outcome(scored(self.line.probabilities(test.pooled(), exclusive), test, self.task))]
+        return [Outcome(prediction_of(self.line.probabilities(test.pooled(), exclusive), test, self.task))]
 
 
-def fit(train: Part, val: Part, context: Context) -> Regression:
+def fit(train: Cohort, val: Cohort, context: Context) -> Regression:
     """The strength that serves the validation patients best."""
     task = context.task
     strength, line = choose(train, val, task, task.logistic.strengths, refit=task.refit)
@@ -80,7 +80,7 @@ def fit(train: Part, val: Part, context: Context) -> Regression:
 
 
 def choose(
-    train: Part, val: Part, task: TaskConfig, count: int, how: str | None = None, refit: bool = False
+    train: Cohort, val: Cohort, task: TaskConfig, count: int, how: str | None = None, refit: bool = False
 ) -> tuple[float, Line]:
     """Of `count` strengths the one that serves the validation patients best, and its line; `how` pools volumes.
 
@@ -89,7 +89,7 @@ def choose(
     best, chosen, inputs = -np.inf, None, None
     for strength, line in path(train, task, count, how=how):
         inputs = line.standard.apply(val.pooled(how=how)) if inputs is None else inputs  # the same for every line
-        worth = merit(scored(line.of_standard(inputs, task.kind == "multiclass"), val, task), chooser(task))
+        worth = score(line.of_standard(inputs, task.kind == "multiclass"), val, task)
         if chosen is None or worth > best:
             best, chosen = worth, (strength, line)
     if refit:
@@ -99,7 +99,7 @@ def choose(
 
 
 def path(
-    train: Part, task: TaskConfig, count: int, until: float = np.inf, how: str | None = None
+    train: Cohort, task: TaskConfig, count: int, until: float = np.inf, how: str | None = None
 ) -> Iterator[tuple[float, Line]]:
     """(C, Line) for `count` strengths, ascending, each started from the one before."""
     features = train.pooled(how=how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval.config import TaskConfig
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks import tuning
 from eval.networks.targets import KINDS
 
@@ -17,6 +17,6 @@ def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
     return tuning.blocks(task, task.lora.decoder, depth)
 
 
-def fit(train: Part, val: Part, context: Context):
+def fit(train: Cohort, val: Cohort, context: Context):
     """See tuning.fit."""
     return tuning.fit(train, val, context, "lora", context.task.lora)

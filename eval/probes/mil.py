@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 from eval.probes import heads, logistic
 from eval.probes.logistic import Line, Standard
 
@@ -42,7 +42,7 @@ class GatedAttention(nn.Module):
 
 
 @dataclass(frozen=True)
-class Volumes:
+class FittedMil:
     """Lines on the mean and the maximum, and the attention that validation patients chose."""
 
     lines: dict[str, Line]
@@ -52,14 +52,14 @@ class Volumes:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         exclusive = self.task.kind == "multiclass"
         found = {how: line.probabilities(test.pooled(how=how), exclusive) for how, line in self.lines.items()}
         found["attention"] = _probabilities(self.attention, self.standard, test, self.task)
-        return [Outcome(scored(each, test, self.task), {"pool": how}) for how, each in found.items()]
+        return [Outcome(prediction_of(each, test, self.task), {"pool": how}) for how, each in found.items()]
 
 
-def fit(train: Part, val: Part, context: Context) -> Volumes:
+def fit(train: Cohort, val: Cohort, context: Context) -> FittedMil:
     """Validation patients choose the penalty of each line and the learning rate of the attention; with `refit` all
     three are fitted again on training and validation patients."""
     task, config, lines, choices = context.task, context.task.mil, {}, {}
@@ -68,7 +68,7 @@ def fit(train: Part, val: Part, context: Context) -> Volumes:
     standard, best = Standard.of(train.slices()), None
     for lr in config.lr:
         head = _train(train, standard, task, lr)
-        worth = merit(scored(_probabilities(head, standard, val, task), val, task), chooser(task))
+        worth = score(_probabilities(head, standard, val, task), val, task)
         if best is None or worth > best[0]:
             best = worth, lr, head
     _, choices["attention"], head = best
@@ -76,19 +76,19 @@ def fit(train: Part, val: Part, context: Context) -> Volumes:
         both = train.plus(val)
         standard = Standard.of(both.slices())
         head = _train(both, standard, task, choices["attention"])
-    return Volumes(lines, head, standard, task, choices, task.refit)
+    return FittedMil(lines, head, standard, task, choices, task.refit)
 
 
-def _train(part: Part, standard: Standard, task: TaskConfig, lr: float) -> GatedAttention:
+def _train(cohort: Cohort, standard: Standard, task: TaskConfig, lr: float) -> GatedAttention:
     config = task.mil
     # a seed of its own for dropout: the run is the same whatever was drawn before
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
-        head = GatedAttention(len(standard.mean), part.states.shape[1], config.hidden, config.dropout, task.seed)
+        head = GatedAttention(len(standard.mean), cohort.states.shape[1], config.hidden, config.dropout, task.seed)
         return heads.train(
             head,
-            _batch(part, standard),
-            part.states,
+            _batch(cohort, standard),
+            cohort.states,
             lr=lr,
             epochs=config.epochs,
             batch_size=_BATCH,
@@ -98,11 +98,11 @@ def _train(part: Part, standard: Standard, task: TaskConfig, lr: float) -> Gated
         )
 
 
-def _batch(part: Part, standard: Standard):
+def _batch(cohort: Cohort, standard: Standard):
     """Volumes of different lengths, padded."""
-    slices = torch.from_numpy(standard.apply(part.slices()))
-    ends = np.cumsum(np.bincount(part.unit, minlength=len(part)))
-    members = np.split(np.argsort(part.unit, kind="stable"), ends[:-1])
+    slices = torch.from_numpy(standard.apply(cohort.slices()))
+    ends = np.cumsum(np.bincount(cohort.unit, minlength=len(cohort)))
+    members = np.split(np.argsort(cohort.unit, kind="stable"), ends[:-1])
 
     def batch(units: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         mine = [slices[members[unit]] for unit in units]
@@ -113,6 +113,6 @@ def _batch(part: Part, standard: Standard):
     return batch
 
 
-def _probabilities(head: GatedAttention, standard: Standard, part: Part, task: TaskConfig) -> np.ndarray:
-    found = heads.logits(head, _batch(part, standard), len(part), _BATCH)
+def _probabilities(head: GatedAttention, standard: Standard, cohort: Cohort, task: TaskConfig) -> np.ndarray:
+    found = heads.logits(head, _batch(cohort, standard), len(cohort), _BATCH)
     return heads.probabilities(found, task.kind == "multiclass")

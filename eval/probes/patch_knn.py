@@ -10,11 +10,11 @@ import torch
 
 from eval.config import PatchKnnConfig
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks import segmentation
 from eval.networks.decoders import Standardise
 from eval.networks.frozen_decoder import standardised
-from eval.networks.segmentation import Drawing
+from eval.networks.segmentation import FittedSegmenter
 from eval.probes import patch_bank
 from eval.probes.patch_bank import PatchBank
 
@@ -25,7 +25,7 @@ _CHOOSERS = 300  # validation slices by which k is chosen: a choice among three 
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class PatchVoter:
     """A bank and the k that draws; calling it draws (see volume_scores.Draw)."""
 
     bank: PatchBank
@@ -33,8 +33,8 @@ class Neighbours:
     k: int
     config: PatchKnnConfig
 
-    def __call__(self, part: Part, rows: np.ndarray) -> torch.Tensor:
-        patches = self.standardise(part.patches(rows, _LAST))
+    def __call__(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
+        patches = self.standardise(cohort.patches(rows, _LAST))
         side = round(patches.shape[1] ** 0.5)
         return self.bank.draw(patches, (side, side), [self.k], self.config.temperature)[0]
 
@@ -47,21 +47,21 @@ def blocks(task, depth: int) -> tuple[int, ...]:
     return _LAST
 
 
-def fit(train: Part, val: Part, context: Context) -> Drawing:
+def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter:
     """The k that serves the validation patients best. With `refit` the bank is drawn from both."""
     task, config = context.task, context.task.patch_knn
     unit = standardised(train, _LAST, task.seed)
     bank = collect(train, unit, config, task.seed)
-    tried = ((k, Neighbours(bank, unit, k, config)) for k in config.k)
+    tried = ((k, PatchVoter(bank, unit, k, config)) for k in config.k)
     k, neighbours, thresholds = segmentation.best(tried, _thinned(val), task.drawing)
     if task.refit:
         bank = collect(train.plus(val), unit, config, task.seed)
-        neighbours = Neighbours(bank, unit, k, config)
+        neighbours = PatchVoter(bank, unit, k, config)
     choices = {"k": k, "thresholds": dict(zip(train.names, thresholds.tolist()))}
-    return Drawing(neighbours, thresholds, task.drawing, choices, task.refit)
+    return FittedSegmenter(neighbours, thresholds, task.drawing, choices, task.refit)
 
 
-def collect(train: Part, unit: Standardise, config: PatchKnnConfig, seed: int) -> PatchBank:
+def collect(train: Cohort, unit: Standardise, config: PatchKnnConfig, seed: int) -> PatchBank:
     """A bank of the training patches."""
     count, examples = len(train.rows), train.examples
     side = round(train.patches(np.arange(1), _LAST).shape[1] ** 0.5)
@@ -76,7 +76,7 @@ def collect(train: Part, unit: Standardise, config: PatchKnnConfig, seed: int) -
     return patch_bank.collect(batches(), count * side * side, config.bank, config.cells, seed)
 
 
-def _thinned(val: Part) -> Part:
+def _thinned(val: Cohort) -> Cohort:
     """Every n-th slice, of all patients."""
     step = max(1, len(val.rows) // _CHOOSERS)
-    return Part(val.name, val.base, val.rows[::step])
+    return Cohort(val.name, val.base, val.rows[::step])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from eval.config import TaskConfig
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks import frozen_decoder
-from eval.networks.segmentation import Drawing
+from eval.networks.segmentation import FittedSegmenter
 
 KINDS = ("segmentation",)
 NEEDS = "patches"
@@ -17,7 +17,7 @@ def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
     return frozen_decoder.blocks_of(task.primus, depth)
 
 
-def fit(train: Part, val: Part, context: Context) -> Drawing:
+def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter:
     """See frozen_decoder.fit."""
     task = context.task
     return frozen_decoder.fit(train, val, context, "primus", task.primus, blocks(task, context.encoder.depth))

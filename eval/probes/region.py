@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from eval.config import TaskConfig
 from eval.contract import Context, Outcome
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.probes.logistic import Line, Standard, solve
 from eval.statistics.predictions import Scored
 from meddap.settings import SettingsError
@@ -26,7 +26,7 @@ _LAST = (-1,)  # the block whose patches are read
 
 @dataclass(frozen=True)
 class Regions:
-    """R regions: features (R, F), structure (R,) place in `names`, slice (R,) row of the part."""
+    """R regions: features (R, F), structure (R,) place in `names`, slice (R,) row of the cohort."""
 
     features: np.ndarray
     structure: np.ndarray
@@ -42,7 +42,7 @@ class Named:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         found = regions(test, self.task.region.cells)
         names = np.array([f"{test.keys[row]}-{place}" for row, place in zip(found.slice, found.structure)])
         scores = self.line.probabilities(found.features, True)
@@ -60,7 +60,7 @@ class Named:
         ]
 
 
-def fit(train: Part, val: Part, context: Context) -> Named:
+def fit(train: Cohort, val: Cohort, context: Context) -> Named:
     """Logistic regression of fixed strength: nothing is chosen; with `refit` on validation patients as well."""
     task, config = context.task, context.task.region
     found = regions(train.plus(val) if task.refit else train, config.cells)
@@ -72,12 +72,12 @@ def fit(train: Part, val: Part, context: Context) -> Named:
     return Named(line, task, {"C": config.strength}, task.refit)
 
 
-def regions(part: Part, cells: int) -> Regions:
+def regions(cohort: Cohort, cells: int) -> Regions:
     """Every structure of every slice that covers at least `min_pixels` there."""
-    examples, grid = part.examples, round(part.features.patches.shape[1] ** 0.5)
-    maps, features, structures, rows = part.maps(grid * cells), [], [], []
+    examples, grid = cohort.examples, round(cohort.features.patches.shape[1] ** 0.5)
+    maps, features, structures, rows = cohort.maps(grid * cells), [], [], []
     for row in np.flatnonzero((np.nan_to_num(examples.targets) > 0).any(axis=1)):
-        tokens, drawn = part.patches(np.array([row]), _LAST)[0].numpy(), torch.from_numpy(np.array(maps[row]))
+        tokens, drawn = cohort.patches(np.array([row]), _LAST)[0].numpy(), torch.from_numpy(np.array(maps[row]))
         for place in np.flatnonzero(np.nan_to_num(examples.targets[row]) > 0):
             mask = (drawn == examples.values[place]).float()
             share = F.avg_pool2d(mask[None, None], cells).reshape(-1).numpy()

@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.config import TaskConfig
 from eval.contract import Context, Outcome
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.statistics.predictions import Tabled
 from meddap.settings import SettingsError
 
@@ -21,12 +21,12 @@ _QUERIES = 512  # at a time
 class Gallery:
     """What is searched. Nothing is fitted and nothing chosen."""
 
-    train: Part
+    train: Cohort
     task: TaskConfig
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         config = self.task.retrieval
         gallery = self.train if config.gallery == "train" else test
         values = ranking_figures(
@@ -40,7 +40,7 @@ class Gallery:
         return [Outcome(Tabled({name: each[None, :, None] for name, each in values.items()}, test.subjects, ("all",)))]
 
 
-def fit(train: Part, val: Part, context: Context) -> Gallery:
+def fit(train: Cohort, val: Cohort, context: Context) -> Gallery:
     """The gallery is the training patients (with `refit` the validation patients, too), or the other test patients."""
     config = context.task.retrieval
     if not config.k or min(config.k) < 1:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, chooser, merit, scored
-from eval.data.cohorts import Part
+from eval.contract import Context, Outcome, prediction_of, score
+from eval.data.cohorts import Cohort
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
 
@@ -27,18 +27,18 @@ class Ridge:
     choices: dict
     refitted: bool
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         found = self.standard.apply(test.pooled()) @ self.weights + self.intercepts
-        return [Outcome(scored(found.astype(np.float64), test, self.task))]
+        return [Outcome(prediction_of(found.astype(np.float64), test, self.task))]
 
 
-def fit(train: Part, val: Part, context: Context) -> Ridge:
+def fit(train: Cohort, val: Cohort, context: Context) -> Ridge:
     """The strength that serves the validation patients best."""
     task, best = context.task, None
     standard = Standard.of(train.pooled())
     inputs, tests = standard.apply(train.pooled()), standard.apply(val.pooled())
     for alpha, weights, intercepts in solutions(inputs, train.targets, task.ridge.strengths, task.data):
-        worth = merit(scored(tests @ weights + intercepts, val, task), chooser(task))
+        worth = score(tests @ weights + intercepts, val, task)
         if best is None or worth > best[0]:
             best = worth, alpha, weights, intercepts
     _, alpha, weights, intercepts = best

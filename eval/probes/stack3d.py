@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval.config import TaskConfig
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.networks import frozen_decoder, volume_head
 from eval.networks.targets import KINDS
 
@@ -17,6 +17,6 @@ def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
     return frozen_decoder.blocks_of(task.stack3d, depth)
 
 
-def fit(train: Part, val: Part, context: Context):
+def fit(train: Cohort, val: Cohort, context: Context):
     """See stacking.fit."""
     return volume_head.fit(train, val, context, blocks(context.task, context.encoder.depth))

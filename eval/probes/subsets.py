@@ -13,9 +13,9 @@ from itertools import combinations
 import numpy as np
 
 from data_prep.schema import text_sha256
-from eval.contract import Context, Outcome, scored
+from eval.contract import Context, Outcome, prediction_of
 from eval.data import features
-from eval.data.cohorts import Base, Part
+from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples, Picture
 from eval.probes import logistic
 from eval.probes.logistic import Regression
@@ -27,7 +27,7 @@ _MOST = 8  # sequences, whose 255 subsets take as many passes over the test pati
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedSubsets:
     """The line on all sequences, and what tests it on fewer."""
 
     whole: Regression
@@ -41,7 +41,7 @@ class Fitted:
     def refitted(self) -> bool:
         return self.whole.refitted
 
-    def predict(self, test: Part) -> list[Outcome]:
+    def predict(self, test: Cohort) -> list[Outcome]:
         task, exclusive = self.context.task, self.context.task.kind == "multiclass"
         there = sequences_of(test.examples)
         found = []
@@ -51,15 +51,15 @@ class Fitted:
                 continue
             fewer = only(test.examples.take(rows), subset)
             seen = features.extract(self.context.encoder, fewer, task, self.context.cache)
-            part = Part("test", Base(fewer, seen, task, self.context.cache), np.arange(len(fewer)))
-            scores = self.whole.line.probabilities(part.pooled(), exclusive)
-            found.append(Outcome(scored(scores, part, task), {"sequences": "+".join(subset)}))
+            cohort = Cohort("test", Base(fewer, seen, task, self.context.cache), np.arange(len(fewer)))
+            scores = self.whole.line.probabilities(cohort.pooled(), exclusive)
+            found.append(Outcome(prediction_of(scores, cohort, task), {"sequences": "+".join(subset)}))
         return found
 
 
-def fit(train: Part, val: Part, context: Context) -> Fitted:
+def fit(train: Cohort, val: Cohort, context: Context) -> FittedSubsets:
     """The line that serves the validation patients best, all sequences given."""
-    return Fitted(logistic.fit(train, val, context), context)
+    return FittedSubsets(logistic.fit(train, val, context), context)
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from eval import scratch
 from eval.contract import Context
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 
 KINDS = ("segmentation",)
 NEEDS = "images"
 
 
-def fit(train: Part, val: Part, context: Context):
+def fit(train: Cohort, val: Cohort, context: Context):
     """See scratch.fit."""
     return scratch.fit(train, val, context, "transunet", context.task.transunet)

@@ -13,7 +13,7 @@ import torch
 from data_prep.figures import COLOURS, INK, grid, overlay, png
 from eval.contract import Fitted
 from eval.data import images
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.reporting import pictures
 from eval.statistics import metrics
 from eval.statistics.predictions import Tabled
@@ -22,7 +22,7 @@ from meddap.disk import write_atomic
 RANKS = ("best", "median", "worst")
 
 
-def save(path: Path, test: Part, fitted: dict[str, Fitted], predictions: dict[str, Tabled]) -> None:
+def save(path: Path, test: Cohort, fitted: dict[str, Fitted], predictions: dict[str, Tabled]) -> None:
     """Write `overlays.npz` of the probes in `predictions`: `<probe>.images` (3, s, s) in 0…1, `.truth` and `.drawn`
     (3, s, s) uint8 (place of the structure in `names` plus 1, 0 for none), `.dice` (3,) of the patient, ranks as in
     RANKS; `names`."""
@@ -50,7 +50,7 @@ def ranked(dice: np.ndarray) -> np.ndarray:
     return order[[0, (len(order) - 1) // 2, -1]] if len(order) else np.zeros(0, np.int64)
 
 
-def _fullest(test: Part, subject: str) -> int:
+def _fullest(test: Cohort, subject: str) -> int:
     """The patient's slice that holds most structures, the middle one of several."""
     rows = np.flatnonzero(test.examples.subjects == subject)
     seen = np.nan_to_num(test.examples.targets[rows]).sum(axis=1)

@@ -12,7 +12,7 @@ import torch
 from eval.config import TaskConfig
 from eval.contract import Fitted
 from eval.data import images
-from eval.data.cohorts import Part
+from eval.data.cohorts import Cohort
 from eval.data.examples import Picture
 from meddap.disk import write_atomic
 
@@ -21,7 +21,7 @@ _AIR = 0.02  # of 0…1: darker is background
 _SIDE = 32  # pixels of the maps by which slices are chosen
 
 
-def save(path: Path, test: Part, drawings: dict[str, Fitted], task: TaskConfig) -> None:
+def save(path: Path, test: Cohort, drawings: dict[str, Fitted], task: TaskConfig) -> None:
     """Write `pictures.npz`: images (n, s, s) in 0…1, truth (n, s, s) uint8 (place of the structure in `names` plus 1, 0
     for none), `drawn.<probe>` the same of every probe that draws, components (n, g, g, 3) in 0…1, similarity
     (n, g, g) of the patches to the one at anchors (n, 2) row and column, names, subjects."""
@@ -46,7 +46,7 @@ def save(path: Path, test: Part, drawings: dict[str, Fitted], task: TaskConfig) 
     write_atomic(path, memory.getvalue())
 
 
-def choose(test: Part, count: int) -> np.ndarray:
+def choose(test: Cohort, count: int) -> np.ndarray:
     """Slices, each of another patient: where most structures are seen, ties by the larger area; else evenly taken."""
     examples = test.examples
     seen = np.nan_to_num(examples.targets) if examples.annotated.shape[1] else np.zeros((len(examples), 1))

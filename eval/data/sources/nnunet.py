@@ -47,7 +47,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Stack:
+class CaseVolume:
     """A volume's pixels (S, Z, H, W) int16 HU or uint16, labels (Z, H, W) or None, boxes (Z, 4), spacing (z, y, x)."""
 
     pixels: np.ndarray
@@ -68,7 +68,7 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     cases = _cases(root, len(channels))
 
     @lru_cache(maxsize=2)
-    def stack(number: int) -> Stack:
+    def stack(number: int) -> CaseVolume:
         return _stack(cases[number], task)
 
     rows, targets, annotated, where, marks = [], [], [], [], hashlib.sha256()
@@ -150,7 +150,7 @@ def _cases(root: Path, channels: int) -> list[Case]:
     return found
 
 
-def _stack(case: Case, task: TaskConfig) -> Stack:
+def _stack(case: Case, task: TaskConfig) -> CaseVolume:
     config = CtConfig() if task.files.modality == "CT" else MriConfig()
     config.geometry.planes = config.geometry.oblique = "reformat"
     config.min_slices = 1
@@ -176,7 +176,7 @@ def _stack(case: Case, task: TaskConfig) -> Stack:
         least = config.min_foreground
     inside = body.any(axis=0)
     boxes = np.array([slicing.body_box(plane) for plane in inside])
-    return Stack(pixels, labels, boxes, volumes[0].spacing, inside.mean(axis=(1, 2)) >= least)
+    return CaseVolume(pixels, labels, boxes, volumes[0].spacing, inside.mean(axis=(1, 2)) >= least)
 
 
 def _same_shape(case: Case) -> None:
