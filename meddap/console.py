@@ -1,22 +1,27 @@
-"""The console: lines, progress, and how a command ends."""
+"""The console: lines, progress, and how a command ends.
+
+Nothing heavy is imported at the start, so that `meddap --help` answers at once.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
+import select
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import NoReturn, Protocol, TypeVar
-
-from tqdm import tqdm
+from typing import IO, NoReturn, Protocol, TextIO, TypeVar
 
 from meddap import __version__
 from meddap.errors import MeddapError
 
 T = TypeVar("T")
-FAILED, INTERRUPTED, UNEXPECTED = 1, 130, 70
-_ISSUES = "report it with the lines below, the command and `meddap --version`"
+FAILED, UNEXPECTED, INTERRUPTED, PIPE_CLOSED = 1, 70, 130, 141
+_REPORT = "please report it with the lines below, the command and the output of `meddap --version`"
+_program: str | None = None  # what the user typed to start this process, e.g. "meddap train"
 
 
 class Main(Protocol):
@@ -26,14 +31,39 @@ class Main(Protocol):
 
 
 def say(line: str) -> None:
-    """A line that does not tear the bar."""
-    tqdm.write(line, file=sys.stderr)
+    """Print a line to stderr without tearing a progress bar."""
+    _write(line, sys.stderr)
+
+
+def show(line: str) -> None:
+    """Print a line of a command's result to stdout, at once and without tearing a progress bar."""
+    _write(line, sys.stdout)
+    sys.stdout.flush()
+
+
+def _write(line: str, stream: IO[str]) -> None:
+    bars = sys.modules.get("tqdm")  # where nobody has imported it there is no bar
+    if bars is None:
+        print(line, file=stream)
+    else:
+        bars.tqdm.write(line, file=stream)
 
 
 def fail(line: str) -> int:
     """Print the one line of a command that cannot go on; return its exit status."""
     say(f"error: {line}")
     return FAILED
+
+
+def parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command, whose usage line starts with what the user typed."""
+    return argparse.ArgumentParser(prog=_program, description=description, epilog=epilog)
+
+
+def started_as(program: str) -> None:
+    """Set what the user typed, for usage lines."""
+    global _program
+    _program = program
 
 
 def command(main: Main) -> Main:
@@ -52,29 +82,62 @@ def command(main: Main) -> Main:
 def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
     """Run a command as this process and exit with its status.
 
-    130 after Ctrl-C, in one line; 70 after an error that nobody foresaw, whose traceback follows a line that says where
-    to report it.
+    70 after an error that nobody foresaw, whose traceback follows a line that says where to report it; 130 after
+    Ctrl-C, in one line; 141 without a word where the reader of the output has gone (`meddap report … | head`).
     """
+    if _program is None and (name := _module()):
+        started_as(f"python -m {name}")
     try:
         status = main(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from what is finished")
         status = INTERRUPTED
     except Exception as error:
-        say(f"unexpected {type(error).__name__} in meddap {__version__}: {_ISSUES}")
-        traceback.print_exc()
-        status = UNEXPECTED
+        if isinstance(error, BrokenPipeError) and _close_broken():
+            status = PIPE_CLOSED
+        else:
+            say(f"unexpected {type(error).__name__} in meddap {__version__}: {_REPORT}")
+            traceback.print_exc()
+            status = UNEXPECTED
     sys.exit(status)
 
 
+def _module() -> str | None:
+    """Return the dotted name of a module that runs as `python -m NAME`; None for a file or an entry point."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec and spec.name.removesuffix(".__main__")
+
+
+def _close_broken() -> bool:
+    """Return whether a reader of our output has gone; what is still to be written to it is then dropped."""
+    broken = [stream for stream in (sys.stdout, sys.stderr) if _reader_gone(stream)]
+    for stream in broken:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    return bool(broken)
+
+
+def _reader_gone(stream: TextIO) -> bool:
+    try:
+        pipe = select.poll()
+        pipe.register(stream.fileno(), 0)
+        return bool(pipe.poll(0))
+    except OSError:  # not a file of the system, e.g. within a notebook
+        return False
+
+
 def progress(items: Iterable[T], total: int, unit: str, seconds: float = 15.0) -> Iterator[T]:
-    """`items` with a bar on a terminal, a line every `seconds` in a log."""
-    told = time.monotonic()
+    """Yield `items` with a bar on a terminal, and with a line every `seconds` in a log."""
+    from tqdm import tqdm  # 50 ms that `meddap --help` need not wait for
+
+    said = time.monotonic()
     bar = tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty() or not total)
     with bar:
         for done, item in enumerate(items, 1):
             yield item
             bar.update()
-            if bar.disable and time.monotonic() - told > seconds:
+            if bar.disable and time.monotonic() - said > seconds:
                 say(f"{done} of {total or 'unknown'} {unit}")
-                told = time.monotonic()
+                said = time.monotonic()
