@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Each package's wings, folders or single files, from the ground up: a wing imports those before it, and itself.
 WINGS = {
-    "meddap": ["errors", "console", "settings", "disk", "page", "cli"],
+    "meddap": ["errors", "console", "settings", "disk", "page", "cli", "__main__"],
     "data_prep": [
         *("schema", "config", "identity", "workers", "volumes", "figures"),
         *("dicom", "discovery", "sharding", "synthetic"),
@@ -80,6 +80,7 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
             "import_module",
             "__import__",
+            "resolve_name",
         ):
             name = node.args[0]
             yield name.value if isinstance(name, ast.Constant) else f"? {path.name}:{node.lineno}"
@@ -156,8 +157,14 @@ def test_there_is_no_circle() -> None:
 
 
 def test_no_import_hides_behind_a_computed_name() -> None:
-    """Whatever `import_module` imports is written out, so that the tests above see it."""
-    assert [name for path in MODULES.values() for name in imported(path) if name.startswith("?")] == []
+    """Whatever `import_module` imports is written out, so that the tests above see it.
+
+    The table of commands is text on purpose: it may name what stands above it, as nothing but `python -m meddap`
+    imports the module that holds it.
+    """
+    hidden = [module for module, path in MODULES.items() for name in imported(path) if name.startswith("?")]
+    assert hidden == ["meddap.cli"]
+    assert [module for module, targets in ARROWS.items() if "meddap.cli" in targets] == ["meddap.__main__"]
 
 
 def test_the_schema_needs_little() -> None:
