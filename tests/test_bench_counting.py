@@ -8,37 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.planned_run import config_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from meddap.settings import merge
 from pretrain import build, distillation
 from pretrain.config import Config, StageConfig, load, stage
 from pretrain.data import views
 from pretrain.data.stream import Batch
 from pretrain.planning import counting
 
-TINY = {
-    "name": "tiny",
-    "data": {"root": "none"},
-    "model": {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "registers": 3},
-    "dino_head": {"prototypes": 40, "hidden_dim": 24, "bottleneck_dim": 16},
-    "ibot_head": {"prototypes": 56, "hidden_dim": 24, "bottleneck_dim": 16},
-    "stages": {
-        "adapt": {"steps": 1, "crops": {"global_size": 48, "local_size": 24, "local_number": 3}},
-        "gram": {
-            "steps": 1,
-            "crops": {"global_size": 48, "local_size": 24, "local_number": 3},
-            "gram": {"teacher_from": "adapt", "size": 64},
-            "loss": {"koleo_group": 2},
-        },
-    },
-}
 PIXELS = (40, 56)
-
-
-def config_of(**more) -> Config:
-    return merge(Config, ("tiny", TINY), ("more", more))
 
 
 def batch_of(images: int, sequences: int) -> Batch:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bench_counting import TINY
+from helpers import planned_run
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import memory, training_step
-from meddap.settings import merge
 from pretrain import build
 from pretrain.config import Config, StageConfig, load, stage
 from pretrain.planning import peak_memory
@@ -22,7 +21,7 @@ LARGER = {"model": {"embed_dim": 64, "depth": 4}, "machine": {"device": "cpu"}}
 
 
 def config_of(**more) -> Config:
-    return merge(Config, ("tiny", TINY), ("larger", LARGER), ("more", more))
+    return planned_run.config_of(LARGER, **more)
 
 
 def allocated(config: Config, of: StageConfig, images: int, masked: float) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.planned_run import config_of
 from safetensors.torch import save_file
-from test_bench_counting import config_of
 
 from benchmarks import training_step
 from pretrain import build, distillation, plan

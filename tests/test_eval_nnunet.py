@@ -31,7 +31,7 @@ trainer = get_trainer_from_args("1", sys.argv[1], 0, "nnUNetTrainerMedDAP", devi
 trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = 2
 trainer.initialize()
 backbone = trainer.network.network[1].backbone
-from pretrain import encoder
+from pretrain.weights import encoder
 import os
 told = encoder.load_encoder(os.environ["MEDDAP_CHECKPOINT"]).model.state_dict()
 own = {name.replace(".parametrizations.weight.original", ".weight"): value for name, value in

@@ -11,12 +11,11 @@ import numpy as np
 import pydicom
 import pytest
 from helpers import dicom_files
+from helpers.mri_files import RAS_2MM, head, write
 
 from data_prep import schema, shard_mri, verify
 from data_prep.discovery import sequences
 from data_prep.volumes import scaling
-
-RAS_2MM = np.diag([2.0, 2, 2, 1])
 
 
 def shard(source: Path, output: Path, *words: str) -> int:
@@ -34,23 +33,6 @@ def samples(output: Path) -> list[schema.Slice]:
 def rows(output: Path) -> list[dict]:
     """Rows of manifest.jsonl."""
     return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
-
-
-def write(path: Path, voxels: np.ndarray, affine: np.ndarray = RAS_2MM) -> Path:
-    """A NIfTI file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
-    return path
-
-
-def head(shape=(24, 24, 10), level: float = 100.0, seed: int = 0) -> np.ndarray:
-    """An ellipsoid of tissue in noise, (X, Y, Z) int16."""
-    rng = np.random.default_rng(seed)
-    grid = np.indices(shape).astype(float)
-    middle = (np.array(shape) - 1) / 2
-    inside = sum(((axis - m) / (m * 0.8)) ** 2 for axis, m in zip(grid, middle)) < 1
-    signal = np.where(inside, level + rng.normal(0, level / 10, shape) + grid[0], 0) + rng.random(shape) * level / 20
-    return np.rint(signal).astype(np.int16)
 
 
 def test_brats_gives_four_sequences_and_three_where_one_is_missing(data_dir: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import dicom_files
-from test_prep_mri import head, write
+from helpers.mri_files import head, write
 
 from data_prep import generate, merge, overview, schema, shard_ct, shard_mri
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import test_pretrain_drop_path
 import torch
+from helpers import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model import compiling
@@ -19,7 +19,7 @@ ASKED = torch.tensor([0, 5, 17, 40, 41])
 
 def model_of(*, recompute: bool = False, **more) -> VisionTransformer:
     """The small transformer of drop path's tests with a norm of local crops; without drop path unless it is given."""
-    model = test_pretrain_drop_path.model_of(**{"drop_path": 0.0, "registers": 2, "local_norm": True} | more)
+    model = transformers.model_of(**{"registers": 2, "local_norm": True} | more)
     model.recompute = recompute
     return model
 

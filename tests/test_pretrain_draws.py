@@ -9,8 +9,8 @@ from itertools import accumulate
 
 import numpy as np
 import pytest
-import test_pretrain_stream
 import torch
+from helpers.batches import SETTINGS, take
 from helpers.datasets import body_slice
 from scipy import ndimage, stats
 
@@ -25,7 +25,7 @@ ASPECT = (3 / 4, 4 / 3)
 GLOBAL, LOCAL = (0.32, 1.0), (0.05, 0.32)
 BOXES = 4000  # of each distribution
 PLAIN = replace(
-    test_pretrain_stream.SETTINGS,
+    SETTINGS,
     flip=0.0,
     min_body=0.0,
     candidates=1,
@@ -175,10 +175,10 @@ def test_views_around_labels_do_not_depend_on_the_ranks(split: schema.Split) -> 
     that was read without labelled voxels is refused."""
     settings = replace(PLAIN, around_labels=True, candidates=3, min_body=0.3)
     ranks = ((0, 1), (0, 2), (1, 2))
-    batches = [test_pretrain_stream.take(split, 1, voxels=True, rank=rank, world=world)[0] for rank, world in ranks]
+    batches = [take(split, 1, voxels=True, rank=rank, world=world)[0] for rank, world in ranks]
     whole, *parts = (views.make(each, settings, 7).local_crops for each in batches)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)
-    (plain,) = test_pretrain_stream.take(split, 1)
+    (plain,) = take(split, 1)
     assert not torch.equal(views.make(plain, replace(settings, around_labels=False), 7).local_crops, whole)
     with pytest.raises(ValueError, match="voxels=True"):
         views.make(plain, settings, 7)
@@ -363,7 +363,7 @@ def always(**more) -> slices.SliceSettings:
 def test_all_crops_of_a_slice_share_what_was_done_to_it(split: schema.Split, products: bool) -> None:
     """Crops of the same box are equal, the Gram teacher's too, whatever noise the slice has; they go beyond the window
     by then, and a shifted and stretched window is an affine map of them: nothing is cut."""
-    (batch,) = test_pretrain_stream.take(split, 1)
+    (batch,) = take(split, 1)
     batch = replace(batch, box=torch.tensor([[8, 56, 8, 56]]).expand(6, 4))
     alike = replace(PLAIN, global_scale=(1.0, 1.0), aspect=(1.0, 1.0), slice=always())
     crops = views.make(batch, alike, 7, products=products)
@@ -385,7 +385,7 @@ def test_all_crops_of_a_slice_share_what_was_done_to_it(split: schema.Split, pro
 def test_what_is_done_to_a_slice_does_not_depend_on_its_batch(split: schema.Split, products: bool) -> None:
     """Padded to a larger slice, alone or in company a sample's views are the same, to float32's last digits; with
     another epoch they are others."""
-    (batch,) = test_pretrain_stream.take(split, 1)
+    (batch,) = take(split, 1)
     settings = replace(PLAIN, slice=always(), local_number=1)
     padded = torch.nn.functional.pad(batch.pixels, (0, 11, 0, 6), value=schema.AIR_HU)
     found = views.make(batch, settings, 7, products=products)
@@ -403,7 +403,7 @@ def test_what_is_done_to_a_slice_does_not_depend_on_its_batch(split: schema.Spli
 @pytest.mark.parametrize("products", [False, True])
 def test_gamma_bends_the_windowed_value_of_the_crops_that_draw_it(split: schema.Split, products: bool) -> None:
     """u becomes u^γ between 0 and 1 with γ in its range, in the kinds that have a probability and no Gram crop."""
-    (batch,) = test_pretrain_stream.take(split, 1)
+    (batch,) = take(split, 1)
     settings = replace(PLAIN, gamma_p=(0.0, 1.0, 0.0), gamma=(0.75, 1.5))
     plain, bent = (views.make(batch, each, 7, products=products) for each in (PLAIN, settings))
     for name in ("local_crops", "gram_crops"):

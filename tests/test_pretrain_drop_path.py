@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.transformers import model_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model import compiling
@@ -11,16 +12,6 @@ from pretrain.model.vit import VisionTransformer
 from pretrain.tokens import Crops
 
 RATE = 0.5
-
-
-def model_of(depth: int = 3, drop_path: float = RATE, **more) -> VisionTransformer:
-    """A small transformer in training, every weight drawn."""
-    torch.manual_seed(0)
-    model = VisionTransformer(patch_size=8, embed_dim=32, depth=depth, num_heads=2, drop_path=drop_path, **more)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model.train()
 
 
 def groups_of(draws: torch.Tensor, whole: int = 3) -> list[Crops]:
@@ -44,7 +35,7 @@ def multiplied(model: VisionTransformer, crops: Crops) -> torch.Tensor:
 
 def test_a_skipped_branch_is_one_multiplied_by_zero() -> None:
     """Features and all gradients to 1e-5; also where no sample of a size, or of all, goes through a branch."""
-    model, draws = model_of(), torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(2))
+    model, draws = model_of(drop_path=RATE), torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(2))
     draws[1, 0, 3:], draws[2, 1] = 0.9, 0.9
     found = []
     for features in (
@@ -62,7 +53,7 @@ def test_a_skipped_branch_is_one_multiplied_by_zero() -> None:
 
 def test_a_skipped_branch_costs_nothing() -> None:
     """Products of a model whose branches three quarters of the samples skip: a quarter of the blocks' own."""
-    model, counts = model_of(depth=5), []
+    model, counts = model_of(depth=5, drop_path=RATE), []
     for block in model.blocks:
         block.drop_path = RATE
     for stays in (8, 2):
@@ -78,7 +69,7 @@ def test_a_skipped_branch_costs_nothing() -> None:
 
 def test_training_without_draws_is_refused() -> None:
     """They are given, so that a run can be repeated; in evaluation nobody skips."""
-    model = model_of()
+    model = model_of(drop_path=RATE)
     with pytest.raises(ValueError, match="drop_path: training needs draws"):
         model(torch.zeros(1, 1, 16, 16))
     assert model.eval()(torch.zeros(1, 1, 16, 16)).cls.isfinite().all()
@@ -88,7 +79,7 @@ def test_training_without_draws_is_refused() -> None:
 def test_compiled_blocks_take_any_number_of_samples_without_a_new_graph() -> None:
     """Four steps warm up; then other samples, and other numbers of them, skip. Same features as the eager blocks'."""
     pytest.importorskip("torch._inductor")
-    eager, model = model_of(depth=2), model_of(depth=2)
+    eager, model = model_of(depth=2, drop_path=RATE), model_of(depth=2, drop_path=RATE)
     compiling.compile_blocks(model)
 
     def run(seed: int, network: VisionTransformer = model) -> list[torch.Tensor]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_pretrain_stream
 import torch
 import torch.nn.functional as F
+from helpers import batches
 
 from data_prep import schema
 from pretrain import bags
@@ -18,7 +18,7 @@ from pretrain.data import boxes, resize, slices, stream, views
 from pretrain.reuse import Reuse
 
 SLICE = slices.SliceSettings(0.5, 0.3, 0.5, (0.5, 1.0), 0.5, 0.25, 0.5, (0.5, 1.0), 0.5, (0.7, 1.5))
-SETTINGS = replace(test_pretrain_stream.SETTINGS, min_body=0.7, mr_shift=0.1, blur_sigma=(0.1, 2.0), gram_size=40)
+SETTINGS = replace(batches.SETTINGS, min_body=0.7, mr_shift=0.1, blur_sigma=(0.1, 2.0), gram_size=40)
 
 
 def one_way_and_the_other(batch: stream.Batch, settings: views.ViewSettings) -> None:

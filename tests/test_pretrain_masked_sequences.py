@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_run import CONFIG, SHORT, rows, stop_after_every_step, weights
+from helpers.tiny_run import CONFIG, MRI, SHORT, rows, stop_after_every_step, weights
 
 from data_prep.schema import MR_LOW, SchemaError, Split
 from pretrain import distillation, train
@@ -33,11 +33,6 @@ SETTINGS = views.ViewSettings(
     sequences=NAMES,
     min_body=0.3,
 )
-MRI = """
-data: {sequences: [t1, t1c, t2, flair], labels: [tumour], labelled_share: 0.5}
-model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.1,
-        sequences: [flair, t1, t1c, t2]}
-"""
 # MM-DINOv2's way: prototypes that are the classes, one head, a moving centre
 PROTOTYPES = ["classifier=prototypes", "dino_head.prototypes=2", "dino_head.learned_gain=true", "ibot_head=null"]
 PROTOTYPES += ["stages.adapt.loss.targets=centring", "stages.second.loss.targets=centring"]

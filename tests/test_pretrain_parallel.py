@@ -22,9 +22,8 @@ import pytest
 import torch
 from helpers.datasets import write_dataset
 from helpers.processes import said, start, train
-from helpers.tiny_run import CONFIG, rows
+from helpers.tiny_run import CONFIG, MRI, rows
 from safetensors.torch import load_file
-from test_pretrain_masked_sequences import MRI
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError

@@ -28,6 +28,13 @@ save: {every: 3}
 machine: {device: cpu, precision: float32, tensorboard: false}
 """
 
+# instead of CONFIG's model: four MRI sequences, half of the patients labelled
+MRI = """
+data: {sequences: [t1, t1c, t2, flair], labels: [tumour], labelled_share: 0.5}
+model: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, registers: 2, layer_scale: null, drop_path: 0.1,
+        sequences: [flair, t1, t1c, t2]}
+"""
+
 # for stages of one or two steps, which neither a warm-up nor a freeze fits in
 SHORT = ("stage_defaults.optim.lr.warmup_steps=0", "stage_defaults.optim.freeze_last_layer_steps=0")
 
