@@ -168,7 +168,7 @@ def stepping(task: Task, way: Way, line: Connection) -> None:
     if way.plain:
         once = plain(config, inputs, way.precision)
     else:
-        memory.keep_memory()
+        memory.keep_freed_memory()
         once = ours(config, inputs, way.precision, way.compiled)
     while line.recv() is not None:
         began = time.perf_counter()

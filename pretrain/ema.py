@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pretrain.sharded import local
+from pretrain.runtime.distributed import local
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from pretrain.sharded import whole
+from pretrain.runtime.distributed import whole
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -1,8 +1,12 @@
-"""A run on the disk: its folder, who holds it, and the checkpoints that a stage starts from."""
+"""A run on the disk: its folder, who holds it, the code that made it, and the checkpoints that a stage starts from."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import logging
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from meddap.disk import BusyError, sole_writer
+from meddap.disk import BusyError, sole_writer, write_atomic
 from pretrain import build
 from pretrain import config as configuration
 from pretrain.config import Config, StageConfig
@@ -20,6 +24,11 @@ from pretrain.runtime.checkpoint import Checkpoint
 from pretrain.runtime.distributed import World
 
 log = logging.getLogger("pretrain")
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("data_prep", "eval", "meddap", "pretrain", "slurm")
+_KINDS = (".py", ".yaml", ".sh", ".html")
+_BESIDE = ("setup.cfg", "pyproject.toml", "constraints.txt", "Makefile")
 
 
 class TrainingError(RuntimeError):
@@ -33,7 +42,7 @@ def folder_of(config: Config) -> Path:
 
 @contextmanager
 def held(folder: Path, patience: float) -> Iterator[None]:
-    """Hold the run's folder. What was killed a moment ago may hold it still: wait `patience` seconds for it."""
+    """Hold the run's folder. A process killed a moment ago may still hold the lock: wait `patience` seconds for it."""
     until, told = time.monotonic() + patience, False
     while True:
         try:
@@ -47,6 +56,47 @@ def held(folder: Path, patience: float) -> Iterator[None]:
                 log.warning("%s: held by another process; waiting up to %.0f s for its end", folder, patience)
             told = True
             time.sleep(1)
+
+
+def code_files(root: Path = ROOT) -> dict[str, bytes]:
+    """Return the program's own files by their names below `root`.
+
+    Those are its packages' sources, configurations and batch scripts, and the files that pin its environment.
+    """
+    paths = [path for package in _PACKAGES for path in (root / package).rglob("*") if path.suffix in _KINDS]
+    paths += [root / name for name in _BESIDE if (root / name).is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(paths)}
+
+
+def code_digest(files: dict[str, bytes]) -> str:
+    """Return twelve hexadecimal digits that identify one state of the code."""
+    found = hashlib.sha256()
+    for name, payload in files.items():
+        found.update(f"{name}\0{len(payload)}\0".encode() + payload)
+    return found.hexdigest()[:12]
+
+
+def keep_code(folder: Path, root: Path = ROOT) -> str:
+    """Write RUN/code/DIGEST.tar.gz where the run does not have it yet; return the digest.
+
+    There is one archive for each state of the code that a start had. The same files give the same bytes.
+    """
+    files = code_files(root)
+    name = code_digest(files)
+    path = folder / "code" / f"{name}.tar.gz"
+    if not path.exists():
+        write_atomic(path, _packed(files))
+    return name
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    memory = io.BytesIO()
+    with gzip.GzipFile(fileobj=memory, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, payload in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(payload)
+            tar.addfile(entry, io.BytesIO(payload))
+    return memory.getvalue()
 
 
 def finished(config: Config, name: str) -> Checkpoint:

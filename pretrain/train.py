@@ -29,7 +29,7 @@ import torch
 from data_prep.schema import SchemaError, Split
 from meddap.disk import BusyError, write_atomic
 from meddap.settings import SettingsError
-from pretrain import accumulate, build, distillation, ema, optim, parallel, snapshot
+from pretrain import accumulate, build, distillation, ema, optim, parallel, runs
 from pretrain import config as configuration
 from pretrain.config import Config, StageConfig
 from pretrain.data import batch_plan, order, stream, views
@@ -39,14 +39,12 @@ from pretrain.runs import TrainingError, check_identity, finished, folder_of, gr
 from pretrain.runtime import checkpoint, distributed, ranks
 from pretrain.runtime.checkpoint import CheckpointError
 from pretrain.runtime.device import autocast, gigabytes, pick_device, uses_bf16
-from pretrain.runtime.distributed import ALONE, StoppedElsewhere, World
+from pretrain.runtime.distributed import ALONE, StoppedElsewhere, World, local
 from pretrain.runtime.heartbeat import Heartbeat
-from pretrain.runtime.memory import keep_memory
-from pretrain.runtime.metrics import Metrics
+from pretrain.runtime.memory import keep_freed_memory
+from pretrain.runtime.metrics import CollapseMonitor, Metrics
 from pretrain.runtime.preemption import Stop, Stopped
 from pretrain.runtime.saving import Saver
-from pretrain.sharded import local
-from pretrain.watch import Watch
 from pretrain.weights import initialise
 from pretrain.weights.published import WeightsError
 
@@ -192,18 +190,18 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         neighbours = OnlineKnn(config.data.root, sequences, config.knn, size, build.intensity(config.intensity))
 
     # ---------------------------------------------------------------- loop
-    watch, loaders = Watch(), ranks.Loaders(world)
-    pulse = Heartbeat(folder, config.machine.hang_timeout, world)
+    collapse, loaders = CollapseMonitor(), ranks.LoaderMonitor(world)
+    heartbeat = Heartbeat(folder, config.machine.hang_timeout, world)
     try:
         if own is None:
             save(0)
         for number in range(start, stage.steps):
-            pulse.beat(number, "loading")
+            heartbeat.beat(number, "loading")
             began = time.perf_counter()
             now = {key: float(values[number]) for key, values in schedules.items()}
             batch = next(batches)
             waited = time.perf_counter() - began
-            pulse.beat(number, "forward and backward")
+            heartbeat.beat(number, "forward and backward")
             batch = batch.to(device)
             seen = settings[plan.choice[number]]
             crops = views.make(batch, seen, seed=config.seed)
@@ -228,48 +226,48 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             if number < stage.optim.freeze_backbone_steps:
                 student.backbone.zero_grad(set_to_none=True)  # without a gradient AdamW leaves it as it is
             scalars = scalars_of(losses, optim.clip(student, stage.optim.clip))
-            pulse.beat(number, "comparing ranks")
-            meeting = ranks.meet(
+            heartbeat.beat(number, "comparing ranks")
+            stats = ranks.sync_step(
                 world,
                 scalars,
-                ranks.Own(
+                ranks.RankStats(
                     seconds=time.perf_counter() - began,
                     waited=waited,
                     images=len(batch.sample),
                     memory=gigabytes(device),
                     samples=order.fingerprint(batch.sample.numpy(), batch.epoch.numpy()),
-                    stop=stop.asked,
-                    failed=saver.failed,
+                    stop_signal=stop.stop_signal,
+                    save_failed=saver.failed,
                 ),
             )
-            check_finite(name, number, meeting.values)
-            if meeting.failed:
+            check_finite(name, number, stats.values)
+            if stats.failed:
                 saver.wait()  # raises where it was this rank
-                raise StoppedElsewhere(f"rank {meeting.failed[0]} could not save")
-            pulse.beat(number, "updating")
+                raise StoppedElsewhere(f"rank {stats.failed[0]} could not save")
+            heartbeat.beat(number, "updating")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(teacher, student, now["teacher_momentum"])
             if anchor is not None and build.refreshes(stage.gram, number + 1):
                 anchor.load_state_dict(teacher.backbone.state_dict())
             row = {"step": number, "stage": name, "batch": int(plan.sizes[number]), "crop": seen.global_size}
-            row |= {"samples": meeting.samples, **now, **meeting.values}
+            row |= {"samples": stats.samples, **now, **stats.values}
             if neighbours is not None and ((number + 1) % config.knn.every == 0 or number + 1 == stage.steps):
                 row |= neighbours.score(teacher.backbone, precision)  # on every rank: a sharded teacher needs them all
-            metrics.write({**row, **meeting.timing(each=number % config.machine.log_every == 0)})
-            for warning in watch.look(row) + loaders.look(meeting):
+            metrics.write({**row, **stats.timing(each=number % config.machine.log_every == 0)})
+            for warning in collapse.update(row) + loaders.update(stats):
                 log.warning("warning: stage %s, %s", name, warning)
-            last = number + 1 == stage.steps or meeting.stop
+            last = number + 1 == stage.steps or stats.stop_signal
             if last or (number + 1) % config.save.every == 0 or number + 1 in wanted:
-                pulse.beat(number, "saving")
+                heartbeat.beat(number, "saving")
                 check_weights(name, number, student, world)
                 save(number + 1)
-            if meeting.stop:
+            if stats.stop_signal:
                 saver.wait()
-                raise Stopped(meeting.stop, f"stage {name}, step {number + 1} of {stage.steps}")
+                raise Stopped(stats.stop_signal, f"stage {name}, step {number + 1} of {stage.steps}")
         saver.wait()
     finally:
-        pulse.close()
+        heartbeat.close()
         batches.close()
         metrics.close()
         saver.close()
@@ -342,7 +340,7 @@ def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | Non
         # a job that SLURM requeued, or torchrun started again, may meet the end of its former self
         patience = 120.0 if distributed.launched() or "SLURM_RESTART_COUNT" in os.environ else 0.0
         world.first_does(lambda: open_.enter_context(held(folder, patience)))
-        code = world.first_does(lambda: snapshot.keep(folder))
+        code = world.first_does(lambda: runs.keep_code(folder))
         world.first_does(lambda: write_atomic(folder / "config.yaml", configuration.as_text(config).encode()))
         for before, name in zip([None, *stages], stages):
             if only in (None, name):
@@ -384,7 +382,7 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
         parallel.kind(config.machine.parallel, World(**who) if who else ALONE)  # before they meet: all of them know it
         if device.type == "cpu":
-            keep_memory()
+            keep_freed_memory()
         with Stop() as stop:
             world = distributed.start(device, config.machine.hang_timeout)
             run(config, options.stage, world, stop)

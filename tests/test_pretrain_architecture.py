@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from meddap.settings import SettingsError, load
-from pretrain import adopt, build
+from pretrain import build
 from pretrain.config import Config, IntensityConfig, ModelConfig, head_count, recipe
 from pretrain.weights import architecture, initialise, published
 from pretrain.weights.published import WeightsError
@@ -60,7 +60,7 @@ def test_the_periods_tell_the_heads(name: str, tmp_path: Path) -> None:
     size = ("model.embed_dim=64", "model.depth=2", "model.layer_scale=null", "model.mask_k_bias=false")
     assert mends(path, *size) == mends(path, *size, "model.num_heads=2") == ["model.num_heads=4"]
     start(path, *size, "model.num_heads=4")
-    assert adopt.published_encoder(path).config.num_heads == 4
+    assert initialise.published_encoder(path).config.num_heads == 4
 
 
 def test_the_configuration_beside_the_weights_tells_the_heads(tmp_path: Path) -> None:
@@ -70,7 +70,9 @@ def test_the_configuration_beside_the_weights_tells_the_heads(tmp_path: Path) ->
     assert published.read(whole).settings["num_heads"] == 3  # the table's
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "layer_norm_eps": 1e-12}))
     for path in (tmp_path, whole):
-        assert published.read(path).settings["num_heads"] == 6 and adopt.published_encoder(path).config.num_heads == 6
+        assert (
+            published.read(path).settings["num_heads"] == 6 and initialise.published_encoder(path).config.num_heads == 6
+        )
         assert published.read(path).settings["norm_eps"] == 1e-12
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "hidden_size": 384}))
     with pytest.raises(WeightsError, match="config.json says hidden_size=384, but the weights have 192"):
@@ -145,7 +147,7 @@ def test_heads_and_eps_of_the_table_need_layerscale(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot tell num_heads for embed_dim=384, depth=12; set model.num_heads"):
         start(moco, *words, "model.layer_scale=null")
     with pytest.raises(WeightsError, match="add config.json"):
-        adopt.published_encoder(moco)
+        initialise.published_encoder(moco)
     start(moco, *words, "model.layer_scale=null", "model.num_heads=12")
 
 
@@ -175,7 +177,7 @@ def test_heads_that_nothing_tells_are_the_users_word(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="set model.depth=2 and model.num_heads, which the file does not hold"):
         start(path, "model.embed_dim=64", "model.layer_scale=null")
     with pytest.raises(WeightsError, match="set model.num_heads"):
-        adopt.published_encoder(path)
+        initialise.published_encoder(path)
     start(path, *size, "model.num_heads=2")
 
 
@@ -209,7 +211,7 @@ def test_another_base_is_refused_and_periods_of_none(tmp_path: Path) -> None:
     size = ("model.embed_dim=64", "model.depth=2", "model.layer_scale=null", "model.num_heads=4")
     path = write(ModelConfig(**SMALL, rope_base=57.0), tmp_path / "57.pth")
     assert mends(path, *size) == ["model.rope_base=57.0"]
-    assert adopt.published_encoder(path).config.rope_base == 57
+    assert initialise.published_encoder(path).config.rope_base == 57
     periods = build.backbone(ModelConfig(**SMALL)).rope_embed.periods
     own = {"rope_embed.periods": periods.bfloat16()}
     path = write(ModelConfig(**SMALL), tmp_path / "bf16.pth", **own)
@@ -230,7 +232,7 @@ def test_flexicts_eps(tmp_path: Path) -> None:
     """432 wide, 12 deep: probes take 1e-6 and six heads of 72 channels; init_from names both."""
     config = ModelConfig(embed_dim=432, depth=12, num_heads=6, qkv_bias=False, norm_eps=1e-6, ffn_ratio=0.1)
     path = write(config, tmp_path / "flexict.pth")
-    found = adopt.published_encoder(path)
+    found = initialise.published_encoder(path)
     assert found.config.num_heads == 6 and found.model.norm.eps == 1e-6
     assert {"model.num_heads=6", "model.norm_eps=1e-06"} < set(mends(path))
     start(path, *mends(path))
@@ -285,5 +287,5 @@ def test_a_key_bias_that_counts_is_not_masked(tmp_path: Path) -> None:
     path = write(ModelConfig(**SMALL, mask_k_bias=False), tmp_path / "w.pth")
     size = ("model.embed_dim=64", "model.depth=2", "model.layer_scale=null", "model.num_heads=4")
     assert mends(path, *size) == ["model.mask_k_bias=false"]
-    assert adopt.published_encoder(path).config.mask_k_bias is False
-    assert adopt.published_encoder(write(ModelConfig(**SMALL), tmp_path / "m.pth")).config.mask_k_bias is True
+    assert initialise.published_encoder(path).config.mask_k_bias is False
+    assert initialise.published_encoder(write(ModelConfig(**SMALL), tmp_path / "m.pth")).config.mask_k_bias is True

@@ -13,7 +13,7 @@ import torch
 from helpers.tiny_run import CONFIG, rows
 from safetensors.torch import load_file
 
-from pretrain import adopt, build, export, train
+from pretrain import build, export, train
 from pretrain.config import IntensityConfig, ModelConfig
 from pretrain.model import vit
 from pretrain.model.positions import resampled
@@ -78,17 +78,17 @@ def test_an_exported_folder_keeps_its_intensity(kind: str, tmp_path: Path, caplo
     own = build.intensity(IntensityConfig(window=[-250, 450], mean=0.31, std=0.17))
     loaded = replace(encoder_of(config), intensity=own)
     export_huggingface.write(loaded, tmp_path / "out")
-    found = adopt.published_encoder(tmp_path / "out")
+    found = initialise.published_encoder(tmp_path / "out")
     assert found.intensity == own and not caplog.records
     export_huggingface.write(replace(loaded, intensity=replace(own, mean=0.32)), tmp_path / "other")
-    assert adopt.published_encoder(tmp_path / "other").digest != found.digest  # features are kept by it
+    assert initialise.published_encoder(tmp_path / "other").digest != found.digest  # features are kept by it
     hu = torch.randint(-1000, 1000, (2, 1, 40, 40), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         expected, features = loaded.model(own.normalise(hu)), found.model(found.intensity.normalise(hu))
     torch.testing.assert_close(features.patches, expected.patches, atol=1e-4, rtol=1e-4)
     if kind == "rope":  # periods tell the heads
         export.dinov3(loaded, tmp_path / "model.pth")
-        adopt.published_encoder(tmp_path / "model.pth")
+        initialise.published_encoder(tmp_path / "model.pth")
         (line,) = caplog.messages
         assert "model.pth: does not say its intensity; assumed is intensity.window=[-160,240]" in line
 

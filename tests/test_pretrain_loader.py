@@ -15,7 +15,7 @@ from helpers import batches
 from data_prep import schema
 from pretrain import bags
 from pretrain.data import boxes, resize, slices, stream, views
-from pretrain.reuse import Reuse
+from pretrain.runtime.memory import ArrayPool
 
 SLICE = slices.SliceSettings(0.5, 0.3, 0.5, (0.5, 1.0), 0.5, 0.25, 0.5, (0.5, 1.0), 0.5, (0.7, 1.5))
 SETTINGS = replace(batches.SETTINGS, min_body=0.7, mr_shift=0.1, blur_sigma=(0.1, 2.0), gram_size=40)
@@ -102,7 +102,7 @@ def test_both_ways_choose_the_same_box() -> None:
 
 def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
     """An array that somebody holds, itself or a tensor of it, keeps its values; one let go serves the next."""
-    memory = Reuse(np.int16)
+    memory = ArrayPool(np.int16)
     first = torch.from_numpy(memory.array((4, 5)))
     first.fill_(7)
     row, place = first[2], first.data_ptr()

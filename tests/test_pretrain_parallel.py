@@ -27,10 +27,11 @@ from safetensors.torch import load_file
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError
-from pretrain import accumulate, parallel, snapshot
+from pretrain import accumulate, parallel
 from pretrain.data import order
 from pretrain.data.order import Chain
 from pretrain.objective.sinkhorn import Assignment, Centring, scalings
+from pretrain.runs import keep_code
 from pretrain.runtime import checkpoint, distributed, metrics, ranks
 from pretrain.runtime.distributed import World
 from pretrain.runtime.heartbeat import Heartbeat
@@ -229,9 +230,9 @@ def test_a_slow_loader_is_named_once() -> None:
     world = World(1, 3, hosts=("a", "b", "c"))
 
     def lines(waits: tuple[float, ...]) -> list[str]:
-        loaders = ranks.Loaders(world)
-        each = [ranks.Own(1.0, wait, 8, 0.0, 0, 0, False) for wait in waits]
-        return [line for _ in range(120) for line in loaders.look(ranks.Meeting({}, each))]
+        loaders = ranks.LoaderMonitor(world)
+        each = [ranks.RankStats(1.0, wait, 8, 0.0, 0, 0, False) for wait in waits]
+        return [line for _ in range(120) for line in loaders.update(ranks.StepStats({}, each))]
 
     assert lines((0.01, 0.02, 0.01)) == [] == lines((0.5, 0.5, 0.6))
     (line,) = lines((0.01, 0.02, 0.4))
@@ -389,7 +390,7 @@ def test_every_start_keeps_the_code_that_ran(runs) -> None:
         names = tar.getnames()
         assert tar.extractfile("pretrain/train.py").read() == (ROOT / "pretrain" / "train.py").read_bytes()
     assert "slurm/pretrain.sh" in names and "setup.cfg" in names and not any("test" in name for name in names)
-    assert snapshot.keep(run / "again") == kept.name.removesuffix(".tar.gz")
+    assert keep_code(run / "again") == kept.name.removesuffix(".tar.gz")
     assert (run / "again" / "code" / kept.name).read_bytes() == kept.read_bytes()
 
 

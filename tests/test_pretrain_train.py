@@ -18,7 +18,7 @@ from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 from safetensors.torch import load_file
 
 from meddap import disk
-from pretrain import train
+from pretrain import distillation, train
 from pretrain.runtime import checkpoint
 from pretrain.weights import encoder
 
@@ -105,7 +105,7 @@ def test_a_finished_stage_is_not_run_again_and_the_next_starts_from_it(run, tmp_
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path: Path, monkeypatch, capsys) -> None:
     """The error names stage, step and term; the weights on the disk are those of the last good checkpoint."""
-    real = train.step.losses
+    real = distillation.losses
 
     def spoiled(*arguments, **options):
         found = real(*arguments, **options)
@@ -115,12 +115,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path: Path, monkeypatc
         return found
 
     spoiled.calls = 0
-    monkeypatch.setattr(train.step, "losses", spoiled)
+    monkeypatch.setattr(distillation, "losses", spoiled)
     assert run("a") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: stage adapt, step 4: loss/ibot is nan; the last checkpoint is kept")
     assert checkpoint.newest(tmp_path / "a" / "adapt").step == 3
-    monkeypatch.setattr(train.step, "losses", real)
+    monkeypatch.setattr(distillation, "losses", real)
     assert run("a") == 0 and run("whole") == 0
     assert_same_run(tmp_path / "a", tmp_path / "whole")
 

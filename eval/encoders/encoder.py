@@ -19,10 +19,9 @@ import torch
 from eval.config import TaskConfig
 from eval.encoders import pixel_baseline, third_party
 from meddap.settings import SettingsError
-from pretrain import adopt
 from pretrain.data.intensity import Intensity
 from pretrain.runtime.device import autocast, pick_device
-from pretrain.weights import encoder
+from pretrain.weights import encoder, initialise
 from pretrain.weights.encoder import Encoder
 from pretrain.weights.published import DamagedError, WeightsError
 
@@ -94,7 +93,7 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     file, colon, function = checkpoint.rpartition(":")
     if colon and file.endswith(".py"):
         return _own(Path(file), function)
-    if adopt.is_published(Path(checkpoint)):
+    if initialise.is_published(Path(checkpoint)):
         return _published(Path(checkpoint), task)
     return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
 
@@ -103,7 +102,7 @@ def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
     """Weights of DINO's kinds in a backbone of ours, others by the library that made them."""
     kind = third_party.kind_of(path)
     try:
-        return CheckpointEncoder(adopt.published_encoder(path), task.bf16)
+        return CheckpointEncoder(initialise.published_encoder(path), task.bf16)
     except DamagedError:
         raise
     except (WeightsError, SettingsError):

@@ -20,10 +20,10 @@ from torch import nn
 
 from eval.networks import adapters, decoders
 from eval.networks.segmenter import Padded, Segmenter, groups
-from pretrain import adopt, build
+from pretrain import build
 from pretrain.config import ModelConfig
 from pretrain.data.intensity import Intensity
-from pretrain.weights import encoder
+from pretrain.weights import encoder, initialise
 
 CHECKPOINT, ADAPT, EPOCHS = "MEDDAP_CHECKPOINT", "MEDDAP_ADAPT", "MEDDAP_EPOCHS"
 
@@ -137,7 +137,9 @@ class _WarmPoly:
 
 def _read(path: str) -> encoder.Encoder:
     """A run of ours, or published weights."""
-    return adopt.published_encoder(Path(path)) if adopt.is_published(Path(path)) else encoder.load_encoder(path)
+    return (
+        initialise.published_encoder(Path(path)) if initialise.is_published(Path(path)) else encoder.load_encoder(path)
+    )
 
 
 def _described() -> dict:

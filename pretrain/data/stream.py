@@ -18,7 +18,7 @@ import torch
 from data_prep import schema
 from pretrain.data.labels import UNLABELLED, Labelling
 from pretrain.data.order import Chain, part
-from pretrain.reuse import Reuse
+from pretrain.runtime.memory import ArrayPool
 
 _READER_THREADS = "meddap-decode"
 _NOWHERE = np.empty((0, 2), np.int16)
@@ -147,7 +147,7 @@ class _Decoders:
     shape: tuple[int, int] = (0, 0)
     _pool: ThreadPoolExecutor = field(init=False)
     _buffers: list[memoryview] = field(init=False)
-    _arrays: Reuse = field(init=False, default_factory=lambda: Reuse(np.int16))
+    _arrays: ArrayPool = field(init=False, default_factory=lambda: ArrayPool(np.int16))
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.threads, _READER_THREADS)

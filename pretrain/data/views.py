@@ -19,10 +19,10 @@ from pretrain.data.intensity import Intensity
 from pretrain.data.randomness import gaussian, uniforms
 from pretrain.data.slices import SliceSettings
 from pretrain.data.stream import Batch
-from pretrain.reuse import Reuse
+from pretrain.runtime.memory import ArrayPool
 
 _PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
-_MEMORY = Reuse(np.float32)
+_MEMORY = ArrayPool(np.float32)
 _NOISE_AT_ONCE = 100_000  # pixels
 _INTENSITY = 10  # numbers of a crop before those of its boxes: flip, then each sequence's intensities
 

@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.schema import file_sha256
 from meddap.disk import flush
-from pretrain.sharded import divided
+from pretrain.runtime.distributed import divided
 
 log = logging.getLogger(__name__)
 

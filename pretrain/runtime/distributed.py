@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pretrain
 from meddap.settings import SettingsError
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -123,6 +128,34 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         return gradient[ctx.mine] * ctx.factor, None, None
+
+
+def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Whether each rank holds a shard of the tensor.
+
+    PyTorch's modules for shards take most of a second to import, so a run without shards does not import them.
+    """
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's shard of a tensor; all of it where it is not sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor, gathered from every rank's shard where it is sharded."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def divided(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a whole tensor, which every rank has, as `like` is: on its device, and this rank's shard of it."""
+    full = full.to(like.device)
+    if not is_sharded(like):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def without_averaging(student: nn.Module, wanted: bool) -> AbstractContextManager:

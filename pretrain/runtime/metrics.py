@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 TIMING = ("images_per_s", "wait_share", "memory_gb", "ranks")
@@ -103,3 +104,52 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+# by name in the metrics: over how many steps it must hold, what is bad, and the likely cause
+_SIGNS = {
+    "lr": (
+        100,
+        lambda value: value == 0,
+        "the learning rate is 0 and nothing is learned. A warm-up or cosine that ends above 0 (stages.*.optim.lr), or "
+        "fewer steps",
+    ),
+    "monitor/target_entropy": (
+        200,
+        lambda value: value > 0.995,
+        "the teacher's targets stay uniform: the head has not left its start. Fewer prototypes, unit_norm_rows=true, "
+        "more body in the crops (crops.min_body), or a larger learning rate",
+    ),
+    "monitor/feature_spread": (
+        200,
+        lambda value: value < 0.05,
+        "all images have the same features: collapsed. A higher teacher momentum, a lower learning rate, or a lower "
+        "teacher_temp at the start",
+    ),
+    "monitor/feature_rank": (
+        200,
+        lambda value: value < 0.02,
+        "features lie along a few directions only. A larger loss.koleo, or a larger batch",
+    ),
+}
+
+
+class CollapseMonitor:
+    """Looks for a run that learns nothing or collapses; each sign is reported once, with its likely cause."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[bool]] = {name: deque(maxlen=steps) for name, (steps, *_) in _SIGNS.items()}
+        self._reported: set[str] = set()
+
+    def update(self, row: dict) -> list[str]:
+        """Add a row of the metrics; return the warnings that it completes."""
+        lines = []
+        for name, (steps, bad, cause) in _SIGNS.items():
+            if name not in row:
+                continue
+            seen = self._seen[name]
+            seen.append(bad(row[name]))
+            if name not in self._reported and len(seen) == steps and all(seen):
+                self._reported.add(name)
+                lines.append(f"step {row['step']}: {name.removeprefix('monitor/')} {row[name]:.3f}: {cause}")
+        return lines

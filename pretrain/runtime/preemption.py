@@ -21,10 +21,10 @@ class Stopped(RuntimeError):
 
 
 class Stop:
-    """Listens for signals within its `with`. `asked` is the signal's number, 0 while there was none."""
+    """Listens for signals within its `with`. `stop_signal` is its number, 0 while there was none."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.stop_signal = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -37,4 +37,4 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, _) -> None:
-        self.asked = max(self.asked, number)
+        self.stop_signal = max(self.stop_signal, number)

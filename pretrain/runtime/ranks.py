@@ -1,6 +1,6 @@
-"""What ranks tell each other in a step: one message, from which all of them draw the same conclusions.
+"""What ranks exchange in a step: one message, from which all of them draw the same conclusions.
 
-Losses become the batch's; whoever was asked to stop, or could not save, stops all; a slow loader is told by its rank.
+Losses become the batch's; a rank that received a signal, or could not save, stops all; a slow loader is named by rank.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _SLOW, _TIMES = 0.2, 3  # share of the time spent waiting, and how many times th
 
 
 @dataclass(frozen=True)
-class Own:
-    """What only this rank knows of its step.
+class RankStats:
+    """What one rank measured in its step.
 
-    seconds  of the step, of which `waited` for the loader; images in its part of the batch
-    memory   GB of the GPU in use at most, 0 without one
-    samples  fingerprint of the samples that it saw (`order.fingerprint`)
-    stop     number of the signal that asked it to stop, or 0; failed: it could not save
+    seconds      of the step, `waited` of them for the loader; `images` in its share of the batch
+    memory       most GB of GPU memory in use so far, 0 without a GPU
+    samples      fingerprint of its samples (`order.fingerprint`)
+    stop_signal  number of the signal that asked it to stop, or 0
+    save_failed  whether it could not write its checkpoint
     """
 
     seconds: float
@@ -32,33 +33,34 @@ class Own:
     images: int
     memory: float
     samples: int
-    stop: int
-    failed: bool
+    stop_signal: int
+    save_failed: bool
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What all ranks know after it: the batch's losses by name, and `Own` of every rank."""
+class StepStats:
+    """What all ranks know after a step: the batch's losses by name, and the RankStats of every rank."""
 
     values: dict[str, float]
-    ranks: list[Own]
+    ranks: list[RankStats]
 
     @property
     def samples(self) -> str:
-        """Fingerprint of the global batch's samples, whatever rank saw them."""
+        """Fingerprint of the global batch's samples, whichever ranks had them."""
         return f"{sum(rank.samples for rank in self.ranks) % 2**48:012x}"
 
     @property
-    def stop(self) -> int:
-        return max(rank.stop for rank in self.ranks)
+    def stop_signal(self) -> int:
+        """Number of the signal that stops the run, or 0."""
+        return max(rank.stop_signal for rank in self.ranks)
 
     @property
     def failed(self) -> list[int]:
         """Ranks that could not save."""
-        return [number for number, rank in enumerate(self.ranks) if rank.failed]
+        return [number for number, rank in enumerate(self.ranks) if rank.save_failed]
 
     def timing(self, each: bool) -> dict[str, object]:
-        """The row's part that the clock says: over all, and, where `each`, of every one of several ranks."""
+        """Return a row's timings (`metrics.TIMING`): over all ranks and, with `each`, of every one of several."""
         seconds = max(rank.seconds for rank in self.ranks)
         found: dict[str, object] = {
             "images_per_s": sum(rank.images for rank in self.ranks) / seconds,
@@ -75,34 +77,34 @@ class Meeting:
         return found
 
 
-def meet(world: World, scalars: Mapping[str, torch.Tensor], own: Own) -> Meeting:
-    """Exchange scalars and `own`. A scalar is the mean over ranks: what is global already stays as it is."""
+def sync_step(world: World, scalars: Mapping[str, torch.Tensor], own: RankStats) -> StepStats:
+    """Exchange scalars and `own` statistics. A scalar becomes the mean over ranks: a global one stays as it is."""
     values = torch.stack([value.detach().float() for value in scalars.values()]).tolist()
     facts = list(vars(own).values())
     table = world.table([*values, *map(float, facts)])
     means = [sum(column) / len(table) for column in zip(*(row[: len(values)] for row in table))]
     kinds = [type(fact) for fact in facts]
-    ranks = [Own(*(kind(fact) for kind, fact in zip(kinds, row[len(values) :]))) for row in table]
-    return Meeting(dict(zip(scalars, means)), ranks)
+    ranks = [RankStats(*(kind(fact) for kind, fact in zip(kinds, row[len(values) :]))) for row in table]
+    return StepStats(dict(zip(scalars, means)), ranks)
 
 
-class Loaders:
-    """Looks at every meeting; a rank whose loader is slow for 50 steps, and slower than others', is named once."""
+class LoaderMonitor:
+    """Names each rank whose loader is slow for 50 steps, and slower than the others', once."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._seen: deque[list[tuple[float, float]]] = deque(maxlen=_STEPS)
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
-    def look(self, meeting: Meeting) -> list[str]:
-        """The warnings that this meeting completes."""
-        self._seen.append([(rank.waited, rank.seconds) for rank in meeting.ranks])
+    def update(self, stats: StepStats) -> list[str]:
+        """Add a step; return the warnings that it completes."""
+        self._seen.append([(rank.waited, rank.seconds) for rank in stats.ranks])
         if len(self._seen) < _STEPS or self.world.size == 1:
             return []
-        shares = [sum(waited for waited, _ in each) / sum(all_ for _, all_ in each) for each in zip(*self._seen)]
+        shares = [sum(waited for waited, _ in each) / sum(seconds for _, seconds in each) for each in zip(*self._seen)]
         usual = sorted(shares)[(len(shares) - 1) // 2]
-        slow = {rank for rank, share in enumerate(shares) if share > _SLOW and share > _TIMES * usual} - self._told
-        self._told |= slow
+        slow = {rank for rank, share in enumerate(shares) if share > _SLOW and share > _TIMES * usual} - self._reported
+        self._reported |= slow
         return [
             f"rank {rank} on {self.world.hosts[rank]} waits for its loader {shares[rank]:.0%} of the time, the others "
             f"{usual:.0%}, and everybody waits for it: look at its disk, or raise machine.decode_threads"

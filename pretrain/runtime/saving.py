@@ -15,8 +15,7 @@ import torch.distributed as dist
 
 from pretrain.runtime import checkpoint
 from pretrain.runtime.checkpoint import SHARDS, CheckpointError, Tensors
-from pretrain.runtime.distributed import StoppedElsewhere, World
-from pretrain.sharded import local, whole
+from pretrain.runtime.distributed import StoppedElsewhere, World, local, whole
 
 IN_SHARDS = ("student", "optimizer")  # of a run whose parameters are sharded; the rest is small, or for others to read
 

@@ -1,4 +1,4 @@
-"""Published weights put into a backbone of ours: one channel instead of three, another patch size, another grid.
+"""Published weights in a backbone of ours: one channel instead of three, another patch size, another grid.
 
 All of it exact where it can be: the patch embedding of a grey image repeated three times is a patch embedding of one
 channel, and their normalisation is a factor and a shift that the kernel and the bias absorb.
@@ -6,23 +6,29 @@ channel, and their normalisation is a factor and a shift that the kernel and the
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig, head_count
 from pretrain.data.intensity import Intensity
 from pretrain.model.positions import resampled
 from pretrain.model.vit import VisionTransformer
 from pretrain.weights import architecture, encoder, published
+from pretrain.weights.encoder import Encoder
 from pretrain.weights.published import Published, WeightsError
 
 log = logging.getLogger("pretrain")
 
+# where a file does not say: a window of soft tissue with ImageNet's statistics; weights of three channels absorb these
+_ASSUMED = Intensity(window=(-160.0, 240.0), mean=0.449, std=0.226)
 _PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
 # settings that the names and shapes of our own weights do not tell
 _OURS = (
@@ -85,6 +91,53 @@ def load(
         if value.shape != own[name].shape:
             raise WeightsError(f"{found.source}: {name} is {tuple(value.shape)}, the model's {tuple(own[name].shape)}")
     model.load_state_dict({**derived, **weights})
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path names published weights rather than a run of ours."""
+    return path.is_file() or (path / "config.json").is_file()
+
+
+def published_encoder(path: Path) -> Encoder:
+    """Published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError.
+
+    Its intensity is the file's own, else a window of soft tissue. That is a warning for weights of grey images: they
+    were trained with an intensity that the file does not name.
+    """
+    found = published.read(path)
+    config = _model_config(found)
+    model = build.backbone(config)
+    intensity = found.intensity or _ASSUMED
+    load(model, found, config, intensity)
+    if found.intensity is None and (found.grey or found.weights["patch_embed.proj.weight"].shape[1] == 1):
+        log.warning(
+            "%s: does not say its intensity; assumed is %s, which may be wrong: name a run or a folder exported "
+            "with its intensity to be sure",
+            *(path, intensity_words(intensity)),
+        )
+    whole = encoder.frozen(model, intensity, config, f"{path.name} ({found.kind})")
+    if found.intensity is None:
+        return whole
+    # the same weights under another intensity give other features, which are kept by the digest
+    digest = hashlib.sha256(f"{whole.digest} {intensity}".encode()).hexdigest()
+    return replace(whole, digest=digest)
+
+
+def _model_config(found: Published) -> ModelConfig:
+    """The architecture of the weights. Raises WeightsError where the number of heads cannot be read from them."""
+    if "num_heads" not in found.settings:
+        raise WeightsError(untold_heads(found))
+    learned = found.settings["position"] == "learned"
+    usual = {
+        "mask_k_bias": not learned,  # DINOv3's; where a file has no such bias, nothing changes
+        "norm_eps": architecture.usual_eps(found.settings["position"]),
+    }
+    return ModelConfig(
+        **(usual | found.settings),
+        patch_size=found.weights["patch_embed.proj.weight"].shape[-1],
+        sequences=list(found.sequences),
+        layer_scale=1e-5 if "blocks.0.ls1.gamma" in found.weights else None,
+    )
 
 
 def sequence_rows(

@@ -8,7 +8,7 @@ import torch
 from pretrain.distillation import _monitors
 from pretrain.objective.sinkhorn import Assignment
 from pretrain.runtime.distributed import ALONE
-from pretrain.watch import Watch
+from pretrain.runtime.metrics import CollapseMonitor
 
 
 def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, float]:
@@ -48,19 +48,19 @@ def test_rank_and_spread_tell_collapse_from_health() -> None:
 )
 def test_a_sign_that_stays_is_told_once(name: str, bad: float, good: float, cause: str) -> None:
     """Not at once, not when it comes and goes, once when it holds for 200 steps."""
-    watch, told = Watch(), []
+    monitor, told = CollapseMonitor(), []
     for step in range(1000):
         value = good if step < 300 and step % 150 == 149 else bad
-        told += watch.look({"step": step, f"monitor/{name}": value})
+        told += monitor.update({"step": step, f"monitor/{name}": value})
     assert len(told) == 1 and cause in told[0] and told[0].startswith("step 499: ")
-    healthy = Watch()
-    assert not any(healthy.look({"step": step, f"monitor/{name}": good}) for step in range(1000))
+    healthy = CollapseMonitor()
+    assert not any(healthy.update({"step": step, f"monitor/{name}": good}) for step in range(1000))
 
 
 def test_a_rate_of_zero_that_stays_is_reported_once() -> None:
     """After 100 steps of it, not at a warm-up's first step and not while it is small."""
-    watch, lines = Watch(), []
+    monitor, lines = CollapseMonitor(), []
     for step in range(500):
         rate = 0.0 if step % 99 == 0 or step >= 300 else 1e-9
-        lines += watch.look({"step": step, "lr": rate})
+        lines += monitor.update({"step": step, "lr": rate})
     assert len(lines) == 1 and lines[0].startswith("step 399: lr 0.000: the learning rate is 0")
