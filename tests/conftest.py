@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 from helpers.datasets import write_dataset
+from helpers.golden import SHARED, GoldenFiles
 
 from data_prep import generate, identity, shard_mri
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+STRESS_SECONDS = 1800
 
 
-def _folder(name: str) -> Path:
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"needs ../shared/{name}, which is not beside this checkout")
-    return path
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stress tests may take longer than setup.cfg's limit."""
+    for item in items:
+        if item.get_closest_marker("stress") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(STRESS_SECONDS))
 
 
 @pytest.fixture(autouse=True)
@@ -54,20 +55,22 @@ def brain_shards(brains: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Folder of the references' own numbers; skips where it is missing."""
-    return _folder("golden")
+def golden_dir() -> GoldenFiles:
+    """The references' own numbers: `golden_dir / NAME`; skips where a file is missing."""
+    return GoldenFiles()
 
 
 @pytest.fixture
 def data_dir() -> Path:
     """Folder of real images; skips where it is missing."""
-    return _folder("data")
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs ../shared/data, which is not beside this checkout")
+    return SHARED / "data"
 
 
 @pytest.fixture
 def tiny_dataset(tmp_path: Path):
-    """Writes a tiny data set below tmp_path: tiny_dataset(patients={"train": 4, "val": 2, "test": 2}, slices=6)."""
+    """Write a tiny data set below tmp_path: tiny_dataset(patients={"train": 4, "val": 2, "test": 2}, slices=6)."""
 
     def make(patients: dict[str, int] | None = None, **options) -> Path:
         return write_dataset(tmp_path / "data", patients or {"train": 4, "val": 2, "test": 2}, **options)
