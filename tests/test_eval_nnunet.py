@@ -14,6 +14,7 @@ import pytest
 from helpers.datasets import write_dataset
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed; `make test-nnunet` runs this in a venv of its own")
+pytestmark = pytest.mark.timeout(1200)  # nnU-Net plans, trains and predicts, each in a process of its own
 
 CONFIG = """
 name: tiny
