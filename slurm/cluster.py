@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ KINDS = ("shard", "merge", "pretrain", "probe", "report")
 
 @dataclass
 class Resources:
-    """Of one job."""
+    """Resources of one job."""
 
     partition: str | None = None
     account: str | None = None
@@ -33,12 +33,14 @@ class Resources:
 
 @dataclass
 class Cluster:
+    """What is needed to run there, and what each kind of job asks for beside `defaults`."""
+
     modules: list[str] = field(default_factory=list)  # loaded before every job
     setup: list[str] = field(default_factory=list)  # further shell lines before every job
     environment: dict[str, str] = field(default_factory=dict)
     python: str | None = None  # interpreter of the jobs; null: the one that submits
-    container: str | None = None  # words before it, e.g. apptainer exec --nv meddap.sif
-    at_once: int = 64  # parts of an array that may run together
+    container: str | None = None  # prefix of the interpreter, e.g. apptainer exec --nv meddap.sif
+    at_once: int = 64  # tasks of an array that may run together
     defaults: dict[str, Any] = field(default_factory=dict)
     shard: dict[str, Any] = field(default_factory=dict)
     merge: dict[str, Any] = field(default_factory=dict)
@@ -48,11 +50,14 @@ class Cluster:
 
 
 def load(name: str) -> Cluster:
-    """The cluster NAME of `slurm/clusters/`, or of a file. Raises SettingsError, naming the clusters there are."""
+    """Return the cluster called `name` in `slurm/clusters/`, or that of a YAML file.
+
+    Raises SettingsError for an unknown name, listing those there are, and for an unknown key.
+    """
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in FOLDER.glob("*.yaml")))
-        raise settings.SettingsError(f"--cluster {name}: no such cluster; there are {known}, or name a YAML file")
+        raise settings.SettingsError(f"--cluster {name}: no such cluster; known are {known}, or name a YAML file")
     cluster = settings.load(Cluster, path)
     for kind in KINDS:
         resources(cluster, kind)
@@ -60,22 +65,21 @@ def load(name: str) -> Cluster:
 
 
 def resources(cluster: Cluster, kind: str) -> Resources:
-    """What a job of `kind` asks for. Raises SettingsError for an unknown key."""
+    """Return what a job of `kind` asks for. Raises SettingsError for an unknown key."""
     return settings.merge(Resources, ("defaults", cluster.defaults), (kind, getattr(cluster, kind)))
 
 
 def executor_parameters(cluster: Cluster, kind: str, python: str) -> dict[str, Any]:
-    """The resources as submitit's SLURM executor takes them. `python` is the interpreter that submits."""
+    """Return the resources as submitit's SLURM executor takes them. `python` is the interpreter that submits."""
     asked = resources(cluster, kind)
     lines = [f"module load {module}" for module in cluster.modules]
     lines += [f"export {name}={value!r}" for name, value in cluster.environment.items()]
     lines.append(f"export MEDDAP_PYTHON={cluster.python or python!r}")
     if cluster.container:
         lines.append(f"export MEDDAP_CONTAINER={cluster.container!r}")
-    plain = {each.name: getattr(asked, each.name) for each in fields(asked)}
-    found = {name: plain[name] for name in ("partition", "account", "qos", "nodes") if plain[name] is not None}
+    where = {name: getattr(asked, name) for name in ("partition", "account", "qos", "nodes")}
     return {
-        **found,
+        **{name: value for name, value in where.items() if value is not None},
         **({"mem": asked.memory} if asked.memory else {}),
         **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
         "time": max(1, round(60 * asked.hours)),

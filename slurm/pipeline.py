@@ -1,7 +1,7 @@
-"""The road of a run as steps that need each other: shards → stages → probes → report.
+"""The pipeline of a run as steps that depend on each other: shards → stages → probes → report.
 
-Each step is a command of the program, by its name. `Work` runs one and writes down how it ended, in
-RUN/road/<step>.json; whoever asks later (the same machine, a login node) reads it there.
+Each step is a command, by its name. `Work` runs one and records how it ended in RUN/pipeline/<step>.json, where whoever
+asks later (this machine, a login node) reads it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meddap.disk import write_atomic
-from meddap.settings import SettingsError
+from meddap.errors import MeddapError
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUEUED = 75  # exit status of a training that was asked to stop, and saved
+_FOLDER, _FORMER_FOLDER = "pipeline", "road"
+_ASKED = "asked.json"
+
+
+class PipelineError(MeddapError):
+    """The pipeline cannot be run; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `commands` are several where it is an array: parts that need nothing of each other."""
+    """One step. It has several `commands` where it is an array, whose tasks are independent of each other."""
 
     name: str
     kind: str
@@ -36,14 +43,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Work:
-    """What a job does: one command, and a record of it. Submitted pickled, so that it holds plain values alone."""
+    """What a job does: one command, and a record of it. Submitted pickled, hence plain values alone."""
 
     command: tuple[str, ...]
     record: str
     log: str | None = None
 
     def run(self) -> int:
-        """Run the command in the repository's folder; its exit status."""
+        """Run the command in the repository's folder; return its exit status."""
         mine = {"command": list(self.command), "job": os.environ.get("SLURM_JOB_ID"), "started": time.time()}
         write(Path(self.record), {**mine, "state": "running"})
         if self.log is None:
@@ -57,30 +64,66 @@ class Work:
         return status
 
     def __call__(self) -> None:
-        """As a job: one that fails has the command's exit status, so that SLURM stops what needs it."""
+        """Run as a job, which fails with the command's exit status, so that SLURM stops what depends on it."""
         if status := self.run():
             sys.exit(status)
 
 
-def write(path: Path, record: dict) -> None:
-    """Write a record, whole or not at all."""
-    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+def folder(run: Path) -> Path:
+    """Return where a run's records and logs are: RUN/pipeline, or RUN/road where an earlier version began it."""
+    former, now = run / _FORMER_FOLDER, run / _FOLDER
+    return former if (former / _ASKED).is_file() and not (now / _ASKED).is_file() else now
 
 
-def read(path: Path) -> dict:
-    """A record; empty where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+def ask(run: Path, asked: dict[str, Any]) -> None:
+    """Record with what a pipeline was asked for: the arguments of `steps` that are the user's."""
+    write(folder(run) / _ASKED, asked)
 
 
-def record_of(run: Path, step: Step, part: int = 0) -> Path:
-    """Where `Work` writes how a step, or a part of it, ended."""
-    name = step.name.replace("/", "-") + (f"-{part + 1}" if len(step.commands) > 1 else "")
-    return run / "road" / f"{name}.json"
+def asked_before(run: Path) -> dict[str, Any]:
+    """Return what `ask` recorded; nothing where no pipeline was begun."""
+    asked = read(folder(run) / _ASKED)
+    if "words" in asked:  # an earlier version's name
+        asked["overrides"] = asked.pop("words")
+    if asked and set(asked) != {"config", "overrides", "tasks", "shard"}:
+        raise PipelineError(f"{folder(run) / _ASKED}: damaged, keys are missing; delete it and submit again")
+    return asked
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, whole or not at all. Raises PipelineError where that is not possible."""
+    try:
+        write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise PipelineError(
+            f"{error.filename or path}: {error.strerror}; make the folder writable, then start again"
+        ) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a record; an empty one where there is none. Raises PipelineError for a damaged file."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise PipelineError(f"{path}: {error.strerror}") from error
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise PipelineError(f"{path}: damaged, not a JSON object; delete it, and its step runs again")
+    return record
+
+
+def record_of(run: Path, step: Step, task: int = 0) -> Path:
+    """Return where `Work` records how a step, or a task of it, ended."""
+    name = step.name.replace("/", "-") + (f"-{task + 1}" if len(step.commands) > 1 else "")
+    return folder(run) / f"{name}.json"
 
 
 def steps(
     config: str,
-    words: Sequence[str],
+    overrides: Sequence[str],
     *,
     run: str,
     data: str,
@@ -88,62 +131,68 @@ def steps(
     shard: Sequence[str] = (),
     tasks: Sequence[str] = (),
 ) -> list[Step]:
-    """The steps in an order in which they can run.
+    """Return the steps in an order in which they can run.
 
     run, data  folder of the run and of its shards
-    shard      the words of slurm/shard.sh without --output: ct|mri PARTS --input DIR …; empty where there are shards
+    shard      arguments of slurm/shard.sh without --output: ct|mri PARTS --input DIR …; empty where there are shards
     tasks      tasks of probes, each before and after training
-    Raises SettingsError for words of `shard` that do not fit.
+    Raises PipelineError for arguments of `shard` that do not fit.
     """
-    found, last = [], ()
-    if shard:
-        found += _sharding(shard, data)
-        last = (found[-1].name,)
+    prepared = _sharding(shard, data) if shard else []
+    last = tuple(step.name for step in prepared[-1:])
+    training = []
     for stage in stages:
-        command = ("bash", "slurm/pretrain.sh", config, "--stage", stage, *words)
-        found.append(Step(stage, "pretrain", (command,), last))
+        command = ("bash", "slurm/pretrain.sh", config, "--stage", stage, *overrides)
+        training.append(Step(stage, "pretrain", (command,), last))
         last = (stage,)
     first, probes = stages[0], []
     for task in tasks:
         name = Path(task).stem
         for when, checkpoint, needs in (("before", f"{run}/{first}/00000000", (first,)), ("after", run, last)):
             output = f"{run}/probe/{when}" if len(tasks) == 1 else f"{run}/probe/{name}/{when}"
-            words_of = ("--checkpoint", checkpoint, "--task", task, "--output", output, f"data={data}")
-            probes.append(Step(f"{name}-{when}", "probe", (python("-m", "eval.probe", *words_of),), needs))
+            arguments = ("--checkpoint", checkpoint, "--task", task, "--output", output, f"data={data}")
+            probes.append(Step(f"{name}-{when}", "probe", (python("-m", "eval.probe", *arguments),), needs))
     report = python("-m", "eval.report", "--runs", run, "--output", f"{run}/report.html")
-    return found + probes + [Step("report", "report", (report,), tuple(each.name for each in probes) or last)]
+    needed = tuple(each.name for each in probes) or last
+    return [*prepared, *training, *probes, Step("report", "report", (report,), needed)]
 
 
-def _sharding(words: Sequence[str], data: str) -> list[Step]:
-    modality, parts = (list(words[:2]) + ["", ""])[:2]
+def _sharding(arguments: Sequence[str], data: str) -> list[Step]:
+    modality, parts = (*arguments[:2], "", "")[:2]
     if modality not in ("ct", "mri") or not re.fullmatch("[1-9][0-9]*", parts):
-        raise SettingsError(f"--shard {shlex.join(words)!r}: expected ct or mri, the number of parts, then --input DIR")
-    if any(word.partition("=")[0] == "--output" for word in words):
-        raise SettingsError("--shard: --output is the configuration's data.root; leave it out")
-    script = (f"data_prep/shard_{modality}.py", *words[2:], "--output", data)
+        raise PipelineError(
+            f"--shard {shlex.join(arguments)!r}: expected ct or mri, the number of parts, then --input DIR"
+        )
+    if any(argument.partition("=")[0] == "--output" for argument in arguments):
+        raise PipelineError("--shard: --output is the configuration's data.root; leave it out")
+    script = (f"data_prep/shard_{modality}.py", *arguments[2:], "--output", data)
     if int(parts) == 1:
         return [Step("shard", "shard", (python(*script),))]
-    pieces = tuple(python(*script, f"part={part + 1}/{parts}") for part in range(int(parts)))
+    array = tuple(python(*script, f"part={part + 1}/{parts}") for part in range(int(parts)))
     merge = python("-m", "data_prep.merge", data)
-    return [Step("shard", "shard", pieces), Step("merge", "merge", (merge,), ("shard",))]
+    return [Step("shard", "shard", array), Step("merge", "merge", (merge,), ("shard",))]
 
 
-def python(*words: str) -> tuple[str, ...]:
-    """A command of the program, in the environment that slurm/python.sh finds."""
-    return ("bash", "-c", 'source slurm/python.sh && exec "${python[@]}" "$@"', "meddap", *words)
+def python(*arguments: str) -> tuple[str, ...]:
+    """Return a command of ours, in the environment that slurm/python.sh finds."""
+    return ("bash", "-c", 'source slurm/python.sh && exec "${python[@]}" "$@"', "meddap", *arguments)
 
 
 def shown(command: Sequence[str]) -> str:
-    """A command as a person would type it."""
+    """Return a command as a person would type it."""
     return shlex.join(["python", *command[4:]] if command[:2] == ("bash", "-c") else command)
 
 
 def state(run: Path, step: Step) -> str:
-    """`done`, `failed`, `running`, `requeued` or, before it began, an empty word; of parts the least good one."""
-    found = [read(record_of(run, step, part)) for part in range(len(step.commands))]
-    same = [one.get("command") == list(command) for one, command in zip(found, step.commands)]
-    states = [one["state"] if fits and one else "" for one, fits in zip(found, same)]
-    for word in ("failed", "running", "requeued", ""):
-        if word in states:
-            return word
+    """Return `done`, `failed`, `running`, `requeued` or, before it began, ""; for arrays, the worst part's state.
+
+    A record of another command does not count: a step whose command has changed has not begun.
+    """
+    states = []
+    for task, command in enumerate(step.commands):
+        record = read(record_of(run, step, task))
+        states.append(record.get("state", "") if record.get("command") == list(command) else "")
+    for worst in ("failed", "running", "requeued", ""):
+        if worst in states:
+            return worst
     return "done"

@@ -1,7 +1,7 @@
 # Sourced by the batch scripts, in the repository's folder: sets ${python[@]} and the number of threads.
 #   MEDDAP_PYTHON     the interpreter, .venv/bin/python where it is not set
-#   MEDDAP_CONTAINER  words before it, e.g. "apptainer exec --nv meddap.sif"
-python=(${MEDDAP_CONTAINER:-} "${MEDDAP_PYTHON:-.venv/bin/python}")  # the container's words apart, a path whole
+#   MEDDAP_CONTAINER  prefix of it, e.g. "apptainer exec --nv meddap.sif"
+python=(${MEDDAP_CONTAINER:-} "${MEDDAP_PYTHON:-.venv/bin/python}")  # the container's prefix in words, a path whole
 if ! command -v "${python[0]}" >/dev/null; then
   echo "error: ${python[0]}: not found; run 'make setup' or set MEDDAP_PYTHON" >&2
   exit 1

@@ -30,13 +30,13 @@ fi
 source slurm/python.sh
 modality=$1
 parts=$2
-words=("${@:3}")
+arguments=("${@:3}")
 
 output=
-for ((at = 0; at < ${#words[@]}; at++)); do
-  case ${words[at]} in
-    --output) output=${words[at + 1]:-} ;;
-    --output=*) output=${words[at]#--output=} ;;
+for ((at = 0; at < ${#arguments[@]}; at++)); do
+  case ${arguments[at]} in
+    --output) output=${arguments[at + 1]:-} ;;
+    --output=*) output=${arguments[at]#--output=} ;;
   esac
 done
 if [ -z "$output" ]; then
@@ -46,7 +46,7 @@ fi
 
 shard() {  # PART
   where "part $1 of $parts"
-  "${python[@]}" "data_prep/shard_$modality.py" part="$1/$parts" ${SLURM_CPUS_PER_TASK:+workers=$SLURM_CPUS_PER_TASK} "${words[@]}"
+  "${python[@]}" "data_prep/shard_$modality.py" part="$1/$parts" ${SLURM_CPUS_PER_TASK:+workers=$SLURM_CPUS_PER_TASK} "${arguments[@]}"
 }
 merge() { [ "$parts" -eq 1 ] || "${python[@]}" -m data_prep.merge "$output"; }
 

@@ -1,4 +1,4 @@
-"""On a real SLURM: two nodes, signals, requeues, a node that dies, the whole road as jobs that wait for each other."""
+"""On a real SLURM: two nodes, signals, requeues, a node that dies, the pipeline as jobs that wait for each other."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from helpers.tiny_run import CONFIG, rows
 from data_prep import generate
 from pretrain import train
 from pretrain.runtime import metrics
+from slurm import pipeline as pipelines
 from slurm import submit
 
 STAGES = CONFIG.replace("adapt: {steps: 8}", "adapt: {steps: 90}").replace("save: {every: 3}", "save: {every: 10}")
@@ -45,10 +46,10 @@ def test_a_job_on_two_nodes_survives_signals_requeues_and_a_dead_node(
     """
     slurm_or_skip(nodes=2)
     (tmp_path / "run.yaml").write_text(STAGES)
-    words = [f"output={tmp_path}", f"data.root={tiny_dataset()}", "--stage", "adapt"]
+    overrides = [f"output={tmp_path}", f"data.root={tiny_dataset()}", "--stage", "adapt"]
     log, path = tmp_path / "job.log", tmp_path / "job" / "adapt" / "metrics.jsonl"
     command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}"]
-    command += ["slurm/pretrain.sh", str(tmp_path / "run.yaml"), "name=job", *words]
+    command += ["slurm/pretrain.sh", str(tmp_path / "run.yaml"), "name=job", *overrides]
     job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     jobs.append(job)
 
@@ -78,14 +79,14 @@ def test_a_job_on_two_nodes_survives_signals_requeues_and_a_dead_node(
     assert (tmp_path / "job" / "adapt" / "00000090" / "state.json").is_file(), text(log)
     assert "2 processes (ddp)" in text(log) and "Traceback" not in text(log)
     assert not list(ROOT.glob(".meddap-progress-*"))
-    assert train.main(["--config", str(tmp_path / "run.yaml"), "name=calm", *words]) == 0
+    assert train.main(["--config", str(tmp_path / "run.yaml"), "name=calm", *overrides]) == 0
     for ours, theirs in zip(rows(tmp_path / "job" / "adapt"), rows(tmp_path / "calm" / "adapt"), strict=True):
         assert ours["samples"] == theirs["samples"]
         assert math.isclose(ours["loss/total"], theirs["loss/total"], rel_tol=1e-3), (ours, theirs)
 
 
-ROAD = """
-name: road
+PIPELINE = """
+name: run
 intensity: {window: [-300, 500]}
 model: {patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}
 dino_head: {prototypes: 16, hidden_dim: 32, bottleneck_dim: 16}
@@ -103,15 +104,15 @@ TASK = """
 
 
 @pytest.fixture
-def road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """road(*options) is slurm.submit for a small road whose second stage needs weights that are not there yet."""
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """pipeline(*options) submits a small pipeline whose second stage needs weights that are not there yet."""
     generate.generate(tmp_path / "in", generate.GenerateConfig(patients=12, slices=6, size=48, odd=False))
-    (tmp_path / "road.yaml").write_text(ROAD)
+    (tmp_path / "run.yaml").write_text(PIPELINE)
     (tmp_path / "task.yaml").write_text(TASK)
-    words = [f"output={tmp_path}", f"data.root={tmp_path / 'shards'}"]
-    words.append(f"stages.second.init_from={tmp_path / 'weights'}")
+    overrides = [f"output={tmp_path}", f"data.root={tmp_path / 'shards'}"]
+    overrides.append(f"stages.second.init_from={tmp_path / 'weights'}")
     shard = f"ct 2 --input {tmp_path / 'in'} split.train=0.4 split.val=0.3"
-    common = [str(tmp_path / "road.yaml"), *words, "--shard", shard, "--task", str(tmp_path / "task.yaml")]
+    common = [str(tmp_path / "run.yaml"), *overrides, "--shard", shard, "--task", str(tmp_path / "task.yaml")]
     monkeypatch.chdir(ROOT)
     return lambda *options: submit.main([*common, *options])
 
@@ -125,79 +126,129 @@ def states(lines: str) -> dict[str, str]:
     return {name: rest[0].strip() for name, *rest in found if name in ORDER}
 
 
-def test_the_road_as_jobs_a_failing_stage_stops_what_needs_it(road, tmp_path: Path, jobs: list[str], capsys) -> None:
+def test_the_pipeline_as_jobs_a_failing_stage_stops_what_needs_it(
+    pipeline, tmp_path: Path, jobs: list[str], capsys
+) -> None:
     """shards → stages → probes → report with dependencies; a failure is told with its line; again, the rest is done."""
     slurm_or_skip()
-    assert road("--cluster", "small") == 0
+    assert pipeline("--cluster", "small") == 0
     said = states(capsys.readouterr().out)
-    known = json.loads((tmp_path / "road" / "road" / "jobs.json").read_text())
+    known = json.loads((tmp_path / "run" / "pipeline" / "jobs.json").read_text())
     jobs += known.values()
     assert list(said) == ORDER and all(f"job {known[name]}" in said[name] for name in ORDER)
     assert "2 parts" in said["shard"] and "after second" in said["task-after"]
-    assert road("--cluster", "small") == 1  # they are on their way
+    assert pipeline("--cluster", "small") == 1  # they are queued or running
     assert "see --status, or scancel them" in capsys.readouterr().err
-    until(lambda: not queued(*jobs), 150, lambda: road("--status") or capsys.readouterr().out)
-    assert road("--status") == 0
+    until(lambda: not queued(*jobs), 150, lambda: pipeline("--status") or capsys.readouterr().out)
+    assert pipeline("--status") == 0
     said = states(capsys.readouterr().out)
     assert all(said[name].endswith("done") or "done, 2 of 2 parts" in said[name] for name in ORDER[:3]), said
     assert "failed: error: " in said["second"] and "weights: not found" in said["second"], said
     assert said["task-before"].endswith("done") and "not run: second failed" in said["task-after"], said
     assert "not run: task-after failed" in said["report"]
 
-    (tmp_path / "weights").symlink_to(tmp_path / "road" / "adapt")
-    assert road("--cluster", "small") == 0
+    (tmp_path / "weights").symlink_to(tmp_path / "run" / "adapt")
+    assert pipeline("--cluster", "small") == 0
     said = states(capsys.readouterr().out)
     assert all(said[name] == "done before" for name in (*ORDER[:3], "task-before")), said
-    jobs += json.loads((tmp_path / "road" / "road" / "jobs.json").read_text()).values()
-    until(lambda: not queued(*jobs), 150, lambda: road("--status") or capsys.readouterr().out)
-    road("--status")
+    jobs += json.loads((tmp_path / "run" / "pipeline" / "jobs.json").read_text()).values()
+    until(lambda: not queued(*jobs), 150, lambda: pipeline("--status") or capsys.readouterr().out)
+    pipeline("--status")
     said = states(capsys.readouterr().out)
     assert all("done" in said[name] for name in ORDER), said
-    assert "knn" in (tmp_path / "road" / "report.html").read_text()
+    assert "knn" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.stress
-def test_the_same_road_here(road, tmp_path: Path, capsys) -> None:
-    """--local takes the same steps without SLURM, stops what needs a failed one, and goes on when it is mended."""
-    assert road("--local") == 1
+def test_the_same_pipeline_here(pipeline, tmp_path: Path, capsys) -> None:
+    """--local runs the same steps without SLURM, stops what needs a failed one, and goes on when it is mended."""
+    assert pipeline("--local") == 1
     said = states(capsys.readouterr().out)
     assert "not run: second failed" in said["task-after"] and "not run: task-after failed" in said["report"], said
-    (tmp_path / "weights").symlink_to(tmp_path / "road" / "adapt")
-    assert road("--local") == 0
+    (tmp_path / "weights").symlink_to(tmp_path / "run" / "adapt")
+    assert pipeline("--local") == 0
     said = states(capsys.readouterr().out)
     assert said["shard"] == said["adapt"] == "done before" and said["second"].startswith("bash slurm/pretrain.sh")
-    assert road("--status") == 0
+    assert pipeline("--status") == 0
     assert all(word.startswith("done") for word in states(capsys.readouterr().out).values())
 
 
 def test_one_stage_and_its_report_here(tiny_dataset, tmp_path: Path, capsys, monkeypatch) -> None:
-    """--local of a road without shards and probes: a stage that fails, what needs it, and the same again, mended."""
+    """--local without shards and probes: a stage that fails, what needs it, and the same again, mended."""
     monkeypatch.chdir(ROOT)
-    (tmp_path / "road.yaml").write_text(ROAD.replace("  second: {steps: 2}\n", ""))
-    words = [str(tmp_path / "road.yaml"), f"output={tmp_path}", f"data.root={tmp_path / 'data'}"]
-    assert submit.main([*words, "--local"]) == 1
+    (tmp_path / "run.yaml").write_text(PIPELINE.replace("  second: {steps: 2}\n", ""))
+    arguments = [str(tmp_path / "run.yaml"), f"output={tmp_path}", f"data.root={tmp_path / 'data'}"]
+    assert submit.main([*arguments, "--local"]) == 1
     said = states(capsys.readouterr().out)
     assert said["report"] == "not run: adapt failed" and "no finished data set there" in said["adapt"], said
     tiny_dataset()
-    assert submit.main([*words, "--local"]) == 0 and submit.main([*words, "--status"]) == 0
-    assert (tmp_path / "road" / "report.html").is_file()
+    assert submit.main([*arguments, "--local"]) == 0 and submit.main([*arguments, "--status"]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
     assert capsys.readouterr().out.count("done") == 2
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments for a pipeline of one stage and a report, of which both are recorded as done."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "run.yaml").write_text(PIPELINE.replace("  second: {steps: 2}\n", ""))
+    arguments = [str(tmp_path / "run.yaml"), f"output={tmp_path}", f"data.root={tmp_path / 'data'}"]
+    run = tmp_path / "run"
+    made = pipelines.steps(arguments[0], arguments[1:], run=str(run), data=str(tmp_path / "data"), stages=["adapt"])
+    for step in made:
+        record = {"command": list(step.commands[0]), "state": "done", "status": 0}
+        pipelines.write(pipelines.record_of(run, step), record)
+    pipelines.ask(run, {"config": arguments[0], "overrides": arguments[1:], "tasks": [], "shard": []})
+    return arguments
+
+
+def test_a_pipeline_of_an_earlier_version_goes_on(finished: list[str], tmp_path: Path, capsys) -> None:
+    """Its records are in RUN/road and its overrides are called words: read and continued there, not begun anew."""
+    former = (tmp_path / "run" / "pipeline").rename(tmp_path / "run" / "road")
+    asked = json.loads((former / "asked.json").read_text())
+    asked["words"] = asked.pop("overrides")
+    (former / "asked.json").write_text(json.dumps(asked))
+    assert submit.main([*finished, "--status"]) == 0
+    assert list(states(capsys.readouterr().out).values()) == ["done", "done"]
+    assert submit.main([*finished, "--local"]) == 0
+    assert list(states(capsys.readouterr().out).values()) == ["done before", "done before"]
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+@pytest.mark.parametrize("name", ["asked.json", "jobs.json", "adapt.json"])
+@pytest.mark.parametrize("damage", ["", "[1]", '{"config": "run.ya'], ids=["empty", "list", "cut"])
+def test_a_damaged_record_is_one_line(name: str, damage: str, finished: list[str], tmp_path: Path, capsys) -> None:
+    """A file of RUN/pipeline that was cut or is something else: which one, and what to do."""
+    path = tmp_path / "run" / "pipeline" / name
+    path.write_text(damage)
+    assert submit.main([*finished, "--status"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {path}: damaged") and "delete it" in lines[0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(finished: list[str], tmp_path: Path, capsys) -> None:
+    """A file where the folder of records must be: its name, and why."""
+    (tmp_path / "file").touch()
+    assert submit.main([*finished, "--local", f"output={tmp_path / 'file'}"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "file/run/pipeline" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--cluster", "nowhere"), "no such cluster; there are example, small, or name a YAML file"),
-        ((), "name a cluster with --cluster, or take the road here with --local"),
+        (("--cluster", "nowhere"), "no such cluster; known are example, small, or name a YAML file"),
+        ((), "name a cluster with --cluster, or run the pipeline here with --local"),
         (("--local", "--shard", "pet 2"), "expected ct or mri, the number of parts"),
         (("--local", "--shard", "ct 2 --output x"), "--output is the configuration's data.root"),
+        (("--local", "--shard", 'ct 2 --input "my data'), "No closing quotation"),
         (("--local", "stages.adapt.stpes=2"), "did you mean steps?"),
     ],
 )
 def test_what_cannot_be_submitted_is_one_line(options: tuple, expected: str, tmp_path: Path, capsys) -> None:
-    """An unknown cluster, no cluster, words that do not fit, a misspelt key: said before anything is submitted."""
-    (tmp_path / "road.yaml").write_text(ROAD)
-    assert submit.main([str(tmp_path / "road.yaml"), f"output={tmp_path}", "data.root=x", *options]) == 1
+    """An unknown cluster, no cluster, arguments that do not fit, a misspelt key: said before anything is submitted."""
+    (tmp_path / "run.yaml").write_text(PIPELINE)
+    assert submit.main([str(tmp_path / "run.yaml"), f"output={tmp_path}", "data.root=x", *options]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and expected in errors[0]
 
