@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from meddap.settings import merge
-from pretrain import build, distillation, ema, optim
+from pretrain import build, distillation, optim
 from pretrain.config import Config, stage
 from pretrain.data import views
 from pretrain.data.stream import Batch
@@ -59,7 +59,7 @@ class Arms:
         optim.set_step(self.optimizer, lr=1e-4, weight_decay=0.04, freeze_last_layer=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        ema.update(self.teacher, self.student, 0.99)
+        optim.update_teacher(self.teacher, self.student, 0.99)
 
 
 def arms_of(width: int, depth: int, batch: int) -> Arms:

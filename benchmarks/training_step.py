@@ -14,9 +14,9 @@ if __package__ in (None, ""):
 
 import torch
 
-from pretrain import accumulate, build, distillation, ema, optim
+from pretrain import build, distillation, optim
 from pretrain.config import Config, StageConfig
-from pretrain.data import views
+from pretrain.data import batch_plan, views
 from pretrain.data.views import Views
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.koleo import spans_parts
@@ -40,7 +40,7 @@ def networks(
 
 
 class Arm:
-    """One of a stage's variants (`mixture.plan`) on a device.
+    """One of a stage's variants (`build.crop_variants`) on a device.
 
     parts   in which the batch goes through the networks, at most
     masked  share of the global crops' patches that are masked; None: as many as are expected
@@ -58,7 +58,7 @@ class Arm:
         masked: float | None = None,
         side: int = 512,
     ) -> None:
-        self.counts = accumulate.divided(images, parts, stage.loss.koleo_group)
+        self.counts = batch_plan.divide_batch(images, parts, stage.loss.koleo_group)
         self.config, self.stage, self.images, self.device = config, stage, images, device
         self.student, self.teacher, self.anchor = networks(config, stage, device)
         self.optimizer = build.optimizer(stage, self.student, config.model.depth)
@@ -119,4 +119,4 @@ def update(
     optim.set_step(optimizer, lr=lr, weight_decay=0.04, freeze_last_layer=False)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    ema.update(teacher, student, momentum)
+    optim.update_teacher(teacher, student, momentum)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from types import MappingProxyType
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 
 from data_prep.schema import CT, Split
 from meddap.settings import SettingsError
-from pretrain import optim, stochastic
+from pretrain import optim
 from pretrain.config import (
     Config,
     DataConfig,
@@ -23,9 +25,11 @@ from pretrain.config import (
     StageConfig,
     head_count,
 )
-from pretrain.data import labels, masking
+from pretrain.data import labels, masking, randomness
+from pretrain.data.batch_plan import BatchPlan, plan_batches
 from pretrain.data.intensity import Intensity
 from pretrain.data.labels import Labelling
+from pretrain.data.randomness import Draws
 from pretrain.data.slices import SliceSettings
 from pretrain.data.stream import Batch
 from pretrain.data.views import ViewSettings
@@ -35,7 +39,6 @@ from pretrain.model.heads import ClassHeads, ProjectionHead
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.sinkhorn import Centring
 from pretrain.schedules import summary
-from pretrain.stochastic import Draws
 
 SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 
@@ -236,6 +239,30 @@ def view_settings(
     )
 
 
+def crop_variants(stage: StageConfig) -> list[StageConfig]:
+    """The stage with each of its pairs of crop sizes: of its mixture, or its own alone."""
+    if not stage.crops.mixture:
+        return [stage]
+    variants = []
+    for pair in stage.crops.mixture:
+        crops = replace(stage.crops, global_size=pair.global_size, local_size=pair.local_size, mixture=[])
+        gram = replace(stage.gram, size=pair.gram_size or stage.gram.size)
+        variants.append(replace(stage, crops=crops, gram=gram))
+    return variants
+
+
+def batch_plan(stage: StageConfig, seed: int) -> BatchPlan:
+    """Crop sizes (a number among `crop_variants`) and batch of every step of a stage."""
+    ratios = [pair.ratio for pair in stage.crops.mixture] or [1.0]
+    scales = [Fraction(_pixels(variant), _pixels(stage)) for variant in crop_variants(stage)]
+    return plan_batches(stage.steps, stage.batch_size, seed, ratios, scales)
+
+
+def _pixels(stage: StageConfig) -> int:
+    """Pixels that the student sees of one sample."""
+    return 2 * stage.crops.global_size**2 + stage.crops.local_number * stage.crops.local_size**2
+
+
 def masks(stage: StageConfig, config: Config, batch: Batch, size: int) -> torch.Tensor:
     """(2·B, S·P) masks of a batch's global crops of `size` pixels."""
     chosen = stage.masks
@@ -287,7 +314,7 @@ def step_weights(
 
 def draws(config: Config, stage: StageConfig, batch: Batch, step: int) -> Draws:
     """What the student draws at one step of a stage beside views and masks."""
-    return stochastic.sample(
+    return randomness.sample_draws(
         batch.sample,
         batch.epoch,
         config.seed,

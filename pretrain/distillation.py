@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from pretrain.data.masking import Masked, masked
+from pretrain.data.randomness import Draws
 from pretrain.data.views import Views
 from pretrain.model.heads import ClassHeads, ProjectionHead
+from pretrain.model.tokens import Asked, Crops, Features, repeated
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective import koleo
 from pretrain.objective.cross_entropy import Compared, Comparison
@@ -30,11 +32,8 @@ from pretrain.objective.losses import (
     resize_patches,
 )
 from pretrain.objective.sinkhorn import Assignment, Centring, scalings
-from pretrain.presence import repeated
 from pretrain.runtime.device import sent
 from pretrain.runtime.distributed import ALONE, World, without_averaging
-from pretrain.stochastic import Draws
-from pretrain.tokens import Asked, Crops, Features
 
 _NO_PATCHES = torch.empty(0, dtype=torch.int64)
 

@@ -22,9 +22,9 @@ from meddap.disk import write_atomic
 from meddap.settings import SettingsError
 from pretrain import build
 from pretrain.config import head_count, load
+from pretrain.model.tokens import Features
 from pretrain.model.vit import VisionTransformer
 from pretrain.runtime.checkpoint import CheckpointError
-from pretrain.tokens import Features
 from pretrain.weights import card, encoder, export_huggingface, export_onnx, initialise, published
 from pretrain.weights.encoder import Encoder
 from pretrain.weights.export_huggingface import ExportError

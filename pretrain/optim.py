@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from pretrain.runtime.distributed import whole
+from pretrain.runtime.distributed import local, whole
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -70,3 +70,15 @@ def clip(model: nn.Module, limit: float) -> dict[str, torch.Tensor]:
         name: whole(nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True))
         for name, part in model.named_children()
     }
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher ← momentum · teacher + (1 − momentum) · student, in one multi-tensor call; buffers are copied.
+
+    Of sharded networks each rank moves its own shard.
+    """
+    kept, fresh = ([local(p.detach()) for p in model.parameters()] for model in (teacher, student))
+    torch._foreach_lerp_(kept, fresh, 1 - momentum)
+    for kept, fresh in zip(teacher.buffers(), student.buffers()):
+        kept.copy_(fresh)

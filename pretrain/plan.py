@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddap.settings import SettingsError
-from pretrain import accumulate
+from pretrain import build
 from pretrain import config as configuration
 from pretrain.config import Config, SaveConfig, StageConfig
 from pretrain.data import batch_plan
@@ -115,12 +115,12 @@ class Row:
 def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_node: int, side: int, peak: bool) -> Row:
     """A stage on so many devices. `side` of a slice in pixels."""
     stage = configuration.stage(config, name)
-    plan, known = batch_plan.plan(stage, config.seed), counting.costs(config)
+    plan, known = build.batch_plan(stage, config.seed), counting.costs(config)
     count, group, images = config.machine.accumulate, stage.loss.koleo_group, math.ceil(stage.batch_size / devices)
-    parts = accumulate.plan(stage.batch_size, count, plan.scales, group, name, devices)
+    parts = batch_plan.plan_micro_batches(stage.batch_size, count, plan.scales, group, name, devices)
     link = machine.inside if devices <= per_node else machine.outside
     total, operations = [0.0] * 4, 0.0
-    for number, variant in enumerate(plan.variants):
+    for number, variant in enumerate(build.crop_variants(stage)):
         taken = plan.choice == number
         if not taken.any():
             continue

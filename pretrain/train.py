@@ -29,10 +29,11 @@ import torch
 from data_prep.schema import SchemaError, Split
 from meddap.disk import BusyError, write_atomic
 from meddap.settings import SettingsError
-from pretrain import accumulate, build, distillation, ema, optim, parallel, runs
+from pretrain import build, distillation, optim, parallel, runs
 from pretrain import config as configuration
 from pretrain.config import Config, StageConfig
 from pretrain.data import batch_plan, order, stream, views
+from pretrain.data.batch_plan import BatchPlan
 from pretrain.model import compiling
 from pretrain.online_knn import OnlineKnn
 from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
@@ -68,7 +69,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     labels = build.labelling(config.data, split)
     classes, class_weights = build.classes(config.data, split), build.class_weights(config.data, split)
     reads_voxels = build.reads_voxels(name, stage, split)
-    plan = batch_plan.plan(stage, config.seed)
+    plan = build.batch_plan(stage, config.seed)
     parts = parts_of(config, name, stage, plan, world)
 
     # ---------------------------------------------------------------- where it starts
@@ -156,11 +157,11 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         f", {world.size} processes ({spread.how})" if world.size > 1 else "",
     )
     log.info("stage %s: %s", name, build.described(schedules))
-    note_parts(name, plan, parts, config.machine.accumulate)
+    note_parts(name, build.crop_variants(stage), plan, parts, config.machine.accumulate)
 
     # ---------------------------------------------------------------- data
     sequences = tuple(config.data.sequences)
-    settings = [build.view_settings(variant, config.intensity, sequences) for variant in plan.variants]
+    settings = [build.view_settings(variant, config.intensity, sequences) for variant in build.crop_variants(stage)]
     batches = stream.batches(
         split,
         batch_size=plan.sizes,
@@ -247,7 +248,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             heartbeat.beat(number, "updating")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            ema.update(teacher, student, now["teacher_momentum"])
+            optim.update_teacher(teacher, student, now["teacher_momentum"])
             if anchor is not None and build.refreshes(stage.gram, number + 1):
                 anchor.load_state_dict(teacher.backbone.state_dict())
             row = {"step": number, "stage": name, "batch": int(plan.sizes[number]), "crop": seen.global_size}
@@ -274,17 +275,19 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
 
 
 def parts_of(
-    config: Config, name: str, stage: StageConfig, plan: batch_plan.Plan, world: World
+    config: Config, name: str, stage: StageConfig, plan: BatchPlan, world: World
 ) -> list[list[tuple[int, ...]]]:
     """How a batch of each of a stage's variants is divided, among processes and then in time. Raises SettingsError."""
     count, group = config.machine.accumulate, stage.loss.koleo_group
-    return accumulate.plan(stage.batch_size, count, plan.scales, group, name, world.size)
+    return batch_plan.plan_micro_batches(stage.batch_size, count, plan.scales, group, name, world.size)
 
 
-def note_parts(name: str, plan: batch_plan.Plan, parts: list[list[tuple[int, ...]]], count: int) -> None:
+def note_parts(
+    name: str, variants: list[StageConfig], plan: BatchPlan, parts: list[list[tuple[int, ...]]], count: int
+) -> None:
     """Log which of a stage's variants have fewer parts than their pixels ask for: as many as a process has images."""
-    for variant, scale, found in zip(plan.variants, plan.scales, parts):
-        if len(found) < (asked := accumulate.wanted(count, scale)):
+    for variant, scale, found in zip(variants, plan.scales, parts):
+        if len(found) < (asked := batch_plan.micro_batch_count(count, scale)):
             log.info(
                 "stage %s: a batch with crops of %d and %d pixels should go through the student in %d parts, but a "
                 "process has only %d images of it: one a part, which may take more memory than other steps",
@@ -334,7 +337,7 @@ def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | Non
         raise SettingsError(f"--stage {only}: no such stage, the configuration has {', '.join(stages)}")
     for name in stages:  # a misspelt key of the last stage, or parts that cannot be, is found before the first begins
         stage = configuration.stage(config, name)
-        parts_of(config, name, stage, batch_plan.plan(stage, config.seed), world)
+        parts_of(config, name, stage, build.batch_plan(stage, config.seed), world)
     folder = folder_of(config)
     with ExitStack() as open_:
         # a job that SLURM requeued, or torchrun started again, may meet the end of its former self

@@ -11,7 +11,8 @@ import torch
 from helpers.tiny_run import CONFIG, rows, weights
 
 from meddap.settings import SettingsError
-from pretrain import accumulate, distillation, stochastic, train
+from pretrain import distillation, train
+from pretrain.data import batch_plan, randomness
 from pretrain.data.views import Views
 from pretrain.distillation import Model, StepWeights
 from pretrain.model.heads import ProjectionHead
@@ -53,7 +54,7 @@ def in_parts(*sizes: int) -> list[distillation.Part]:
     masks = torch.rand(2 * IMAGES, 16, generator=generator) < 0.4
     masks[5] = False
     numbers = torch.arange(IMAGES)
-    draws = stochastic.sample(
+    draws = randomness.sample_draws(
         numbers, numbers * 0, seed=0, step=7, crops=2 + CROPS, depth=3, drop_path=0.5, rope_rescale=2.0
     )
     return distillation.parts(views, masks, draws, [(size,) for size in sizes])
@@ -173,7 +174,7 @@ def test_duplicates_do_not_own_the_gradient() -> None:
 )
 def test_parts_are_whole_groups(batch: int, count: int, group: int, expected: list[int]) -> None:
     """As equal as groups allow, in order, nothing lost; never more parts than groups."""
-    found = accumulate.part_sizes(batch, count, group)
+    found = batch_plan.micro_batch_sizes(batch, count, group)
     assert found == expected and sum(found) == batch
     assert all(size % group == 0 for size in found[:-1])
 
@@ -197,7 +198,7 @@ def test_a_batch_in_parts_for_every_process(
     batch: int, count: int, group: int | None, processes: int, expected: list[tuple[int, ...]], spans: bool
 ) -> None:
     """Even parts, and whole groups where they are no larger; never one that is empty on a process."""
-    found = accumulate.divided(batch, count, group, processes)
+    found = batch_plan.divide_batch(batch, count, group, processes)
     assert found == expected and sum(map(sum, found)) == batch
     assert koleo.spans_parts(found, group) == spans
 
@@ -205,12 +206,12 @@ def test_a_batch_in_parts_for_every_process(
 def test_more_pixels_are_more_parts_and_what_cannot_be_is_a_line() -> None:
     """Parts by the ratio of pixels, rounded up; no accumulate below one, no batch below the processes."""
     scales = [Fraction(1), Fraction(7, 2), Fraction(1, 4)]
-    assert [len(each) for each in accumulate.plan(64, 2, scales, None, "adapt")] == [2, 7, 1]
-    assert [len(each) for each in accumulate.plan(5, 2, scales, None, "adapt")] == [2, 5, 1]
+    assert [len(each) for each in batch_plan.plan_micro_batches(64, 2, scales, None, "adapt")] == [2, 7, 1]
+    assert [len(each) for each in batch_plan.plan_micro_batches(5, 2, scales, None, "adapt")] == [2, 5, 1]
     with pytest.raises(SettingsError, match="machine.accumulate=0: must be 1 or more"):
-        accumulate.plan(8, 0, scales, None, "adapt")
+        batch_plan.plan_micro_batches(8, 0, scales, None, "adapt")
     with pytest.raises(SettingsError, match="stages.adapt.batch_size=3: cannot be divided among 4 processes"):
-        accumulate.plan(3, 1, scales, None, "adapt", 4)
+        batch_plan.plan_micro_batches(3, 1, scales, None, "adapt", 4)
 
 
 def test_a_run_in_parts_is_the_run(tiny_dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,8 @@ from helpers import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model import compiling
+from pretrain.model.tokens import Asked, Crops, Features
 from pretrain.model.vit import VisionTransformer
-from pretrain.tokens import Asked, Crops, Features
 
 SEQUENCES = ("t1", "t2", "flair")
 ASKED = torch.tensor([0, 5, 17, 40, 41])

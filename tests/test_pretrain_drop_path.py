@@ -8,8 +8,8 @@ from helpers.transformers import model_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model import compiling
+from pretrain.model.tokens import Crops
 from pretrain.model.vit import VisionTransformer
-from pretrain.tokens import Crops
 
 RATE = 0.5
 

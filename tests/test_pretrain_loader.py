@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from helpers import batches
 
 from data_prep import schema
-from pretrain import bags
 from pretrain.data import boxes, resize, slices, stream, views
 from pretrain.runtime.memory import ArrayPool
 
@@ -71,8 +70,8 @@ def test_sums_are_antialiased_interpolation_of_the_crop(size: int) -> None:
     for _ in range(30):
         height, width = int(draw.integers(1, 141)), int(draw.integers(1, 98))
         places.append((int(draw.integers(0, 141 - height)), int(draw.integers(0, 98 - width)), height, width))
-    wanted = [bags.Crop(box, bool(draw.random() < 0.5), float(draw.choice([0, 0.1, 0.7, 2]))) for box in places]
-    (found,) = bags.crops(plane, [wanted], [size])
+    wanted = [resize.Crop(box, bool(draw.random() < 0.5), float(draw.choice([0, 0.1, 0.7, 2]))) for box in places]
+    (found,) = resize.crops(plane, [wanted], [size])
     for crop, made in zip(wanted, found):
         row, column, height, width = crop.box
         cut = torch.from_numpy(plane[row : row + height, column : column + width].astype(np.float32))[None, None]
@@ -82,7 +81,7 @@ def test_sums_are_antialiased_interpolation_of_the_crop(size: int) -> None:
             blur = resize.blur_weights(torch.tensor(crop.sigma), size)
             expected = blur @ expected @ blur.T
         torch.testing.assert_close(torch.from_numpy(made.copy()), expected, atol=0.1, rtol=0)  # of 2,000
-        (alone,), _ = bags.crops(plane, [[crop], []], [size, 5])
+        (alone,), _ = resize.crops(plane, [[crop], []], [size, 5])
         np.testing.assert_allclose(alone, made, atol=0.01)
 
 

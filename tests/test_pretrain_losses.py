@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.data.masking import masked
 from pretrain.objective import losses, sinkhorn
-from pretrain.objective.cross_entropy import Comparison, compare
+from pretrain.objective.cross_entropy import Comparison, Prototypes, compare
 from pretrain.objective.sinkhorn import Assignment, Centring, scalings
-from pretrain.prototypes import Prototypes
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError
-from pretrain import accumulate, build, stochastic, train
+from pretrain import build, train
 from pretrain import config as configuration
 from pretrain.config import CropsConfig, PairConfig, StageConfig
-from pretrain.data import batch_plan, stream
+from pretrain.data import batch_plan, randomness, stream
 from pretrain.data.order import Chain
+from pretrain.model.tokens import Crops
 from pretrain.model.vit import VisionTransformer
 from pretrain.runtime.distributed import ALONE
-from pretrain.tokens import Crops
 
 PAIRS = [PairConfig(3.0, 32, 16), PairConfig(1.0, 64, 16, 96), PairConfig(1.0, 96, 32)]
 MIXED = CONFIG.replace(
@@ -57,10 +57,10 @@ def stage(steps: int, batch: int = 64) -> StageConfig:
 
 def test_pairs_are_drawn_by_their_ratio_and_all_have_the_batch() -> None:
     """3 : 1 : 1 over many steps; every step has batch_size images, whatever its sizes."""
-    plan = batch_plan.plan(stage(20_000), seed=5)
+    plan = build.batch_plan(stage(20_000), seed=5)
     shares = np.bincount(plan.choice) / 20_000
     assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.015)
-    assert [variant.gram.size for variant in plan.variants] == [512, 96, 512]
+    assert [variant.gram.size for variant in build.crop_variants(stage(1))] == [512, 96, 512]
     assert set(plan.sizes) == {64} and plan.starts.tolist() == [64 * number for number in range(20_001)]
 
 
@@ -70,11 +70,13 @@ def test_more_pixels_take_more_parts_and_no_more_memory(batch: int, count: int, 
 
     Where a process has too few images for that, parts have one, or two on a process that has one image more.
     """
-    plan = batch_plan.plan(stage(1, batch), seed=0)
-    plain = max(map(max, accumulate.plan(batch, count, [Fraction(1)], None, "adapt", processes)[0]))
-    pixels = [2 * each.crops.global_size**2 + 4 * each.crops.local_size**2 for each in plan.variants]
+    plan = build.batch_plan(stage(1, batch), seed=0)
+    plain = max(map(max, batch_plan.plan_micro_batches(batch, count, [Fraction(1)], None, "adapt", processes)[0]))
+    pixels = [
+        2 * each.crops.global_size**2 + 4 * each.crops.local_size**2 for each in build.crop_variants(stage(1, batch))
+    ]
     own = 2 * 32**2 + 4 * 16**2
-    for number, found in enumerate(accumulate.plan(batch, count, plan.scales, None, "adapt", processes)):
+    for number, found in enumerate(batch_plan.plan_micro_batches(batch, count, plan.scales, None, "adapt", processes)):
         most, wanted = max(map(max, found)), -(-count * pixels[number] // own)
         assert pixels[number] == plan.scales[number] * own and sum(map(sum, found)) == batch
         assert len(found) == min(wanted, batch // processes)
@@ -86,10 +88,11 @@ def test_more_pixels_take_more_parts_and_no_more_memory(batch: int, count: int, 
 
 def test_a_plan_is_a_function_of_the_seed_and_its_start_does_not_depend_on_the_end() -> None:
     """The same seed gives the same draws, also for a stage that is made longer; another seed gives others."""
-    one, longer, other = batch_plan.plan(stage(50), 1), batch_plan.plan(stage(80), 1), batch_plan.plan(stage(50), 2)
+    one, longer, other = build.batch_plan(stage(50), 1), build.batch_plan(stage(80), 1), build.batch_plan(stage(50), 2)
     assert np.array_equal(one.choice, longer.choice[:50]) and not np.array_equal(one.choice, other.choice)
-    plain = batch_plan.plan(StageConfig(steps=7, batch_size=12), 0)
-    assert plain.sizes.tolist() == [12] * 7 and len(plain.variants) == 1
+    alone = StageConfig(steps=7, batch_size=12)
+    plain = build.batch_plan(alone, 0)
+    assert plain.sizes.tolist() == [12] * 7 and len(build.crop_variants(alone)) == len(plain.scales) == 1
 
 
 def test_batches_of_any_size_follow_the_chain_without_a_gap(tiny_dataset) -> None:
@@ -151,10 +154,10 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
     assert student.state_dict().keys() == teacher.state_dict().keys()
     for name in config.stages:
         each = configuration.stage(config, name)
-        plan = batch_plan.plan(each, config.seed)
+        plan = build.batch_plan(each, config.seed)
         assert len(plan.sizes) == each.steps and set(plan.sizes) == {each.batch_size}
         assert all(len(values) == each.steps for values in build.schedules(each).values())
-        assert all(build.view_settings(variant, config.intensity) for variant in plan.variants)
+        assert all(build.view_settings(variant, config.intensity) for variant in build.crop_variants(each))
         assert train.parts_of(config, name, each, plan, ALONE)
 
 
@@ -197,7 +200,7 @@ def test_rope_is_stretched_in_training_alone() -> None:
     where = dict(sample=torch.arange(3), epoch=torch.zeros(3, dtype=torch.int64), seed=0, crops=4, depth=2)
     for factors in (1, 3):
         how = dict(drop_path=0.0, rope_rescale=2.0, factors=factors)
-        draws = [stochastic.sample(**where, step=step, **how).stretch for step in range(300)]
+        draws = [randomness.sample_draws(**where, step=step, **how).stretch for step in range(300)]
         flat = [each for pair in draws for size in pair for each in size]
         assert 0.5 <= min(flat) < 0.53 and 1.9 < max(flat) <= 2.0
         assert abs(np.log2(flat).mean()) < 0.08 and len(set(flat)) == 600 * factors

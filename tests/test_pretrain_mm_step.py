@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pretrain.data.masking import over_sequences
+from pretrain.data.randomness import Draws
 from pretrain.data.views import Views
 from pretrain.distillation import Model, Part, StepWeights, gradients, parts
 from pretrain.model.heads import ProjectionHead
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.losses import batch_class_weights
 from pretrain.objective.sinkhorn import Centring
-from pretrain.stochastic import Draws
 
 ROWS = ("t1", "t1c", "t2", "flair")  # of the reference's sequence embedding
 THEIRS = {

@@ -12,9 +12,8 @@ from helpers.tiny_run import CONFIG
 from meddap.settings import SettingsError
 from pretrain import distillation, train
 from pretrain.model import attention, compiling, tokens
-from pretrain.model.tokens import Run
+from pretrain.model.tokens import Crops, Run
 from pretrain.model.vit import VisionTransformer
-from pretrain.tokens import Crops
 
 SHAPES = {"rope": {}, "learned": {"position": "learned", "grid": 4, "registers": 0}}
 

@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError
-from pretrain import accumulate, parallel
-from pretrain.data import order
+from pretrain import parallel
+from pretrain.data import batch_plan, order
 from pretrain.data.order import Chain
 from pretrain.objective.sinkhorn import Assignment, Centring, scalings
 from pretrain.runs import keep_code
@@ -266,7 +266,7 @@ def test_what_several_processes_cannot_do_is_refused() -> None:
         with pytest.raises(SettingsError, match=expected):
             parallel.kind(wish, World(0, 2))
     with pytest.raises(SettingsError, match="stages.adapt.batch_size=1: cannot be divided among 2 processes"):
-        accumulate.plan(1, 1, [Fraction(1)], None, "adapt", 2)
+        batch_plan.plan_micro_batches(1, 1, [Fraction(1)], None, "adapt", 2)
 
 
 def test_a_lost_process_ends_the_others_with_a_line(runs) -> None:

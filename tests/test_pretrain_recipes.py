@@ -32,7 +32,6 @@ import yaml
 
 from meddap.settings import SettingsError
 from pretrain import build, config
-from pretrain.data import batch_plan
 
 CONFIGS = Path(config.__file__).parent / "configs"
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in (Path(__file__).parent / "recipes").glob("*.yaml")}
@@ -237,7 +236,7 @@ def test_every_step_has_the_batch_that_its_rate_was_scaled_for(recipe: str, stag
     """At every crop size of a mixture; rates that follow a batch follow this one."""
     found = loaded(recipe)
     merged = config.stage(found, stage)
-    sizes = batch_plan.plan(merged, found.seed).sizes
+    sizes = build.batch_plan(merged, found.seed).sizes
     assert (sizes == merged.batch_size).all(), f"{recipe} {stage}: {min(sizes)} to {max(sizes)} of {merged.batch_size}"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from meddap.settings import SettingsError
-from pretrain import build, ema, optim
+from pretrain import build, optim
 from pretrain import config as configuration
 from pretrain.config import Config, GramConfig, ScheduleConfig
 from pretrain.model.vit import VisionTransformer
@@ -139,7 +139,7 @@ def test_the_teacher_follows_the_student() -> None:
     """momentum · teacher + (1 − momentum) · student, to the last digit that float32 has."""
     teacher, student = nn.Linear(5, 5), nn.Linear(5, 5)
     expected = 0.9 * teacher.weight.detach() + 0.1 * student.weight.detach()
-    ema.update(teacher, student, 0.9)
+    optim.update_teacher(teacher, student, 0.9)
     torch.testing.assert_close(teacher.weight.detach(), expected, rtol=1e-6, atol=1e-7)
 
 

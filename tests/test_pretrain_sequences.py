@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.data.masking import masked
+from pretrain.model.tokens import Crops, layout, of_present
 from pretrain.model.vit import VisionTransformer
-from pretrain.presence import layout, of_present
-from pretrain.tokens import Crops
 
 NAMES = ("t1", "t1c", "t2", "flair")
 BACKBONES = {

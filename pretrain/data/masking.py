@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pretrain.data.randomness import uniforms
-from pretrain.presence import of_present
+from pretrain.model.tokens import of_present
 from pretrain.runtime.device import sent
 
 _PURPOSE, _WHOLE = 4, 6  # of the randomness; views take 0 and 1

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from data_prep.schema import CT, span
-from pretrain import bags
 from pretrain.data import boxes, resize, slices
 from pretrain.data.intensity import Intensity
 from pretrain.data.randomness import gaussian, uniforms
@@ -287,10 +286,10 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
             planes = [plane.numpy() for plane in found]
         for place, plane in enumerate(planes):
             wanted = [
-                [bags.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
+                [resize.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
                 for of_boxes, of_kind in zip(chosen, mine)
             ]
-            for made, of_kind, found in zip(crops, mine, bags.crops(plane, wanted, sizes)):
+            for made, of_kind, found in zip(crops, mine, resize.crops(plane, wanted, sizes)):
                 for out, crop, (_, _, low, width, _, gamma) in zip(made.numpy()[:, image, place], found, of_kind):
                     settings.intensity.normalise_into(
                         out, crop, low[place], width[place], gamma=gamma[place], clip=not settings.slice.on

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from meddap.settings import SettingsError
+from pretrain.model.positions import rotate
 from pretrain.model.tokens import Packing, Run, pack, unpack
-from pretrain.rope import rotate
 
 Kernel = Callable[[torch.Tensor, Packing], torch.Tensor]
 

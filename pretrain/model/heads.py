@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.model.layers import init_linear
-from pretrain.objective.cross_entropy import Compared, Comparison, compare
-from pretrain.prototypes import Prototypes
+from pretrain.objective.cross_entropy import Compared, Comparison, Prototypes, compare
 
 
 class ProjectionHead(nn.Module):

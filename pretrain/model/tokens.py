@@ -1,7 +1,11 @@
-"""Samples of several lengths in one row of tokens: crops of every size go through a network in one call.
+"""What goes into a vision transformer and what comes out, and how tokens of many samples lie in one row.
 
-Linear layers, norms and feed-forward parts work on each token alone, so that they take the row as it is; attention
-takes it run by run, or all at once behind a block-diagonal bias (`pretrain/model/attention.py`).
+    Crops (images of one size) → a row of tokens of all crops → Features, or SelectedFeatures where some are read
+
+Crops of every size go through a network in one call. Linear layers, norms and feed-forward parts work on each token
+alone, so they take the row as it is; attention takes it run by run, or all at once behind a block-diagonal bias
+(`pretrain/model/attention.py`). Samples with equally many sequences make one run, so an absent sequence costs nothing
+and nobody attends to it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,73 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pretrain.rope import Rotation
+from pretrain.model.positions import Rotation
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens after the final norm.
+
+    cls        (N, D)
+    registers  (N, R, D)
+    patches    (M, P, D) of each present sequence of each sample, in row-major order of `present`; patches row by row.
+               M is N where there is one sequence, N·S where all are present
+    present    (N, S) bool on the host, or None: all
+    """
+
+    cls: torch.Tensor
+    registers: torch.Tensor
+    patches: torch.Tensor
+    present: torch.Tensor | None = None
+
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """(n, D) the patch tokens at some of the M·P places (`masking.Masked.places`)."""
+        return self.patches.flatten(0, 1)[places]
+
+    def merged(self) -> torch.Tensor:
+        """(N, P, D) the mean over each sample's sequences of the patches at a place."""
+        count = len(self.cls)
+        if self.present is None or bool(self.present.all()):
+            return self.patches.unflatten(0, (count, -1)).mean(dim=1) if len(self.patches) > count else self.patches
+        owner = self.present.nonzero()[:, 0].to(self.patches.device)
+        total = self.patches.new_zeros(count, *self.patches.shape[1:]).index_add_(0, owner, self.patches)
+        return total / self.present.sum(dim=1).to(total).view(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Tokens that were asked for, after the final norm: cls (N, D), and patches (n, D) those at `Crops.asked`."""
+
+    cls: torch.Tensor
+    patches: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Images of one size, one part of a packed call.
+
+    images   (N, S·C, h, w): S sequences of C channels (S = 1 where the model knows no sequences); h and w are
+             multiples of the patch size
+    mask     (N, S·P) bool, patches that the mask token replaces, or None
+    local    they are local crops, whose cls token and registers have a norm of their own in training
+    drop     (depth, 2, N) uniform numbers in [0, 1) on the host that drop path compares, needed in training where there
+             is any
+    stretch  factors of RoPE's coordinates, one for all blocks or one for each; needed in training where the model has
+             `rope_rescale`
+    present  (N, S) bool on the host, which sequences a sample has, or None: all. The others' pixels are not looked at
+    sequences  names of the S sequences; (): all that the model knows, in its order
+    asked    (n,) int64 on the host: which patches are read beside the cls tokens (places of Features.at), so that the
+             last block's other tokens are not computed; None: everything is
+    """
+
+    images: torch.Tensor
+    mask: torch.Tensor | None = None
+    local: bool = False
+    drop: torch.Tensor | None = None
+    stretch: tuple[float, ...] | None = None
+    present: torch.Tensor | None = None
+    sequences: tuple[str, ...] = ()
+    asked: torch.Tensor | None = None
 
 
 class Run(NamedTuple):
@@ -52,3 +122,69 @@ def unpack(row: torch.Tensor, runs: Sequence[Run]) -> list[torch.Tensor]:
     """The (N, T, …) views of a row, one for each run."""
     parts = row.split([run.count * run.length for run in runs])
     return [part.unflatten(0, run) for part, run in zip(parts, runs)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the M images of N samples lie in a row, an image being one sequence of one sample.
+
+    runs    (samples, sequences of each), fewest sequences first
+    order   (N,) the sample at each place of the row, and `back` (N,) the place of each sample
+    take    (M,) the image at each place, counted among all N·S, and `images_back` (M,) the place of each present image
+    All four are None where every sample has all sequences: then the row is as they come.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    order: torch.Tensor | None = None
+    back: torch.Tensor | None = None
+    take: torch.Tensor | None = None
+    images_back: torch.Tensor | None = None
+
+
+def layout(present: torch.Tensor | None, count: int, sequences: int) -> Layout:
+    """The layout of `count` samples of which `present` (N, S), bool and on the host, says which sequences they have.
+
+    None: all of them. Raises ValueError for a sample without any.
+    """
+    if present is None or bool(present.all()):
+        return Layout(((count, sequences),))
+    numbers = present.sum(dim=1)
+    if not bool(numbers.all()):
+        raise ValueError("a sample has none of the sequences that the model is given")
+    order = numbers.argsort(stable=True)
+    back = order.argsort()
+    images = present.flatten().nonzero().squeeze(1)
+    along = back[images // sequences].argsort(stable=True)
+    lengths, counts = numbers[order].unique_consecutive(return_counts=True)
+    runs = tuple(zip(counts.tolist(), lengths.tolist()))
+    return Layout(runs, order, back, images[along], along.argsort())
+
+
+def token_places(place: Layout, prefix: int, patches: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) places of the cls tokens and (M,) of every image's first patch, in a row of tokens that begins at `start`.
+
+    A sample has `prefix` tokens, then `patches` of each of its sequences. In the order of samples, and of present
+    images.
+    """
+    cls, first = [], []
+    for count, sequences in place.runs:
+        length = prefix + sequences * patches
+        begins = start + length * torch.arange(count)
+        cls.append(begins)
+        first.append((begins.unsqueeze(1) + prefix + patches * torch.arange(sequences)).flatten())
+        start += count * length
+    cls, first = torch.cat(cls), torch.cat(first)
+    return (cls, first) if place.back is None else (cls[place.back], first[place.images_back])
+
+
+def of_present(values: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+    """(N, S·P) values → (M, P), those of the present images in row-major order of `present`."""
+    if present is None:
+        return values
+    each = values.unflatten(1, (present.shape[1], -1)).flatten(0, 1)
+    return each if bool(present.all()) else each[present.flatten().to(values.device)]
+
+
+def repeated(present: torch.Tensor | None, crops: int) -> torch.Tensor | None:
+    """The presence of `crops` crops of the same samples, one crop after the other."""
+    return None if present is None else present.repeat(crops, 1)

@@ -21,11 +21,20 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.model.attention import Kernel, bias_of
 from pretrain.model.drop_path import Branch, Path, of, paths
 from pretrain.model.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
-from pretrain.model.positions import resampled
-from pretrain.model.tokens import Packing, Run, length, pack, unpack
-from pretrain.presence import Layout, layout, token_places
-from pretrain.rope import RotaryEmbedding, Rotation
-from pretrain.tokens import Asked, Crops, Features
+from pretrain.model.positions import RotaryEmbedding, Rotation, resampled
+from pretrain.model.tokens import (
+    Asked,
+    Crops,
+    Features,
+    Layout,
+    Packing,
+    Run,
+    layout,
+    length,
+    pack,
+    token_places,
+    unpack,
+)
 
 
 class VisionTransformer(nn.Module):

@@ -223,7 +223,7 @@ def step(
     first_pass: bool = False,
     known: Costs | None = None,
 ) -> Step:
-    """One step of a stage with one pair of crop sizes (a variant of `mixture.plan`).
+    """One step of a stage with one pair of crop sizes (a variant of `build.crop_variants`).
 
     pixels     of a slice
     sequences  that every image has; None: all of `data.sequences`

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pretrain import accumulate, build, distillation
+from pretrain import build, distillation
 from pretrain import config as configuration
 from pretrain.config import Config, MaskConfig, StageConfig
 from pretrain.data import batch_plan
@@ -149,7 +149,7 @@ def computed(
     share = most_masked(stage.masks, images) if masked is None else masked
     masks = masks_of(config, stage, images, share)
     draws = build.draws(config, stage, batch_of(images, 1, 1, torch.device("cpu")), 0)
-    counts = accumulate.divided(images, parts or machine.accumulate, stage.loss.koleo_group)
+    counts = batch_plan.divide_batch(images, parts or machine.accumulate, stage.loss.koleo_group)
     batch = distillation.parts(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
@@ -229,9 +229,10 @@ def _between(peaks: Mapping[int, int], below: int, above: int | None, space: flo
 def variants(config: Config) -> Iterator[tuple[str, StageConfig, int]]:
     """Each stage's name, the stage with its largest crops, and the parts in which these have a batch computed."""
     for name in config.stages:
-        plan = batch_plan.plan(configuration.stage(config, name), config.seed)
-        number = max(set(plan.choice.tolist()), key=lambda each: crop_sizes(plan.variants[each]))
-        yield name, plan.variants[number], accumulate.wanted(config.machine.accumulate, plan.scales[number])
+        stage = configuration.stage(config, name)
+        plan, pairs = build.batch_plan(stage, config.seed), build.crop_variants(stage)
+        number = max(set(plan.choice.tolist()), key=lambda each: crop_sizes(pairs[each]))
+        yield name, pairs[number], batch_plan.micro_batch_count(config.machine.accumulate, plan.scales[number])
 
 
 def crop_sizes(stage: StageConfig) -> tuple[int, int]:
