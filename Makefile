@@ -10,19 +10,20 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking bench-memory lint
+.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking bench-memory bench-plan lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
 	@echo "make bench-prep [INPUT=FOLDER]   how fast images become shards, as ratios"
 	@echo "make bench-loader [INPUT=SHARDS] how fast samples are read, decoded and made into views, as ratios"
 	@echo "make bench-step                  our training step beside a plain one and the machine's matrix rate"
+	@echo "make bench-plan                  how well one step's time foretells that of others (meddap plan)"
 	@echo "make bench-probes                what probing costs from cached features, 52 linear heads beside one"
 	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
 	@echo "make bench-masking               what whole-sequence masking and unlabelled patients buy, three seeds"
 	@echo "make bench-memory                peak memory of ViT-B and ViT-L steps, and how many images fit a GPU"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
-	@echo "make lint                        ruff            make setup    only the environment ($(VENV))"
+	@echo "make lint                        ruff and mypy   make setup    only the environment ($(VENV))"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg constraints.txt
@@ -65,10 +66,13 @@ bench-masking: setup
 	$(PY) benchmarks/masking.py
 
 bench-probes: setup
-	PYTHONPATH=. $(PY) benchmarks/probes.py
+	$(PY) benchmarks/probes.py
 
 bench-loader: setup
 	$(PY) benchmarks/loader.py $(if $(INPUT),--input $(INPUT))
+
+bench-plan: setup
+	$(PY) benchmarks/foretold.py
 
 bench-step: setup
 	$(PY) benchmarks/step.py
@@ -82,3 +86,4 @@ bench-prep: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy

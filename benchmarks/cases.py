@@ -115,11 +115,11 @@ class Run:
                 if images == 1:
                     raise
                 images, arm = images // 2, None  # what it holds must go before there is another one
-            forget(self.device)
+            release(self.device)
 
 
-def forget(device: torch.device) -> None:
-    """Let what the last case had go."""
+def release(device: torch.device) -> None:
+    """Release the memory of the last case."""
     torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":

@@ -11,7 +11,6 @@ a second (counting.py) by those of bf16 matrix products of 8192 × 8192, measure
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import platform
 import sys
@@ -29,14 +28,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import synthetic_shards
-from benchmarks.cases import QUICK, TARGETS, Case, Run, Scale, cases, forget
+from benchmarks.cases import QUICK, TARGETS, Case, Run, Scale, cases, release
 from data_prep.schema import Split
+from meddap import console
 from meddap.settings import SettingsError
 from pretrain.data import stream
 from pretrain.planning import rates
 from pretrain.runtime.device import pick_device
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("data_prep", "meddap", "pretrain")
+RESULTS = ROOT / "benchmarks" / "results"
 NOT_MEASURED = "not measured"
 _WAITING = 0.02  # share of the time that a trainer may wait for its loader
 _VIEWS = 0.03  # of a ViT-B step
@@ -95,21 +97,20 @@ def waiting(run: Run) -> Iterator[str]:
         arm.step()
         yield "| host waits for the GPU within a step | never |"
     except RuntimeError as error:
-        place = _place(error)
-        yield f"| host waits for the GPU within a step | yes, NOT MET: {place} |"
+        yield f"| host waits for the GPU within a step | yes, NOT MET: {innermost_line(error)} |"
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _place(error: RuntimeError) -> str:
-    """The innermost line of ours that an error came through."""
-    trace, found = error.__traceback__, "?"
+def innermost_line(error: BaseException) -> str:
+    """Return the innermost line of the packages that an error came through: FILE:LINE, or ? where there is none."""
+    trace, line = error.__traceback__, "?"
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)
-        if "pretrain" in file.parts:
-            found = f"{file.name}:{trace.tb_lineno}"
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in PACKAGES:
+            line = f"{file.relative_to(ROOT)}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return found
+    return line
 
 
 def loading(run: Run) -> Iterator[str]:
@@ -178,7 +179,7 @@ def written(run: Run | None, with_profile: bool = False) -> Iterator[str]:
     yield f"\n| {' | '.join(_COLUMNS)} |\n" + "|---" * len(_COLUMNS) + "|"
     slowest: tuple[float, Case] | None = None
     for case in cases():
-        line, share = _step(run, case)
+        line, share = case_line(run, case)
         yield f"{label(case)} {line}"
         if share is not None and case.stage == 1 and case.size in TARGETS:
             slowest = min(slowest or (share, case), (share, case), key=lambda each: each[0])
@@ -199,11 +200,11 @@ def _rows(run: Run | None, what: str, part: Callable[[Run], Iterator[str]]) -> I
         yield from part(run)
     except torch.OutOfMemoryError:
         yield f"| {what} | {NOT_MEASURED}: out of memory |"
-    forget(run.device)
+    release(run.device)
 
 
-def _step(run: Run | None, case: Case) -> tuple[str, float | None]:
-    """A case's line from its crops on, and its share; None where it is not measured."""
+def case_line(run: Run | None, case: Case) -> tuple[str, float | None]:
+    """Return a case's line from its crops on, and its share; None where it is not measured."""
     nothing = "| " * 7 + "|"
     if run is None:
         return f"{NOT_MEASURED} {nothing}", None
@@ -214,12 +215,13 @@ def _step(run: Run | None, case: Case) -> tuple[str, float | None]:
     except (torch.OutOfMemoryError, SettingsError) as error:
         return f"{NOT_MEASURED}: {str(error).splitlines()[0]} {nothing}", None
     finally:
-        forget(run.device)
+        release(run.device)
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(description="What a GPU makes of it: loader, views, steps, memory, waiting.")
+    """Run the benchmark; return the exit status."""
+    parser = console.parser("What a GPU makes of it: loader, views, steps, memory, waiting.")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --quick")
     parser.add_argument("--seconds", type=float, default=450.0, help="after which nothing new is begun (default 450)")
     parser.add_argument("--quick", action="store_true", help="in miniature, which says nothing about speed")
@@ -232,21 +234,19 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             device = pick_device(options.device)
         except SettingsError:
-            print("error: PyTorch finds no GPU; --device cpu --quick tries everything in miniature", file=sys.stderr)
-            return 1
+            return console.fail("PyTorch finds no GPU; --device cpu --quick tries everything in miniature")
         if device.type != "cuda" and not options.quick:
-            print("error: a CPU is measured by make bench-step; here it needs --quick", file=sys.stderr)
-            return 1
+            return console.fail("a CPU is measured by make bench-step; here it needs --quick")
         run = Run(device, QUICK if options.quick else Scale(), options.seconds)
     target = options.output or RESULTS / f"{datetime.date.today()}-gpu.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", buffering=1) as page:  # a run that is cut off leaves what it has measured
         for line in written(run, options.profile):
-            print(line, flush=True)
+            console.show(line)
             print(line, file=page)
-    print(f"\nwritten to {target}", file=sys.stderr)
+    console.say(f"\nwritten to {target}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

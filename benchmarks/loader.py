@@ -15,7 +15,6 @@ files in the page cache.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import io
 import json
@@ -43,6 +42,7 @@ from PIL import Image
 from benchmarks import synthetic_shards
 from benchmarks.multicrop import MultiCrop, torchvision
 from data_prep import schema
+from meddap import console
 from pretrain import build
 from pretrain import config as configuration
 from pretrain.data import stream, views
@@ -246,9 +246,10 @@ def report(rates: dict[str, float]) -> None:
         print(f"  {name:<50}{ratio:6.2f}  {wanted}".rstrip())
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(description="How fast samples are read, decoded and made into views, on one core.")
+    """Run the benchmark; return the exit status."""
+    parser = console.parser("How fast samples are read, decoded and made into views, on one core.")
     parser.add_argument("--input", type=Path, metavar="SHARDS", help="a data set of CT; else a synthetic one is made")
     parser.add_argument("--samples", type=int, default=128, help="that every arm takes in a round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -304,4 +305,4 @@ def named(arms: Arms) -> dict[str, Callable[[], None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

@@ -10,7 +10,6 @@ one thread each. A second start does what is missing.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from data_prep.synthetic.brain import SEQUENCES
 from eval.reporting import results
 from eval.statistics import bootstrap, metrics
 from eval.statistics.predictions import Prediction, Scored
+from meddap import console
 from meddap.settings import SettingsError
 
 _SELF = "pretrain/configs/synthetic_mri.yaml"
@@ -70,7 +70,7 @@ def train_and_probe(output: Path, shards: Path, arm: str, seed: int) -> Path:
     if not (probed / "results.jsonl").is_file():
         task = ["--task", "eval/configs/mri_subsets.yaml", f"data={shards}", "label=tumour", "labelled_share=0.1"]
         run("-m", "eval.probe", "--checkpoint", output / name, *task, "size=40", "--output", probed)
-    print(f"{name}: done", file=sys.stderr, flush=True)
+    console.say(f"{name}: done")
     return probed
 
 
@@ -134,12 +134,11 @@ def table(arms: dict[str, dict[str, Scored]]) -> list[str]:
     return lines
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/masking.py",
-        description=__doc__.partition("\n")[0],
-        epilog="Run it in the repository.",
+    """Run the benchmark; return the exit status."""
+    parser = console.parser(
+        "What whole-sequence masking and unlabelled patients buy, on synthetic brains.", "Run it in the repository."
     )
     parser.add_argument("--output", type=Path, default=Path("runs/bench-masking"), metavar="DIR")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each model")
@@ -151,9 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         with ThreadPoolExecutor(2) as pool:
             folders = list(pool.map(lambda job: train_and_probe(options.output, shards, *job), jobs))
         by_arm = {arm: [folder for (one, _), folder in zip(jobs, folders) if one == arm] for arm in ARMS}
-    except (SettingsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        return console.fail(f"{error.filename}: {error.strerror}")
     for seed in range(options.seeds):
         print(f"\nseed {seed}\n")
         print("\n".join(table({arm: joined([found[seed]]) for arm, found in by_arm.items()})))
@@ -164,4 +162,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

@@ -8,7 +8,6 @@ is only computed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ if __package__ in (None, ""):
 import torch
 
 from benchmarks import training_step
-from meddap.settings import SettingsError
+from meddap import console
 from pretrain import build
 from pretrain import config as configuration
 from pretrain.config import Config, StageConfig
@@ -84,23 +83,20 @@ def _measured(config: Config, stage: StageConfig, images: int, device: torch.dev
         torch.cuda.empty_cache()
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
+    """Run the benchmark; return the exit status."""
     folder = Path(build.__file__).parent / "configs"
-    parser = argparse.ArgumentParser(description="Peak memory of a training step, and how many images fit a GPU.")
+    parser = console.parser("Peak memory of a training step, and how many images fit a GPU.")
     parser.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="instead of ViT-B/16 and ViT-L/16")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda; on cpu nothing is measured")
     options = parser.parse_args(arguments)
-    try:
-        device = pick_device(options.device)
-        print(f"GB of 2³⁰ bytes, of one GPU that holds whole networks; {torch.__version__}")
-        for line in report(options.config or [folder / f"{name}.yaml" for name in CONFIGS], device):
-            print(line, flush=True)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    device = pick_device(options.device)
+    console.show(f"GB of 2³⁰ bytes, of one GPU that holds whole networks; {torch.__version__}")
+    for line in report(options.config or [folder / f"{name}.yaml" for name in CONFIGS], device):
+        console.show(line)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

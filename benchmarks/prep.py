@@ -10,7 +10,6 @@ cache.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import nibabel
@@ -39,6 +39,8 @@ from data_prep.sharding import run as sharding
 from data_prep.synthetic import phantom
 from data_prep.volumes import images, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume
+from meddap import console
+from meddap.settings import SettingsError
 
 KINDS = {"uncompressed DICOM": "raw", "JPEG 2000 DICOM": "j2k", ".nii.gz": "nii"}
 
@@ -63,7 +65,7 @@ def volume(folder: Path | None, count: int) -> np.ndarray:
         if not isinstance(found, RejectedSeries):
             voxels = (found[0] if series.dicom else found).voxels
             return np.ascontiguousarray(voxels[np.arange(count) % len(voxels)])
-    raise SystemExit(f"error: {folder}: holds no CT; name another --input")
+    raise SettingsError(f"{folder}: holds no CT; name another --input")
 
 
 def write(root: Path, hu: np.ndarray, patients: int) -> None:
@@ -180,15 +182,16 @@ def measure(arms: dict[str, tuple[Callable[[], None], int]], rounds: int) -> dic
     return {name: statistics.median(each) for name, each in rates.items()}
 
 
-def main() -> int:
-    """Print the rates and the ratios that are promised."""
-    parser = argparse.ArgumentParser(description="How fast images become shards.")
+@console.command
+def main(arguments: list[str] | None = None) -> int:
+    """Print the rates and the ratios that are promised; return the exit status."""
+    parser = console.parser("How fast images become shards.")
     parser.add_argument("--input", type=Path, metavar="DIR", help="folder with a CT; else a synthetic one is made")
     parser.add_argument("--patients", type=int, default=48)
     parser.add_argument("--slices", type=int, default=100, help="of each patient")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write; the system's temporary folder")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     hu = volume(options.input, options.slices)
     samples = slices(hu)
     size = sum(len(payload) for sample in samples for _, payload in schema.encode(sample)) / len(samples)
@@ -206,10 +209,8 @@ def main() -> int:
             arms[f"{kind}: plain loop"] = (lambda f=root / folder: plain(f, alone), alone * options.slices)
         everything = options.patients * options.slices
         arms["uncompressed DICOM: MedDAP, 2 workers"] = (lambda: ours(root / "raw", 2), everything)
-        with open(os.devnull, "w") as nowhere:
-            console, sys.stderr = sys.stderr, nowhere
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             rates = measure(arms, options.rounds)
-            sys.stderr = console
     finally:
         shutil.rmtree(root)
     print("\nslices a second")
@@ -238,4 +239,4 @@ def report(rates: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

@@ -9,7 +9,6 @@ the student keeps between forward and backward on a CPU, the step's peak beyond 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
+from meddap import console
 from meddap.settings import merge
 from pretrain import build, distillation, optim
 from pretrain.config import Config, stage
@@ -128,9 +128,10 @@ def kept_bytes(arms: Arms, present: torch.Tensor) -> int:
     return sum(size for place, size in kept.items() if place not in weights)
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(description="A step with two of four sequences present, by one with all four.")
+    """Run the benchmark; return the exit status."""
+    parser = console.parser("A step with two of four sequences present, by one with all four.")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--batch", type=int, default=4)
@@ -145,4 +146,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

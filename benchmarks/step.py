@@ -12,7 +12,6 @@ matrix products in the same precision, measured in every round.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import platform
 import statistics
@@ -30,6 +29,7 @@ if __package__ in (None, ""):
 import torch
 
 from benchmarks import plain_step, training_step
+from meddap import console
 from meddap.settings import merge
 from pretrain import build, distillation, optim
 from pretrain.config import Config, stage
@@ -250,9 +250,10 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads ({', '.join(found)}), torch {torch.__version__}"
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(description="Our training step beside a plain one, on the CPU.")
+    """Run the benchmark; return the exit status."""
+    parser = console.parser("Our training step beside a plain one, on the CPU.")
     parser.add_argument("--size", choices=SIZES, default="s")
     parser.add_argument("--crops", nargs="+", default=["112/48", "224/96"], metavar="GLOBAL/LOCAL", help="pixels")
     parser.add_argument("--batch", type=int, help="images; default: 16, fewer for larger crops")
@@ -274,4 +275,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

@@ -85,8 +85,8 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
     70 after an error that nobody foresaw, whose traceback follows a line that says where to report it; 130 after
     Ctrl-C, in one line; 141 without a word where the reader of the output has gone (`meddap report … | head`).
     """
-    if _program is None and (name := _module()):
-        started_as(f"python -m {name}")
+    if _program is None and (program := _typed()):
+        started_as(program)
     try:
         status = main(arguments)
         sys.stdout.flush()
@@ -103,10 +103,12 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
-def _module() -> str | None:
-    """Return the dotted name of a module that runs as `python -m NAME`; None for a file or an entry point."""
+def _typed() -> str | None:
+    """Return how this process was started, as `python -m NAME` or `python FILE.py`; None for an entry point."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec and spec.name.removesuffix(".__main__")
+    if spec is not None:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else None
 
 
 def _close_broken() -> bool:

@@ -77,4 +77,16 @@ def test_what_does_not_fit_is_tried_with_half_the_images(few: None, monkeypatch:
     run = cases.Run(torch.device("cpu"), cases.QUICK, 10.0)
     assert isinstance(run.arm(cases.cases()[0]), Arm) and made == [2, 1]
     fits = 0
-    assert gpu._step(run, cases.cases()[0])[0].startswith("not measured: no room")
+    assert gpu.case_line(run, cases.cases()[0])[0].startswith("not measured: no room")
+
+
+@pytest.mark.parametrize("file", ["pretrain/data/made.py", "meddap/made.py"])
+def test_the_innermost_line_of_ours_is_found(file: str) -> None:
+    """Below folders of a package too; lines of libraries and of the benchmark itself do not count."""
+    inner, outer = {}, {}
+    exec(compile("import json\n\ndef fail():\n    json.loads('{')", str(gpu.ROOT / file), "exec"), inner)
+    exec(compile("def run(fail):\n    fail()", str(gpu.ROOT / "pretrain" / "outer.py"), "exec"), outer)
+    with pytest.raises(ValueError) as found:
+        outer["run"](inner["fail"])
+    assert gpu.innermost_line(found.value) == f"{file}:4"
+    assert gpu.innermost_line(RuntimeError("of nobody")) == "?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from helpers.planned_run import config_of
 from safetensors.torch import save_file
 
-from benchmarks import training_step
+from benchmarks import foretold, training_step
 from pretrain import build, distillation, plan
 from pretrain.config import SaveConfig, stage
 from pretrain.planning import communication, rates
@@ -133,46 +132,33 @@ def test_the_command_prints_a_plan(how: str, capsys: pytest.CaptureFixture) -> N
     assert "did you mean model" in capsys.readouterr().err
 
 
-@pytest.mark.stress
 def test_a_step_takes_as_long_as_planned_from_another_one() -> None:
-    """The share of the matrix rate that one step reaches foretells the time of others, within a quarter.
+    """The share of the matrix rate that one step reaches gives its own time back, and that of others by their counts.
 
-    Another width, other crops and another batch; rates, the step that is known and the one that is foretold take turns.
+    Another width, other crops and another batch: `python benchmarks/foretold.py` holds the same against the clock.
     """
-    machine = {"machine": {"device": "cpu", "precision": "float32"}}
-    head = {"prototypes": 4096, "hidden_dim": 512, "bottleneck_dim": 128}
-    heads = {"dino_head": head, "ibot_head": head}
-    shapes = [
-        ({"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}, (96, 48), 8),
-        ({"embed_dim": 384, "depth": 4, "num_heads": 6, "patch_size": 8}, (96, 48), 6),
-        ({"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}, (64, 32), 24),
-    ]
-    made = []
-    for model, (large, small), images in shapes:
-        config = config_of(model=model, **machine, **heads)
-        of = stage(config, "adapt")
-        crops = replace(of.crops, global_size=large, local_size=small, local_number=4)
-        made.append(training_step.Arm(config, replace(of, crops=crops), images, CPU, side=128))
-        made[-1].step()
-    rounds = []
-    for _ in range(5):
-        here = plan.this_machine()
-        times = []
-        for arm in made:
-            began = time.perf_counter()
-            arm.step()
-            times.append(time.perf_counter() - began)
-        known = plan.reached(made[0].counted, here, times[0])
-        rounds.append([plan.seconds(arm.counted, known).total / took for arm, took in zip(made[1:], times[1:])])
-    ratios = [statistics.median(each) for each in zip(*rounds)]
-    print("planned by measured time:", " ".join(f"{each:.2f}" for each in ratios), f"at {known.mfu:.0%}")
-    assert all(0.75 < each < 1.25 for each in ratios)
+    known, *others = (each.counted for each in foretold.steps())
+    slow = plan.GPUS["a100"]
+    took = 3 * plan.seconds(known, slow).total
+    reached = plan.reached(known, slow, took)
+    assert reached.mfu < slow.mfu and plan.seconds(known, reached).total == pytest.approx(took)
+    for counted in others:
+        before, now = plan.seconds(counted, slow), plan.seconds(counted, reached)
+        assert now.low * reached.mfu == pytest.approx(before.low * slow.mfu)
+        assert (now.float32, now.bytes) == (before.float32, before.bytes)
 
 
-def test_rates_are_those_of_the_clock() -> None:
+def test_rates_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product's rate by its size is its time; work that takes twice as long takes twice as long."""
-    size = 256
-    one, other = torch.randn(size, size), torch.randn(size, size)
-    took = rates.taken(lambda: torch.mm(one, other), "cpu", 0.02)
-    assert 0.2 < rates.products("cpu", "float32", size) * took / (2.0 * size**3) < 5
+    now, size = [0.0], 256
+
+    def work(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "mm", lambda one, other, out: work(0.004))
+    assert rates.products("cpu", "float32", size) == pytest.approx(2.0 * size**3 / 0.004)
+    assert rates.taken(lambda: work(0.002), "cpu", 0.01) == pytest.approx(0.002)
+    assert rates.taken(lambda: work(0.004), "cpu", 0.01) == pytest.approx(0.004)
+    monkeypatch.undo()
     assert rates.taken(lambda: time.sleep(0.002), "cpu", 0.01) >= 0.002
