@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from meddap.settings import SettingsError
+from meddap import console
 from pretrain import build
 from pretrain import config as configuration
 from pretrain.config import Config, SaveConfig, StageConfig
@@ -242,11 +241,10 @@ def this_machine() -> Machine:
     return Machine("this CPU", rate, rate, bandwidth, math.inf, math.inf, math.inf, mfu=0.7)
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(
-        description="What a training would take: days, GPU-hours, data, messages and disk.",
-    )
+    """Print the plan of a configuration; return the exit status."""
+    parser = console.parser("What a training would take: days, GPU-hours, data, messages and disk.")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML, see pretrain/configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. machine.parallel=fsdp")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="in all (default 1)")
@@ -260,20 +258,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the peak memory out: faster")
     options = parser.parse_intermixed_args(arguments)
     if options.gpus < 1 or options.gpus_per_node < 1:
-        print("error: --gpus and --gpus-per-node: 1 or more", file=sys.stderr)
-        return 1
-    try:
-        config = configuration.load(options.config, ["data.root=none", *options.overrides])
-        machine = this_machine() if options.gpu == "cpu" else GPUS[options.gpu]
-        if options.mfu is not None:
-            machine = replace(machine, mfu=options.mfu)
-        for line in report(config, options, machine):
-            print(line, flush=True)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return console.fail("--gpus and --gpus-per-node: 1 or more")
+    config = configuration.load(options.config, ["data.root=none", *options.overrides])
+    machine = this_machine() if options.gpu == "cpu" else GPUS[options.gpu]
+    if options.mfu is not None:
+        machine = replace(machine, mfu=options.mfu)
+    for line in report(config, options, machine):
+        console.show(line)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)
