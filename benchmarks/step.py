@@ -99,10 +99,10 @@ def ours(config: Config, inputs: Inputs, precision: str, compiled: bool) -> Call
         compiling.compile_blocks(teacher.backbone)
     optimizer = build.optimizer(chosen, student, config.model.depth)
     weights = distillation.StepWeights(teacher_temp=TEACHER_TEMP)
-    whole = distillation.parts(inputs.crops, inputs.masks, inputs.draws, [(len(inputs.masks) // 2,)])
+    whole = distillation.micro_batches(inputs.crops, inputs.masks, inputs.draws, [(len(inputs.masks) // 2,)])
 
     def once() -> dict[str, torch.Tensor]:
-        losses = distillation.gradients(student, teacher, whole, weights, precision=autocast(precision, device))
+        losses = distillation.backward(student, teacher, whole, weights, precision=autocast(precision, device))
         training_step.update(student, teacher, optimizer, clip=chosen.optim.clip, lr=RATE, momentum=MOMENTUM)
         return losses
 

@@ -19,7 +19,7 @@ from pretrain.config import Config, StageConfig
 from pretrain.data import batch_plan, views
 from pretrain.data.views import Views
 from pretrain.model.vit import VisionTransformer
-from pretrain.objective.koleo import spans_parts
+from pretrain.objective.koleo import spans_micro_batches
 from pretrain.planning import counting
 from pretrain.planning.peak_memory import backbones, batch_of, masks_of, weights_of
 from pretrain.runtime.device import autocast
@@ -67,7 +67,7 @@ class Arm:
         self.batch = batch_of(images, len(names), side, device)
         share = counting.masked_share(stage.masks, len(names)) if masked is None else masked
         self.masks = masks_of(config, stage, images, share)
-        first = spans_parts(self.counts, stage.loss.koleo_group)
+        first = spans_micro_batches(self.counts, stage.loss.koleo_group)
         masked = int(self.masks.sum())
         self.counted = counting.step(config, stage, images, pixels=(side, side), masked=masked, first_pass=first)
 
@@ -81,7 +81,7 @@ class Arm:
 
     def gradients(self, crops: Views) -> dict[str, torch.Tensor]:
         """Forward and backward pass of all networks."""
-        return distillation.gradients(
+        return distillation.backward(
             self.student,
             self.teacher,
             self.parts(crops),
@@ -90,10 +90,10 @@ class Arm:
             precision=self.precision,
         )
 
-    def parts(self, crops: Views) -> list[distillation.Part]:
+    def parts(self, crops: Views) -> list[distillation.MicroBatch]:
         """The batch as the networks get it."""
         draws = build.draws(self.config, self.stage, self.batch, 0)
-        return distillation.parts(crops, self.masks, draws, self.counts)
+        return distillation.micro_batches(crops, self.masks, draws, self.counts)
 
     @property
     def weights(self) -> distillation.StepWeights:

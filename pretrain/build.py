@@ -46,7 +46,7 @@ SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer:
     """A transformer with one input channel, its weights not yet initialised. Raises SettingsError.
 
-    student  with what is drawn in training: drop path and RoPE's stretch
+    student  with what is drawn in training: drop path and RoPE's scale
     """
     heads = head_count(config)
     try:

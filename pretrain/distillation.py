@@ -19,10 +19,10 @@ from pretrain.data.masking import Masked, masked
 from pretrain.data.randomness import Draws
 from pretrain.data.views import Views
 from pretrain.model.heads import ClassHeads, ProjectionHead
-from pretrain.model.tokens import Asked, Crops, Features, repeated
+from pretrain.model.tokens import Crops, Features, SelectedFeatures, repeated
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective import koleo
-from pretrain.objective.cross_entropy import Compared, Comparison
+from pretrain.objective.cross_entropy import LossAndTerms, Targets
 from pretrain.objective.losses import (
     batch_class_weights,
     class_loss,
@@ -31,8 +31,8 @@ from pretrain.objective.losses import (
     prototype_class_loss,
     resize_patches,
 )
-from pretrain.objective.sinkhorn import Assignment, Centring, scalings
-from pretrain.runtime.device import sent
+from pretrain.objective.sinkhorn import Centring, SoftTargets, scalings
+from pretrain.runtime.device import to_device_async
 from pretrain.runtime.distributed import ALONE, World, without_averaging
 
 _NO_PATCHES = torch.empty(0, dtype=torch.int64)
@@ -69,8 +69,8 @@ class Model(nn.Module):
         return getattr(self, "ibot_head", self.dino_head)
 
     def forward(
-        self, groups: Sequence[Crops], places: torch.Tensor, cls: Comparison, patches: Comparison
-    ) -> tuple[list[Features | Asked], Compared, Compared, dict[str, torch.Tensor]]:
+        self, groups: Sequence[Crops], places: torch.Tensor, cls: Targets, patches: Targets
+    ) -> tuple[list[Features | SelectedFeatures], LossAndTerms, LossAndTerms, dict[str, torch.Tensor]]:
         """What a step asks of the student, in one call, so that what wraps a model sees all of it.
 
         Features of each group; all their cls tokens compared with the teacher's, and the first group's patches at
@@ -120,7 +120,7 @@ class StepWeights:
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Some images of a batch, or all of them, as the networks get them.
 
     masks   (2·B, S·P) bool on the host, all crops of global crop 0 first
@@ -152,39 +152,41 @@ class Part:
         present = repeated(self.views.present, len(images))
         return Crops(images.flatten(0, 1), present=present, sequences=self.views.sequences, **more)
 
-    def masked_crops(self, asked: torch.Tensor | None) -> Crops:
-        """The global crops as the student sees them; `asked` as in Crops."""
-        drop, stretch = self.draws.of_crops(slice(2)), self.draws.stretch[0]
-        return self.crops(self.views.global_crops, mask=self.masked.patches, drop=drop, stretch=stretch, asked=asked)
+    def masked_crops(self, read_tokens: torch.Tensor | None) -> Crops:
+        """The global crops as the student sees them; `read_tokens` as in Crops."""
+        drop, rope_scale = self.draws.of_crops(slice(2)), self.draws.rope_scale[0]
+        return self.crops(
+            self.views.global_crops, mask=self.masked.patches, drop=drop, rope_scale=rope_scale, read_tokens=read_tokens
+        )
 
 
 @dataclass(frozen=True)
-class Targets:
+class TeacherTargets:
     """What the teacher says of a part: of both global crops' cls tokens (2, B, K), of its masked patches (1, M, K).
 
     The patches are those at `Masked.places`.
     """
 
-    cls: Assignment
-    patches: Assignment
+    cls: SoftTargets
+    patches: SoftTargets
 
 
-def parts(
+def micro_batches(
     views: Views, masks: torch.Tensor, draws: Draws, counts: Sequence[tuple[int, ...]], rank: int = 0
-) -> list[Part]:
+) -> list[MicroBatch]:
     """A batch in parts, in their order; `counts` images of each part on every rank."""
     whole, start, found = masks.unflatten(0, (2, -1)), 0, []
     for each in counts:
         rows = slice(start, start + each[rank])
-        found.append(Part(views.part(rows), whole[:, rows].flatten(0, 1), draws.part(rows), tuple(each)))
+        found.append(MicroBatch(views.part(rows), whole[:, rows].flatten(0, 1), draws.part(rows), tuple(each)))
         start += each[rank]
     return found
 
 
-def gradients(
+def backward(
     student: Model,
     teacher: Model,
-    batch: Sequence[Part],
+    batch: Sequence[MicroBatch],
     weights: StepWeights,
     *,
     gram_teacher: VisionTransformer | None = None,
@@ -220,35 +222,35 @@ def gradients(
 
 
 def _spread_over_parts(
-    student: nn.Module, batch: Sequence[Part], weights: StepWeights, world: World
-) -> list[koleo.Known | None]:
+    student: nn.Module, batch: Sequence[MicroBatch], weights: StepWeights, world: World
+) -> list[koleo.KnownKoleo | None]:
     """KoLeo of the whole batch for each part, from a first pass; None for each where none of its groups spans parts.
 
     Without a weight it is only shown, and not worth a pass: neighbours are then sought within a part.
     """
     counts = [part.counts or (part.images,) for part in batch]
-    if not weights.koleo or not koleo.spans_parts(counts, weights.koleo_group):
+    if not weights.koleo or not koleo.spans_micro_batches(counts, weights.koleo_group):
         return [None] * len(batch)
     backbone = getattr(student, "module", student).backbone  # DDP's own forward pass would prepare for gradients
     # with gradients, whose graph goes with each part: without them attention and compiled blocks may round otherwise
     tokens = [backbone.packed([part.masked_crops(_NO_PATCHES)])[0].cls.detach() for part in batch]
     with torch.autocast(tokens[0].device.type, enabled=False):
-        return koleo.of_batch(tokens, counts, weights.koleo_group, world)
+        return koleo.known_koleo(tokens, counts, weights.koleo_group, world)
 
 
 @torch.no_grad()
 def targets(
     teacher: Model,
-    batch: Sequence[Part],
+    batch: Sequence[MicroBatch],
     weights: StepWeights,
     world: World = ALONE,
     centring: Centring | None = None,
-) -> tuple[list[Targets], dict[str, torch.Tensor]]:
+) -> tuple[list[TeacherTargets], dict[str, torch.Tensor]]:
     """The teacher's targets for each part, balanced over all parts of all ranks, and the monitors (`monitor/…`).
 
     centring  the heads' centres (DINO, iBOT), which are moved; None: Sinkhorn-Knopp
     """
-    crops = [part.crops(part.views.global_crops, asked=part.masked.listed) for part in batch]
+    crops = [part.crops(part.views.global_crops, read_tokens=part.masked.listed) for part in batch]
     seen = [teacher.backbone.packed([each])[0] for each in crops]
     cls = [teacher.dino_head(each.cls) for each in seen]
     patches = [teacher.patch_head(each.patches) for each in seen]
@@ -259,9 +261,9 @@ def targets(
         scaling = centring.scalings(temperature)
         centring.move([cls, patches], world)
     goals = [
-        Targets(
-            Assignment(of_cls.unflatten(0, (2, -1)), temperature, scaling[0]),
-            Assignment(of_patches.unsqueeze(0), temperature, scaling[1]),
+        TeacherTargets(
+            SoftTargets(of_cls.unflatten(0, (2, -1)), temperature, scaling[0]),
+            SoftTargets(of_patches.unsqueeze(0), temperature, scaling[1]),
         )
         for of_cls, of_patches in zip(cls, patches)
     ]
@@ -272,9 +274,9 @@ def targets(
     return goals, monitors
 
 
-def _masked(found: Features | Asked, places: torch.Tensor) -> torch.Tensor:
+def _masked(found: Features | SelectedFeatures, places: torch.Tensor) -> torch.Tensor:
     """(M, D) the masked patches at `places`, which are those that were asked for if any were."""
-    return found.patches if isinstance(found, Asked) else found.at(places)
+    return found.patches if isinstance(found, SelectedFeatures) else found.at(places)
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -284,12 +286,12 @@ def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def losses(
     student: Model,
-    part: Part,
-    goal: Targets,
+    part: MicroBatch,
+    goal: TeacherTargets,
     weights: StepWeights,
     gram_teacher: VisionTransformer | None = None,
     world: World = ALONE,
-    spread: koleo.Known | None = None,
+    spread: koleo.KnownKoleo | None = None,
 ) -> dict[str, torch.Tensor]:
     """The terms by name, unweighted, and their weighted sum `total`: of this rank's images, KoLeo of all ranks'.
 
@@ -299,11 +301,11 @@ def losses(
     views, draws = part.views, part.draws
     crops = len(views.local_crops)
     # Gram anchoring looks at all patches of global crops
-    asked = part.masked.listed if gram_teacher is None else None
-    groups = [part.masked_crops(asked)]
+    read_tokens = part.masked.listed if gram_teacher is None else None
+    groups = [part.masked_crops(read_tokens)]
     if crops:
-        local = {"local": True, "asked": _NO_PATCHES, "drop": draws.of_crops(slice(2, None))}
-        groups.append(part.crops(views.local_crops, stretch=draws.stretch[1], **local))
+        local = {"local": True, "read_tokens": _NO_PATCHES, "drop": draws.of_crops(slice(2, None))}
+        groups.append(part.crops(views.local_crops, rope_scale=draws.rope_scale[1], **local))
     comparisons = _comparisons(part, goal, weights)
     (whole, *_), dino, ibot, class_logits = student(groups, part.masked.places, *comparisons)
     with torch.autocast(ibot.loss.device.type, enabled=False):  # the terms are float32 throughout
@@ -314,7 +316,7 @@ def losses(
         if spread is None:
             terms["koleo"] = koleo.koleo(whole.cls, part.counts, weights.koleo_group, world)
         else:
-            terms["koleo"] = spread.of(whole.cls)
+            terms["koleo"] = spread.term(whole.cls)
         total = dino.loss + ibot.loss + 2 * weights.koleo * terms["koleo"]
         if gram_teacher is not None:
             terms["gram"] = _gram(gram_teacher, part, whole)
@@ -326,7 +328,7 @@ def losses(
     return {**terms, "total": total, **lost}
 
 
-def _comparisons(part: Part, goal: Targets, weights: StepWeights) -> tuple[Comparison, Comparison]:
+def _comparisons(part: MicroBatch, goal: TeacherTargets, weights: StepWeights) -> tuple[Targets, Targets]:
     """What the student's cls tokens and its masked patches are compared with."""
     device = part.masked.share.device
     crops = len(part.views.local_crops)
@@ -335,8 +337,8 @@ def _comparisons(part: Part, goal: Targets, weights: StepWeights) -> tuple[Compa
     alone = torch.ones(1, 1, device=device)
     temperature = weights.student_temp
     return (
-        Comparison(goal.cls, _other_crops(crops, device), each / part.images, temperature),
-        Comparison(goal.patches, alone, weights.ibot * part.masked.share.unsqueeze(0), temperature),
+        Targets(goal.cls, _other_crops(crops, device), each / part.images, temperature),
+        Targets(goal.patches, alone, weights.ibot * part.masked.share.unsqueeze(0), temperature),
     )
 
 
@@ -352,10 +354,10 @@ def crop_weights(crops: int, weights: StepWeights) -> tuple[float, float]:
 @lru_cache(maxsize=16)
 def _other_crops(crops: int, device: torch.device) -> torch.Tensor:
     """(2 + L, 2) what a student's crop is compared with: a global crop with the other one, a local crop with both."""
-    return sent(torch.tensor([[0.0, 1.0], [1.0, 0.0], *[[0.5, 0.5]] * crops]), device)
+    return to_device_async(torch.tensor([[0.0, 1.0], [1.0, 0.0], *[[0.5, 0.5]] * crops]), device)
 
 
-def _gram(teacher: VisionTransformer, part: Part, student: Features) -> torch.Tensor:
+def _gram(teacher: VisionTransformer, part: MicroBatch, student: Features) -> torch.Tensor:
     """Gram anchoring of the student's patches, each sequence by itself, to the Gram teacher's on the student's grid."""
     views, patch = part.views, teacher.patch_size
     fine, coarse = ([side // patch for side in images.shape[-2:]] for images in (views.gram_crops, views.global_crops))
@@ -372,7 +374,7 @@ def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: Ste
     """
     terms = []
     for place, (column, each) in enumerate(logits.items()):
-        balance = sent(torch.as_tensor(weights.class_weights[column]), each.device)
+        balance = to_device_async(torch.as_tensor(weights.class_weights[column]), each.device)
         mine = labels[:, place].repeat(len(each) // len(labels))
         if weights.class_temp is None:
             terms.append(class_loss(each, mine, balance, weights.label_smoothing))
@@ -381,7 +383,7 @@ def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: Ste
     return sum(terms) / len(terms)
 
 
-def _balanced(batch: Sequence[Part], weights: StepWeights, model: Model, world: World) -> StepWeights:
+def _balanced(batch: Sequence[MicroBatch], weights: StepWeights, model: Model, world: World) -> StepWeights:
     """The weights, with those of classes that are prototypes by their numbers in the whole batch of all ranks."""
     if model.prototype_column is None:
         return weights
@@ -390,7 +392,7 @@ def _balanced(batch: Sequence[Part], weights: StepWeights, model: Model, world: 
     return replace(weights, class_weights={model.prototype_column: batch_class_weights(world.sum_(counts))})
 
 
-def _of_lost(part: Part, terms: torch.Tensor) -> dict[str, torch.Tensor]:
+def _of_lost(part: MicroBatch, terms: torch.Tensor) -> dict[str, torch.Tensor]:
     """iBOT on the patches of entirely masked sequences and their number, both by image: sums that parts can add."""
     if part.sequences == 1:
         return {}
@@ -399,7 +401,7 @@ def _of_lost(part: Part, terms: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"sequences/loss": terms[0, lost].sum() / part.images, "sequences/patches": count}
 
 
-def _marginal(batch: Sequence[Part], goals: Sequence[Assignment], world: World) -> dict[str, torch.Tensor]:
+def _marginal(batch: Sequence[MicroBatch], goals: Sequence[SoftTargets], world: World) -> dict[str, torch.Tensor]:
     """`sequences/marginal` over the entirely masked sequences of all ranks; nothing where no sequence is."""
     scaling = goals[0].scaling
     sums = scaling.new_zeros(batch[0].sequences, len(scaling) + 1)
@@ -407,7 +409,7 @@ def _marginal(batch: Sequence[Part], goals: Sequence[Assignment], world: World) 
         lost, number = part.masked.lost, part.masked.sequence
         of_lost = replace(goal, logits=goal.logits[:, lost])
         for some in of_lost.chunks():
-            probable = of_lost.at(some)[0]
+            probable = of_lost.rows(some)[0]
             sums.index_add_(0, number[some], torch.cat([probable, probable.new_ones(len(probable), 1)], dim=1))
     sums = world.sum_(sums)
     return {"sequences/marginal": marginal_entropy(sums[:, :-1], sums[:, -1])} if bool(sums[:, -1].any()) else {}
@@ -415,7 +417,7 @@ def _marginal(batch: Sequence[Part], goals: Sequence[Assignment], world: World) 
 
 @torch.no_grad()
 def _monitors(
-    targets: Sequence[Assignment], cls: torch.Tensor, counts: list[int], world: World
+    targets: Sequence[SoftTargets], cls: torch.Tensor, counts: list[int], world: World
 ) -> dict[str, torch.Tensor]:
     """Signs of collapse: entropy of the targets by ln K, share of prototypes in use, spread and rank of the features.
 
@@ -440,10 +442,10 @@ def _monitors(
     }
 
 
-def _uncertainty(targets: Assignment) -> torch.Tensor:
+def _uncertainty(targets: SoftTargets) -> torch.Tensor:
     """(T · N, 2) entropy of each row, and its likeliest prototype."""
     found = []
     for some in targets.chunks():
-        each = targets.at(some)
+        each = targets.rows(some)
         found.append(torch.stack([torch.special.entr(each).sum(dim=-1), each.argmax(dim=-1).float()], dim=-1))
     return torch.cat(found, dim=1).flatten(0, 1)

@@ -20,7 +20,7 @@ from pretrain import build
 from pretrain import config as configuration
 from pretrain.config import Config, SaveConfig, StageConfig
 from pretrain.data import batch_plan
-from pretrain.objective.koleo import spans_parts
+from pretrain.objective.koleo import spans_micro_batches
 from pretrain.planning import counting, peak_memory, rates
 from pretrain.planning.communication import messages
 
@@ -123,7 +123,7 @@ def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_n
         taken = plan.choice == number
         if not taken.any():
             continue
-        first = spans_parts(parts[number], stage.loss.koleo_group)
+        first = spans_micro_batches(parts[number], stage.loss.koleo_group)
         counted = counting.step(config, variant, images, pixels=(side, side), first_pass=first, known=known)
         found = seconds(counted, machine)
         told = messages(config, variant, images, devices, len(parts[number]), first)

@@ -213,8 +213,8 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number)
             weights = build.step_weights(stage, now, class_weights, config.classifier)
-            batch_parts = distillation.parts(crops, masks, draws, parts[plan.choice[number]], world.rank)
-            losses = distillation.gradients(
+            batch_parts = distillation.micro_batches(crops, masks, draws, parts[plan.choice[number]], world.rank)
+            losses = distillation.backward(
                 learner,
                 teacher,
                 batch_parts,

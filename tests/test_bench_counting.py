@@ -53,11 +53,11 @@ def run(
     draws = build.draws(config, of, batch, 0)
     draws = draws if drop is None else dataclasses.replace(draws, drop=drop)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
-    parts = distillation.parts(crops, masks, draws, [(size,) for size in sizes or (images,)])
+    parts = distillation.micro_batches(crops, masks, draws, [(size,) for size in sizes or (images,)])
     # fused attention is not counted on a CPU, written as products it is; nor are products added to what is there
     in_place = {torch.ops.aten.addmm_: added}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as of_step:
-        distillation.gradients(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
+        distillation.backward(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
     return of_step.get_total_flops(), of_views.get_total_flops(), int(masks.sum())
 
 

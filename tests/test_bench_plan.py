@@ -43,8 +43,8 @@ def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int,
 
     arm = training_step.Arm(config, of, 4, CPU, side=64)
     draws = build.draws(config, of, arm.batch, 0)
-    batch = distillation.parts(arm.views(), arm.masks, draws, counts)
-    distillation.gradients(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
+    batch = distillation.micro_batches(arm.views(), arm.masks, draws, counts)
+    distillation.backward(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
     found = {each.what: each for each in communication.messages(config, of, 4, 2, len(counts), first_pass)}
     sums = [size for kind, size in said if kind == "sinkhorn"]
     gathered = [size for kind, size in said if kind == "gather"]

@@ -22,7 +22,7 @@ from pretrain.objective.losses import koleo_loss
 
 
 def model_of() -> Model:
-    """A small student or teacher with drop path and RoPE's stretch."""
+    """A small student or teacher with drop path and RoPE's scale."""
     torch.manual_seed(0)
     options = {"prototypes": 12, "hidden_dim": 24, "bottleneck_dim": 8}
     return Model(
@@ -46,7 +46,7 @@ def networks() -> tuple[Model, Model, VisionTransformer]:
     return student, teacher, anchor
 
 
-def in_parts(*sizes: int) -> list[distillation.Part]:
+def in_parts(*sizes: int) -> list[distillation.MicroBatch]:
     """The same random batch in parts of so many images."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(2, IMAGES, 1, 32, 32), (CROPS, IMAGES, 1, 16, 16), (2, IMAGES, 1, 64, 64)]
@@ -57,18 +57,18 @@ def in_parts(*sizes: int) -> list[distillation.Part]:
     draws = randomness.sample_draws(
         numbers, numbers * 0, seed=0, step=7, crops=2 + CROPS, depth=3, drop_path=0.5, rope_rescale=2.0
     )
-    return distillation.parts(views, masks, draws, [(size,) for size in sizes])
+    return distillation.micro_batches(views, masks, draws, [(size,) for size in sizes])
 
 
 @pytest.mark.parametrize("group", [2, 3, 5, 6, None])
 def test_parts_add_up_to_the_batch(group: int | None) -> None:
-    """Every term, monitor and gradient, with Gram, drop path, stretch and any groups of KoLeo, whole, even, uneven."""
+    """Every term, monitor and gradient, with Gram, drop path, RoPE's scale and any KoLeo group, whole, even, uneven."""
     student, teacher, anchor = networks()
     settings = StepWeights(teacher_temp=0.05, gram=2.0, dino_local=0.5, koleo=1.0, koleo_group=group)
     found = {}
     for sizes in ((8,), (4, 4), (2, 2, 2, 2), (6, 2), (1, 4, 3)):
         student.zero_grad()
-        terms = distillation.gradients(student, teacher, in_parts(*sizes), settings, gram_teacher=anchor)
+        terms = distillation.backward(student, teacher, in_parts(*sizes), settings, gram_teacher=anchor)
         found[sizes] = terms, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     whole, gradients = found.pop((8,))
     assert set(whole) > {"dino_global", "dino_local", "ibot", "koleo", "gram", "total"} and len(found) == 4
@@ -104,7 +104,7 @@ def test_a_first_pass_is_made_where_groups_span_parts(
         return packed(model, groups)
 
     monkeypatch.setattr(VisionTransformer, "packed", counted)
-    distillation.gradients(student, teacher, in_parts(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
+    distillation.backward(student, teacher, in_parts(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
     of_student = [groups for own, groups in seen if own]  # global crops alone, then local ones too
     assert of_student == [1] * (passes - len(sizes)) + [2] * len(sizes)
 
@@ -118,7 +118,7 @@ def test_neighbours_in_other_parts_count() -> None:
         for sizes, group in (((8,), None), ((4, 4), None), ((4, 4), 4)):
             student.zero_grad()
             precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
-            distillation.gradients(
+            distillation.backward(
                 student, teacher, in_parts(*sizes), replace(alone, koleo_group=group), precision=precision
             )
             found.append(student.backbone.blocks[0].attn.qkv.weight.grad.clone())
@@ -200,7 +200,7 @@ def test_a_batch_in_parts_for_every_process(
     """Even parts, and whole groups where they are no larger; never one that is empty on a process."""
     found = batch_plan.divide_batch(batch, count, group, processes)
     assert found == expected and sum(map(sum, found)) == batch
-    assert koleo.spans_parts(found, group) == spans
+    assert koleo.spans_micro_batches(found, group) == spans
 
 
 def test_more_pixels_are_more_parts_and_what_cannot_be_is_a_line() -> None:

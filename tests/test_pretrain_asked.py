@@ -10,7 +10,7 @@ from helpers import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model import compiling
-from pretrain.model.tokens import Asked, Crops, Features
+from pretrain.model.tokens import Crops, Features, SelectedFeatures
 from pretrain.model.vit import VisionTransformer
 
 SEQUENCES = ("t1", "t2", "flair")
@@ -46,8 +46,8 @@ def groups_of(model: VisionTransformer) -> list[Crops]:
 def test_what_is_asked_for_is_what_it_would_be(more: dict) -> None:
     """Cls tokens, patches and all gradients to 1e-5, beside a group of which everything is computed."""
     model = model_of(**more)
-    asked = (ASKED, torch.empty(0, dtype=torch.int64), None)
-    some = [replace(group, asked=places) for group, places in zip(groups_of(model), asked)]
+    read_tokens = (ASKED, torch.empty(0, dtype=torch.int64), None)
+    some = [replace(group, read_tokens=places) for group, places in zip(groups_of(model), read_tokens)]
     found = []
     for groups in (groups_of(model), some):
         model.zero_grad()
@@ -57,7 +57,8 @@ def test_what_is_asked_for_is_what_it_would_be(more: dict) -> None:
         sum(each.square().sum() for each in tokens).backward()
         gradients = [each.grad for each in model.parameters() if each.grad is not None]
         found.append([*(each.detach() for each in tokens), *(each.clone() for each in gradients)])
-    assert isinstance(whole, Asked) and isinstance(local, Asked) and local.patches.shape == (0, 32)
+    assert isinstance(whole, SelectedFeatures) and isinstance(local, SelectedFeatures)
+    assert local.patches.shape == (0, 32)
     assert isinstance(third, Features) and len(found[0]) == len(found[1])
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
@@ -66,8 +67,8 @@ def test_what_is_asked_for_is_what_it_would_be(more: dict) -> None:
 def test_the_rest_costs_nothing() -> None:
     """Of the last block the products behind attention are those of the tokens that are asked for, forward and back."""
     model, counts = model_of(depth=1), []
-    for asked in (None, ASKED):
-        groups = [replace(groups_of(model)[0], asked=asked)]
+    for read_tokens in (None, ASKED):
+        groups = [replace(groups_of(model)[0], read_tokens=read_tokens)]
         with FlopCounterMode(display=False) as counter:
             (found,) = model.packed(groups)
             (found.cls.sum() + found.patches.sum()).backward()
@@ -84,8 +85,10 @@ def test_compiled_blocks_take_any_number_of_patches_without_a_new_graph() -> Non
     compiling.compile_blocks(model)
 
     def run(count: int, network: VisionTransformer = model) -> list[torch.Tensor]:
-        asked = torch.arange(count), torch.empty(0, dtype=torch.int64)
-        groups = [replace(group, drop=None, asked=places) for group, places in zip(groups_of(network), asked)]
+        read_tokens = torch.arange(count), torch.empty(0, dtype=torch.int64)
+        groups = [
+            replace(group, drop=None, read_tokens=places) for group, places in zip(groups_of(network), read_tokens)
+        ]
         network.zero_grad()
         found = network.packed(groups)
         sum(each.cls.square().sum() + each.patches.square().sum() for each in found).backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.distillation import _monitors
-from pretrain.objective.sinkhorn import Assignment
+from pretrain.objective.sinkhorn import SoftTargets
 from pretrain.runtime.distributed import ALONE
 from pretrain.runtime.metrics import CollapseMonitor
 
@@ -16,7 +16,7 @@ def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dic
     if targets is None:
         targets = torch.full((8, 16), 1 / 16)
     logits = targets.log()[None, torch.arange(len(features)) % len(targets)]
-    assigned = Assignment(logits, temperature=1.0, scaling=torch.zeros(logits.shape[-1]))
+    assigned = SoftTargets(logits, temperature=1.0, scaling=torch.zeros(logits.shape[-1]))
     found = _monitors([assigned], features, [len(features)], ALONE)
     return {name.removeprefix("monitor/"): float(value) for name, value in found.items()}
 

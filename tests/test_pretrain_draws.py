@@ -236,7 +236,7 @@ def test_masks_do_not_depend_on_ranks_order_or_parts() -> None:
     whole = made(slice(None))
     assert int(whole.any(dim=2).sum()) == 12 and not torch.equal(whole[0], whole[1])
     for world in (1, 2, 4):
-        parts = [made(order.part(12, rank, world), whole=(sample, epoch)) for rank in range(world)]
+        parts = [made(order.rank_slice(12, rank, world), whole=(sample, epoch)) for rank in range(world)]
         assert torch.equal(torch.cat(parts, dim=1), whole)
     turned = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(made(turned), whole[:, turned])

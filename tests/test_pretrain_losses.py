@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.data.masking import masked
 from pretrain.objective import losses, sinkhorn
-from pretrain.objective.cross_entropy import Comparison, Prototypes, compare
-from pretrain.objective.sinkhorn import Assignment, Centring, scalings
+from pretrain.objective.cross_entropy import Prototypes, Targets, cross_entropy
+from pretrain.objective.sinkhorn import Centring, SoftTargets, scalings
 
 
 @pytest.fixture
@@ -28,25 +28,25 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def assigned(logits: torch.Tensor, temperature: float, views: int = 1) -> Assignment:
+def assigned(logits: torch.Tensor, temperature: float, views: int = 1) -> SoftTargets:
     """Balanced targets of (views · N, K) logits."""
     logits = logits.float()
     by_view = logits.unflatten(0, (views, len(logits) // views))
-    return Assignment(by_view, temperature, *scalings([[logits]], temperature))
+    return SoftTargets(by_view, temperature, *scalings([[logits]], temperature))
 
 
 def test_sinkhorn_targets_are_the_references(golden) -> None:
     """Teacher probabilities of cls tokens and of masked patches, to 1e-5 relative."""
     for part in ("dino", "ibot"):
-        found = assigned(golden[f"{part}.teacher_logits"], 0.05).at(slice(None))[0]
+        found = assigned(golden[f"{part}.teacher_logits"], 0.05).rows(slice(None))[0]
         close(found, golden[f"{part}.teacher_probs"])
 
 
-def dino(student: torch.Tensor, targets: Assignment, blend: list[list[float]]) -> torch.Tensor:
+def dino(student: torch.Tensor, targets: SoftTargets, blend: list[list[float]]) -> torch.Tensor:
     """Mean cross-entropy of (S, B, K) logits, given as features of prototypes that are the axes."""
     count = torch.full((1, 1), 1 / math.prod(student.shape[:2]))
-    with_ = Comparison(targets, torch.tensor(blend), count, 0.1)
-    return compare(student.flatten(0, 1), torch.eye(student.shape[-1]), with_).loss
+    with_ = Targets(targets, torch.tensor(blend), count, 0.1)
+    return cross_entropy(student.flatten(0, 1), torch.eye(student.shape[-1]), with_).loss
 
 
 def test_dino_loss_is_the_references(golden) -> None:
@@ -62,8 +62,8 @@ def test_ibot_loss_is_the_references(golden) -> None:
     """Masked patches weighted so that every crop counts alike."""
     masks, logits = golden["ibot.masks"].bool(), golden["ibot.student_logits"]
     share = masked(masks, None, 1, torch.device("cpu")).share.unsqueeze(0)
-    with_ = Comparison(assigned(golden["ibot.teacher_logits"], 0.05), torch.ones(1, 1), share, 0.1)
-    close(compare(logits, torch.eye(logits.shape[1]), with_).loss, golden["ibot.loss"])
+    with_ = Targets(assigned(golden["ibot.teacher_logits"], 0.05), torch.ones(1, 1), share, 0.1)
+    close(cross_entropy(logits, torch.eye(logits.shape[1]), with_).loss, golden["ibot.loss"])
 
 
 def test_a_few_samples_at_a_time_give_the_loss_and_gradients_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,11 +79,11 @@ def test_a_few_samples_at_a_time_give_the_loss_and_gradients_of_all(monkeypatch:
     targets = assigned(logits, 0.07, views=2)
     features.requires_grad_(), weight.requires_grad_()
     written = torch.log_softmax((features @ weight.t()).unflatten(0, (views, samples)) / 0.1, dim=-1)
-    terms = -torch.einsum("snk,st,tnk->sn", written, blend, targets.at(slice(None)))
+    terms = -torch.einsum("snk,st,tnk->sn", written, blend, targets.rows(slice(None)))
     expected = [terms, *torch.autograd.grad(3 * (terms * weights).sum(), [features, weight])]
     for numbers in (1, 3 * views * prototypes, 1 << 24):
         monkeypatch.setitem(sinkhorn._LOGITS, "cpu", numbers)
-        found = compare(features, weight, Comparison(targets, blend, weights, 0.1))
+        found = cross_entropy(features, weight, Targets(targets, blend, weights, 0.1))
         close(found.loss, (terms * weights).sum())
         given = [found.terms, *torch.autograd.grad(3 * found.loss, [features, weight])]
         for one, other in zip(given, expected):
@@ -95,8 +95,8 @@ def test_centring_is_the_references(golden) -> None:
     """Two batches of centred probabilities and the centre between them."""
     centring, logits = Centring([64]), golden["dino.teacher_logits"]
     for step in range(2):
-        targets = Assignment(logits.unsqueeze(0), 0.05, *centring.scalings(0.05))
-        close(targets.at(slice(None))[0], golden[f"dino.centered_probs_step{step}"])
+        targets = SoftTargets(logits.unsqueeze(0), 0.05, *centring.scalings(0.05))
+        close(targets.rows(slice(None))[0], golden[f"dino.centered_probs_step{step}"])
         centring.move([[logits]])
         if step == 0:
             close(centring.centres[0].unsqueeze(0), golden["dino.center_after_1"])
@@ -133,17 +133,17 @@ def test_koleo_at_the_edges_is_finite() -> None:
 def test_sinkhorn_survives_what_overflows_an_exponential() -> None:
     """Logits of ±1000 at temperature 0.04 in bf16 give finite rows that sum to one; no samples give no rows."""
     logits = (torch.randn(16, 8, generator=torch.Generator().manual_seed(0)) * 1000).bfloat16()
-    (targets,) = assigned(logits, 0.04).at(slice(None))
+    (targets,) = assigned(logits, 0.04).rows(slice(None))
     assert targets.dtype == torch.float32 and targets.isfinite().all()
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
-    assert assigned(torch.zeros(0, 8), 0.04).at(slice(None)).shape == (1, 0, 8)
+    assert assigned(torch.zeros(0, 8), 0.04).rows(slice(None)).shape == (1, 0, 8)
 
 
 def test_ibot_without_any_mask_is_zero() -> None:
     """No masked patch: the loss is 0 and can be differentiated."""
     student, weight = torch.zeros(0, 4, requires_grad=True), torch.ones(8, 4, requires_grad=True)
-    with_ = Comparison(assigned(torch.zeros(0, 8), 0.05), torch.ones(1, 1), torch.zeros(1, 0), 0.1)
-    loss = compare(student, weight, with_).loss
+    with_ = Targets(assigned(torch.zeros(0, 8), 0.05), torch.ones(1, 1), torch.zeros(1, 0), 0.1)
+    loss = cross_entropy(student, weight, with_).loss
     loss.backward()
     assert loss == 0 and not weight.grad.any()
 
@@ -183,5 +183,5 @@ def test_student_logits_never_exist_in_full(monkeypatch: pytest.MonkeyPatch) -> 
     features = torch.randn(samples, 4, requires_grad=True)
     weight = torch.randn(prototypes, 4, requires_grad=True)
     with Sizes():
-        compare(features, weight, Comparison(targets, torch.ones(1, 1), torch.ones(1, samples), 0.1)).loss.backward()
+        cross_entropy(features, weight, Targets(targets, torch.ones(1, 1), torch.ones(1, samples), 0.1)).loss.backward()
     assert features.grad.any() and weight.grad.any() and max(largest) == 4096 < samples * prototypes / 10

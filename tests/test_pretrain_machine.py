@@ -58,13 +58,13 @@ def test_a_step_never_waits_for_the_gpu() -> None:
     inputs = bench.inputs_of(config, 4)
     student, teacher = build.student_and_teacher(config, device)
     seen = views.Views(inputs.crops.global_crops.to(device), inputs.crops.local_crops.to(device))
-    whole = distillation.parts(seen, inputs.masks, inputs.draws, [(4,)])
+    whole = distillation.micro_batches(seen, inputs.masks, inputs.draws, [(4,)])
     weights = distillation.StepWeights(teacher_temp=0.07)
     for _ in range(2):  # the first one allocates
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = distillation.gradients(student, teacher, whole, weights, precision=autocast("bf16", device))
+            found = distillation.backward(student, teacher, whole, weights, precision=autocast("bf16", device))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert found["total"].isfinite()

@@ -18,7 +18,7 @@ from pretrain.data.intensity import Intensity
 from pretrain.data.labels import Labelling
 from pretrain.model.heads import ClassHeads
 from pretrain.objective import losses
-from pretrain.objective.sinkhorn import Assignment, scalings
+from pretrain.objective.sinkhorn import SoftTargets, scalings
 from pretrain.runtime import checkpoint, metrics
 from pretrain.weights import encoder
 
@@ -148,14 +148,14 @@ def test_the_target_is_the_teachers_token_of_the_unmasked_sequence() -> None:
     masks[0, 1], masks[5, 0, 3] = True, True
     crops = views.Views(images, images[:0], None, present, ("t1", "flair"))
     (goal,), found = distillation.targets(
-        teacher, [distillation.Part(crops, masks.flatten(1))], distillation.StepWeights(teacher_temp=0.07)
+        teacher, [distillation.MicroBatch(crops, masks.flatten(1))], distillation.StepWeights(teacher_temp=0.07)
     )
     with torch.no_grad():
         seen = backbone(images.flatten(0, 1), present=present.repeat(2, 1), sequences=("t1", "flair"))
         tokens = torch.cat([seen.patches[1], seen.patches[8, 3:]])  # images are 5 of each crop
         logits = teacher.ibot_head(tokens)
-        expected = Assignment(logits.unsqueeze(0), 0.07, *scalings([[logits]], 0.07)).at(slice(None))[0]
-    torch.testing.assert_close(goal.patches.at(slice(None))[0], expected)
+        expected = SoftTargets(logits.unsqueeze(0), 0.07, *scalings([[logits]], 0.07)).rows(slice(None))[0]
+    torch.testing.assert_close(goal.patches.rows(slice(None))[0], expected)
     entropy = torch.special.entr(expected[:4].mean(dim=0)).sum()  # all lost patches are of one sequence
     torch.testing.assert_close(found["sequences/marginal"], entropy)
 

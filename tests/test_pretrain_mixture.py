@@ -102,7 +102,7 @@ def test_batches_of_any_size_follow_the_chain_without_a_gap(tiny_dataset) -> Non
     found = [batch.sample.tolist() for batch in stream.batches(split, batch_size=sizes, seed=3)]
     assert [len(each) for each in found] == sizes
     chain = Chain(len(split), 3)
-    assert sum(found, []) == chain.stretch(0, sum(sizes))[0].tolist()
+    assert sum(found, []) == chain.positions(0, sum(sizes))[0].tolist()
     assert sorted(sum(found, [])[: len(split)]) == list(range(len(split)))
     later = [batch.sample.tolist() for batch in stream.batches(split, batch_size=sizes, seed=3, start=5)]
     assert later == found[5:]
@@ -162,7 +162,7 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
 
 
 def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> None:
-    """Drop path and RoPE's stretch included: every gradient to the bit, a fraction of the bytes kept between."""
+    """Drop path and RoPE's scale included: every gradient to the bit, a fraction of the bytes kept between."""
     torch.manual_seed(0)
     model = VisionTransformer(patch_size=8, embed_dim=64, depth=6, num_heads=2, drop_path=0.4, rope_rescale=2.0).train()
     model.init_weights(torch.Generator().manual_seed(0))
@@ -170,7 +170,7 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> No
     for again in (False, True):
         model.recompute, kept = again, []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
-            (features,) = model.packed([Crops(image, drop=draws, stretch=(1.3,))])
+            (features,) = model.packed([Crops(image, drop=draws, rope_scale=(1.3,))])
         model.zero_grad()
         (features.cls.square().sum() + features.patches.abs().sum()).backward()
         found[again] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -192,15 +192,15 @@ def test_rope_is_stretched_in_training_alone() -> None:
     assert torch.equal(stretched.eval()(image).patches, plain.eval()(image).patches)
     stretched.train()
     drawn = (1.5,), (1.5, 1.5), (1.5, 0.7)
-    one, same, other = (stretched.packed([Crops(image, stretch=factors)])[0].patches for factors in drawn)
+    one, same, other = (stretched.packed([Crops(image, rope_scale=factors)])[0].patches for factors in drawn)
     assert torch.equal(one, same) and not torch.equal(one, other)
     for factors in (None, (1.5, 1.5, 1.5)):
-        with pytest.raises(ValueError, match="needs 1 or 2 stretch factors"):
-            stretched.packed([Crops(image, stretch=factors)])
+        with pytest.raises(ValueError, match="needs 1 or 2 RoPE scales"):
+            stretched.packed([Crops(image, rope_scale=factors)])
     where = dict(sample=torch.arange(3), epoch=torch.zeros(3, dtype=torch.int64), seed=0, crops=4, depth=2)
     for factors in (1, 3):
         how = dict(drop_path=0.0, rope_rescale=2.0, factors=factors)
-        draws = [randomness.sample_draws(**where, step=step, **how).stretch for step in range(300)]
+        draws = [randomness.sample_draws(**where, step=step, **how).rope_scale for step in range(300)]
         flat = [each for pair in draws for size in pair for each in size]
         assert 0.5 <= min(flat) < 0.53 and 1.9 < max(flat) <= 2.0
         assert abs(np.log2(flat).mean()) < 0.08 and len(set(flat)) == 600 * factors

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pretrain.data.masking import over_sequences
 from pretrain.data.randomness import Draws
 from pretrain.data.views import Views
-from pretrain.distillation import Model, Part, StepWeights, gradients, parts
+from pretrain.distillation import MicroBatch, Model, StepWeights, backward, micro_batches
 from pretrain.model.heads import ProjectionHead
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.losses import batch_class_weights
@@ -89,8 +89,8 @@ def test_every_term_and_gradient_of_the_step_is_the_references(case: str, golden
     centring = None
     if case == "centring":
         centring = Centring([head.last_layer.out_features for head in (student.dino_head, student.ibot_head)])
-    part = Part(views, tensors["input.masks"].bool())
-    found = gradients(student.train(), teacher.eval(), [part], weights, centring=centring)
+    part = MicroBatch(views, tensors["input.masks"].bool())
+    found = backward(student.train(), teacher.eval(), [part], weights, centring=centring)
     pairs = 2 + 2 * settings["locals"]
     # theirs are weighted already: by the pairs of crops, KoLeo by its weight, the labels by nothing
     expected = {
@@ -142,7 +142,7 @@ def test_a_shared_head_gets_the_gradients_of_both_of_its_uses(targets: str) -> N
     for head in (False, True):
         student, teacher = small(head).train(), small(head, seed=1).eval()
         centring = Centring([3, 3]) if targets == "centring" else None
-        found.append(gradients(student, teacher, [Part(views, masks)], weights, centring=centring))
+        found.append(backward(student, teacher, [MicroBatch(views, masks)], weights, centring=centring))
         models.append(student)
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], msg=name)
@@ -159,8 +159,8 @@ def test_classes_weigh_by_their_number_in_the_whole_batch_whatever_its_parts() -
     weights, found = replace(StepWeights(teacher_temp=0.05, koleo=0.0), class_temp=0.1), []
     for counts in ([(6,)], [(1,), (3,), (2,)]):
         student, teacher = small(True, column="class").train(), small(True, seed=1, column="class").eval()
-        batch = parts(views, masks, Draws(), counts)
-        terms = gradients(student, teacher, batch, weights)
+        batch = micro_batches(views, masks, Draws(), counts)
+        terms = backward(student, teacher, batch, weights)
         found.append({**terms, **{name: each.grad for name, each in student.named_parameters()}})
     for name in found[0].keys() - {"koleo"}:  # which weighs nothing here
         largest = max(float(found[0][name].abs().max()), 1.0)

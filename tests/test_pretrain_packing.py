@@ -183,10 +183,10 @@ def test_a_compiler_that_fails_and_a_full_gpu_are_one_line_each(tiny_dataset, tm
         "error: CUDA out of memory. Set machine.accumulate=2": torch.OutOfMemoryError("CUDA out of memory.\nmore"),
     }
     for number, (expected, error) in enumerate(cases.items()):
-        monkeypatch.setattr(distillation, "gradients", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(distillation, "backward", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         assert train.main([*words, f"name=run{number}"]) == 1
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and expected in lines[0]
-    monkeypatch.setattr(distillation, "gradients", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a defect")))
+    monkeypatch.setattr(distillation, "backward", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
         train.main([*words, "name=other"])

@@ -30,7 +30,7 @@ from meddap.settings import SettingsError
 from pretrain import parallel
 from pretrain.data import batch_plan, order
 from pretrain.data.order import Chain
-from pretrain.objective.sinkhorn import Assignment, Centring, scalings
+from pretrain.objective.sinkhorn import Centring, SoftTargets, scalings
 from pretrain.runs import keep_code
 from pretrain.runtime import checkpoint, distributed, metrics, ranks
 from pretrain.runtime.distributed import World
@@ -403,7 +403,7 @@ def test_scaling_vectors_of_both_heads_travel_together() -> None:
     for head, scaling in zip(heads, scalings([[head] for head in heads], 0.01, 3)):
         assert torch.equal(scaling, *scalings([[head]], 0.01, 3))
         torch.testing.assert_close(scaling, *scalings([[head[:1], head[:0], head[1:]]], 0.01, 3))
-        found = Assignment(head.unsqueeze(0), 0.01, scaling).at(slice(None))[0]
+        found = SoftTargets(head.unsqueeze(0), 0.01, scaling).rows(slice(None))[0]
         exact = _by_definition(head.double() / 0.01, 3)
         torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
     messages = []
@@ -457,7 +457,7 @@ def test_who_a_process_is_follows_from_its_launcher(environment: dict, expected:
 def test_shares_of_a_batch_are_even_and_complete() -> None:
     """Any batch over any number of ranks: contiguous, complete, at most one apart."""
     for size, world in ((8, 3), (512, 512), (10, 4)):
-        parts = [order.part(size, rank, world) for rank in range(world)]
+        parts = [order.rank_slice(size, rank, world) for rank in range(world)]
         assert parts[0].start == 0 and parts[-1].stop == size
         assert all(a.stop == b.start for a, b in pairwise(parts))
         assert {p.stop - p.start for p in parts} <= {size // world, size // world + 1}

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pretrain.data.views import Views
-from pretrain.distillation import Model, Part, StepWeights, gradients
+from pretrain.distillation import MicroBatch, Model, StepWeights, backward
 from pretrain.model import compiling
 from pretrain.model.heads import ProjectionHead
 from pretrain.model.vit import VisionTransformer
@@ -60,8 +60,8 @@ def step(golden_dir: Path, request: pytest.FixtureRequest):
 
     def run() -> dict[str, torch.Tensor]:
         student.zero_grad()
-        part = Part(views, tensors["input.masks"].bool())
-        return gradients(student, teacher, [part], weights, gram_teacher=anchor)
+        part = MicroBatch(views, tensors["input.masks"].bool())
+        return backward(student, teacher, [part], weights, gram_teacher=anchor)
 
     if request.param == "eager":
         return tensors, student, run()

@@ -24,7 +24,7 @@ import numpy as np
 
 from meddap.settings import SettingsError
 from pretrain.data.order import shares
-from pretrain.objective.koleo import spans_parts
+from pretrain.objective.koleo import spans_micro_batches
 
 _PURPOSE = 0x6D6978  # of the randomness
 
@@ -82,7 +82,7 @@ def divide_batch(batch: int, count: int, group: int | None, processes: int = 1) 
     whole = even if group is None else [micro_batch_sizes(share, count, group) for share in of_processes]
     if all(len(each) == count and max(each) <= max(even[0]) for each in whole):
         found = list(zip(*whole))
-        if not spans_parts(found, group):
+        if not spans_micro_batches(found, group):
             return found
     return list(zip(*even))
 

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.data.randomness import uniforms
 from pretrain.model.tokens import of_present
-from pretrain.runtime.device import sent
+from pretrain.runtime.device import to_device_async
 
 _PURPOSE, _WHOLE = 4, 6  # of the randomness; views take 0 and 1
 _SMALLEST = 4  # patches of a block, as far as so many are lacking
@@ -124,7 +124,7 @@ def masked(masks: torch.Tensor, present: torch.Tensor | None, sequences: int, de
     each = masks.unflatten(1, (sequences, -1))
     whole = each.all(dim=2, keepdim=True).expand_as(each)[each].nonzero().squeeze(1)
     sequence = torch.arange(sequences).view(1, -1, 1).expand_as(each)[each][whole]
-    return Masked(places, *(sent(one, device) for one in (masks, places, share, whole, sequence)))
+    return Masked(places, *(to_device_async(one, device) for one in (masks, places, share, whole, sequence)))
 
 
 def _mask(grid: tuple[int, int], lacking: int, draws: np.ndarray, min_aspect: float) -> np.ndarray:

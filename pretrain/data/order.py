@@ -28,9 +28,9 @@ class Chain:
 
     def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(sample, epoch), each (size,) int64, of global batch `number`."""
-        return self.stretch(number * size, size)
+        return self.positions(number * size, size)
 
-    def stretch(self, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def positions(self, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(sample, epoch), each (size,) int64, of the positions from `first` on."""
         epoch, place = np.divmod(np.arange(first, first + size, dtype=np.int64), self.samples)
         needed = range(int(epoch[0]), int(epoch[-1]) + 1)
@@ -53,8 +53,8 @@ def shares(size: int, world: int) -> list[int]:
     return [size // world + (rank < size % world) for rank in range(world)]
 
 
-def part(size: int, rank: int, world: int) -> slice:
-    """A rank's stretch of a global batch. Raises ValueError where there are more ranks than samples."""
+def rank_slice(size: int, rank: int, world: int) -> slice:
+    """A rank's slice of a global batch. Raises ValueError where there are more ranks than samples."""
     counts = shares(size, world)
     start = sum(counts[:rank])
     return slice(start, start + counts[rank])

@@ -17,7 +17,7 @@ import torch
 
 _GOLDEN = 0x9E3779B9 - 2**32  # as an int32
 _NEXT_SEQUENCE = 4096  # added to the purpose for each sequence after the first
-_DROP, _STRETCH = 128, 129  # purposes
+_DROP, _ROPE_SCALE = 128, 129  # purposes
 
 
 def uniforms(
@@ -76,11 +76,11 @@ class Draws:
 
     drop     (depth, 2, 2 + L, B) float32 in [0, 1) on the host: of every block's two branches, for global crops and
              then for local ones
-    stretch  factors of RoPE's coordinates for global and for local crops: one for all blocks or one for each
+    rope_scale  factors of RoPE's coordinates for global and for local crops: one for all blocks or one for each
     """
 
     drop: torch.Tensor | None = None
-    stretch: tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None] = (None, None)
+    rope_scale: tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None] = (None, None)
 
     def part(self, rows: slice) -> Draws:
         """The draws of some of the batch's images."""
@@ -107,11 +107,11 @@ def sample_draws(
 
     factors  of RoPE's coordinates for each size of crop: 1, or `depth`
     """
-    drop, stretch = None, (None, None)
+    drop, rope_scale = None, (None, None)
     if drop_path:
         numbers = uniforms(seed, epoch.numpy(), sample.numpy(), _DROP, depth * 2 * crops)
         drop = torch.from_numpy(numbers.astype(np.float32).T.reshape(depth, 2, crops, -1).copy())
     if rope_rescale:
-        sizes = uniforms(seed, np.array([step]), np.array([0]), _STRETCH, 2 * factors).reshape(factors, 2).T
-        stretch = tuple(tuple(math.exp((2 * draw - 1) * math.log(rope_rescale)) for draw in size) for size in sizes)
-    return Draws(drop, stretch)
+        sizes = uniforms(seed, np.array([step]), np.array([0]), _ROPE_SCALE, 2 * factors).reshape(factors, 2).T
+        rope_scale = tuple(tuple(math.exp((2 * draw - 1) * math.log(rope_rescale)) for draw in size) for size in sizes)
+    return Draws(drop, rope_scale)

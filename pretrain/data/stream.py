@@ -17,7 +17,7 @@ import torch
 
 from data_prep import schema
 from pretrain.data.labels import UNLABELLED, Labelling
-from pretrain.data.order import Chain, part
+from pretrain.data.order import Chain, rank_slice
 from pretrain.runtime.memory import ArrayPool
 
 _READER_THREADS = "meddap-decode"
@@ -101,9 +101,9 @@ def batches(
             size, drawn = batch_size, chain.batch(number, batch_size)
         else:
             size = int(starts[number + 1] - starts[number])
-            drawn = chain.stretch(int(starts[number]), size)
+            drawn = chain.positions(int(starts[number]), size)
         whole = labels.numbers(drawn[0]), drawn[1]
-        sample, epoch = (array[part(size, rank, world)] for array in whole)
+        sample, epoch = (array[rank_slice(size, rank, world)] for array in whole)
         batch = _assemble(decoders, sample, epoch, sequences, labels, voxels)
         if world > 1:
             whole_sample, whole_epoch = (torch.from_numpy(array) for array in whole)

@@ -15,7 +15,7 @@ import torch
 
 from pretrain.model.attention import Kernel, bias_of
 from pretrain.model.tokens import Packing, Run, length
-from pretrain.runtime.device import sent
+from pretrain.runtime.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Branch:
 
     rows: torch.Tensor | None = None
     packing: Packing | None = None
-    asked: torch.Tensor | None = None
-    into: torch.Tensor | None = None
+    read_tokens: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
     scale: float = 1.0
 
-    def add(self, tokens: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    def add_to(self, tokens: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         """(A, D) tokens with what the branch gives, (A', D), added to those that it is of."""
-        if self.into is None:
+        if self.targets is None:
             return tokens + given
-        some = tokens[self.into] + self.scale * given
-        return tokens.to(some.dtype).index_copy(0, self.into, some)
+        some = tokens[self.targets] + self.scale * given
+        return tokens.to(some.dtype).index_copy(0, self.targets, some)
 
 
 @dataclass(frozen=True)
-class Path:
+class BlockRoute:
     """A way through a block: by its attention, by its feed-forward part, and which of the (T, D) tokens go on.
 
     asked  (A,) int64 places in the row of those that go on, in their order; None: all
@@ -52,22 +52,22 @@ class Path:
 
     attention: Branch
     feed_forward: Branch = Branch()
-    asked: torch.Tensor | None = None
+    read_tokens: torch.Tensor | None = None
 
 
-def of(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+def select(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
     """The values at some places; None: all of them."""
     return values if places is None else values.index_select(0, places)
 
 
-def paths(
+def routes(
     draws: torch.Tensor | None,
     rates: Sequence[float],
     packings: Sequence[Packing],
-    asked: torch.Tensor | None,
+    read_tokens: torch.Tensor | None,
     kernel: Kernel,
     device: torch.device,
-) -> list[Path]:
+) -> list[BlockRoute]:
     """The way through each block.
 
     packings  of the whole row, for each block: they differ in their rotations alone
@@ -75,33 +75,35 @@ def paths(
            sample skips anything
     asked  (A,) int64 on the host: the tokens that are asked for behind the last block; None: all
     """
-    found = [Path(Branch(packing=packing)) for packing in packings]
+    found = [BlockRoute(Branch(packing=packing)) for packing in packings]
     for number, (rate, packing) in enumerate(zip(rates, packings)):
-        last = asked if number == len(rates) - 1 else None
+        last = read_tokens if number == len(rates) - 1 else None
         if draws is not None and rate:
-            found[number] = _path(draws[number] < 1 - rate, 1 / (1 - rate), packing, last, kernel, device)
+            found[number] = _route(draws[number] < 1 - rate, 1 / (1 - rate), packing, last, kernel, device)
         elif last is not None:
-            found[number] = Path(Branch(packing=packing, asked=last), asked=last)
-    return _sent(found, device)
+            found[number] = BlockRoute(Branch(packing=packing, read_tokens=last), read_tokens=last)
+    return _to_device(found, device)
 
 
-def _path(
+def _route(
     stays: torch.Tensor,
     scale: float,
     packing: Packing,
-    asked: torch.Tensor | None,
+    read_tokens: torch.Tensor | None,
     kernel: Kernel,
     device: torch.device,
-) -> Path:
+) -> BlockRoute:
     """Of a block whose branches samples skip; `stays` (2, ΣN) says whose tokens go through each. All on the host."""
     (runs, rows), (_, others) = (_staying(each, packing.runs) for each in stays)
     left = Packing(runs, packing.rotations, bias_of(runs, kernel, device))
-    if asked is None:
-        return Path(Branch(rows, left, None, rows, scale), Branch(others, None, None, others, scale))
+    if read_tokens is None:
+        return BlockRoute(Branch(rows, left, None, rows, scale), Branch(others, None, None, others, scale))
     total = length(packing.runs)
-    among, still = _places(rows, total)[asked], _places(others, total)[asked]
-    into, others = (each.ge(0).nonzero().squeeze(1) for each in (among, still))
-    return Path(Branch(rows, left, among[into], into, scale), Branch(others, None, None, others, scale), asked)
+    among, still = _places(rows, total)[read_tokens], _places(others, total)[read_tokens]
+    targets, others = (each.ge(0).nonzero().squeeze(1) for each in (among, still))
+    return BlockRoute(
+        Branch(rows, left, among[targets], targets, scale), Branch(others, None, None, others, scale), read_tokens
+    )
 
 
 def _staying(stays: torch.Tensor, runs: Sequence[Run]) -> tuple[tuple[Run, ...], torch.Tensor]:
@@ -120,18 +122,22 @@ def _places(rows: torch.Tensor, total: int) -> torch.Tensor:
     return torch.full((total,), -1).index_copy_(0, rows, torch.arange(len(rows)))
 
 
-def _sent(found: Sequence[Path], device: torch.device) -> list[Path]:
+def _to_device(found: Sequence[BlockRoute], device: torch.device) -> list[BlockRoute]:
     """The same on a device, in one message."""
     branches = [branch for path in found for branch in (path.attention, path.feed_forward)]
-    listed = [each for branch in branches for each in (branch.rows, branch.asked, branch.into)]
-    listed += [path.asked for path in found]
+    listed = [each for branch in branches for each in (branch.rows, branch.read_tokens, branch.targets)]
+    listed += [path.read_tokens for path in found]
     every = {id(each): each for each in listed if each is not None}  # what is used twice travels once
     if not every:
         return list(found)
-    parts = sent(torch.cat(list(every.values())), device).split([len(each) for each in every.values()])
+    parts = to_device_async(torch.cat(list(every.values())), device).split([len(each) for each in every.values()])
     there = dict(zip(every, parts))
 
     def moved(branch: Branch) -> Branch:
-        return replace(branch, **{name: there.get(id(getattr(branch, name))) for name in ("rows", "asked", "into")})
+        return replace(
+            branch, **{name: there.get(id(getattr(branch, name))) for name in ("rows", "read_tokens", "targets")}
+        )
 
-    return [Path(moved(path.attention), moved(path.feed_forward), there.get(id(path.asked))) for path in found]
+    return [
+        BlockRoute(moved(path.attention), moved(path.feed_forward), there.get(id(path.read_tokens))) for path in found
+    ]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.model.layers import init_linear
-from pretrain.objective.cross_entropy import Compared, Comparison, Prototypes, compare
+from pretrain.objective.cross_entropy import LossAndTerms, Prototypes, Targets, cross_entropy
 
 
 class ProjectionHead(nn.Module):
@@ -54,8 +54,8 @@ class ProjectionHead(nn.Module):
             nn.init.ones_(self.last_layer_gain)
 
     def forward(
-        self, features: torch.Tensor, comparison: Comparison | None = None, with_logits: bool = False
-    ) -> torch.Tensor | Compared | tuple[Compared, torch.Tensor]:
+        self, features: torch.Tensor, comparison: Targets | None = None, with_logits: bool = False
+    ) -> torch.Tensor | LossAndTerms | tuple[LossAndTerms, torch.Tensor]:
         """Logits, or what their comparison with targets gives, or both."""
         bottleneck = self.mlp(features)
         rows = self.last_layer.weight
@@ -66,7 +66,7 @@ class ProjectionHead(nn.Module):
         directions = F.normalize(bottleneck.float(), dim=-1, eps=1e-12)
         if comparison is None:
             return Prototypes.of(rows, directions).logits(directions)
-        compared = compare(directions, rows, comparison)
+        compared = cross_entropy(directions, rows, comparison)
         return (compared, Prototypes.of(rows, directions).logits(directions)) if with_logits else compared
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.model.attention import Kernel, by_run
-from pretrain.model.drop_path import Path, of
+from pretrain.model.drop_path import BlockRoute, select
 from pretrain.model.tokens import Packing
 
 
@@ -63,9 +63,9 @@ class Attention(nn.Module):
         self.qkv = QkvLinear(dim, qkv_bias, mask_k_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: torch.Tensor, packing: Packing, asked: torch.Tensor | None = None) -> torch.Tensor:
-        """(T, D) → (A, D) for the tokens at `asked`; None: for all of them."""
-        return self.proj(of(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing), asked))
+    def forward(self, tokens: torch.Tensor, packing: Packing, read_tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """(T, D) → (A, D) for the tokens at `read_tokens`; None: for all of them."""
+        return self.proj(select(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing), read_tokens))
 
 
 class Mlp(nn.Module):
@@ -134,9 +134,9 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(self, tokens: torch.Tensor, path: Path) -> torch.Tensor:
-        """(T, D) packed tokens → (A, D), those that the path asks for."""
-        one, other = path.attention, path.feed_forward
-        mixed = self.attn(self.norm1(of(tokens, one.rows)), one.packing, one.asked)
-        tokens = one.add(of(tokens, path.asked), self.ls1(mixed))
-        return other.add(tokens, self.ls2(self.mlp(self.norm2(of(tokens, other.rows)))))
+    def forward(self, tokens: torch.Tensor, route: BlockRoute) -> torch.Tensor:
+        """(T, D) packed tokens → (A, D), those that the route reads."""
+        one, other = route.attention, route.feed_forward
+        mixed = self.attn(self.norm1(select(tokens, one.rows)), one.packing, one.read_tokens)
+        tokens = one.add_to(select(tokens, route.read_tokens), self.ls1(mixed))
+        return other.add_to(tokens, self.ls2(self.mlp(self.norm2(select(tokens, other.rows)))))

@@ -28,16 +28,16 @@ class RotaryEmbedding(nn.Module):
         exponents = 2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2)
         self.register_buffer("periods", base**exponents)
 
-    def forward(self, rows: int, columns: int, prefix: int = 0, stretch: float = 1.0) -> Rotation:
+    def forward(self, rows: int, columns: int, prefix: int = 0, rope_scale: float = 1.0) -> Rotation:
         """(sine, cosine), each (prefix + rows · columns, head_dim) float32, patches in row-major order.
 
-        Coordinates are multiplied by `stretch`. The `prefix` tokens before the patches (cls, registers) have no
+        Coordinates are multiplied by `rope_scale`. The `prefix` tokens before the patches (cls, registers) have no
         place: they turn by nothing. The sine carries the sign of the rotation, minus in the first half of the channels.
         """
         device = self.periods.device
         axes = [(torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n * 2 - 1 for n in (rows, columns)]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2, 1)
-        angles = F.pad((2 * math.pi * stretch * places / self.periods.float()).flatten(1), (0, 0, prefix, 0))
+        angles = F.pad((2 * math.pi * rope_scale * places / self.periods.float()).flatten(1), (0, 0, prefix, 0))
         sine, cosine = angles.sin(), angles.cos()
         return torch.cat([-sine, sine], dim=-1), torch.cat([cosine, cosine], dim=-1)
 

@@ -50,8 +50,8 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Tokens that were asked for, after the final norm: cls (N, D), and patches (n, D) those at `Crops.asked`."""
+class SelectedFeatures:
+    """Tokens that were asked for, after the final norm: cls (N, D), and patches (n, D) those at `Crops.read_tokens`."""
 
     cls: torch.Tensor
     patches: torch.Tensor
@@ -61,28 +61,29 @@ class Asked:
 class Crops:
     """Images of one size, one part of a packed call.
 
-    images   (N, S·C, h, w): S sequences of C channels (S = 1 where the model knows no sequences); h and w are
-             multiples of the patch size
-    mask     (N, S·P) bool, patches that the mask token replaces, or None
-    local    they are local crops, whose cls token and registers have a norm of their own in training
-    drop     (depth, 2, N) uniform numbers in [0, 1) on the host that drop path compares, needed in training where there
-             is any
-    stretch  factors of RoPE's coordinates, one for all blocks or one for each; needed in training where the model has
-             `rope_rescale`
-    present  (N, S) bool on the host, which sequences a sample has, or None: all. The others' pixels are not looked at
-    sequences  names of the S sequences; (): all that the model knows, in its order
-    asked    (n,) int64 on the host: which patches are read beside the cls tokens (places of Features.at), so that the
-             last block's other tokens are not computed; None: everything is
+    images       (N, S·C, h, w): S sequences of C channels (S = 1 where the model knows no sequences); h and w are
+                 multiples of the patch size
+    mask         (N, S·P) bool, patches that the mask token replaces, or None
+    local        they are local crops, whose cls token and registers have a norm of their own in training
+    drop         (depth, 2, N) uniform numbers in [0, 1) on the host for drop path; needed in training where there is
+                 any
+    rope_scale   factors of RoPE's coordinates, one for all blocks or one for each; needed in training where the model
+                 has `rope_rescale`
+    present      (N, S) bool on the host, which sequences a sample has, or None: all. The pixels of absent ones are
+                 ignored
+    sequences    names of the S sequences; (): all that the model knows, in its order
+    read_tokens  (n,) int64 on the host: which patches are read beside the cls tokens (places of Features.at), so that
+                 the last block's other tokens are not computed; None: everything is
     """
 
     images: torch.Tensor
     mask: torch.Tensor | None = None
     local: bool = False
     drop: torch.Tensor | None = None
-    stretch: tuple[float, ...] | None = None
+    rope_scale: tuple[float, ...] | None = None
     present: torch.Tensor | None = None
     sequences: tuple[str, ...] = ()
-    asked: torch.Tensor | None = None
+    read_tokens: torch.Tensor | None = None
 
 
 class Run(NamedTuple):

@@ -19,16 +19,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.attention import Kernel, bias_of
-from pretrain.model.drop_path import Branch, Path, of, paths
+from pretrain.model.drop_path import BlockRoute, Branch, routes, select
 from pretrain.model.layers import FEED_FORWARD, Block, LayerScale, PatchEmbed, init_linear
 from pretrain.model.positions import RotaryEmbedding, Rotation, resampled
 from pretrain.model.tokens import (
-    Asked,
     Crops,
     Features,
     Layout,
     Packing,
     Run,
+    SelectedFeatures,
     layout,
     length,
     pack,
@@ -152,17 +152,17 @@ class VisionTransformer(nn.Module):
         """Features of the last block for images of one size; the arguments are those of Crops."""
         return self.packed([Crops(images, mask, present=present, sequences=sequences)])[0]
 
-    def packed(self, groups: Sequence[Crops]) -> list[Features | Asked]:
+    def packed(self, groups: Sequence[Crops]) -> list[Features | SelectedFeatures]:
         """Features of the last block for crops of several sizes, through the blocks in one row of tokens.
 
         Of groups that ask for some tokens, those.
         """
         tokens, packings, layouts = self._pack(groups)
-        asked = self._asked(groups, layouts, packings[0])
+        read_tokens = self._read_tokens(groups, layouts, packings[0])
         again = self.recompute and torch.is_grad_enabled()
-        for block, path in zip(self.blocks, self._paths(groups, layouts, packings, asked, tokens.device)):
-            tokens = checkpoint(block, tokens, path, use_reentrant=False) if again else block(tokens, path)
-        return self._finish(tokens, packings[0], groups, layouts, asked)
+        for block, route in zip(self.blocks, self._routes(groups, layouts, packings, read_tokens, tokens.device)):
+            tokens = checkpoint(block, tokens, route, use_reentrant=False) if again else block(tokens, route)
+        return self._finish(tokens, packings[0], groups, layouts, read_tokens)
 
     def intermediate(
         self,
@@ -176,9 +176,9 @@ class VisionTransformer(nn.Module):
         groups = [Crops(images, present=present, sequences=sequences)]
         tokens, (packing, *_), layouts = self._pack(groups)
         found = {}
-        path = Path(Branch(packing=packing))
+        route = BlockRoute(Branch(packing=packing))
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            tokens = block(tokens, path)
+            tokens = block(tokens, route)
             if number in wanted:
                 found[number] = self._finish(tokens, packing, groups, layouts)[0]
         return [found[number] for number in wanted]
@@ -213,19 +213,21 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"sequence {strange[0]!r}: the model knows {', '.join(self.sequences)}")
         return count
 
-    def _asked(self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing) -> list[torch.Tensor] | None:
+    def _read_tokens(
+        self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing
+    ) -> list[torch.Tensor] | None:
         """Places in the row, on the host, of the tokens that each group asks for; None: all of all groups."""
-        if all(group.asked is None for group in groups):
+        if all(group.read_tokens is None for group in groups):
             return None
         found, start = [], 0
         for group, place, runs in zip(groups, layouts, _by_group(packing, layouts)):
             end = start + length(runs)
-            if group.asked is None:
+            if group.read_tokens is None:
                 found.append(torch.arange(start, end))
             else:
                 patches = math.prod(self._grid(group))
                 cls, first = token_places(place, 1 + self.register_count, patches, start)
-                found.append(torch.cat([cls, first[group.asked // patches] + group.asked % patches]))
+                found.append(torch.cat([cls, first[group.read_tokens // patches] + group.read_tokens % patches]))
             start = end
         return found
 
@@ -234,31 +236,31 @@ class VisionTransformer(nn.Module):
         height, width = group.images.shape[-2:]
         return height // self.patch_size, width // self.patch_size
 
-    def _paths(
+    def _routes(
         self,
         groups: Sequence[Crops],
         layouts: Sequence[Layout],
         packings: Sequence[Packing],
-        asked: list[torch.Tensor] | None,
+        read_tokens: list[torch.Tensor] | None,
         device: torch.device,
-    ) -> list[Path]:
+    ) -> list[BlockRoute]:
         """The way through each block. Raises ValueError where training lacks draws."""
         rates, draws = [block.drop_path for block in self.blocks], None
         if self.training and any(rates):
             if any(group.drop is None for group in groups):
                 raise ValueError("drop_path: training needs draws, so that a run can be repeated")
-            draws = [of(group.drop.movedim(-1, 0), place.order) for group, place in zip(groups, layouts)]
+            draws = [select(group.drop.movedim(-1, 0), place.order) for group, place in zip(groups, layouts)]
             draws = torch.cat(draws).movedim(0, -1)
-        asked = None if asked is None else torch.cat(asked)
-        return paths(draws, rates, packings, asked, self.blocks[0].attn.kernel, device)
+        places = None if read_tokens is None else torch.cat(read_tokens)
+        return routes(draws, rates, packings, places, self.blocks[0].attn.kernel, device)
 
-    def _stretch(self, group: Crops) -> tuple[float, ...]:
+    def _rope_scale(self, group: Crops) -> tuple[float, ...]:
         """Factors of the coordinates: one for all blocks, or one for each. Raises ValueError."""
         if not self.rope_rescale or not self.training:
             return (1.0,)
-        if group.stretch is None or len(group.stretch) not in (1, self.depth):
-            raise ValueError(f"rope_rescale: training needs 1 or {self.depth} stretch factors, drawn repeatably")
-        return group.stretch
+        if group.rope_scale is None or len(group.rope_scale) not in (1, self.depth):
+            raise ValueError(f"rope_rescale: training needs 1 or {self.depth} RoPE scales, drawn repeatably")
+        return group.rope_scale
 
     def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, tuple[Rotation | None, ...]]]:
         """Of each run: (n, 1 + R + k·P, D) tokens before the first block, and the rotations of a sample's tokens."""
@@ -280,7 +282,7 @@ class VisionTransformer(nn.Module):
         rotations: tuple[Rotation | None, ...] = (None,)
         if self.rope_embed is not None:
             prefixed = 1 + self.register_count
-            rotations = tuple(self.rope_embed(rows, columns, prefixed, each) for each in self._stretch(group))
+            rotations = tuple(self.rope_embed(rows, columns, prefixed, each) for each in self._rope_scale(group))
         sizes, found = [count * each for count, each in place.runs], []
         for (count, sequences), part in zip(place.runs, patches.split(sizes) if len(sizes) > 1 else [patches]):
             tokens = part.unflatten(0, (-1, sequences)).flatten(1, 2) if sequences > 1 else part
@@ -308,14 +310,14 @@ class VisionTransformer(nn.Module):
         packing: Packing,
         groups: Sequence[Crops],
         layouts: Sequence[Layout],
-        asked: list[torch.Tensor] | None = None,
-    ) -> list[Features | Asked]:
+        read_tokens: list[torch.Tensor] | None = None,
+    ) -> list[Features | SelectedFeatures]:
         """What the groups ask for, their samples and sequences in the order in which they came."""
         by_group = _by_group(packing, layouts)
-        sizes = [length(runs) for runs in by_group] if asked is None else [len(each) for each in asked]
+        sizes = [length(runs) for runs in by_group] if read_tokens is None else [len(each) for each in read_tokens]
         rows = tokens.split(sizes) if len(sizes) > 1 else [tokens]
         return [
-            self._whole(row, runs, group, place) if group.asked is None else self._some(row, group)
+            self._whole(row, runs, group, place) if group.read_tokens is None else self._some(row, group)
             for row, runs, group, place in zip(rows, by_group, groups, layouts)
         ]
 
@@ -329,10 +331,10 @@ class VisionTransformer(nn.Module):
             prefix, patches = prefix[place.back], patches[place.images_back]
         return Features(prefix[:, 0], prefix[:, 1:], patches, group.present)
 
-    def _some(self, row: torch.Tensor, group: Crops) -> Asked:
+    def _some(self, row: torch.Tensor, group: Crops) -> SelectedFeatures:
         """Of (N + n, D) cls tokens and patches that a group asks for."""
-        cls, patches = row.split([len(row) - len(group.asked), len(group.asked)])
-        return Asked(self._norm_of(group.local)(cls), self.norm(patches))
+        cls, patches = row.split([len(row) - len(group.read_tokens), len(group.read_tokens)])
+        return SelectedFeatures(self._norm_of(group.local)(cls), self.norm(patches))
 
     def _normed(self, tokens: torch.Tensor, sequences: int, local: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 1 + R, D) cls tokens and registers, and (n·k, P, D) patches of a run, after their norms."""

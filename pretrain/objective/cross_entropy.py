@@ -12,61 +12,61 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain.objective.sinkhorn import Assignment, chunks
+from pretrain.objective.sinkhorn import SoftTargets, chunks
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Targets:
     """S views of N samples, as a student sees them, and what they are compared with.
 
-    targets      of T views of the N samples
+    soft         of T views of the N samples
     blend        (S, T) float32, rows sum to 1: the target of a student's view is this mean of the T targets
     weights      (S, 1), (1, N) or (S, N) float32, of each term in the sum
     temperature  of the student
     """
 
-    targets: Assignment
+    soft: SoftTargets
     blend: torch.Tensor
     weights: torch.Tensor
     temperature: float
 
 
 @dataclass(frozen=True)
-class Compared:
+class LossAndTerms:
     """loss: the weighted sum of all terms, with a gradient; terms (S, N): each cross-entropy, without one."""
 
     loss: torch.Tensor
     terms: torch.Tensor
 
 
-def compare(features: torch.Tensor, prototypes: torch.Tensor, with_: Comparison) -> Compared:
-    """(S · N, D) float32 unit vectors, view by view, and (K, D) float32 prototypes → Compared, float32.
+def cross_entropy(features: torch.Tensor, prototypes: torch.Tensor, targets: Targets) -> LossAndTerms:
+    """(S · N, D) float32 unit vectors, view by view, and (K, D) float32 prototypes → LossAndTerms, float32.
 
     Under autocast products are made in its type, as `Prototypes` does; all that is made of them is float32.
     """
-    views = len(with_.blend)
-    loss, terms = _Compare.apply(features.unflatten(0, (views, len(features) // views)), prototypes, with_)
-    return Compared(loss, terms)
+    views = len(targets.blend)
+    loss, terms = _CrossEntropy.apply(features.unflatten(0, (views, len(features) // views)), prototypes, targets)
+    return LossAndTerms(loss, terms)
 
 
-class _Compare(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     """The gradient for a loss of weight 1 is made beside the loss, while the logits are there."""
 
     @staticmethod
-    def forward(ctx, features: torch.Tensor, prototypes: torch.Tensor, with_: Comparison):
+    def forward(ctx, features: torch.Tensor, prototypes: torch.Tensor, targets: Targets):
         views, samples, _ = features.shape
         wanted = any(ctx.needs_input_grad[:2])
-        weights = with_.weights.expand(views, samples)
+        weights = targets.weights.expand(views, samples)
         terms = features.new_empty(views, samples)
         of_features = torch.empty_like(features) if wanted else None
         of_prototypes = torch.zeros_like(prototypes) if wanted else None
         known = Prototypes.of(prototypes, features)
         # what the features are multiplied with in a product with the gradient by the logits, of which each has its own
-        factors = (weights / with_.temperature).unsqueeze(-1)
+        factors = (weights / targets.temperature).unsqueeze(-1)
         with torch.autocast(features.device.type, enabled=False):
             for some in chunks(samples, views * len(prototypes), features.device):
-                logits = known.logits(features[:, some], with_.temperature)
-                terms[:, some], gradient = _entropy(logits, with_, some, wanted)
+                logits = known.logits(features[:, some], targets.temperature)
+                terms[:, some], gradient = _entropy(logits, targets, some, wanted)
                 if wanted:
                     gradient = gradient.flatten(0, 1).to(known.narrow.dtype)
                     scaled = (features[:, some] * factors[:, some]).flatten(0, 1).to(gradient.dtype)
@@ -84,17 +84,17 @@ class _Compare(torch.autograd.Function):
 
 
 def _entropy(
-    logits: torch.Tensor, with_: Comparison, some: slice, wanted: bool
+    logits: torch.Tensor, targets: Targets, some: slice, wanted: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(S, n) terms of some samples from (S, n, K) logits by temperature; their (S, n, K) gradient where `wanted`."""
-    targets = with_.targets.at(some)
+    soft = targets.soft.rows(some)
     logarithms = torch.log_softmax(logits, dim=-1)
-    agreement = torch.einsum("snk,tnk->snt", logarithms, targets)
-    terms = -(agreement * with_.blend.unsqueeze(1)).sum(dim=-1)
+    agreement = torch.einsum("snk,tnk->snt", logarithms, soft)
+    terms = -(agreement * targets.blend.unsqueeze(1)).sum(dim=-1)
     if not wanted:
         return terms, None
     gradient = logarithms.exp_()
-    gradient.flatten(1).addmm_(with_.blend, targets.flatten(1), alpha=-1)
+    gradient.flatten(1).addmm_(targets.blend, soft.flatten(1), alpha=-1)
     return terms, gradient
 
 

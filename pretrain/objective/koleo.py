@@ -23,7 +23,7 @@ from pretrain.runtime.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownKoleo:
     """KoLeo of the whole batch, for one part of it.
 
     value     () float32
@@ -33,13 +33,13 @@ class Known:
     value: torch.Tensor
     gradient: torch.Tensor
 
-    def of(self, cls: torch.Tensor) -> torch.Tensor:
+    def term(self, cls: torch.Tensor) -> torch.Tensor:
         """The value, with the gradient with respect to the part's (2·m, D) cls tokens."""
         product = (self.gradient * cls.float()).sum()
         return self.value + (product - product.detach())
 
 
-def spans_parts(counts: Sequence[tuple[int, ...]], group: int | None) -> bool:
+def spans_micro_batches(counts: Sequence[tuple[int, ...]], group: int | None) -> bool:
     """Whether some group of `group` consecutive images (None: all) may lie in more than one part.
 
     counts  images of every rank, for each part. A batch is ordered by rank and then by part: every stretch but the
@@ -60,12 +60,12 @@ def koleo(cls: torch.Tensor, counts: Sequence[int], group: int | None, world: Wo
     return sum(koleo_loss(crop, group) for crop in everyone) / 2
 
 
-def of_batch(
+def known_koleo(
     tokens: Sequence[torch.Tensor], counts: Sequence[tuple[int, ...]], group: int | None, world: World = ALONE
-) -> list[Known]:
+) -> list[KnownKoleo]:
     """KoLeo of a whole batch from the (2·m, D) cls tokens, without gradients, of each of this rank's parts.
 
-    counts  as for `spans_parts`
+    counts  as for `spans_micro_batches`
     """
     crops = [each.float().unflatten(0, (2, -1)) for each in tokens]
     whole = torch.cat(crops, dim=1).requires_grad_()
@@ -73,6 +73,6 @@ def of_batch(
     (gradient,) = torch.autograd.grad(value, whole)
     sizes = [each.shape[1] for each in crops]
     return [
-        Known(value.detach(), part.flatten(0, 1) * (sum(sizes) / size))
+        KnownKoleo(value.detach(), part.flatten(0, 1) * (sum(sizes) / size))
         for part, size in zip(gradient.split(sizes, dim=1), sizes)
     ]

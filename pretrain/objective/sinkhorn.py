@@ -18,7 +18,7 @@ _LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}  # float32 numbers that are worked o
 
 
 @dataclass(frozen=True)
-class Assignment:
+class SoftTargets:
     """Probabilities of T views of N samples: softmax(logits / temperature + scaling) over K prototypes.
 
     logits (T, N, K) float32 of the teacher, scaling (K,) float32 as `scalings` gives it.
@@ -28,7 +28,7 @@ class Assignment:
     temperature: float
     scaling: torch.Tensor
 
-    def at(self, samples: slice) -> torch.Tensor:
+    def rows(self, samples: slice) -> torch.Tensor:
         """(T, n, K) float32 of some samples; rows sum to 1."""
         return torch.softmax(_scaled(self.logits[:, samples], self.temperature, self.scaling), dim=-1)
 
@@ -73,7 +73,7 @@ class Centring:
         self.momentum = momentum
 
     def scalings(self, temperature: float) -> list[torch.Tensor]:
-        """(K,) of each head, for an Assignment, by the centres so far."""
+        """(K,) of each head, for SoftTargets, by the centres so far."""
         return [-centre / temperature for centre in self.centres]
 
     @torch.no_grad()

@@ -150,11 +150,11 @@ def computed(
     masks = masks_of(config, stage, images, share)
     draws = build.draws(config, stage, batch_of(images, 1, 1, torch.device("cpu")), 0)
     counts = batch_plan.divide_batch(images, parts or machine.accumulate, stage.loss.koleo_group)
-    batch = distillation.parts(crops, masks, draws, counts)
+    batch = distillation.micro_batches(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
-        distillation.gradients(student, teacher, batch, weights_of(stage), gram_teacher=anchor, precision=precision)
+        distillation.backward(student, teacher, batch, weights_of(stage), gram_teacher=anchor, precision=precision)
     weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_parts(crops)])
     columns = (head.last_layer.out_features for head in (student.dino_head, student.patch_head))
     logits = 4 * sum(rows * width for rows, width in zip((2 * images, int(masks.sum())), columns))

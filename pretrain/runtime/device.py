@@ -51,7 +51,7 @@ def _has_bf16(device: torch.device) -> bool:
     return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host on `device`; the host does not wait until it is there."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()  # from other memory the copy would wait
