@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+import pretrain
 from benchmarks.training_step import Arm
-from pretrain import config as configuration
-from pretrain.config import Config, StageConfig
+from pretrain.config import Config, StageConfig, load
 from pretrain.planning import peak_memory
 
-_CONFIGS = Path(configuration.__file__).parent / "configs"
+_CONFIGS = Path(pretrain.__file__).parent / "configs"
 SIZES = {  # configuration, and what makes it smaller
     "ViT-S/16": ("meddinov3_vitb16.yaml", ["model.embed_dim=384", "model.num_heads=6"]),
     "ViT-B/16": ("meddinov3_vitb16.yaml", []),
@@ -98,7 +98,7 @@ class Run:
         machine = [f"machine.compile={case.compiled}", f"machine.attention={case.attention}", "machine.recompute=false"]
         precision = "machine.precision=bf16"
         words = ["data.root=none", *smaller, *machine, precision, *self.scale.overrides]
-        return configuration.load(_CONFIGS / file, words)
+        return load(_CONFIGS / file, words)
 
     def arm(self, case: Case) -> Arm:
         """The case's step, warm; of half as many images until it fits."""

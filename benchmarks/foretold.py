@@ -22,8 +22,8 @@ import torch
 from benchmarks.training_step import Arm
 from meddap import console
 from meddap.settings import merge
-from pretrain import plan
-from pretrain.config import Config, stage
+from pretrain import checks, plan
+from pretrain.config import Config
 
 # name → model, (global, local) crops, images; the first is the one that is known
 SHAPES = {
@@ -47,7 +47,7 @@ def steps() -> list[Arm]:
     made = []
     for model, (large, small), images in SHAPES.values():
         config = merge(Config, ("foretold", _BASE), ("model", {"model": model}))
-        chosen = stage(config, "adapt")
+        chosen = checks.stage(config, "adapt")
         crops = replace(chosen.crops, global_size=large, local_size=small, local_number=4)
         made.append(Arm(config, replace(chosen, crops=crops), images, torch.device("cpu"), side=128))
     return made

@@ -43,8 +43,8 @@ from benchmarks import synthetic_shards
 from benchmarks.multicrop import MultiCrop, torchvision
 from data_prep import schema
 from meddap import console
-from pretrain import build
-from pretrain import config as configuration
+from pretrain import build, checks
+from pretrain.config import load
 from pretrain.data import stream, views
 
 BATCH = 64
@@ -78,8 +78,8 @@ class Arms:
     def __init__(self, split: schema.Split, png: list[str], count: int) -> None:
         self.split, self.png_shards, self.count = split, png, count
         self.shards = [str(path) for path in split.paths]
-        config = configuration.load(CONFIG, ["data.root=none"])
-        self.settings = build.view_settings(configuration.stage(config, "adapt"), config.intensity)
+        config = load(CONFIG, ["data.root=none"])
+        self.settings = build.view_settings(checks.stage(config, "adapt"), config.intensity)
         self.multicrop = MultiCrop(self.settings)
         self.order = np.random.default_rng(0).permutation(len(split))[:count].tolist()
         self.buffer = memoryview(bytearray(int(split.index["size"].max())))

@@ -21,8 +21,7 @@ import torch
 from benchmarks import training_step
 from meddap import console
 from pretrain import build
-from pretrain import config as configuration
-from pretrain.config import Config, StageConfig
+from pretrain.config import Config, StageConfig, load
 from pretrain.planning.peak_memory import computed, crop_sizes, largest, most_masked, variants
 from pretrain.runtime.device import pick_device
 
@@ -53,7 +52,7 @@ def report(files: Sequence[Path], device: torch.device) -> Iterator[str]:
     yield "|---" * 12 + "|"
     fits = []
     for file in files:
-        config = configuration.load(file, ["data.root=none"])
+        config = load(file, ["data.root=none"])
         for name, stage, parts in variants(config):
             for again in (False, True):
                 with_ = with_recompute(config, again)

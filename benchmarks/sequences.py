@@ -22,8 +22,8 @@ import torch
 
 from meddap import console
 from meddap.settings import merge
-from pretrain import build, distillation, optim
-from pretrain.config import Config, stage
+from pretrain import build, checks, distillation, optim
+from pretrain.config import Config
 from pretrain.data import views
 from pretrain.data.stream import Batch
 from pretrain.planning.peak_memory import batch_of
@@ -42,7 +42,7 @@ class Arms:
     batch: Batch
 
     def __post_init__(self) -> None:
-        self.stage = stage(self.config, "adapt")
+        self.stage = checks.stage(self.config, "adapt")
         self.student, self.teacher = build.student_and_teacher(self.config, self.device)
         self.optimizer = build.optimizer(self.stage, self.student, self.config.model.depth)
         self.now = {name: float(values[0]) for name, values in build.schedules(self.stage).items()}

@@ -31,8 +31,8 @@ import torch
 from benchmarks import plain_step, training_step
 from meddap import console
 from meddap.settings import merge
-from pretrain import build, distillation, optim
-from pretrain.config import Config, stage
+from pretrain import build, checks, distillation, optim
+from pretrain.config import Config
 from pretrain.data import views
 from pretrain.model import compiling
 from pretrain.planning import counting
@@ -83,7 +83,7 @@ class Task:
 
 def inputs_of(config: Config, count: int) -> Inputs:
     """Crops of a batch of random slices."""
-    chosen = stage(config, "adapt")
+    chosen = checks.stage(config, "adapt")
     batch = batch_of(count, 1, SIDE, torch.device("cpu"))
     crops = views.make(batch, build.view_settings(chosen, config.intensity), seed=0)
     masks = build.masks(chosen, config, batch, chosen.crops.global_size)
@@ -92,7 +92,7 @@ def inputs_of(config: Config, count: int) -> Inputs:
 
 def ours(config: Config, inputs: Inputs, precision: str, compiled: bool) -> Callable[[], dict[str, torch.Tensor]]:
     """Our step, as `pretrain/train.py` makes it."""
-    chosen, device = stage(config, "adapt"), torch.device("cpu")
+    chosen, device = checks.stage(config, "adapt"), torch.device("cpu")
     student, teacher = build.student_and_teacher(config, device)
     if compiled:
         compiling.compile_blocks(student.backbone)
@@ -121,7 +121,7 @@ def plain(config: Config, inputs: Inputs, precision: str) -> Callable[[], dict[s
     copy = plain_step.PlainModel(backbone, *heads)
     wanted = set(copy.state_dict())
     copy.load_state_dict({name: value for name, value in student.state_dict().items() if name in wanted})
-    chosen = stage(config, "adapt").optim
+    chosen = checks.stage(config, "adapt").optim
     groups = optim.build_groups(copy.named_parameters(), model.depth, chosen.layer_decay, chosen.patch_embed_multiplier)
     for group in groups:
         group["lr"], group["weight_decay"] = RATE * group["lr_multiplier"], 0.04 * group["wd_multiplier"]
@@ -215,7 +215,7 @@ def table(task: Task, taken: dict[str, Taken], rates: dict[str, float]) -> str:
     """Markdown: a row for each way."""
     config = task.config
     masked = int(inputs_of(config, task.batch).masks.sum())
-    work = counting.step(config, stage(config, "adapt"), task.batch, masked=masked).model
+    work = counting.step(config, checks.stage(config, "adapt"), task.batch, masked=masked).model
     precisions = {way.name: way.precision for way in WAYS}
     base = statistics.median(taken[WAYS[0].name].seconds)
     sizes = "/".join(map(str, task.crops))

@@ -22,7 +22,7 @@ from eval.reporting import plots, report_probes, sequence_maps, tables
 from meddap.disk import write_atomic
 from meddap.page import dim, figure, page, table
 from meddap.settings import SettingsError
-from pretrain import config as configuration
+from pretrain.config import load, recorded
 from pretrain.runtime import metrics
 
 
@@ -74,10 +74,10 @@ def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator
 
 
 def _run(run: Path) -> Iterator[str]:
-    config = configuration.load(run / "config.yaml")
+    config = load(run / "config.yaml")
     model, rows = config.model, []
     for name in config.stages:
-        stage = configuration.recorded(config, name)
+        stage = recorded(config, name)
         done = len(metrics.read(run / name / "metrics.jsonl"))
         rows.append(
             [
@@ -102,7 +102,7 @@ def _run(run: Path) -> Iterator[str]:
 
 
 def _data(run: Path) -> Iterator[str]:
-    config = configuration.load(run / "config.yaml")
+    config = load(run / "config.yaml")
     split = Split(config.data.root, config.data.split)
     splits = split.dataset["splits"]
     rows = [
@@ -128,7 +128,7 @@ def _data(run: Path) -> Iterator[str]:
 
 
 def _training(run: Path) -> Iterator[str]:
-    for stage in configuration.load(run / "config.yaml").stages:
+    for stage in load(run / "config.yaml").stages:
         rows = metrics.read(run / stage / "metrics.jsonl")
         if not rows:
             yield dim(f"Stage {stage} has not begun.")
@@ -156,7 +156,7 @@ def _training(run: Path) -> Iterator[str]:
 
 
 def _sequences(run: Path) -> Iterator[str]:
-    config = configuration.load(run / "config.yaml")
+    config = load(run / "config.yaml")
     if not config.model.sequences:
         return
     yield "<h2>Sequences</h2>"

@@ -8,19 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from meddap.settings import SettingsError
 from pretrain import ranges, schedules
+from pretrain.config import Config, ScheduleConfig, StageConfig, gram_teacher_place, recorded
 
-if TYPE_CHECKING:
-    from pretrain.config import Config, ScheduleConfig, StageConfig
+
+def stage(config: Config, name: str) -> StageConfig:
+    """Return stage `name` as it is trained: `config.recorded`, checked.
+
+    Raises SettingsError for what cannot be trained or would not take effect.
+    """
+    merged = recorded(config, name)
+    check_model(config)
+    check_stage(f"stages.{name}", merged, config.model.patch_size)
+    if merged.gram.teacher_from:
+        _check_gram_teacher(config, name, merged.gram.teacher_from)
+    return merged
 
 
 def check_model(config: Config) -> None:
-    """Numbers of the model, its heads and its machine, and names of runs, stages and sequences."""
+    """Check numbers of the model, its heads and its machine, and names of runs, stages and sequences."""
     ranges.check("", config, ranges.MODEL)
     if not config.name.strip("./") or ".." in Path(config.name).parts or Path(config.name).is_absolute():
         raise SettingsError(f"name={config.name!r}: the run's folder would not lie below output; give another name")
@@ -41,12 +51,26 @@ def check_model(config: Config) -> None:
 
 
 def check_stage(where: str, stage: StageConfig, patch_size: int) -> None:
-    """All that one stage says by itself; `where` is its key, stages.NAME."""
+    """Check all that one stage says by itself; `where` is its key, stages.NAME."""
     ranges.check(f"{where}.", stage, ranges.STAGE)
     for number, pair in enumerate(stage.crops.mixture):
         ranges.check(f"{where}.crops.mixture[{number}].", pair, ranges.PAIR)
     _check_sizes(where, stage, patch_size)
     _check_steps(where, stage)
+
+
+def _check_gram_teacher(config: Config, name: str, teacher_from: str) -> None:
+    where = f"stages.{name}.gram.teacher_from={teacher_from}"
+    stages = list(config.stages)
+    try:
+        stage_name, step = gram_teacher_place(teacher_from)
+    except ValueError as error:
+        raise SettingsError(f"{where}: expected STAGE or STAGE/STEP") from error
+    if stage_name not in stages[: stages.index(name)]:
+        raise SettingsError(f"{where}: no stage before {name} is called {stage_name}")
+    last = recorded(config, stage_name).steps
+    if step is not None and not 0 < step <= last:
+        raise SettingsError(f"{where}: stage {stage_name} has steps 1 to {last}")
 
 
 def _check_sizes(where: str, stage: StageConfig, patch_size: int) -> None:
@@ -58,8 +82,8 @@ def _check_sizes(where: str, stage: StageConfig, patch_size: int) -> None:
         sizes |= {f"crops.mixture[{number}].{key}": size for key, size in found.items() if size}
     for key, size in sizes.items():
         if size % patch_size:
-            raise SettingsError(f"{where}.{key}={size}: no multiple of model.patch_size={patch_size}")
-    _check_anchors_size(where, stage)
+            raise SettingsError(f"{where}.{key}={size}: not a multiple of model.patch_size={patch_size}")
+    _check_gram_size(where, stage)
     _check_masks(where, stage)
     if (group := stage.loss.koleo_group) is not None and group > stage.batch_size:
         raise SettingsError(
@@ -67,7 +91,7 @@ def _check_sizes(where: str, stage: StageConfig, patch_size: int) -> None:
         )
 
 
-def _check_anchors_size(where: str, stage: StageConfig) -> None:
+def _check_gram_size(where: str, stage: StageConfig) -> None:
     """The Gram teacher's crops are no coarser than those of the student that is held to it."""
     if not stage.gram.teacher_from:
         return

@@ -16,7 +16,6 @@ import numpy as np
 from omegaconf import MISSING, OmegaConf
 
 from meddap import settings
-from pretrain import checks
 from pretrain.schedules import warmup_cosine
 
 
@@ -44,14 +43,14 @@ class ModelConfig:
     embed_dim: int = 768
     depth: int = 12
     num_heads: int | None = None  # null: heads of 64 channels
-    ffn: str = "mlp"  # mlp | swiglu
+    ffn: Literal["mlp", "swiglu"] = "mlp"
     ffn_ratio: float = 4.0
     qkv_bias: bool = True
     registers: int = 4
     # names that the model tells apart, in any order; more may be added to trained weights; empty: one sequence, unnamed
     sequences: list[str] = field(default_factory=list)
     mask_k_bias: bool = True
-    position: str = "rope"  # rope | learned
+    position: Literal["rope", "learned"] = "rope"
     grid: int | None = None  # side of the learned position grid, in patches
     layer_scale: float | None = 1.0e-5  # initial value; null leaves LayerScale out
     norm_eps: float = 1.0e-5
@@ -104,7 +103,7 @@ class CropsConfig:
     @property
     def described(self) -> str:
         """Number and pixels of global and local crops, of each pair of a mixture."""
-        pairs = self.mixture or [self]
+        pairs: Sequence[PairConfig | CropsConfig] = self.mixture or [self]
         return "; ".join(f"2 × {pair.global_size}, {self.local_number} × {pair.local_size}" for pair in pairs)
 
 
@@ -260,7 +259,7 @@ class KnnConfig:
 @dataclass
 class MachineConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    precision: str = "auto"  # auto | bf16 | float32; auto is bf16 where the device multiplies it in hardware
+    precision: Literal["auto", "bf16", "float32"] = "auto"  # auto is bf16 where the device multiplies it in hardware
     recompute: bool = False  # less memory, a quarter more time: activations are computed again for the gradient
     # parts of a batch that go through the student one after the other: less memory, same results. For the stage's own
     # crop sizes; a pair of crops.mixture has as many more as it has more pixels. KoLeo among images of several parts
@@ -268,8 +267,8 @@ class MachineConfig:
     accumulate: int = 1
     compile: bool = False  # blocks by torch.compile: faster after some minutes
     cuda_graphs: bool = False  # with compile: a teacher's kernels are recorded once and started together
-    attention: str = "auto"  # auto | sdpa | xformers; auto is xFormers' where it and a GPU are there
-    parallel: str = "ddp"  # none | ddp | fsdp: how several processes share the networks; one process has all of them
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"  # auto is xFormers' where it and a GPU are there
+    parallel: Literal["none", "ddp", "fsdp"] = "ddp"  # how several processes share the networks; one has all of them
     reshard: bool = False  # fsdp: a block's parameters go again after the forward pass; for models that do not fit
     hang_timeout: float = 1800.0  # seconds for any part of a step before the run ends and names who hangs; 0: never
     decode_threads: int = 2
@@ -299,12 +298,12 @@ class Config:
 
 
 def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in `file` with `key=value` overrides. Raises SettingsError, one line."""
+    """Return the configuration in `file` with `key=value` overrides. Raises SettingsError, one line."""
     return settings.load(Config, file, list(overrides))
 
 
 def head_count(model: ModelConfig) -> int:
-    """Attention heads of a backbone. Raises SettingsError where heads of 64 channels do not fit its width."""
+    """Return the number of attention heads. Raises SettingsError where heads of 64 channels do not fit the width."""
     if model.num_heads is not None:
         return model.num_heads
     if model.embed_dim % 64:
@@ -314,48 +313,25 @@ def head_count(model: ModelConfig) -> int:
     return model.embed_dim // 64
 
 
-def stage(config: Config, name: str) -> StageConfig:
-    """Stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry.
-
-    Raises SettingsError for what cannot be trained or would not take effect.
-    """
-    merged = recorded(config, name)
-    checks.check_model(config)
-    checks.check_stage(f"stages.{name}", merged, config.model.patch_size)
-    if merged.gram.teacher_from:
-        _check_anchor(config, name, merged.gram.teacher_from)
-    return merged
-
-
 def recorded(config: Config, name: str) -> StageConfig:
-    """Stage `name` as a run's configuration has it, which may be an older version's: to be read, not to be trained."""
+    """Return stage `name`: StageConfig's defaults, then `stage_defaults`, then its own entry.
+
+    Nothing is checked, since a run may have been made by an older version. For training use `checks.stage`.
+    """
     return settings.merge(StageConfig, *_layers(config, name))
 
 
-def anchor(teacher_from: str) -> tuple[str, int | None]:
-    """Stage and step of `gram.teacher_from`; the step is None for a stage's last."""
+def gram_teacher_place(teacher_from: str) -> tuple[str, int | None]:
+    """Return stage and step of `gram.teacher_from`; the step is None for a stage's last. Raises ValueError."""
     stage_name, _, step = teacher_from.partition("/")
     return stage_name, int(step) if step else None
 
 
-def anchored_steps(config: Config, name: str) -> set[int]:
-    """The steps of stage `name` that other stages take their Gram teacher from: they are saved and kept."""
+def gram_teacher_steps(config: Config, name: str) -> set[int]:
+    """Return the steps of stage `name` that other stages take their Gram teacher from: they are saved and kept."""
     taken = (recorded(config, other).gram.teacher_from for other in config.stages)
-    return {step for each in taken if each for stage_name, step in [anchor(each)] if stage_name == name and step}
-
-
-def _check_anchor(config: Config, name: str, teacher_from: str) -> None:
-    where = f"stages.{name}.gram.teacher_from={teacher_from}"
-    stages = list(config.stages)
-    try:
-        stage_name, step = anchor(teacher_from)
-    except ValueError as error:
-        raise settings.SettingsError(f"{where}: expected STAGE or STAGE/STEP") from error
-    if stage_name not in stages[: stages.index(name)]:
-        raise settings.SettingsError(f"{where}: no stage before {name} is called {stage_name}")
-    last = recorded(config, stage_name).steps
-    if step is not None and not 0 < step <= last:
-        raise settings.SettingsError(f"{where}: stage {stage_name} has steps 1 to {last}")
+    places = [gram_teacher_place(each) for each in taken if each]
+    return {step for stage_name, step in places if stage_name == name and step}
 
 
 def _layers(config: Config, name: str) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -369,7 +345,7 @@ _BEFORE = {"draws": 1, "model.drop_path_over_depth": "linear"}
 
 
 def recipe(config: Config, name: str) -> dict[str, Any]:
-    """Everything that changes the results of stage `name`, as flat `section.key` → value."""
+    """Return everything that changes the results of stage `name`, as flat `section.key` → value."""
     sections = {
         "draws": DRAWS,
         "seed": config.seed,
@@ -383,21 +359,25 @@ def recipe(config: Config, name: str) -> dict[str, Any]:
         "dino_head": config.dino_head,
         "ibot_head": config.ibot_head,
         "classifier": config.classifier,
-        f"stages.{name}": stage(config, name),
+        f"stages.{name}": recorded(config, name),
     }
-    flat = dict(_flat("", {key: asdict(value) if is_dataclass(value) else value for key, value in sections.items()}))
+    flat = dict(_flat("", {key: _plain(value) for key, value in sections.items()}))
     del flat[f"stages.{name}.init_from"]  # files may move; what they held is in the first checkpoint
     return flat
 
 
 def older_recipe(name: str) -> dict[str, Any]:
-    """`recipe` as a run has it whose version knew none of today's settings: their defaults, or what it did instead."""
+    """Return the recipe of a version that knew none of today's settings: their defaults, or what it did instead."""
     return recipe(Config(stages={name: {"steps": 1}}), name) | _BEFORE  # steps have no default
 
 
 def as_text(config: Config) -> str:
-    """The resolved configuration as YAML; `load` reads it again."""
+    """Return the resolved configuration as YAML that `load` reads again."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _flat(prefix: str, tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddap import console
-from pretrain import build
-from pretrain import config as configuration
-from pretrain.config import Config, SaveConfig, StageConfig
+from pretrain import build, checks
+from pretrain.config import Config, SaveConfig, StageConfig, gram_teacher_steps, load
 from pretrain.data import batch_plan
 from pretrain.objective.koleo import spans_micro_batches
 from pretrain.planning import counting, peak_memory, rates
@@ -113,7 +112,7 @@ class Row:
 
 def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_node: int, side: int, peak: bool) -> Row:
     """A stage on so many devices. `side` of a slice in pixels."""
-    stage = configuration.stage(config, name)
+    stage = checks.stage(config, name)
     plan, known = build.batch_plan(stage, config.seed), counting.costs(config)
     count, group, images = config.machine.accumulate, stage.loss.koleo_group, math.ceil(stage.batch_size / devices)
     parts = batch_plan.plan_micro_batches(stage.batch_size, count, plan.scales, group, name, devices)
@@ -216,7 +215,7 @@ def _data(config: Config, options: argparse.Namespace, rows: list[Row], nodes: i
 
 
 def _messages(config: Config, rows: list[Row], devices: int) -> Iterator[str]:
-    stage = configuration.stage(config, rows[0].name)
+    stage = checks.stage(config, rows[0].name)
     said = messages(config, stage, rows[0].images, devices)
     if not said:
         yield "messages: none"
@@ -228,9 +227,9 @@ def _messages(config: Config, rows: list[Row], devices: int) -> Iterator[str]:
 def _disk(config: Config) -> Iterator[str]:
     total, sizes = 0, []
     for name in config.stages:
-        stage = configuration.stage(config, name)
+        stage = checks.stage(config, name)
         size = checkpoint_bytes(config, stage)
-        count = kept(config.save, stage.steps, configuration.anchored_steps(config, name))
+        count = kept(config.save, stage.steps, gram_teacher_steps(config, name))
         total, sizes = total + size * count, [*sizes, f"{name} {count} of {size / 1e9:.2f} GB"]
     yield f"checkpoints kept: {', '.join(sizes)}; {total / 1e9:,.0f} GB in all"
 
@@ -259,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.gpus < 1 or options.gpus_per_node < 1:
         return console.fail("--gpus and --gpus-per-node: 1 or more")
-    config = configuration.load(options.config, ["data.root=none", *options.overrides])
+    config = load(options.config, ["data.root=none", *options.overrides])
     machine = this_machine() if options.gpu == "cpu" else GPUS[options.gpu]
     if options.mfu is not None:
         machine = replace(machine, mfu=options.mfu)

@@ -16,8 +16,7 @@ import torch
 
 from meddap.disk import BusyError, sole_writer, write_atomic
 from pretrain import build
-from pretrain import config as configuration
-from pretrain.config import Config, StageConfig
+from pretrain.config import DRAWS, Config, StageConfig, gram_teacher_place, older_recipe, recorded
 from pretrain.model.vit import VisionTransformer
 from pretrain.runtime import checkpoint
 from pretrain.runtime.checkpoint import Checkpoint
@@ -101,7 +100,7 @@ def _packed(files: dict[str, bytes]) -> bytes:
 
 def finished(config: Config, name: str) -> Checkpoint:
     """The last checkpoint of stage `name`. Raises TrainingError where the stage is not finished."""
-    found, steps = checkpoint.newest(folder_of(config) / name), configuration.recorded(config, name).steps
+    found, steps = checkpoint.newest(folder_of(config) / name), recorded(config, name).steps
     if found is None or found.step < steps:
         reached = "has not begun" if found is None else f"stands at step {found.step} of {steps}"
         raise TrainingError(f"stage {name} {reached}; run it first: --stage {name}")
@@ -110,7 +109,7 @@ def finished(config: Config, name: str) -> Checkpoint:
 
 def anchoring(config: Config, teacher_from: str) -> Checkpoint:
     """The checkpoint that `gram.teacher_from` names. Raises TrainingError where it is not there."""
-    name, number = configuration.anchor(teacher_from)
+    name, number = gram_teacher_place(teacher_from)
     found = finished(config, name)
     if number is None or number == found.step:
         return found
@@ -140,11 +139,11 @@ def check_identity(own: Checkpoint, identity: dict) -> None:
     """
     if own.state["data_digest"] != identity["data_digest"]:
         raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
-    recipe = configuration.older_recipe(identity["stage"]) | own.state["recipe"]
-    if (drew := recipe["draws"]) != configuration.DRAWS:
+    recipe = older_recipe(identity["stage"]) | own.state["recipe"]
+    if (drew := recipe["draws"]) != DRAWS:
         raise TrainingError(
             f"{own.path}: draws={drew}: a seed gave other crops, masks and batches in the version that began this run "
-            f"(now draws={configuration.DRAWS}); finish it with the program in its folder code/, or give the run "
+            f"(now draws={DRAWS}); finish it with the program in its folder code/, or give the run "
             "another name="
         )
     for key, value in identity["recipe"].items():

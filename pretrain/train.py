@@ -29,9 +29,8 @@ import torch
 from data_prep.schema import SchemaError, Split
 from meddap.disk import BusyError, write_atomic
 from meddap.settings import SettingsError
-from pretrain import build, distillation, optim, parallel, runs
-from pretrain import config as configuration
-from pretrain.config import Config, StageConfig
+from pretrain import build, checks, distillation, optim, parallel, runs
+from pretrain.config import Config, StageConfig, as_text, gram_teacher_steps, load, recipe
 from pretrain.data import batch_plan, order, stream, views
 from pretrain.data.batch_plan import BatchPlan
 from pretrain.model import compiling
@@ -59,7 +58,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
 
     code  digest of the snapshot of the program that runs
     """
-    stage = configuration.stage(config, name)
+    stage = checks.stage(config, name)
     folder = folder_of(config) / name
     split = Split(config.data.root, config.data.split)
     if not len(split):
@@ -73,7 +72,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
     parts = parts_of(config, name, stage, plan, world)
 
     # ---------------------------------------------------------------- where it starts
-    identity = {"stage": name, "data_digest": split.dataset["digest"], "recipe": configuration.recipe(config, name)}
+    identity = {"stage": name, "data_digest": split.dataset["digest"], "recipe": recipe(config, name)}
     own = world.first_does(lambda: checkpoint.newest(folder))
     if own is not None:
         check_identity(own, identity)
@@ -119,7 +118,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
         origin.fill("centres", centring.tensors())
 
     # ---------------------------------------------------------------- what is kept
-    wanted = configuration.anchored_steps(config, name)
+    wanted = gram_teacher_steps(config, name)
     saver = Saver(folder, world, spread.sharded)
 
     def save(done: int) -> None:
@@ -143,7 +142,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             if done > start and (note := os.environ.get("MEDDAP_PROGRESS")):
                 Path(note).touch()  # slurm/pretrain.sh looks for it: another start is worth it
 
-        saver.save(tensors, state, configuration.as_text(config), kept)
+        saver.save(tensors, state, as_text(config), kept)
 
     log.info(
         "stage %s: steps %d to %d, batch %d of %d slices, %s %s%s",
@@ -336,7 +335,7 @@ def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | Non
     if only is not None and only not in stages:
         raise SettingsError(f"--stage {only}: no such stage, the configuration has {', '.join(stages)}")
     for name in stages:  # a misspelt key of the last stage, or parts that cannot be, is found before the first begins
-        stage = configuration.stage(config, name)
+        stage = checks.stage(config, name)
         parts_of(config, name, stage, build.batch_plan(stage, config.seed), world)
     folder = folder_of(config)
     with ExitStack() as open_:
@@ -344,7 +343,7 @@ def run(config: Config, only: str | None, world: World = ALONE, stop: Stop | Non
         patience = 120.0 if distributed.launched() or "SLURM_RESTART_COUNT" in os.environ else 0.0
         world.first_does(lambda: open_.enter_context(held(folder, patience)))
         code = world.first_does(lambda: runs.keep_code(folder))
-        world.first_does(lambda: write_atomic(folder / "config.yaml", configuration.as_text(config).encode()))
+        world.first_does(lambda: write_atomic(folder / "config.yaml", as_text(config).encode()))
         for before, name in zip([None, *stages], stages):
             if only in (None, name):
                 train_stage(config, name, before, code, world, stop or Stop())
@@ -381,7 +380,7 @@ def _run(options: argparse.Namespace, who: dict[str, int] | None, first: bool) -
     try:
         if who is not None:
             distributed.end_with_the_launcher()
-        config = configuration.load(options.config, options.overrides)
+        config = load(options.config, options.overrides)
         device = pick_device(config.machine.device, who["local_rank"] if who else 0)
         parallel.kind(config.machine.parallel, World(**who) if who else ALONE)  # before they meet: all of them know it
         if device.type == "cpu":

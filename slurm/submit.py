@@ -18,7 +18,8 @@ from pathlib import Path
 
 from meddap import console
 from meddap.console import show
-from pretrain import config as configuration
+from pretrain import checks
+from pretrain.config import load
 from slurm import cluster as clusters
 from slurm import pipeline
 from slurm.pipeline import PipelineError, Step, Work, read, record_of, shown, state, write
@@ -187,9 +188,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--local", action="store_true", help="run the pipeline here, one step after the other")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=shards output=/scratch/runs")
     given = options.parse_intermixed_args(arguments)
-    config = configuration.load(given.config, given.overrides)
+    config = load(given.config, given.overrides)
     for stage in config.stages:
-        configuration.stage(config, stage)
+        checks.stage(config, stage)
     run = Path(config.output) / config.name
     asked = {"config": given.config, "overrides": given.overrides, "tasks": given.task, "shard": _split(given.shard)}
     if given.status:

@@ -12,8 +12,8 @@ from helpers.planned_run import config_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import build, distillation
-from pretrain.config import Config, StageConfig, load, stage
+from pretrain import build, checks, distillation
+from pretrain.config import Config, StageConfig, load
 from pretrain.data import views
 from pretrain.data.stream import Batch
 from pretrain.planning import counting
@@ -76,7 +76,7 @@ def run(
 def test_products_are_those_that_a_step_makes(name: str, more: dict) -> None:
     """Every operation of the matrix products of a whole step, to the last one, and of its views."""
     config = config_of(**more)
-    of = stage(config, name)
+    of = checks.stage(config, name)
     made, made_by_views, masked = run(config, of, images=5)
     found = counting.step(config, of, 5, pixels=PIXELS, masked=masked)
     assert found.model + found.again.total == made
@@ -87,7 +87,7 @@ def test_products_are_those_that_a_step_makes(name: str, more: dict) -> None:
 def test_the_first_pass_of_koleo_is_counted(more: dict) -> None:
     """Every operation of a step whose parts share KoLeo's neighbours: one more forward pass of the global crops."""
     config = config_of(**more)
-    of = stage(config, "adapt")
+    of = checks.stage(config, "adapt")
     made, _, masked = run(config, of, images=5, sizes=(2, 3))
     found = counting.step(config, of, 5, masked=masked, first_pass=True)
     plain = counting.step(config, of, 5, masked=masked)
@@ -98,14 +98,14 @@ def test_views_cost_little_beside_a_step() -> None:
     """Under three hundredths of the operations of a ViT-B/16's step, from slices of 512 pixels; Gram crops included."""
     config = load(Path(build.__file__).parent / "configs" / "meddinov3_vitb16.yaml", ["data.root=none"])
     for name in ("adapt", "gram"):
-        found = counting.step(config, stage(config, name), 512, pixels=(512, 512))
+        found = counting.step(config, checks.stage(config, name), 512, pixels=(512, 512))
         assert 0 < found.views < 0.03 * found.model
 
 
 def test_what_drop_path_skips_is_not_counted() -> None:
     """Where exactly the expected share of samples is drawn, operations are those of the step to the last one."""
     config, images = config_of(model={"drop_path": 0.5}), 8
-    of = stage(config, "adapt")
+    of = checks.stage(config, "adapt")
     whole, local = (torch.arange(count * images).view(count, images) / (count * images) for count in (2, 3))
     drop = torch.cat([whole, local]).expand(3, 2, -1, -1)
     # of as many patches in every crop the share that is asked for is exact too
@@ -119,7 +119,7 @@ def test_masks_are_as_many_as_expected() -> None:
     names = ["t1", "t2", "flair"]
     config = config_of(data={"sequences": names}, model={"sequences": names})
     for sequences, probability in ((1, 0.0), (3, 0.7)):
-        of = stage(config, "adapt")
+        of = checks.stage(config, "adapt")
         of = dataclasses.replace(of, masks=dataclasses.replace(of.masks, sequence_probability=probability))
         drawn = build.masks(of, config, batch_of(200, sequences), 48).float().mean()
         assert abs(float(drawn) - counting.masked_share(of.masks, sequences)) < 0.02

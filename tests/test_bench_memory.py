@@ -12,8 +12,8 @@ from helpers import planned_run
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import memory, training_step
-from pretrain import build
-from pretrain.config import Config, StageConfig, load, stage
+from pretrain import build, checks
+from pretrain.config import Config, StageConfig, load
 from pretrain.planning import peak_memory
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_a_computed_peak_is_what_a_real_step_allocates(name: str, more: dict) ->
     In bf16 within four: operations that mix precisions (RoPE) copy one side within themselves on a CPU.
     """
     config = config_of(**more)
-    of = stage(config, name)
+    of = checks.stage(config, name)
     found = peak_memory.computed(config, of, 12, masked=0.2, side=64, gpu=False)
     passing = found.peak - found.networks - found.moments - found.inputs
     near = 0.02 if config.machine.precision == "float32" else 0.04
@@ -70,15 +70,15 @@ def test_several_sequences_and_classes_that_are_prototypes_can_be_planned(recipe
     file = Path(build.__file__).parent / "configs" / f"{recipe}.yaml"
     small = ["data.root=x", "model.embed_dim=32", "model.num_heads=2", "model.depth=2"]
     config = load(file, small)
-    two, four = (peak_memory.computed(config, stage(config, "adapt"), images).peak for images in (2, 4))
+    two, four = (peak_memory.computed(config, checks.stage(config, "adapt"), images).peak for images in (2, 4))
     assert 0 < two < four
 
 
 def test_activation_checkpointing_and_parts_take_less() -> None:
     """Both keep fewer activations and lower the peak; networks and moments stay what they are."""
-    plain = peak_memory.computed(config_of(), stage(config_of(), "gram"), 12)
-    again = peak_memory.computed(config_of(machine={"recompute": True}), stage(config_of(), "gram"), 12)
-    parts = peak_memory.computed(config_of(machine={"accumulate": 3}), stage(config_of(), "gram"), 12)
+    plain = peak_memory.computed(config_of(), checks.stage(config_of(), "gram"), 12)
+    again = peak_memory.computed(config_of(machine={"recompute": True}), checks.stage(config_of(), "gram"), 12)
+    parts = peak_memory.computed(config_of(machine={"accumulate": 3}), checks.stage(config_of(), "gram"), 12)
     for less in (again, parts):
         assert less.activations < 0.6 * plain.activations and less.peak < plain.peak
         assert (less.networks, less.moments) == (plain.networks, plain.moments)
@@ -90,7 +90,7 @@ def test_weights_and_moments_are_the_models() -> None:
     model = build.networks(config)[0]
     size = 4 * sum(each.numel() for each in model.state_dict().values())
     backbone = 4 * sum(each.numel() for each in model.backbone.state_dict().values())
-    found = peak_memory.computed(config, stage(config, "gram"), 2)
+    found = peak_memory.computed(config, checks.stage(config, "gram"), 2)
     assert found.networks == 2 * size + backbone and found.moments == 2 * size
     assert found.rest > 0
 
@@ -98,7 +98,7 @@ def test_weights_and_moments_are_the_models() -> None:
 def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
     """By the peaks themselves, for two sizes of GPU; no image fits a GPU smaller than the networks."""
     config = config_of()
-    of = stage(config, "adapt")
+    of = checks.stage(config, "adapt")
     known = peak_memory.computed(config, of, 8)
     sizes = [1.9 * known.peak / 2**30, 4.0 * known.peak / 2**30, known.networks / 2**30]
     most = peak_memory.largest(config, of, known, sizes)
@@ -114,7 +114,7 @@ def test_the_stages_rows_have_their_largest_crops() -> None:
     pairs = [{"ratio": 1.0, "global_size": 48, "local_size": 24}, {"ratio": 1.0, "global_size": 96, "local_size": 48}]
     config = replace(config, stages={"adapt": {"steps": 50, "crops": {"local_number": 3, "mixture": pairs}}})
     (row,) = peak_memory.variants(config)
-    whole = stage(config, "adapt").crops
+    whole = checks.stage(config, "adapt").crops
     pixels = [2 * large**2 + 3 * small**2 for large, small in ((whole.global_size, whole.local_size), (96, 48))]
     assert row[1].crops.global_size == 96 and row[2] == math.ceil(pixels[1] / pixels[0])
 

@@ -12,8 +12,8 @@ from helpers.planned_run import config_of
 from safetensors.torch import save_file
 
 from benchmarks import foretold, training_step
-from pretrain import build, distillation, plan
-from pretrain.config import SaveConfig, stage
+from pretrain import build, checks, distillation, plan
+from pretrain.config import SaveConfig
 from pretrain.planning import communication, rates
 from pretrain.runtime import checkpoint
 from pretrain.runtime.distributed import World
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int, first_pass: bool) -> None:
     """As many sums and gathers as a step of two ranks asks its World for, and as large, in one part and in two."""
     config = config_of(machine={"device": "cpu", "precision": "float32"})
-    of, said = stage(config, "gram"), []
+    of, said = checks.stage(config, "gram"), []
     of = replace(of, loss=replace(of.loss, koleo_group=group))
 
     class Counting(World):
@@ -59,7 +59,7 @@ def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int,
 def test_checkpoints_are_as_large_and_as_many_as_planned(tmp_path: Path) -> None:
     """A checkpoint's files within two in a hundred of the plan's, and as many folders as pruning leaves."""
     config = config_of(model={"embed_dim": 64}, dino_head={"prototypes": 4096})
-    of = stage(config, "gram")
+    of = checks.stage(config, "gram")
     student, teacher, anchor = training_step.networks(config, of, CPU)
     optimizer = build.optimizer(of, student, config.model.depth)
     for parameter in student.parameters():

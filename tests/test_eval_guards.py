@@ -18,7 +18,7 @@ from eval.data import features, leaks, sources, splits
 from eval.data.examples import Examples
 from meddap.settings import SettingsError
 from pretrain import checks, train
-from pretrain import config as configuration
+from pretrain.config import load
 from pretrain.weights import card, encoder
 
 
@@ -58,7 +58,7 @@ def test_a_run_that_today_would_be_refused_is_read(tmp_path: Path, monkeypatch: 
         run, one = tiny_run(tmp_path / "run", data, "stage_defaults.optim.teacher_temp.start=0.04"), task(data)
     found = encoder.find(run)
     with pytest.raises(SettingsError, match="teacher_temp.start=0.04"):
-        configuration.stage(configuration.load(found.path / "config.yaml"), "adapt")
+        checks.stage(load(found.path / "config.yaml"), "adapt")
     examples = sources.load(one, tmp_path)
     assert checked(run, examples, one, tmp_path).checked
     assert "| adapt | 1 of 1 |" in card.card(found, encoder.load_encoder(run), "equal")

@@ -52,7 +52,7 @@ ALLOWED = {
         "data_prep": {"schema", "identity", "config", "volumes", "figures", "discovery"},
         "pretrain": {"config", "runtime", "model", "data", "weights", "build", "optim", "schedules"},
     },
-    "slurm": {"meddap": None, "pretrain": {"config"}},
+    "slurm": {"meddap": None, "pretrain": {"config", "checks"}},
 }
 FORBIDDEN = {
     "meddap": {"torch", "pydicom", "nibabel"},

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain import config as configuration
-from pretrain import train
-from pretrain.config import Config, StageConfig
+import pretrain
+from pretrain import checks, train
+from pretrain.config import Config, StageConfig, load
 
-FOLDER = Path(configuration.__file__).parent / "configs"
+FOLDER = Path(pretrain.__file__).parent / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 STEPS, BATCH = 3, 4
 BUFFERS = ("periods", "bias_mask")
@@ -33,7 +33,7 @@ def tiny(config: Config) -> list[str]:
     words += [f"{head}.prototypes={2 if config.classifier == 'prototypes' else 16}" for head in heads]
     words += ["model.grid=4"] if config.model.grid else []
     for name in config.stages:
-        words += [f"stages.{name}.{word}" for word in short(configuration.stage(config, name), config.model.patch_size)]
+        words += [f"stages.{name}.{word}" for word in short(checks.stage(config, name), config.model.patch_size)]
     return words + ["machine.device=cpu", "machine.precision=float32", "machine.tensorboard=false", "save.every=100"]
 
 
@@ -76,13 +76,13 @@ def test_every_parameter_that_should_move_moves_in_every_stage(
     file: str, tiny_dataset, brain_shards: Path, tmp_path: Path
 ) -> None:
     """From a stage's first checkpoint to its last, all tensors of the student and of its teacher."""
-    mri = configuration.load(FOLDER / file, ["data.root=later"]).data.sequences != ["ct"]
+    mri = load(FOLDER / file, ["data.root=later"]).data.sequences != ["ct"]
     words = [f"data.root={brain_shards if mri else tiny_dataset()}", f"output={tmp_path}", "name=run"]
     words += ["data.labels=[tumour]"] if mri and "mm_" in file else []
-    config = configuration.load(FOLDER / file, words)
+    config = load(FOLDER / file, words)
     assert train.main(["--config", str(FOLDER / file), *words, *tiny(config)]) == 0
     for name in config.stages:
-        stage, folder = configuration.stage(config, name), tmp_path / "run" / name
+        stage, folder = checks.stage(config, name), tmp_path / "run" / name
         student, teacher = (changes(folder, network) for network in ("student", "teacher"))
         wanted = {key for key in student if not key.endswith(BUFFERS) and not should_rest(key, stage)}
         resting = {key for key in wanted if not student[key].any()}

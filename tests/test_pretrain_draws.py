@@ -16,8 +16,8 @@ from scipy import ndimage, stats
 
 from data_prep import schema
 from meddap.settings import SettingsError
-from pretrain import build
-from pretrain import config as configuration
+from pretrain import build, checks
+from pretrain.config import AugmentConfig, Config, CropsConfig, IntensityConfig, StageConfig
 from pretrain.data import boxes, masking, order, randomness, slices, stream, views
 from pretrain.data.intensity import Intensity
 
@@ -186,7 +186,7 @@ def test_views_around_labels_do_not_depend_on_the_ranks(split: schema.Split) -> 
 
 def test_labels_that_nothing_has_are_refused(split: schema.Split) -> None:
     """around_labels without any label map, an unknown law of sizes, exponents of 0: one line with key and value."""
-    stage = configuration.StageConfig(steps=1, crops=configuration.CropsConfig(around_labels=True))
+    stage = StageConfig(steps=1, crops=CropsConfig(around_labels=True))
     assert build.reads_voxels("adapt", stage, split)
     none = types.SimpleNamespace(root=split.root, dataset={"labels": {}})
     with pytest.raises(SettingsError, match="stages.adapt.crops.around_labels=true: .* has no label map; .*false"):
@@ -197,9 +197,9 @@ def test_labels_that_nothing_has_are_refused(split: schema.Split) -> None:
         ".augment.slice.gamma=.0.0, 1.0.: expected 2 numbers, above 0": {"augment": {"slice": {"gamma": [0, 1]}}},
     }
     for said, entry in wrong.items():
-        config = configuration.Config(name="x", stages={"adapt": {"steps": 1, **entry}})
+        config = Config(name="x", stages={"adapt": {"steps": 1, **entry}})
         with pytest.raises(SettingsError, match=f"stages.adapt{said}"):
-            configuration.stage(config, "adapt")
+            checks.stage(config, "adapt")
 
 
 def masks_of(sample: torch.Tensor, side: int, **more) -> np.ndarray:
@@ -437,11 +437,11 @@ def test_crops_are_blurred_and_bent_as_often_as_the_settings_say() -> None:
     box = torch.tensor([[0, 9, 0, 9]]).expand(count, 4)
     present = torch.ones(count, 1, dtype=torch.bool)
     batch = stream.Batch(torch.empty(count, 1, 1, 1), box, present, number, 0 * number, torch.empty(count, 0))
-    stage = configuration.StageConfig(steps=1)
+    stage = StageConfig(steps=1)
     stage.augment.gamma_p = [0.0, 0.5, 0.2]
-    settings = build.view_settings(stage, configuration.IntensityConfig())
+    settings = build.view_settings(stage, IntensityConfig())
     for kind, which, blurred, bent in (("global", 0, 0.0, 0.0), ("global", 1, 0.9, 0.5), ("local", 3, 0.5, 0.2)):
         drawn = views.sample_parameters(batch, settings, 0, kind, which)
         for values, share in ((drawn.blur > 0, blurred), (drawn.gamma != 1, bent)):
             assert abs(float(values.float().mean()) - share) <= 4 * math.sqrt(share * (1 - share) / count)
-    assert configuration.AugmentConfig().gamma_p == [0, 0, 0] and not settings.slice.on
+    assert AugmentConfig().gamma_p == [0, 0, 0] and not settings.slice.on

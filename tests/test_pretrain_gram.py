@@ -10,8 +10,8 @@ from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError
-from pretrain import build, train
-from pretrain import config as configuration
+from pretrain import build, checks, train
+from pretrain.config import AugmentConfig, load
 from pretrain.data import stream, views
 from pretrain.runtime import checkpoint
 
@@ -59,7 +59,7 @@ def test_three_stages_chain_and_the_anchor_is_the_teacher_that_was_named(run, tm
         found = rows(folder / stage)
         assert len(found) == last and all(row["loss/gram"] >= 0 for row in found)
         for row in found:
-            terms = configuration.stage(configuration.load(run.config, [f"data.root={run.data}"]), stage)
+            terms = checks.stage(load(run.config, [f"data.root={run.data}"]), stage)
             pairs = 2 + 2 * terms.crops.local_number
             dino = (2 * row["loss/dino_global"] + (pairs - 2) * row["loss/dino_local"]) / pairs
             total = dino + row["loss/ibot"] + 2 * 0.1 * row["loss/koleo"] + row["gram_weight"] * row["loss/gram"]
@@ -98,8 +98,8 @@ def test_stopped_in_every_step_of_every_stage_it_ends_the_same(run, tmp_path: Pa
 
 def test_gram_crops_are_the_global_crops_without_distortion(run) -> None:
     """Rendered at the global crops' size they are those crops with the plain window, no noise, no blur."""
-    config = configuration.load(run.config, [f"data.root={run.data}"])
-    stage = configuration.stage(config, "gram")
+    config = load(run.config, [f"data.root={run.data}"])
+    stage = checks.stage(config, "gram")
     stage.gram.size = stage.crops.global_size
     batches = stream.batches(Split(config.data.root, "train"), batch_size=8, seed=0)
     batch = next(batches)
@@ -107,7 +107,7 @@ def test_gram_crops_are_the_global_crops_without_distortion(run) -> None:
     found = views.make(batch, build.view_settings(stage, config.intensity), seed=0)
     assert found.gram_crops.shape == found.global_crops.shape
     assert not torch.equal(found.gram_crops, found.global_crops)
-    stage.augment = configuration.AugmentConfig(blur_p=[0, 0, 0])
+    stage.augment = AugmentConfig(blur_p=[0, 0, 0])
     plain = views.make(batch, build.view_settings(stage, config.intensity), seed=0)
     torch.testing.assert_close(found.gram_crops, plain.global_crops)
     stage.gram.size = 2 * stage.crops.global_size
@@ -123,7 +123,7 @@ def test_gram_crops_are_the_global_crops_without_distortion(run) -> None:
         ("stages.gram.gram.teacher_from=fine", "no stage before gram is called fine"),
         ("stages.gram.gram.teacher_from=adapt/9", "stage adapt has steps 1 to 8"),
         ("stages.gram.gram.teacher_from=adapt/x", "expected STAGE or STAGE/STEP"),
-        ("stages.gram.gram.size=60", "gram.size=60: no multiple of model.patch_size=8"),
+        ("stages.gram.gram.size=60", "gram.size=60: not a multiple of model.patch_size=8"),
     ],
 )
 def test_an_anchor_that_cannot_be_is_refused_before_anything_runs(words: str, expected: str, run, capsys) -> None:
@@ -131,7 +131,7 @@ def test_an_anchor_that_cannot_be_is_refused_before_anything_runs(words: str, ex
     assert run("bad", words) == 1
     assert expected in capsys.readouterr().err
     with pytest.raises(SettingsError):
-        configuration.stage(configuration.load(run.config, [words]), "gram")
+        checks.stage(load(run.config, [words]), "gram")
 
 
 def test_the_gram_loss_holds_the_patches(run, tmp_path: Path) -> None:

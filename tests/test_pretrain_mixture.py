@@ -12,9 +12,8 @@ from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep.schema import Split
 from meddap.settings import SettingsError
-from pretrain import build, train
-from pretrain import config as configuration
-from pretrain.config import CropsConfig, PairConfig, StageConfig
+from pretrain import build, checks, train
+from pretrain.config import CropsConfig, PairConfig, StageConfig, load
 from pretrain.data import batch_plan, randomness, stream
 from pretrain.data.order import Chain
 from pretrain.model.tokens import Crops
@@ -139,21 +138,21 @@ def test_a_pair_that_cannot_be_is_refused(pair: str, expected: str, tmp_path: Pa
         )
     )
     with pytest.raises(SettingsError, match="stages.adapt") as caught:
-        configuration.stage(configuration.load(tmp_path / "c.yaml"), "adapt")
+        checks.stage(load(tmp_path / "c.yaml"), "adapt")
     assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted((Path(train.__file__).parent / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
     """All its stages are valid, their plans and schedules have every step, the model can be made (without memory)."""
-    config = configuration.load(path, ["data.root=SHARDS"])
+    config = load(path, ["data.root=SHARDS"])
     prototypes = config.classifier == "prototypes"
     with torch.device("meta"):
         student, teacher = build.networks(config, {"grade": ["2", "3", "4"]} if prototypes else {})
     assert sum(parameter.numel() for parameter in student.parameters()) > 1e5
     assert student.state_dict().keys() == teacher.state_dict().keys()
     for name in config.stages:
-        each = configuration.stage(config, name)
+        each = checks.stage(config, name)
         plan = build.batch_plan(each, config.seed)
         assert len(plan.sizes) == each.steps and set(plan.sizes) == {each.batch_size}
         assert all(len(values) == each.steps for values in build.schedules(each).values())

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from meddap.settings import SettingsError
-from pretrain import config as configuration
-from pretrain import ranges
+from pretrain import checks, ranges
 from pretrain.config import Config, PairConfig, StageConfig
 from pretrain.ranges import Allowed
 
@@ -98,7 +97,7 @@ def test_no_number_is_without_a_range() -> None:
 def test_a_stage_says_what_does_not_fit(entry: dict, said: str) -> None:
     """One line with key, value and what is expected."""
     with pytest.raises(SettingsError) as caught:
-        configuration.stage(Config(name="x", stages={"only": {"steps": 10, **entry}}), "only")
+        checks.stage(Config(name="x", stages={"only": {"steps": 10, **entry}}), "only")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -107,16 +106,16 @@ def test_an_anchor_coarser_than_its_student_is_refused() -> None:
     pair = {"global_size": 512, "local_size": 112}
     for crops in ({"global_size": 512}, {"mixture": [{"global_size": 256, "local_size": 112}, pair]}):
         stages = {"first": {"steps": 10}, "only": {"steps": 10, "crops": crops, "gram": {"teacher_from": "first"}}}
-        configuration.stage(Config(name="x", stages=stages), "only")
+        checks.stage(Config(name="x", stages=stages), "only")
         stages["only"]["gram"] = {"teacher_from": "first", "size": 448}
         with pytest.raises(SettingsError, match="gram.size=448: coarser than the student's crops of 512 pixels"):
-            configuration.stage(Config(name="x", stages=stages), "only")
+            checks.stage(Config(name="x", stages=stages), "only")
 
 
 @pytest.mark.parametrize("name", ["..", "", ".", "a/../../b", "/tmp/x"])
 def test_a_run_stays_below_its_output(name: str) -> None:
     """A name that leads elsewhere is refused, for runs and for stages."""
     with pytest.raises(SettingsError, match="name=.*give another name"):
-        configuration.stage(Config(name=name, stages={"only": {"steps": 10}}), "only")
+        checks.stage(Config(name=name, stages={"only": {"steps": 10}}), "only")
     with pytest.raises(SettingsError, match="give it a plain name"):
-        configuration.stage(Config(name="x", stages={name: {"steps": 10}}), name)
+        checks.stage(Config(name="x", stages={name: {"steps": 10}}), name)

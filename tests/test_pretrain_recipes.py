@@ -31,7 +31,7 @@ import pytest
 import yaml
 
 from meddap.settings import SettingsError
-from pretrain import build, config
+from pretrain import build, checks, config
 
 CONFIGS = Path(config.__file__).parent / "configs"
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in (Path(__file__).parent / "recipes").glob("*.yaml")}
@@ -136,7 +136,7 @@ def faults(recipe: str, stage: str, found: config.Config, table: dict[str, Row])
         if row.rule is not None and not is_written(number(row.rule), row.value):
             yield f"{at} {key}: its row says {row.value}, and {row.rule} = {number(row.rule):g} ({row.where})"
     if schedules := FILES[recipe]["stages"][stage].get("schedules"):
-        merged = config.stage(found, stage)
+        merged = checks.stage(found, stage)
         for key, row in schedules.items():
             for wrong in schedule_faults(FILES[recipe]["stages"][stage]["clock"], key, row, merged):
                 yield f"{at} {key}{wrong} ({row['where']})"
@@ -235,7 +235,7 @@ def test_every_row_says_where_or_why(recipe: str) -> None:
 def test_every_step_has_the_batch_that_its_rate_was_scaled_for(recipe: str, stage: str) -> None:
     """At every crop size of a mixture; rates that follow a batch follow this one."""
     found = loaded(recipe)
-    merged = config.stage(found, stage)
+    merged = checks.stage(found, stage)
     sizes = build.batch_plan(merged, found.seed).sizes
     assert (sizes == merged.batch_size).all(), f"{recipe} {stage}: {min(sizes)} to {max(sizes)} of {merged.batch_size}"
 

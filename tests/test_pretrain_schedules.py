@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from meddap.settings import SettingsError
-from pretrain import build, optim
-from pretrain import config as configuration
+from pretrain import build, checks, optim
 from pretrain.config import Config, GramConfig, ScheduleConfig
 from pretrain.model.vit import VisionTransformer
 from pretrain.schedules import warmup_cosine
@@ -71,7 +70,7 @@ def test_what_would_have_no_effect_in_a_stage_is_refused(steps: int, stage: dict
     named = Config(stages={"first": first, "later": {"steps": steps, **stage}})
     for config in (inherited, named):
         with pytest.raises(SettingsError) as caught:
-            configuration.stage(config, "later")
+            checks.stage(config, "later")
         message = str(caught.value)
         assert message.startswith("stages.later.") and f"{key}:" in message and why in message and "\n" not in message
 
@@ -81,17 +80,17 @@ def test_all_that_has_no_effect_is_named_at_once() -> None:
     schedule = {"peak": 0.07, "warmup_steps": 30}
     late = {"lr": schedule, "teacher_temp": schedule, "freeze_last_layer_steps": 12}
     with pytest.raises(SettingsError) as caught:
-        configuration.stage(Config(stages={"only": {"steps": 10, "optim": late}}), "only")
+        checks.stage(Config(stages={"only": {"steps": 10, "optim": late}}), "only")
     expected = "(and mend optim.teacher_temp.warmup_steps=30, optim.freeze_last_layer_steps=12)"
     assert str(caught.value).startswith("stages.only.optim.lr.warmup_steps=30: ") and expected in str(caught.value)
 
 
 def test_a_stage_that_names_a_peak_alone_has_it_in_every_step() -> None:
     """There is no warm-up, freeze or fall that nobody named: defaults are constant."""
-    values = build.schedules(configuration.stage(Config(stages={"only": {"steps": 7}}), "only"))
+    values = build.schedules(checks.stage(Config(stages={"only": {"steps": 7}}), "only"))
     for name, peak in (("lr", 2e-4), ("weight_decay", 0.04), ("teacher_momentum", 0.994), ("teacher_temp", 0.07)):
         assert (values[name] == peak).all() and len(values[name]) == 7
-    assert configuration.stage(Config(stages={"only": {"steps": 7}}), "only").optim.freeze_last_layer_steps == 0
+    assert checks.stage(Config(stages={"only": {"steps": 7}}), "only").optim.freeze_last_layer_steps == 0
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pretrain import build, distillation
-from pretrain import config as configuration
+from pretrain import build, checks, distillation
 from pretrain.config import Config, MaskConfig, StageConfig
 from pretrain.data import batch_plan
 from pretrain.data.stream import Batch
@@ -229,7 +228,7 @@ def _between(peaks: Mapping[int, int], below: int, above: int | None, space: flo
 def variants(config: Config) -> Iterator[tuple[str, StageConfig, int]]:
     """Each stage's name, the stage with its largest crops, and the parts in which these have a batch computed."""
     for name in config.stages:
-        stage = configuration.stage(config, name)
+        stage = checks.stage(config, name)
         plan, pairs = build.batch_plan(stage, config.seed), build.crop_variants(stage)
         number = max(set(plan.choice.tolist()), key=lambda each: crop_sizes(pairs[each]))
         yield name, pairs[number], batch_plan.micro_batch_count(config.machine.accumulate, plan.scales[number])
