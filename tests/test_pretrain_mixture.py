@@ -126,8 +126,8 @@ def test_a_mixed_stage_runs_and_resumes_to_the_same_bits(run, tmp_path: Path, mo
     ("pair", "expected"),
     [
         ("{ratio: 0, global_size: 32, local_size: 16}", "crops.mixture[0].ratio=0.0: expected above 0"),
-        ("{global_size: 30, local_size: 16}", "crops.mixture[0].global_size=30: no multiple"),
-        ("{global_size: 32, local_size: 16, gram_size: 33}", "crops.mixture[0].gram_size=33: no multiple"),
+        ("{global_size: 30, local_size: 16}", "crops.mixture[0].global_size=30: not a multiple"),
+        ("{global_size: 32, local_size: 16, gram_size: 33}", "crops.mixture[0].gram_size=33: not a multiple"),
     ],
 )
 def test_a_pair_that_cannot_be_is_refused(pair: str, expected: str, tmp_path: Path) -> None:
