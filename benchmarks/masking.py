@@ -26,7 +26,7 @@ from data_prep.identity import VARIABLE
 from data_prep.synthetic.brain import SEQUENCES
 from eval.reporting import results
 from eval.statistics import bootstrap, metrics
-from eval.statistics.predictions import Prediction, Scored
+from eval.statistics.predictions import Scored
 from meddap import console
 from meddap.settings import SettingsError
 
@@ -77,10 +77,11 @@ def train_and_probe(output: Path, shards: Path, arm: str, seed: int) -> Path:
 def joined(folders: list[Path]) -> dict[str, Scored]:
     """The predictions for what the test patients have, those of several seeds as so many fits."""
     each = [results.read_predictions(folder)[1] for folder in folders]
-    found = {}
+    found: dict[str, Scored] = {}
     for seen, sequences in SEEN.items():
-        parts = [one[f"subsets sequences {'+'.join(sequences)}"] for one in each]
-        found[seen] = replace(parts[0], scores=np.concatenate([part.scores for part in parts]))
+        seeds = [one[f"subsets sequences {'+'.join(sequences)}"] for one in each]
+        scored = [one for one in seeds if isinstance(one, Scored)]
+        found[seen] = replace(scored[0], scores=np.concatenate([one.scores for one in scored]))
     return found
 
 
@@ -121,14 +122,14 @@ def shown(figures: dict[str, bootstrap.Figure], sign: str = "") -> str:
 
 def table(arms: dict[str, dict[str, Scored]]) -> list[str]:
     """Markdown: a row for what the test patients have; figures of each arm and differences of `masked`."""
-    arms: dict[str, dict[str, Prediction]] = {arm: {**found, _MEAN: withheld(found)} for arm, found in arms.items()}
-    others = [arm for arm in arms if arm != "masked"]
-    heads = ["test patients have", *arms, *(f"masked − {arm}" for arm in others)]
+    rows: dict[str, dict[str, Scored | Mean]] = {arm: {**found, _MEAN: withheld(found)} for arm, found in arms.items()}
+    others = [arm for arm in rows if arm != "masked"]
+    heads = ["test patients have", *rows, *(f"masked − {arm}" for arm in others)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for seen in [*SEEN, _MEAN]:
-        cells = [shown(bootstrap.figures(found[seen], _METRIC, _DRAWS, 0)) for found in arms.values()]
+        cells = [shown(bootstrap.figures(found[seen], _METRIC, _DRAWS, 0)) for found in rows.values()]
         for arm in others:
-            one, other = arms[arm][seen], arms["masked"][seen]
+            one, other = rows[arm][seen], rows["masked"][seen]
             cells.append(shown(bootstrap.differences(one, other, _METRIC, _DRAWS, 0), "+"))
         lines.append("| " + " | ".join([seen, *cells]) + " |")
     return lines

@@ -6,7 +6,7 @@ By torchvision's transforms where it is installed, else by the same operations o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class MultiCrop:
         return crop
 
 
-def _box(shape: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int, int, int]:
+def _box(shape: Sequence[int], scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int, int, int]:
     for _ in range(10):
         area = shape[0] * shape[1] * torch.empty(()).uniform_(*scale).item()
         ratio = math.exp(torch.empty(()).uniform_(math.log(aspect[0]), math.log(aspect[1])).item())
@@ -73,7 +73,7 @@ def _box(shape: tuple[int, int], scale: tuple[float, float], aspect: tuple[float
         if 0 < width <= shape[1] and 0 < height <= shape[0]:
             row = int(torch.randint(0, shape[0] - height + 1, ()))
             return row, int(torch.randint(0, shape[1] - width + 1, ())), height, width
-    return 0, 0, *shape
+    return 0, 0, shape[0], shape[1]
 
 
 def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -226,13 +226,14 @@ class PlainStep:
         local_cls, _ = self.student.backbone(local.flatten(0, 1), None, of_local)
         seen = self.student.dino_head(cls).unflatten(0, (2, images))
         seen_local = self.student.dino_head(local_cls).unflatten(0, (crops, images))
-        pairs = [cross_entropy(each, target).mean() for each in seen_local for target in wanted]
+        local_losses = [cross_entropy(each, target).mean() for each in seen_local for target in wanted]
+        first, second = cls.chunk(2)
         weight = (1 / mask.sum(dim=1).clamp(min=1)).unsqueeze(1).expand_as(mask)[mask]
         terms = {
             "dino_global": (cross_entropy(seen[0], wanted[1]).mean() + cross_entropy(seen[1], wanted[0]).mean()) / 2,
-            "dino_local": sum(pairs) / len(pairs),
+            "dino_local": torch.stack(local_losses).mean(),
             "ibot": (cross_entropy(self.student.ibot_head(patches[mask]), wanted_patches) * weight).sum() / len(mask),
-            "koleo": sum(koleo(crop) for crop in cls.chunk(2)) / 2,
+            "koleo": (koleo(first) + koleo(second)) / 2,
         }
         dino = (2 * terms["dino_global"] + 2 * crops * terms["dino_local"]) / (2 + 2 * crops)
         return {**terms, "total": dino + terms["ibot"] + 0.2 * terms["koleo"]}

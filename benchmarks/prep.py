@@ -19,7 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import nibabel
 import numpy as np
@@ -39,6 +41,7 @@ from data_prep.sharding import run as sharding
 from data_prep.synthetic import phantom
 from data_prep.volumes import images, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume
+from data_prep.workers import Workers
 from meddap import console
 from meddap.settings import SettingsError
 
@@ -54,16 +57,19 @@ class Here:
         return ((job, work(job)) for job in jobs)
 
 
+HERE = cast(Workers, Here())
+
+
 def volume(folder: Path | None, count: int) -> np.ndarray:
     """(count, H, W) int16 HU of the first CT below `folder`, its slices repeated, or of a synthetic patient."""
     if folder is None:
         return np.rint(phantom.make(np.random.default_rng(0), count, 512).hu).astype(np.int16)
-    for source in sources.discover(folder, None, CtConfig(), "CT", Here()).sources:
+    for source in sources.discover(folder, None, CtConfig(), "CT", HERE).sources:
         series = source.series[0]
         paths = [str(folder / name) for name in series.files]
-        found = next(read_series(paths, "CT", CtConfig())) if series.dicom else images.read_ct(paths[0], CtConfig())
-        if not isinstance(found, RejectedSeries):
-            voxels = (found[0] if series.dicom else found).voxels
+        first = next(read_series(paths, "CT", CtConfig())) if series.dicom else images.read_ct(paths[0], CtConfig())
+        if not isinstance(first, RejectedSeries):
+            voxels = (first[0] if isinstance(first, tuple) else first).voxels
             return np.ascontiguousarray(voxels[np.arange(count) % len(voxels)])
     raise SettingsError(f"{folder}: holds no CT; name another --input")
 
@@ -124,7 +130,7 @@ def plain(source: Path, patients: int) -> None:
 def _plain_slices(folder: Path) -> Iterator[np.ndarray]:
     files = list(folder.iterdir())
     if files[0].suffix == ".gz":
-        values = np.asarray(nibabel.load(files[0]).dataobj)
+        values = np.asarray(nibabel.Nifti1Image.from_filename(files[0]).dataobj)
         yield from (values[:, :, place].T.astype(np.int32) for place in range(values.shape[2]))
         return
     headers = sorted(
@@ -137,7 +143,7 @@ def _plain_slices(folder: Path) -> Iterator[np.ndarray]:
 
 def reading(source: Path) -> None:
     """Read and decode only: every volume, nothing written."""
-    for each in sources.discover(source, None, CtConfig(), "CT", Here()).sources:
+    for each in sources.discover(source, None, CtConfig(), "CT", HERE).sources:
         series = each.series[0]
         paths = [str(source / name) for name in series.files]
         if series.dicom:
@@ -204,9 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
         arms: dict[str, tuple[Callable[[], None], int]] = {"encode only": (lambda: encoding(samples), len(samples))}
         for kind, folder in KINDS.items():
             total = len(list((root / folder).iterdir())) * options.slices
-            arms[f"{kind}: read and decode only"] = (lambda f=root / folder: reading(f), total)
-            arms[f"{kind}: MedDAP, 1 worker"] = (lambda f=root / folder: ours(f, 1), total)
-            arms[f"{kind}: plain loop"] = (lambda f=root / folder: plain(f, alone), alone * options.slices)
+            arms[f"{kind}: read and decode only"] = (partial(reading, root / folder), total)
+            arms[f"{kind}: MedDAP, 1 worker"] = (partial(ours, root / folder, 1), total)
+            arms[f"{kind}: plain loop"] = (partial(plain, root / folder, alone), alone * options.slices)
         everything = options.patients * options.slices
         arms["uncompressed DICOM: MedDAP, 2 workers"] = (lambda: ours(root / "raw", 2), everything)
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):

@@ -113,7 +113,9 @@ def plain(config: Config, inputs: Inputs, precision: str) -> Callable[[], dict[s
     """The plain step, from the weights that ours starts from."""
     student, _ = build.student_and_teacher(config, torch.device("cpu"))
     model, heads = config.model, []
+    assert model.num_heads is not None  # as Task has it
     for head in (config.dino_head, config.ibot_head):
+        assert head is not None  # Task gives both
         heads.append(plain_step.PlainHead(model.embed_dim, head.hidden_dim, head.bottleneck_dim, head.prototypes))
     backbone = plain_step.PlainTransformer(
         model.patch_size, model.embed_dim, model.depth, model.num_heads, model.registers, model.drop_path
@@ -179,7 +181,8 @@ def stepping(task: Task, way: Way, line: Connection) -> None:
 def measure(task: Task, ways: Sequence[Way], rounds: int, warmup: int = 2) -> tuple[dict[str, Taken], dict[str, float]]:
     """Every way's steps, taken by turns, and operations a second of matrix products in each precision."""
     start = multiprocessing.get_context("spawn")
-    lines, taken, rates = [], {way.name: Taken() for way in ways}, {"float32": [], "bf16": []}
+    lines, taken = [], {way.name: Taken() for way in ways}
+    rates: dict[str, list[float]] = {"float32": [], "bf16": []}
     for way in ways:
         here, there = start.Pipe()
         process = start.Process(target=stepping, args=(task, way, there), daemon=True)
@@ -264,9 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     texts = [f"{date.today()}, {machine()}"]
     for words in options.crops:
-        crops = tuple(int(side) for side in words.split("/"))
-        batch = options.batch or max(1, round(16 * (112 / crops[0]) ** 2))
-        task = Task(options.size, crops, batch, options.prototypes, options.drop_path)
+        large, small = (int(side) for side in words.split("/"))
+        batch = options.batch or max(1, round(16 * (112 / large) ** 2))
+        task = Task(options.size, (large, small), batch, options.prototypes, options.drop_path)
         texts.append(table(task, *measure(task, WAYS, options.rounds)))
         print("\n\n".join(texts[-2:] if len(texts) == 2 else texts[-1:]) + "\n", flush=True)
     if options.output:

@@ -1,6 +1,6 @@
 """What a training would take: days, GPU-hours, data, messages and disk, from counted operations and bytes.
 
-    python -m pretrain.plan CONFIG --gpus N --gpu h100|h200|a100|cpu [--mfu 0.4] [key=value …]
+    meddap plan CONFIG --gpus N --gpu h100|h200|a100|cpu [--mfu 0.4] [key=value …]
 
 A step's time is its products by a share of the card's rates, the bytes of logits and of the update by a share of its
 bandwidth, and what its messages take beyond the backward pass that hides them. The shares are assumptions, printed
@@ -69,7 +69,7 @@ class Seconds:
 
 
 def seconds(counted: counting.Step, machine: Machine) -> Seconds:
-    """Of a step on one device, its messages left out."""
+    """Return the time of a step on one device, without its messages."""
     return Seconds(
         low=(counted.total - counted.float32) / (machine.low * machine.mfu),
         float32=counted.float32 / (machine.float32 * _SHARE),
@@ -78,7 +78,7 @@ def seconds(counted: counting.Step, machine: Machine) -> Seconds:
 
 
 def reached(counted: counting.Step, machine: Machine, took: float) -> Machine:
-    """The machine with the share `mfu` with which a step takes as long as it took."""
+    """Return the machine with the share `mfu` at which a step takes the `took` seconds that were measured."""
     found = seconds(counted, machine)
     return replace(machine, mfu=found.low * machine.mfu / max(took - found.float32 - found.bytes, 1e-12))
 
@@ -111,7 +111,7 @@ class Row:
 
 
 def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_node: int, side: int, peak: bool) -> Row:
-    """A stage on so many devices. `side` of a slice in pixels."""
+    """Plan a stage on so many devices. `side` of a slice in pixels."""
     stage = checks.stage(config, name)
     plan, known = build.batch_plan(stage, config.seed), counting.costs(config)
     count, group, images = config.machine.accumulate, stage.loss.koleo_group, math.ceil(stage.batch_size / devices)
@@ -136,7 +136,7 @@ def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_n
 
 
 def _peak(config: Config, name: str, images: int, devices: int) -> int:
-    """Bytes of a device with `images` in the step with the largest crops."""
+    """Return the bytes of a device with `images` in the step with the largest crops."""
     variant, parts = next((variant, parts) for each, variant, parts in peak_memory.variants(config) if each == name)
     found = peak_memory.computed(config, variant, images, parts=parts)
     if config.machine.parallel != "fsdp" or devices == 1:
@@ -154,7 +154,7 @@ def kept(save: SaveConfig, steps: int, wanted: set[int]) -> int:
 
 
 def checkpoint_bytes(config: Config, stage: StageConfig) -> int:
-    """Of one checkpoint: student, teacher, two moments of every weight, and the Gram teacher."""
+    """Return the bytes of one checkpoint: student, teacher, two moments of every weight, and the Gram teacher."""
     known = counting.costs(config)
     return 4 * (4 * known.parameters + (known.backbone_parameters if stage.gram.teacher_from else 0))
 
@@ -225,7 +225,8 @@ def _messages(config: Config, rows: list[Row], devices: int) -> Iterator[str]:
 
 
 def _disk(config: Config) -> Iterator[str]:
-    total, sizes = 0, []
+    total = 0
+    sizes: list[str] = []
     for name in config.stages:
         stage = checks.stage(config, name)
         size = checkpoint_bytes(config, stage)
@@ -235,7 +236,7 @@ def _disk(config: Config) -> Iterator[str]:
 
 
 def this_machine() -> Machine:
-    """This CPU with the rates that it has now."""
+    """Return this CPU with the rates that it has now."""
     rate, bandwidth = rates.products("cpu", "float32"), rates.copies("cpu")
     return Machine("this CPU", rate, rate, bandwidth, math.inf, math.inf, math.inf, mfu=0.7)
 

@@ -17,6 +17,7 @@ from torch import nn
 from pretrain import build
 from pretrain.config import Config, LossConfig, MaskConfig, StageConfig
 from pretrain.distillation import Model
+from pretrain.model.layers import Block
 
 _WORD = 4  # bytes of a float32
 # times that a step reads or writes its logits: the teacher's once and in each iteration, the student's
@@ -79,7 +80,7 @@ class Step:
 
     @property
     def model(self) -> float:
-        """Operations that the method needs: what a share of a machine's matrix rate is told by."""
+        """Operations that the method needs, by which the share of a machine's matrix rate is computed."""
         networks = (self.student, self.gradient, self.teacher, self.anchor)
         return sum(each.total for each in networks) + self.losses
 
@@ -90,7 +91,7 @@ class Step:
 
     @property
     def float32(self) -> float:
-        """Those of `total` that are float32 also where the rest is bfloat16."""
+        """Operations of `total` that stay float32 where the rest is bfloat16."""
         return self.losses + self.views
 
 
@@ -102,7 +103,7 @@ class Costs:
     embedding   of a patch
     linear      of a token, all blocks
     attention   of a pair of tokens of one sample, all blocks
-    last        of a token behind the last block's attention: what is spared where nobody asks for the token
+    last        of a token behind the last block's attention: spared where the token is not read
     stays       expected share of samples that drop path sends through a branch in training, the mean over blocks and
                 the last one's
     heads, prototypes   of a row through the DINO and through the iBOT head
@@ -127,29 +128,30 @@ class Costs:
 
     @classmethod
     def of(cls, model: Model) -> Costs:
-        """Of a network, which may be without memory (device "meta")."""
-        backbone, heads = model.backbone, (model.dino_head, model.patch_head)
-        blocks, last = backbone.blocks, backbone.blocks[-1]
+        """Return the costs of a network, which may be without memory (device "meta")."""
+        backbone, dino, patch = model.backbone, model.dino_head, model.patch_head
+        blocks = [block for block in backbone.blocks if isinstance(block, Block)]
+        last = blocks[-1]
         return cls(
             patch_size=backbone.patch_size,
             prefix=1 + backbone.register_count,
             grid=math.isqrt(backbone.pos_embed.shape[1] - 1) if hasattr(backbone, "pos_embed") else 0,
             dim=backbone.embed_dim,
             embedding=2.0 * backbone.patch_embed.proj.weight.numel(),
-            linear=2.0 * _matrices(blocks),
+            linear=2.0 * _matrices(backbone.blocks),
             attention=4.0 * backbone.embed_dim * backbone.depth,
             last=2.0 * (_matrices(last.attn.proj) + _matrices(last.mlp)),
             stays=(1 - sum(block.drop_path for block in blocks) / backbone.depth, 1 - last.drop_path),
-            heads=tuple(2.0 * _matrices(head.mlp) for head in heads),
-            prototypes=tuple(2.0 * head.last_layer.weight.numel() for head in heads),
-            columns=tuple(head.last_layer.out_features for head in heads),
+            heads=(2.0 * _matrices(dino.mlp), 2.0 * _matrices(patch.mlp)),
+            prototypes=(2.0 * dino.last_layer.weight.numel(), 2.0 * patch.last_layer.weight.numel()),
+            columns=(dino.last_layer.out_features, patch.last_layer.out_features),
             parameters=_numbers(model),
             backbone_parameters=_numbers(backbone),
-            block_parameters=_numbers(blocks),
+            block_parameters=_numbers(backbone.blocks),
         )
 
     def crops(self, count: float, size: int, sequences: int = 1) -> Products:
-        """Of `count` crops of `size` pixels through the backbone, each of so many sequences."""
+        """Return the products of `count` crops of `size` pixels through the backbone, each of so many sequences."""
         side = size // self.patch_size
         tokens = self.tokens(size, sequences)
         patches = tokens - self.prefix
@@ -161,11 +163,11 @@ class Costs:
         )
 
     def tokens(self, size: int, sequences: int) -> int:
-        """Of a crop."""
+        """Return the tokens of a crop."""
         return self.prefix + sequences * (size // self.patch_size) ** 2
 
     def rows(self, cls: float, patches: float) -> Products:
-        """Of cls tokens through the DINO head and patches through the iBOT head."""
+        """Return the products of cls tokens through the DINO head and patches through the iBOT head."""
         heads, prototypes = (cls * one + patches * two for one, two in (self.heads, self.prototypes))
         return Products(heads=heads, prototypes=prototypes)
 
@@ -179,12 +181,12 @@ def _matrices(module: nn.Module) -> int:
 
 
 def unlabelled(config: Config) -> Config:
-    """A configuration as it is without labels: they cost next to nothing, and their classes are the data's."""
+    """Return a configuration without labels, which cost next to nothing and whose classes only the data know."""
     return replace(config, classifier="linear")
 
 
 def costs(config: Config) -> Costs:
-    """Of the student that a configuration describes."""
+    """Return the costs of the student that a configuration describes."""
     with torch.device("meta"):
         return Costs.of(build.networks(unlabelled(config))[0])
 
@@ -259,9 +261,9 @@ def step(
     forward = student + found.rows((2 + crops.local_number) * images, masked)
     # a product has two in its gradient, but nobody asks for that of the pixels
     gradient = forward * 2 + Products(embedding=-forward.embedding)
-    rows = [(2 * images, found.columns[0]), (masked, found.columns[1])]
-    learned = [((2 + crops.local_number) * images, found.columns[0]), (masked, found.columns[1])]
-    logits, learned = (_WORD * sum(count * width for count, width in each) for each in (rows, learned))
+    dino_columns, patch_columns = found.columns
+    logits = _WORD * (2 * images * dino_columns + masked * patch_columns)
+    learned = _WORD * ((2 + crops.local_number) * images * dino_columns + masked * patch_columns)
     return Step(
         images=images,
         student=forward,

@@ -1,9 +1,11 @@
-"""How many bytes of tensors there are at a time, told from every operation."""
+"""Bytes of live tensors at any time, counted at every operation."""
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,19 +15,22 @@ GPU_BLOCK = 512  # bytes that PyTorch's allocator for GPUs rounds up to
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the tensors that are made within it and still there.
+    """Bytes of the tensors that were made within it and are alive.
 
-    now       as far as it is; peak: the most there has been
+    now       at this moment; peak, the most so far
     kept      when the first backward pass began; None before
-    block     bytes that a tensor's memory is rounded up to
+    block     bytes to whose multiples a tensor's memory is rounded up
     """
 
     def __init__(self, block: int = GPU_BLOCK) -> None:
         super().__init__()
-        self.block, self.now, self.peak, self.kept = block, 0, 0, None
+        self.block, self.now, self.peak = block, 0, 0
+        self.kept: int | None = None
         self._sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if self.kept is None and torch._C._current_graph_task_id() >= 0:
             self.kept = self.now
         for each in tree_leaves((args, kwargs)):

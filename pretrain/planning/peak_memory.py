@@ -95,12 +95,13 @@ def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> t
 
 
 def backbones(*models: nn.Module | None) -> list[VisionTransformer]:
-    """The transformers of some networks; None is passed over."""
-    return [getattr(model, "backbone", model) for model in models if model is not None]
+    """Return the transformers of some networks, passing over None."""
+    found = [getattr(model, "backbone", model) for model in models if model is not None]
+    return [backbone for backbone in found if isinstance(backbone, VisionTransformer)]
 
 
 def weights_of(stage: StageConfig) -> distillation.StepWeights:
-    """Of a stage's first step."""
+    """Return the weights of a stage's first step."""
     now = {name: float(values[0]) for name, values in build.schedules(stage).items()}
     return build.step_weights(stage, now)
 
@@ -154,10 +155,11 @@ def computed(
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
         distillation.backward(student, teacher, batch, weights_of(stage), gram_teacher=anchor, precision=precision)
-    weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_parts(crops)])
+    weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_tensors(crops)])
     columns = (head.last_layer.out_features for head in (student.dino_head, student.patch_head))
     logits = 4 * sum(rows * width for rows, width in zip((2 * images, int(masks.sum())), columns))
     static = sum(weights) + 2 * weights[0] + inputs
+    assert live.kept is not None  # the step has a backward pass
     return Peak(images, sum(weights), 2 * weights[0], inputs, logits, live.kept - logits, static + live.peak)
 
 
@@ -177,7 +179,7 @@ def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple
     return views, torch.empty(images, sequences, side, side, dtype=torch.int16)
 
 
-def _parts(crops: Views) -> list[torch.Tensor]:
+def _tensors(crops: Views) -> list[torch.Tensor]:
     each = (crops.global_crops, crops.local_crops, crops.gram_crops)
     return [images for images in each if images is not None]
 
