@@ -47,7 +47,7 @@ endif
 	$(PY) -m eval.report --runs $(RUN) --output $(RUN)/report.html
 
 test: setup
-	$(PY) -m pytest -q -m 'not stress'
+	$(PY) -m pytest -q -m 'not stress' --durations=20
 
 stress: setup
 	$(PY) -m pytest -q -m stress

@@ -13,10 +13,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import IO, NoReturn, Protocol, TextIO, TypeVar
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TextIO, TypeVar
 
 from meddap import __version__
 from meddap.errors import MeddapError
+
+if TYPE_CHECKING:
+    import logging
 
 T = TypeVar("T")
 FAILED, UNEXPECTED, INTERRUPTED, PIPE_CLOSED = 1, 70, 130, 141
@@ -49,6 +52,17 @@ def _write(line: str, stream: IO[str]) -> None:
         bars.tqdm.write(line, file=stream)
 
 
+def log_handler(level: int) -> logging.Handler:
+    """Return a handler that says what is logged, from `level` on, as other lines are said."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(self.format(record))
+
+    return Lines(level)
+
+
 def fail(line: str) -> int:
     """Print the one line of a command that cannot go on; return its exit status."""
     say(f"error: {line}")
@@ -67,10 +81,16 @@ def started_as(program: str) -> None:
 
 
 def command(main: Main) -> Main:
-    """Decorate a command's `main(arguments) -> status`: an error of ours becomes its line and status 1."""
+    """Decorate a command's `main(arguments) -> status`: an error of ours becomes its line and status 1.
+
+    Warnings that a library logs are said as other lines are.
+    """
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None) -> int:
+        import logging
+
+        logging.lastResort = log_handler(logging.WARNING)
         try:
             return main(arguments)
         except MeddapError as error:

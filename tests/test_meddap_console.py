@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -104,13 +105,20 @@ def test_a_pipe_of_somebody_else_is_an_error(capsys: pytest.CaptureFixture) -> N
 
 
 def test_a_line_does_not_tear_the_bar(capsys: pytest.CaptureFixture) -> None:
-    """What is said or shown while a bar stands gets a line of its own, and the bar is drawn again."""
+    """What is said, shown or logged while a bar stands gets a line of its own, and the bar is drawn again."""
+
+    def warns(arguments: list[str] | None = None) -> int:
+        logger = logging.Logger("library")  # without handlers, whatever pytest has installed
+        logger.warning("logged")
+        return 0
+
     with tqdm(total=3, file=sys.stderr) as bar:
         bar.update()
         console.say("said")
         console.show("shown")
         console.fail("failed")
+        console.command(warns)([])
     out, error = capsys.readouterr()
     assert out == "shown\n"
     lines = [line.rpartition("\r")[2] for line in error.split("\n")]
-    assert "said" in lines and "error: failed" in lines and error.count("1/3") > 1
+    assert {"said", "error: failed", "logged"} <= set(lines) and error.count("1/3") > 1
