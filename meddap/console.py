@@ -74,8 +74,8 @@ def parser(description: str, epilog: str | None = None) -> argparse.ArgumentPars
     return argparse.ArgumentParser(prog=_program, description=description, epilog=epilog)
 
 
-def started_as(program: str) -> None:
-    """Set what the user typed, for usage lines."""
+def started_as(program: str | None) -> None:
+    """Set what the user typed, for usage lines; None where that is not known."""
     global _program
     _program = program
 

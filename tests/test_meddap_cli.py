@@ -6,6 +6,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ def run(*words: str, **more) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Usage lines wrap alike, whatever the program is called, and what a test sets is gone after it."""
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(console, "_program", None)
+    yield
+    console.started_as(None)
 
 
 def test_help_fits_a_screen_and_names_every_command(capsys: pytest.CaptureFixture) -> None:
