@@ -1,10 +1,10 @@
-"""What a GPU makes of it, in one run of at most eight minutes: loader, views, steps of ViT-S/B/L, memory, waiting.
+"""Benchmark a GPU in one run of at most eight minutes: loader, views, steps of ViT-S/B/L, memory, waiting.
 
     python benchmarks/gpu.py [--seconds 450] [--profile] [--output FILE]
     python benchmarks/gpu.py --list                    what would be measured, as a table that says "not measured"
     python benchmarks/gpu.py --device cpu --quick      everything in miniature: does it run?
 
-What matters most comes first; what no time is left for says so. A step goes from a batch on the GPU to new weights:
+The most important rows come first; rows without time left say so. A step goes from a batch on the GPU to new weights:
 views, all networks, losses, gradients, clipping, optimizer, moving average. Its share is the model's counted operations
 a second (counting.py) by those of bf16 matrix products of 8192 × 8192, measured in the same run.
 """
@@ -52,7 +52,7 @@ def peak(device: torch.device) -> str:
 
 
 def machine(run: Run) -> Iterator[str]:
-    """Its rates, which everything else is told by."""
+    """Yield the machine's rates, to which everything else is compared."""
     name, size = str(run.device), run.scale.matrix
     run.low = rates.products(name, "bf16", size)
     yield f"| bf16 matrix products | {run.low / 1e12:.3g} TFLOP/s |"
@@ -62,7 +62,7 @@ def machine(run: Run) -> Iterator[str]:
 
 
 def step(run: Run, case: Case) -> tuple[str, float]:
-    """Its line of the table from images on, and its share of the matrix rate."""
+    """Return a case's line of the table from its crops on, and its share of the matrix rate."""
     arm = run.arm(case)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -75,7 +75,7 @@ def step(run: Run, case: Case) -> tuple[str, float]:
 
 
 def views(run: Run) -> Iterator[str]:
-    """What they cost of a ViT-B step, and how near they are to PyTorch's own resize."""
+    """Yield the cost of views, in milliseconds and as a share of a ViT-B step."""
     case = Case("ViT-B/16", 1, False, "sdpa")
     arm = run.arm(case)
     of_views, whole = (rates.taken(work, run.device, run.scale.least / 2) for work in (arm.views, arm.step))
@@ -86,7 +86,7 @@ def views(run: Run) -> Iterator[str]:
 
 
 def waiting(run: Run) -> Iterator[str]:
-    """Whether the host ever waits for the GPU within a step."""
+    """Yield whether the host ever waits for the GPU within a step."""
     arm = run.arm(Case("ViT-B/16", 1, False, "sdpa"))
     if run.device.type != "cuda":
         arm.step()
@@ -114,7 +114,7 @@ def innermost_line(error: BaseException) -> str:
 
 
 def loading(run: Run) -> Iterator[str]:
-    """Slices a second from shards to batches on the device, and what a ViT-B trainer waits for them."""
+    """Yield slices a second from shards to batches on the device, and how long a ViT-B trainer waits for them."""
     arm = run.arm(Case("ViT-B/16", 1, False, "sdpa"))
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder, redirect_stderr(StringIO()):
         split = Split(synthetic_shards.shards(Path(folder), run.scale.patients, run.scale.side), "train")
@@ -141,7 +141,7 @@ def loading(run: Run) -> Iterator[str]:
 
 
 def kernels(run: Run, case: Case) -> str:
-    """PyTorch's profile of two steps: the most expensive operations first."""
+    """Return PyTorch's profile of two steps, the most expensive operations first."""
     arm = run.arm(case)
     gpu = run.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
@@ -162,7 +162,7 @@ def label(case: Case) -> str:
 
 
 def written(run: Run | None, with_profile: bool = False) -> Iterator[str]:
-    """The page, line by line; of no run, every row "not measured"."""
+    """Yield the page, line by line; without a run, every row says "not measured"."""
     device = run.device if run else None
     name = torch.cuda.get_device_name(device) if device and device.type == "cuda" else platform.processor() or "CPU"
     yield f"# {datetime.date.today()}: {name if run else 'no GPU'}, PyTorch {torch.__version__}"
@@ -221,7 +221,7 @@ def case_line(run: Run | None, case: Case) -> tuple[str, float | None]:
 @console.command
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
-    parser = console.parser("What a GPU makes of it: loader, views, steps, memory, waiting.")
+    parser = console.parser("Benchmark a GPU: loader, views, steps, memory, waiting.")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --quick")
     parser.add_argument("--seconds", type=float, default=450.0, help="after which nothing new is begun (default 450)")
     parser.add_argument("--quick", action="store_true", help="in miniature, which says nothing about speed")

@@ -73,7 +73,7 @@ def write_png(folder: Path, split: schema.Split, count: int) -> list[str]:
 
 
 class Arms:
-    """What is timed: each takes `count` samples through a piece of the road."""
+    """The timed functions: each takes `count` samples through some stages of loading."""
 
     def __init__(self, split: schema.Split, png: list[str], count: int) -> None:
         self.split, self.png_shards, self.count = split, png, count
@@ -216,7 +216,7 @@ def growth(arms: Arms, samples: int) -> tuple[float, float]:
 
 
 def cpu() -> str:
-    """What the system calls the processor."""
+    """Return the system's name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""What whole-sequence masking buys when a sequence is withheld, and what unlabelled patients buy beside a few labels.
+"""The gain from whole-sequence masking when a sequence is withheld, and from unlabelled patients beside a few labels.
 
     python benchmarks/masking.py [--output runs/bench-masking] [--seeds 3] [--patients 1000]
 
@@ -98,7 +98,7 @@ class Mean:
 
     @property
     def scores(self) -> np.ndarray:
-        """Of one part: as many fits as all have."""
+        """Scores of one of the predictions, which has as many fits as all others."""
         return self.parts[0].scores
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -139,7 +139,8 @@ def table(arms: dict[str, dict[str, Scored]]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
     parser = console.parser(
-        "What whole-sequence masking and unlabelled patients buy, on synthetic brains.", "Run it in the repository."
+        "The gain from whole-sequence masking and from unlabelled patients, on synthetic brains.",
+        "Run it in the repository.",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/bench-masking"), metavar="DIR")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each model")

@@ -113,7 +113,7 @@ def ours(source: Path, workers: int) -> None:
 
 
 def plain(source: Path, patients: int) -> None:
-    """What one writes without us, for the first patients: read, HU, 16-bit PNG, ShardWriter."""
+    """A plain loop without MedDAP, for the first patients: read, HU, 16-bit PNG, ShardWriter."""
     with (
         tempfile.TemporaryDirectory(dir=source.parent) as out,
         webdataset.ShardWriter(f"{out}/%06d.tar", maxcount=1000, verbose=0) as sink,

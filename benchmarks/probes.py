@@ -1,4 +1,4 @@
-"""What probing costs from cached features, and what 52 linear heads cost beside one.
+"""The cost of probing from cached features, and of 52 linear heads beside one.
 
 python benchmarks/probes.py [--samples 10000] [--width 768] [--labels 7]
 
@@ -123,7 +123,7 @@ def cached(samples: int, width: int, labels: int) -> None:
 @console.command
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
-    parser = console.parser("What probing costs from cached features, and what 52 linear heads cost beside one.")
+    parser = console.parser("The cost of probing from cached features, and of 52 linear heads beside one.")
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--width", type=int, default=768, help="channels of a block")
     parser.add_argument("--labels", type=int, default=7)

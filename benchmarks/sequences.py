@@ -1,4 +1,4 @@
-"""What absent sequences cost: a training step with two of four sequences present, by one with all four.
+"""The cost of absent sequences: a training step with two of four sequences present, by one with all four.
 
     python benchmarks/sequences.py [--width 192] [--depth 6] [--batch 4] [--rounds 5]
 

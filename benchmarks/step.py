@@ -47,7 +47,7 @@ SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # width, d
 
 @dataclass
 class Inputs:
-    """What every way of making a step gets: the same crops, masks and drop path's draws."""
+    """The input of every way of making a step: the same crops, masks and drop path's draws."""
 
     crops: views.Views
     masks: torch.Tensor
@@ -56,7 +56,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured: a ViT of `size` with these (global, local) crops and a batch of so many images."""
+    """The task that is measured: a ViT of `size` with these (global, local) crops and a batch of so many images."""
 
     size: str
     crops: tuple[int, int]
@@ -158,7 +158,7 @@ WAYS = (
 
 @dataclass
 class Taken:
-    """What a way took: seconds of each counted round, total losses of every step."""
+    """Measurements of a way: seconds of each counted round, total losses of every step."""
 
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)

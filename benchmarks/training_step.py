@@ -114,7 +114,7 @@ def update(
     lr: float,
     momentum: float,
 ) -> None:
-    """What follows the gradients: clipping, optimizer and moving average."""
+    """Apply the gradients: clipping, optimizer and moving average."""
     optim.clip(student, clip)
     optim.set_step(optimizer, lr=lr, weight_decay=0.04, freeze_last_layer=False)
     optimizer.step()

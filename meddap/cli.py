@@ -34,7 +34,7 @@ COMMANDS = {
         "overview": Command("data_prep.overview", "write an HTML page that shows a data set"),
     },
     "shards → checkpoint": {
-        "plan": Command("pretrain.plan", "say what a training would take: days, memory, disk"),
+        "plan": Command("pretrain.plan", "estimate what a training takes: days, memory, disk"),
         "train": Command("pretrain.train", "adapt a vision transformer, stage by stage"),
         "export": Command("pretrain.export", "write an encoder for transformers, PyTorch or ONNX"),
     },

@@ -1,4 +1,4 @@
-"""What a training would take: days, GPU-hours, data, messages and disk, from counted operations and bytes.
+"""The plan of a training: days, GPU-hours, data, messages and disk, from counted operations and bytes.
 
     meddap plan CONFIG --gpus N --gpu h100|h200|a100|cpu [--mfu 0.4] [key=value …]
 
@@ -244,7 +244,7 @@ def this_machine() -> Machine:
 @console.command
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan of a configuration; return the exit status."""
-    parser = console.parser("What a training would take: days, GPU-hours, data, messages and disk.")
+    parser = console.parser("Estimate what a training takes: days, GPU-hours, data, messages and disk.")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML, see pretrain/configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. machine.parallel=fsdp")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="in all (default 1)")

@@ -1,4 +1,4 @@
-"""What a job asks of a cluster: small YAML files in `slurm/clusters/`, one per cluster.
+"""Resources that jobs request of a cluster: small YAML files in `slurm/clusters/`, one per cluster.
 
 `defaults` holds for every kind of job; `shard`, `merge`, `pretrain`, `probe` and `report` name what differs.
 """
@@ -33,7 +33,7 @@ class Resources:
 
 @dataclass
 class Cluster:
-    """What is needed to run there, and what each kind of job asks for beside `defaults`."""
+    """One cluster: how to run there, and the resources of each kind of job, which override `defaults`."""
 
     modules: list[str] = field(default_factory=list)  # loaded before every job
     setup: list[str] = field(default_factory=list)  # further shell lines before every job
@@ -65,7 +65,7 @@ def load(name: str) -> Cluster:
 
 
 def resources(cluster: Cluster, kind: str) -> Resources:
-    """Return what a job of `kind` asks for. Raises SettingsError for an unknown key."""
+    """Return the resources of a job of `kind`. Raises SettingsError for an unknown key."""
     return settings.merge(Resources, ("defaults", cluster.defaults), (kind, getattr(cluster, kind)))
 
 

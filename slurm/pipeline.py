@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Work:
-    """What a job does: one command, and a record of it. Submitted pickled, hence plain values alone."""
+    """The work of a job: one command, and a record of how it ended. Plain values alone, as it is pickled."""
 
     command: tuple[str, ...]
     record: str
@@ -76,7 +76,7 @@ def folder(run: Path) -> Path:
 
 
 def ask(run: Path, asked: dict[str, Any]) -> None:
-    """Record with what a pipeline was asked for: the arguments of `steps` that are the user's."""
+    """Record the user's arguments of `steps`."""
     write(folder(run) / _ASKED, asked)
 
 

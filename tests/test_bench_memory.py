@@ -109,7 +109,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
 
 
 def test_the_stages_rows_have_their_largest_crops() -> None:
-    """Of a mixture the pair with most pixels that is drawn at all, in as many parts as it has more pixels."""
+    """Where sizes are mixed, the drawn pair with most pixels, in as many micro-batches as it has more pixels."""
     config = config_of()
     pairs = [{"ratio": 1.0, "global_size": 48, "local_size": 24}, {"ratio": 1.0, "global_size": 96, "local_size": 48}]
     config = replace(config, stages={"adapt": {"steps": 50, "crops": {"local_number": 3, "mixture": pairs}}})

@@ -1,4 +1,4 @@
-"""What the devices of a training tell each other in a step: how many messages, and how large."""
+"""Messages between the devices of a training in a step: their number and size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Message:
 def messages(
     config: Config, stage: StageConfig, images: int, devices: int, parts: int = 1, first_pass: bool = False
 ) -> list[Message]:
-    """What `devices` devices with `images` each tell each other in a step; nothing where there is one.
+    """Return the messages of a step between `devices` devices with `images` each; none where there is one device.
 
     parts, first_pass  of the batch, and whether KoLeo's groups span them (`pretrain.objective.koleo`)
     """

@@ -1,4 +1,4 @@
-"""What one training step costs on paper: operations of its matrix products, part by part, and the bytes beside them.
+"""The cost of one training step on paper: operations of its matrix products, network by network, and bytes.
 
 A multiply-add counts as two operations. Products are counted as the mathematics needs them: what is computed twice to
 save memory is apart (`Step.again`) and what a fused kernel does is not looked at, so that a rate by `Step.model` tells
@@ -259,7 +259,7 @@ def step(
         attention=stays * whole.attention,
     )
     forward = student + found.rows((2 + crops.local_number) * images, masked)
-    # a product has two in its gradient, but nobody asks for that of the pixels
+    # a product has two in its gradient, but the pixels need none
     gradient = forward * 2 + Products(embedding=-forward.embedding)
     dino_columns, patch_columns = found.columns
     logits = _WORD * (2 * images * dino_columns + masked * patch_columns)

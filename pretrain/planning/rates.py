@@ -1,4 +1,4 @@
-"""What a machine can do at best, measured now: matrix products and copies."""
+"""Peak rates of a machine, measured now: matrix products and copies."""
 
 from __future__ import annotations
 
