@@ -25,6 +25,7 @@ from meddap.settings import merge
 from pretrain import build, checks, distillation, optim
 from pretrain.config import Config
 from pretrain.data import views
+from pretrain.data.micro_batch import micro_batches
 from pretrain.data.stream import Batch
 from pretrain.planning.peak_memory import batch_of
 from pretrain.runtime.device import pick_device
@@ -54,7 +55,7 @@ class Arms:
         crops = views.make(batch, self.settings, seed=0)
         masks = build.masks(self.stage, self.config, batch, self.settings.global_size)
         draws = build.draws(self.config, self.stage, batch, 0)
-        whole = distillation.micro_batches(crops, masks, draws, [(len(present),)])
+        whole = micro_batches(crops, masks, draws, [(len(present),)])
         distillation.backward(self.student, self.teacher, whole, build.step_weights(self.stage, self.now))
         optim.set_step(self.optimizer, lr=1e-4, weight_decay=0.04, freeze_last_layer=False)
         self.optimizer.step()

@@ -34,6 +34,7 @@ from meddap.settings import merge
 from pretrain import build, checks, distillation, optim
 from pretrain.config import Config
 from pretrain.data import views
+from pretrain.data.micro_batch import micro_batches
 from pretrain.model import compiling
 from pretrain.planning import counting
 from pretrain.planning.peak_memory import batch_of
@@ -99,7 +100,7 @@ def ours(config: Config, inputs: Inputs, precision: str, compiled: bool) -> Call
         compiling.compile_blocks(teacher.backbone)
     optimizer = build.optimizer(chosen, student, config.model.depth)
     weights = distillation.StepWeights(teacher_temp=TEACHER_TEMP)
-    whole = distillation.micro_batches(inputs.crops, inputs.masks, inputs.draws, [(len(inputs.masks) // 2,)])
+    whole = micro_batches(inputs.crops, inputs.masks, inputs.draws, [(len(inputs.masks) // 2,)])
 
     def once() -> dict[str, torch.Tensor]:
         losses = distillation.backward(student, teacher, whole, weights, precision=autocast(precision, device))

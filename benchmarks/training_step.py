@@ -17,7 +17,9 @@ import torch
 from pretrain import build, distillation, optim
 from pretrain.config import Config, StageConfig
 from pretrain.data import batch_plan, views
+from pretrain.data.micro_batch import MicroBatch, micro_batches
 from pretrain.data.views import Views
+from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.koleo import spans_micro_batches
 from pretrain.planning import counting
@@ -25,9 +27,7 @@ from pretrain.planning.peak_memory import backbones, batch_of, masks_of, weights
 from pretrain.runtime.device import autocast
 
 
-def networks(
-    config: Config, stage: StageConfig, device: torch.device
-) -> tuple[distillation.Model, distillation.Model, VisionTransformer | None]:
+def networks(config: Config, stage: StageConfig, device: torch.device) -> tuple[Model, Model, VisionTransformer | None]:
     """Student, teacher and Gram teacher (None where the stage has none) with the weights that the seed gives."""
     student, teacher = build.student_and_teacher(counting.unlabelled(config), device)
     anchor = None
@@ -90,10 +90,10 @@ class Arm:
             precision=self.precision,
         )
 
-    def parts(self, crops: Views) -> list[distillation.MicroBatch]:
+    def parts(self, crops: Views) -> list[MicroBatch]:
         """The batch as the networks get it."""
         draws = build.draws(self.config, self.stage, self.batch, 0)
-        return distillation.micro_batches(crops, self.masks, draws, self.counts)
+        return micro_batches(crops, self.masks, draws, self.counts)
 
     @property
     def weights(self) -> distillation.StepWeights:
@@ -106,8 +106,8 @@ class Arm:
 
 
 def update(
-    student: distillation.Model,
-    teacher: distillation.Model,
+    student: Model,
+    teacher: Model,
     optimizer: torch.optim.Optimizer,
     *,
     clip: float,

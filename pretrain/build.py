@@ -33,9 +33,10 @@ from pretrain.data.randomness import Draws
 from pretrain.data.slices import SliceSettings
 from pretrain.data.stream import Batch
 from pretrain.data.views import ViewSettings
-from pretrain.distillation import Model, StepWeights
+from pretrain.distillation import StepWeights
 from pretrain.model import attention, compiling
 from pretrain.model.heads import ClassHeads, ProjectionHead
+from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.sinkhorn import Centring
 from pretrain.schedules import summary

@@ -1,33 +1,50 @@
-"""One step of self-distillation, from views and masks to named losses and gradients.
+"""One training step of self-distillation, from views and masks to named losses and gradients.
 
-The teacher sees the two whole global crops; the student sees them with patches masked, and the
-local crops. DINO compares cls tokens, iBOT masked patches, KoLeo spreads the cls tokens.
+The teacher, a moving average of the student, sees the two whole global crops of an image; the student sees them with
+patches masked, and the local crops. Heads h map features to K prototypes. With the teacher's targets q and the
+student's p = softmax(h_s(·) / τ_s), in this order (B images, L local crops, D channels):
+
+    targets   q = softmax(h_t(·) / τ_t + scaling), of cls tokens (2, B, K) and of masked patches (M, K). The scaling is
+              Sinkhorn-Knopp's over the batch of all ranks (SwAV, arXiv 2006.09882; DINOv2, DINOv3), or minus a moving
+              centre divided by τ_t (DINO; MM-DINOv2)
+    DINO      −Σ_k q_k log p_k of cls tokens: of a global crop against the other global crop's target, of a local crop
+              against the mean of both (arXiv 2104.14294)
+    iBOT      −Σ_k q_k log p_k of masked patches, each against the teacher's target of the same patch; the mean over a
+              crop's masked patches, then over crops (arXiv 2111.07832)
+    KoLeo     −log distance of each global cls token to its nearest neighbour in the batch (arXiv 1806.03198)
+    Gram      ‖X_s X_sᵀ − X_g X_gᵀ‖² / P² of an image's normalised patches (P, D), student against an earlier teacher
+              (DINOv3, arXiv 2508.10104, section 4)
+    classes   cross-entropy with class labels: linear classifiers of cls tokens, or the DINO head's prototypes
+              (MM-DINOv2)
+
+    total = dino · DINO + ibot · iBOT + 2 koleo · KoLeo + gram · Gram + classes · classes
+
+Read `benchmarks/plain_step.py` first: the same step as one writes it at first, on one page. Here no logits exist in
+full (`objective/cross_entropy.py`), crops of all sizes go through the backbone together (`model/tokens.py`), and a
+batch may be divided among ranks and micro-batches without changing its result.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import nn
 
-from pretrain.data.masking import Masked, masked
-from pretrain.data.randomness import Draws
-from pretrain.data.views import Views
-from pretrain.model.heads import ClassHeads, ProjectionHead
-from pretrain.model.tokens import Crops, Features, SelectedFeatures, repeated
+from pretrain.data.masking import Masked
+from pretrain.data.micro_batch import MicroBatch
+from pretrain.model.student_teacher import Model
+from pretrain.model.tokens import Features, SelectedFeatures
 from pretrain.model.vit import VisionTransformer
-from pretrain.objective import koleo
+from pretrain.objective import koleo, monitors
 from pretrain.objective.cross_entropy import LossAndTerms, Targets
 from pretrain.objective.losses import (
     batch_class_weights,
     class_loss,
     gram_loss,
-    marginal_entropy,
     prototype_class_loss,
     resize_patches,
 )
@@ -35,73 +52,16 @@ from pretrain.objective.sinkhorn import Centring, SoftTargets, scalings
 from pretrain.runtime.device import to_device_async
 from pretrain.runtime.distributed import ALONE, World, without_averaging
 
-_NO_PATCHES = torch.empty(0, dtype=torch.int64)
-
-
-class Model(nn.Module):
-    """A backbone with its heads: what student and teacher each are.
-
-    ibot_head         of masked patches; None: they go through the DINO head (MM-DINOv2)
-    class_heads       linear classifiers of label columns
-    prototype_column  the label column whose classes are the DINO head's prototypes (MM-DINOv2), or None
-    """
-
-    def __init__(
-        self,
-        backbone: VisionTransformer,
-        dino_head: ProjectionHead,
-        ibot_head: ProjectionHead | None,
-        class_heads: ClassHeads | None = None,
-        prototype_column: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.dino_head = dino_head
-        if ibot_head is not None:
-            self.ibot_head = ibot_head
-        if class_heads:
-            self.class_heads = class_heads
-        self.prototype_column = prototype_column
-
-    @property
-    def patch_head(self) -> ProjectionHead:
-        """The head of masked patches."""
-        return getattr(self, "ibot_head", self.dino_head)
-
-    def forward(
-        self, groups: Sequence[Crops], places: torch.Tensor, cls: Targets, patches: Targets
-    ) -> tuple[list[Features | SelectedFeatures], LossAndTerms, LossAndTerms, dict[str, torch.Tensor]]:
-        """What a step asks of the student, in one call, so that what wraps a model sees all of it.
-
-        Features of each group; all their cls tokens compared with the teacher's, and the first group's patches at
-        `places` (of Features.at; those that it asks for where it does); logits of each label column, of the first
-        group's cls tokens, or of all where the DINO head's prototypes are the classes.
-        """
-        found = self.backbone.packed(groups)
-        all_cls = torch.cat([each.cls for each in found])
-        if self.prototype_column is None:
-            dino = self.dino_head(all_cls, cls)
-            classes = self.class_heads(found[0].cls) if hasattr(self, "class_heads") else {}
-        else:
-            dino, logits = self.dino_head(all_cls, cls, with_logits=True)
-            classes = {self.prototype_column: logits}
-        return found, dino, self.patch_head(_masked(found[0], places), patches), classes
-
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Fresh weights for all parts, drawn one after the other from `generator`."""
-        for part in self.children():
-            part.init_weights(generator)
-
 
 @dataclass(frozen=True)
 class StepWeights:
     """Weights and temperatures of one step. `gram` counts only where there are Gram crops and a Gram teacher.
 
-    dino_local   further weight of the local crops' part of DINO
+    dino_local   further weight of the local crops' share of DINO
     koleo_group  consecutive images of the batch among which KoLeo seeks neighbours; None for all
     classes      of the classifiers' loss, the mean over label columns; class_weights, of the classes of each column
-    class_temp   of the DINO head's logits where its prototypes are the classes, which then weigh by their number in
-                 the batch; None: linear classifiers, by class_weights
+    class_temp   of the DINO head's logits where its prototypes are the classes, which are then weighted by their number
+                 in the batch; None: linear classifiers, weighted by class_weights
     """
 
     teacher_temp: float
@@ -113,56 +73,15 @@ class StepWeights:
     koleo_group: int | None = None
     classes: float = 0.5
     label_smoothing: float = 0.1
-    class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    class_weights: Mapping[str, Sequence[float] | torch.Tensor] = field(default_factory=dict)
     class_temp: float | None = None
     gram: float = 0.0
     sinkhorn_iterations: int = 3
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Some images of a batch, or all of them, as the networks get them.
-
-    masks   (2·B, S·P) bool on the host, all crops of global crop 0 first
-    counts  images that every rank has of this part, in the order of ranks; empty where there is one rank
-    """
-
-    views: Views
-    masks: torch.Tensor
-    draws: Draws = Draws()
-    counts: tuple[int, ...] = ()
-
-    @property
-    def images(self) -> int:
-        return self.views.global_crops.shape[1]
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences an image may have."""
-        return max(len(self.views.sequences), 1)
-
-    @cached_property
-    def masked(self) -> Masked:
-        """The masks on the device of the crops, and which patches they are: known without asking the device."""
-        present = repeated(self.views.present, 2)
-        return masked(self.masks, present, self.sequences, self.views.global_crops.device)
-
-    def crops(self, images: torch.Tensor, **more) -> Crops:
-        """(2 or L, B, S, h, w) crops as a group for a network."""
-        present = repeated(self.views.present, len(images))
-        return Crops(images.flatten(0, 1), present=present, sequences=self.views.sequences, **more)
-
-    def masked_crops(self, read_tokens: torch.Tensor | None) -> Crops:
-        """The global crops as the student sees them; `read_tokens` as in Crops."""
-        drop, rope_scale = self.draws.of_crops(slice(2)), self.draws.rope_scale[0]
-        return self.crops(
-            self.views.global_crops, mask=self.masked.patches, drop=drop, rope_scale=rope_scale, read_tokens=read_tokens
-        )
-
-
-@dataclass(frozen=True)
 class TeacherTargets:
-    """What the teacher says of a part: of both global crops' cls tokens (2, B, K), of its masked patches (1, M, K).
+    """The teacher's targets for a micro-batch: cls tokens of both global crops (2, B, K), masked patches (1, M, K).
 
     The patches are those at `Masked.places`.
     """
@@ -171,87 +90,19 @@ class TeacherTargets:
     patches: SoftTargets
 
 
-def micro_batches(
-    views: Views, masks: torch.Tensor, draws: Draws, counts: Sequence[tuple[int, ...]], rank: int = 0
-) -> list[MicroBatch]:
-    """A batch in parts, in their order; `counts` images of each part on every rank."""
-    whole, start, found = masks.unflatten(0, (2, -1)), 0, []
-    for each in counts:
-        rows = slice(start, start + each[rank])
-        found.append(MicroBatch(views.part(rows), whole[:, rows].flatten(0, 1), draws.part(rows), tuple(each)))
-        start += each[rank]
-    return found
-
-
-def backward(
-    student: Model,
-    teacher: Model,
-    batch: Sequence[MicroBatch],
-    weights: StepWeights,
-    *,
-    gram_teacher: VisionTransformer | None = None,
-    centring: Centring | None = None,
-    precision: AbstractContextManager | None = None,
-    world: World = ALONE,
-) -> dict[str, torch.Tensor]:
-    """Add the whole batch's gradients to the student's, one part at a time; the terms as `losses` names them.
-
-    Every loss but KoLeo is a mean over images; targets, and KoLeo where its groups span parts, are made of the whole
-    batch first, so that parts change nothing but memory and time. Of several ranks each has its images; a rank's terms
-    count by its share of all images, times the ranks, so that the mean over ranks is the batch's, of gradients too.
-    """
-    precision = precision or nullcontext()
-    weights = _balanced(batch, weights, teacher, world)
-    with precision:
-        goals, monitors = targets(teacher, batch, weights, world, centring)
-        spreads = _spread_over_parts(student, batch, weights, world)
-    images, sums = sum(sum(part.counts or (part.images,)) for part in batch), {}
-    for part, goal, spread in zip(batch, goals, spreads):
-        share = part.images * world.size / images
-        with without_averaging(student, part is not batch[-1]):
-            with precision:
-                found = losses(student, part, goal, weights, gram_teacher, world, spread)
-            (share * found["total"]).backward()
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0) + share * value.detach()
-    if batch[0].sequences > 1:
-        entropy, patches = world.sum_(torch.stack([sums.pop("sequences/loss"), sums.pop("sequences/patches")]))
-        if "sequences/marginal" in monitors:
-            monitors["sequences/loss"] = entropy / patches
-    return {**sums, **monitors}
-
-
-def _spread_over_parts(
-    student: nn.Module, batch: Sequence[MicroBatch], weights: StepWeights, world: World
-) -> list[koleo.KnownKoleo | None]:
-    """KoLeo of the whole batch for each part, from a first pass; None for each where none of its groups spans parts.
-
-    Without a weight it is only shown, and not worth a pass: neighbours are then sought within a part.
-    """
-    counts = [part.counts or (part.images,) for part in batch]
-    if not weights.koleo or not koleo.spans_micro_batches(counts, weights.koleo_group):
-        return [None] * len(batch)
-    backbone = getattr(student, "module", student).backbone  # DDP's own forward pass would prepare for gradients
-    # with gradients, whose graph goes with each part: without them attention and compiled blocks may round otherwise
-    tokens = [backbone.packed([part.masked_crops(_NO_PATCHES)])[0].cls.detach() for part in batch]
-    with torch.autocast(tokens[0].device.type, enabled=False):
-        return koleo.known_koleo(tokens, counts, weights.koleo_group, world)
-
-
 @torch.no_grad()
-def targets(
+def teacher_targets(
     teacher: Model,
     batch: Sequence[MicroBatch],
     weights: StepWeights,
     world: World = ALONE,
     centring: Centring | None = None,
 ) -> tuple[list[TeacherTargets], dict[str, torch.Tensor]]:
-    """The teacher's targets for each part, balanced over all parts of all ranks, and the monitors (`monitor/…`).
+    """Return the targets of each micro-batch, balanced over the whole batch of all ranks, and the monitors.
 
-    centring  the heads' centres (DINO, iBOT), which are moved; None: Sinkhorn-Knopp
+    centring  the centres of both heads (DINO, iBOT), which are moved; None: Sinkhorn-Knopp
     """
-    crops = [part.crops(part.views.global_crops, read_tokens=part.masked.listed) for part in batch]
-    seen = [teacher.backbone.packed([each])[0] for each in crops]
+    seen = [teacher.backbone.packed([each.teacher_crops()])[0] for each in batch]
     cls = [teacher.dino_head(each.cls) for each in seen]
     patches = [teacher.patch_head(each.patches) for each in seen]
     temperature = weights.teacher_temp
@@ -267,83 +118,76 @@ def targets(
         )
         for of_cls, of_patches in zip(cls, patches)
     ]
-    counts = [2 * sum(images) for images in zip(*(part.counts for part in batch))]
-    monitors = _monitors([goal.cls for goal in goals], joined([each.cls for each in seen]), counts, world)
+    counts = [2 * sum(images) for images in zip(*(each.counts for each in batch))]
+    tokens = torch.cat([each.cls for each in seen]) if len(seen) > 1 else seen[0].cls
+    signs = monitors.collapse_signs([goal.cls for goal in goals], tokens, counts, world)
     if batch[0].sequences > 1:
-        monitors |= _marginal(batch, [goal.patches for goal in goals], world)
-    return goals, monitors
-
-
-def _masked(found: Features | SelectedFeatures, places: torch.Tensor) -> torch.Tensor:
-    """(M, D) the masked patches at `places`, which are those that were asked for if any were."""
-    return found.patches if isinstance(found, SelectedFeatures) else found.at(places)
-
-
-def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The rows of all parts; of one part itself, not a copy of it."""
-    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        lost = [(each.masked.lost, each.masked.sequence) for each in batch]
+        signs |= monitors.sequence_marginal([goal.patches for goal in goals], lost, batch[0].sequences, world)
+    return goals, signs
 
 
 def losses(
-    student: Model,
-    part: MicroBatch,
+    student: nn.Module,
+    micro_batch: MicroBatch,
     goal: TeacherTargets,
     weights: StepWeights,
     gram_teacher: VisionTransformer | None = None,
     world: World = ALONE,
-    spread: koleo.KnownKoleo | None = None,
+    known_koleo: koleo.KnownKoleo | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The terms by name, unweighted, and their weighted sum `total`: of this rank's images, KoLeo of all ranks'.
+    """Return the terms by name, unweighted, and their weighted sum `total`: of this rank's images, KoLeo of all ranks'.
 
-    spread  KoLeo of the whole batch; None: of the part's images alone, of all ranks
-    The total alone has a gradient. `sequences/…` as `_of_lost` gives them.
+    student      a Model, or what wraps one
+    known_koleo  KoLeo of the whole batch; None: of the micro-batch's images alone, of all ranks
+    The total alone has a gradient. `sequences/…` as `lost_sequences` gives them.
     """
-    views, draws = part.views, part.draws
-    crops = len(views.local_crops)
-    # Gram anchoring looks at all patches of global crops
-    read_tokens = part.masked.listed if gram_teacher is None else None
-    groups = [part.masked_crops(read_tokens)]
-    if crops:
-        local = {"local": True, "read_tokens": _NO_PATCHES, "drop": draws.of_crops(slice(2, None))}
-        groups.append(part.crops(views.local_crops, rope_scale=draws.rope_scale[1], **local))
-    comparisons = _comparisons(part, goal, weights)
-    (whole, *_), dino, ibot, class_logits = student(groups, part.masked.places, *comparisons)
+    views, masked = micro_batch.views, micro_batch.masked
+    groups = [micro_batch.masked_crops(all_patches=gram_teacher is not None)]  # Gram anchoring looks at all patches
+    if len(views.local_crops):
+        groups.append(micro_batch.local_crops())
+    found: tuple[list[Features | SelectedFeatures], LossAndTerms, LossAndTerms, dict[str, torch.Tensor]]
+    found = student(
+        groups, masked.places, dino_targets(micro_batch, goal, weights), ibot_targets(masked, goal, weights)
+    )
+    (whole, *_), dino, ibot, class_logits = found
     with torch.autocast(ibot.loss.device.type, enabled=False):  # the terms are float32 throughout
         terms = {"dino_global": dino.terms[:2].mean()}
-        if crops:
+        if len(views.local_crops):
             terms["dino_local"] = dino.terms[2:].mean()
-        terms["ibot"] = (ibot.terms * part.masked.share).sum()
-        if spread is None:
-            terms["koleo"] = koleo.koleo(whole.cls, part.counts, weights.koleo_group, world)
+        terms["ibot"] = (ibot.terms * masked.share).sum()
+        if known_koleo is None:
+            terms["koleo"] = koleo.koleo(whole.cls, micro_batch.counts, weights.koleo_group, world)
         else:
-            terms["koleo"] = spread.term(whole.cls)
+            terms["koleo"] = known_koleo.term(whole.cls)
         total = dino.loss + ibot.loss + 2 * weights.koleo * terms["koleo"]
         if gram_teacher is not None:
-            terms["gram"] = _gram(gram_teacher, part, whole)
+            terms["gram"] = gram_term(gram_teacher, micro_batch, whole.patches)
             total = total + weights.gram * terms["gram"]
         if class_logits:
-            terms["classes"] = _classes(class_logits, views.labels, weights)
+            assert views.labels is not None
+            terms["classes"] = class_term(class_logits, views.labels, weights)
             total = total + weights.classes * terms["classes"]
-        lost = _of_lost(part, ibot.terms)
+        lost = lost_sequences(micro_batch, ibot.terms)
     return {**terms, "total": total, **lost}
 
 
-def _comparisons(part: MicroBatch, goal: TeacherTargets, weights: StepWeights) -> tuple[Targets, Targets]:
-    """What the student's cls tokens and its masked patches are compared with."""
-    device = part.masked.share.device
-    crops = len(part.views.local_crops)
+def dino_targets(micro_batch: MicroBatch, goal: TeacherTargets, weights: StepWeights) -> Targets:
+    """What the (2 + L, B) cls tokens of the student are compared with."""
+    crops, device = len(micro_batch.views.local_crops), micro_batch.masked.share.device
     one, local = crop_weights(crops, weights)
     each = torch.cat([torch.full((2, 1), one, device=device), torch.full((crops, 1), local, device=device)])
-    alone = torch.ones(1, 1, device=device)
-    temperature = weights.student_temp
-    return (
-        Targets(goal.cls, _other_crops(crops, device), each / part.images, temperature),
-        Targets(goal.patches, alone, weights.ibot * part.masked.share.unsqueeze(0), temperature),
-    )
+    return Targets(goal.cls, _other_crops(crops, device), each / micro_batch.images, weights.student_temp)
+
+
+def ibot_targets(masked: Masked, goal: TeacherTargets, weights: StepWeights) -> Targets:
+    """What the M masked patches of the student are compared with."""
+    alone = torch.ones(1, 1, device=masked.share.device)
+    return Targets(goal.patches, alone, weights.ibot * masked.share.unsqueeze(0), weights.student_temp)
 
 
 def crop_weights(crops: int, weights: StepWeights) -> tuple[float, float]:
-    """What DINO's term of one global and of one of `crops` local crops weighs in the total.
+    """Weights in the total of DINO's terms of one global crop and of one of `crops` local crops.
 
     Each kind counts by its number of crop pairs: 2 of global crops, which are not compared with themselves, 2 · L.
     """
@@ -353,21 +197,26 @@ def crop_weights(crops: int, weights: StepWeights) -> tuple[float, float]:
 
 @lru_cache(maxsize=16)
 def _other_crops(crops: int, device: torch.device) -> torch.Tensor:
-    """(2 + L, 2) what a student's crop is compared with: a global crop with the other one, a local crop with both."""
+    """(2 + L, 2) targets of a student's crop: of a global crop the other one's, of a local crop the mean of both."""
     return to_device_async(torch.tensor([[0.0, 1.0], [1.0, 0.0], *[[0.5, 0.5]] * crops]), device)
 
 
-def _gram(teacher: VisionTransformer, part: MicroBatch, student: Features) -> torch.Tensor:
-    """Gram anchoring of the student's patches, each sequence by itself, to the Gram teacher's on the student's grid."""
-    views, patch = part.views, teacher.patch_size
-    fine, coarse = ([side // patch for side in images.shape[-2:]] for images in (views.gram_crops, views.global_crops))
+def gram_term(teacher: VisionTransformer, micro_batch: MicroBatch, student: torch.Tensor) -> torch.Tensor:
+    """Gram anchoring of the student's (N, P, D) patches, each sequence by itself, to the Gram teacher's.
+
+    The Gram teacher's patches, of finer crops, are resized to the student's grid.
+    """
+    crops, patch = micro_batch.gram_crops(), teacher.patch_size
+    fine, coarse = (
+        [side // patch for side in images.shape[-2:]] for images in (crops.images, micro_batch.views.global_crops)
+    )
     with torch.no_grad():
-        seen = teacher.packed([part.crops(views.gram_crops)])[0]
-        anchor = resize_patches(seen.patches, *fine, to=tuple(coarse))
-    return gram_loss(student.patches, anchor)
+        seen = teacher.packed([crops])[0]
+        anchor = resize_patches(seen.patches, fine[0], fine[1], to=(coarse[0], coarse[1]))
+    return gram_loss(student, anchor)
 
 
-def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: StepWeights) -> torch.Tensor:
+def class_term(logits: Mapping[str, torch.Tensor], labels: torch.Tensor, weights: StepWeights) -> torch.Tensor:
     """Mean over label columns of the classifiers' loss.
 
     logits by column, (C·B, classes) of C crops; labels (B, columns)
@@ -380,72 +229,84 @@ def _classes(logits: dict[str, torch.Tensor], labels: torch.Tensor, weights: Ste
             terms.append(class_loss(each, mine, balance, weights.label_smoothing))
         else:
             terms.append(prototype_class_loss(each, mine, balance, weights.class_temp, weights.label_smoothing))
-    return sum(terms) / len(terms)
+    return sum(terms[1:], terms[0]) / len(terms)
 
 
-def _balanced(batch: Sequence[MicroBatch], weights: StepWeights, model: Model, world: World) -> StepWeights:
+def lost_sequences(micro_batch: MicroBatch, terms: torch.Tensor) -> dict[str, torch.Tensor]:
+    """iBOT on the patches of entirely masked sequences, and their number: sums by image, which micro-batches add up.
+
+    terms  (1, M) iBOT's
+    """
+    if micro_batch.sequences == 1:
+        return {}
+    lost = micro_batch.masked.lost
+    count = torch.full((), len(lost) / micro_batch.images, device=terms.device)
+    return {"sequences/loss": terms[0, lost].sum() / micro_batch.images, "sequences/patches": count}
+
+
+def backward(
+    student: nn.Module,
+    teacher: Model,
+    batch: Sequence[MicroBatch],
+    weights: StepWeights,
+    *,
+    gram_teacher: VisionTransformer | None = None,
+    centring: Centring | None = None,
+    precision: AbstractContextManager | None = None,
+    world: World = ALONE,
+) -> dict[str, torch.Tensor]:
+    """Add the whole batch's gradients to the student's, one micro-batch at a time; return the terms of `losses`.
+
+    Every loss but KoLeo is a mean over images; targets, and KoLeo where its groups span micro-batches, are made of the
+    whole batch first, so micro-batches change nothing but memory and time. Each rank has its own images; a rank's terms
+    count by its share of all images, times the ranks, so that the mean over ranks is the batch's, of gradients too.
+    """
+    precision = precision or nullcontext()
+    weights = _with_class_weights(batch, weights, teacher, world)
+    with precision:
+        goals, signs = teacher_targets(teacher, batch, weights, world, centring)
+        known = _koleo_of_batch(student, batch, weights, world)
+    images = sum(sum(each.all_counts) for each in batch)
+    sums: dict[str, torch.Tensor] = {}
+    for micro_batch, goal, known_koleo in zip(batch, goals, known):
+        share = micro_batch.images * world.size / images
+        with without_averaging(student, micro_batch is not batch[-1]):
+            with precision:
+                found = losses(student, micro_batch, goal, weights, gram_teacher, world, known_koleo)
+            (share * found["total"]).backward()
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0) + share * value.detach()
+    if batch[0].sequences > 1:
+        entropy, patches = world.sum_(torch.stack([sums.pop("sequences/loss"), sums.pop("sequences/patches")]))
+        if "sequences/marginal" in signs:
+            signs["sequences/loss"] = entropy / patches
+    return {**sums, **signs}
+
+
+def _koleo_of_batch(
+    student: nn.Module, batch: Sequence[MicroBatch], weights: StepWeights, world: World
+) -> Sequence[koleo.KnownKoleo | None]:
+    """KoLeo of the whole batch for each micro-batch, from a first pass; None where none of its groups spans two.
+
+    Without a weight KoLeo is only shown, and not worth a pass: neighbours are then sought within a micro-batch.
+    """
+    counts = [each.all_counts for each in batch]
+    if not weights.koleo or not koleo.spans_micro_batches(counts, weights.koleo_group):
+        return [None] * len(batch)
+    model: Model = getattr(student, "module", student)  # DDP's own forward pass would prepare for gradients
+    # with gradients, whose graph goes with each micro-batch: without them attention and compiled blocks may round
+    # otherwise
+    crops = [each.masked_crops(patches=False) for each in batch]
+    tokens = [model.backbone.packed([each])[0].cls.detach() for each in crops]
+    with torch.autocast(tokens[0].device.type, enabled=False):
+        return koleo.known_koleo(tokens, counts, weights.koleo_group, world)
+
+
+def _with_class_weights(batch: Sequence[MicroBatch], weights: StepWeights, model: Model, world: World) -> StepWeights:
     """The weights, with those of classes that are prototypes by their numbers in the whole batch of all ranks."""
     if model.prototype_column is None:
         return weights
-    classes = torch.arange(model.dino_head.last_layer.out_features, device=batch[0].views.labels.device)
-    counts = sum((part.views.labels[:, :1] == classes).sum(dim=0) for part in batch).float()
+    labels = torch.cat([each.views.labels[:, :1] for each in batch if each.views.labels is not None])
+    classes = torch.arange(model.dino_head.last_layer.out_features, device=labels.device)
+    counts = (labels == classes).sum(dim=0).float()
     return replace(weights, class_weights={model.prototype_column: batch_class_weights(world.sum_(counts))})
-
-
-def _of_lost(part: MicroBatch, terms: torch.Tensor) -> dict[str, torch.Tensor]:
-    """iBOT on the patches of entirely masked sequences and their number, both by image: sums that parts can add."""
-    if part.sequences == 1:
-        return {}
-    lost = part.masked.lost
-    count = torch.full((), len(lost) / part.images, device=terms.device)
-    return {"sequences/loss": terms[0, lost].sum() / part.images, "sequences/patches": count}
-
-
-def _marginal(batch: Sequence[MicroBatch], goals: Sequence[SoftTargets], world: World) -> dict[str, torch.Tensor]:
-    """`sequences/marginal` over the entirely masked sequences of all ranks; nothing where no sequence is."""
-    scaling = goals[0].scaling
-    sums = scaling.new_zeros(batch[0].sequences, len(scaling) + 1)
-    for part, goal in zip(batch, goals):
-        lost, number = part.masked.lost, part.masked.sequence
-        of_lost = replace(goal, logits=goal.logits[:, lost])
-        for some in of_lost.chunks():
-            probable = of_lost.rows(some)[0]
-            sums.index_add_(0, number[some], torch.cat([probable, probable.new_ones(len(probable), 1)], dim=1))
-    sums = world.sum_(sums)
-    return {"sequences/marginal": marginal_entropy(sums[:, :-1], sums[:, -1])} if bool(sums[:, -1].any()) else {}
-
-
-@torch.no_grad()
-def _monitors(
-    targets: Sequence[SoftTargets], cls: torch.Tensor, counts: list[int], world: World
-) -> dict[str, torch.Tensor]:
-    """Signs of collapse: entropy of the targets by ln K, share of prototypes in use, spread and rank of the features.
-
-    Of the rows of all ranks, `counts` of each. The rank is the participation ratio of the covariance's eigenvalues,
-    (Σλ)² / Σλ², by the largest it can be.
-    """
-    prototypes = len(targets[0].scaling)
-    own = torch.cat([_uncertainty(each) for each in targets])
-    rows = world.gather(torch.cat([own, cls.float()], dim=1), counts)  # in one message
-    entropy = rows[:, 0].mean() / math.log(prototypes)
-    used = torch.zeros(prototypes, device=rows.device).scatter_(0, rows[:, 1].long(), 1.0).mean()
-    cls = rows[:, 2:]
-    spread = torch.nn.functional.normalize(cls, dim=-1).std(dim=0).mean() * cls.shape[-1] ** 0.5
-    centred = cls - cls.mean(dim=0)
-    products = centred @ centred.T  # has the covariance's eigenvalues
-    rank = products.trace().square() / products.square().sum().clamp(min=1e-30) / min(len(cls) - 1, cls.shape[1])
-    return {
-        "monitor/target_entropy": entropy,
-        "monitor/prototypes_used": used,
-        "monitor/feature_spread": spread,
-        "monitor/feature_rank": rank,
-    }
-
-
-def _uncertainty(targets: SoftTargets) -> torch.Tensor:
-    """(T · N, 2) entropy of each row, and its likeliest prototype."""
-    found = []
-    for some in targets.chunks():
-        each = targets.rows(some)
-        found.append(torch.stack([torch.special.entr(each).sum(dim=-1), each.argmax(dim=-1).float()], dim=-1))
-    return torch.cat(found, dim=1).flatten(0, 1)

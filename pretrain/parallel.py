@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from meddap.settings import SettingsError
-from pretrain.distillation import Model
+from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 from pretrain.runtime.distributed import World
 

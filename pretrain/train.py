@@ -33,6 +33,7 @@ from pretrain import build, checks, distillation, optim, parallel, runs
 from pretrain.config import Config, StageConfig, as_text, gram_teacher_steps, load, recipe
 from pretrain.data import batch_plan, order, stream, views
 from pretrain.data.batch_plan import BatchPlan
+from pretrain.data.micro_batch import micro_batches
 from pretrain.model import compiling
 from pretrain.online_knn import OnlineKnn
 from pretrain.runs import TrainingError, check_identity, finished, folder_of, gram_teacher, held
@@ -212,7 +213,7 @@ def train_stage(config: Config, name: str, before: str | None, code: str, world:
             optim.set_step(optimizer, lr=now["lr"], weight_decay=now["weight_decay"], freeze_last_layer=frozen)
             draws = build.draws(config, stage, batch, number)
             weights = build.step_weights(stage, now, class_weights, config.classifier)
-            batch_parts = distillation.micro_batches(crops, masks, draws, parts[plan.choice[number]], world.rank)
+            batch_parts = micro_batches(crops, masks, draws, parts[plan.choice[number]], world.rank)
             losses = distillation.backward(
                 learner,
                 teacher,

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import build, checks, distillation
 from pretrain.config import Config, StageConfig, load
 from pretrain.data import views
+from pretrain.data.micro_batch import micro_batches
 from pretrain.data.stream import Batch
 from pretrain.planning import counting
 
@@ -53,7 +54,7 @@ def run(
     draws = build.draws(config, of, batch, 0)
     draws = draws if drop is None else dataclasses.replace(draws, drop=drop)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
-    parts = distillation.micro_batches(crops, masks, draws, [(size,) for size in sizes or (images,)])
+    parts = micro_batches(crops, masks, draws, [(size,) for size in sizes or (images,)])
     # fused attention is not counted on a CPU, written as products it is; nor are products added to what is there
     in_place = {torch.ops.aten.addmm_: added}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as of_step:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from benchmarks import foretold, training_step
 from pretrain import build, checks, distillation, plan
 from pretrain.config import SaveConfig
+from pretrain.data.micro_batch import micro_batches
 from pretrain.planning import communication, rates
 from pretrain.runtime import checkpoint
 from pretrain.runtime.distributed import World
@@ -43,7 +44,7 @@ def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int,
 
     arm = training_step.Arm(config, of, 4, CPU, side=64)
     draws = build.draws(config, of, arm.batch, 0)
-    batch = distillation.micro_batches(arm.views(), arm.masks, draws, counts)
+    batch = micro_batches(arm.views(), arm.masks, draws, counts)
     distillation.backward(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
     found = {each.what: each for each in communication.messages(config, of, 4, 2, len(counts), first_pass)}
     sums = [size for kind, size in said if kind == "sinkhorn"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.distillation import _monitors
+from pretrain.objective.monitors import collapse_signs
 from pretrain.objective.sinkhorn import SoftTargets
-from pretrain.runtime.distributed import ALONE
 from pretrain.runtime.metrics import CollapseMonitor
 
 
@@ -17,7 +16,7 @@ def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dic
         targets = torch.full((8, 16), 1 / 16)
     logits = targets.log()[None, torch.arange(len(features)) % len(targets)]
     assigned = SoftTargets(logits, temperature=1.0, scaling=torch.zeros(logits.shape[-1]))
-    found = _monitors([assigned], features, [len(features)], ALONE)
+    found = collapse_signs([assigned], features, [len(features)])
     return {name.removeprefix("monitor/"): float(value) for name, value in found.items()}
 
 

@@ -10,10 +10,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.views import Views
-from pretrain.distillation import MicroBatch, Model, StepWeights, backward
+from pretrain.distillation import StepWeights, backward
 from pretrain.model import compiling
 from pretrain.model.heads import ProjectionHead
+from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 
 

@@ -82,7 +82,7 @@ def test_a_few_samples_at_a_time_give_the_loss_and_gradients_of_all(monkeypatch:
     terms = -torch.einsum("snk,st,tnk->sn", written, blend, targets.rows(slice(None)))
     expected = [terms, *torch.autograd.grad(3 * (terms * weights).sum(), [features, weight])]
     for numbers in (1, 3 * views * prototypes, 1 << 24):
-        monkeypatch.setitem(sinkhorn._LOGITS, "cpu", numbers)
+        monkeypatch.setitem(sinkhorn.LOGITS_AT_ONCE, "cpu", numbers)
         found = cross_entropy(features, weight, Targets(targets, blend, weights, 0.1))
         close(found.loss, (terms * weights).sum())
         given = [found.terms, *torch.autograd.grad(3 * found.loss, [features, weight])]
@@ -168,7 +168,7 @@ def test_bf16_keeps_what_tells_close_directions_apart() -> None:
 
 def test_student_logits_never_exist_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 4,096 numbers at a time no tensor of the comparison has more, whatever samples · prototypes is."""
-    monkeypatch.setitem(sinkhorn._LOGITS, "cpu", 4096)
+    monkeypatch.setitem(sinkhorn.LOGITS_AT_ONCE, "cpu", 4096)
     samples, prototypes, largest = 96, 512, []
     targets = assigned(torch.randn(samples, prototypes), 0.07)
 

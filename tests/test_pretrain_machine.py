@@ -10,6 +10,7 @@ from meddap.settings import SettingsError
 from pretrain import build, distillation
 from pretrain.config import MachineConfig
 from pretrain.data import views
+from pretrain.data.micro_batch import micro_batches
 from pretrain.model.vit import VisionTransformer
 from pretrain.runtime.device import autocast, pick_device, uses_bf16
 
@@ -58,7 +59,7 @@ def test_a_step_never_waits_for_the_gpu() -> None:
     inputs = bench.inputs_of(config, 4)
     student, teacher = build.student_and_teacher(config, device)
     seen = views.Views(inputs.crops.global_crops.to(device), inputs.crops.local_crops.to(device))
-    whole = distillation.micro_batches(seen, inputs.masks, inputs.draws, [(4,)])
+    whole = micro_batches(seen, inputs.masks, inputs.draws, [(4,)])
     weights = distillation.StepWeights(teacher_temp=0.07)
     for _ in range(2):  # the first one allocates
         torch.cuda.synchronize()

@@ -16,7 +16,9 @@ from pretrain import distillation, train
 from pretrain.data import labels, masking, stream, views
 from pretrain.data.intensity import Intensity
 from pretrain.data.labels import Labelling
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.heads import ClassHeads
+from pretrain.model.student_teacher import Model
 from pretrain.objective import losses
 from pretrain.objective.sinkhorn import SoftTargets, scalings
 from pretrain.runtime import checkpoint, metrics
@@ -142,13 +144,13 @@ def test_the_target_is_the_teachers_token_of_the_unmasked_sequence() -> None:
 
     backbone = VisionTransformer(patch_size=8, embed_dim=16, depth=1, num_heads=1, layer_scale=None, sequences=NAMES)
     head = dict(prototypes=8, hidden_dim=16, bottleneck_dim=8)
-    teacher = distillation.Model(backbone, ProjectionHead(16, **head), ProjectionHead(16, **head))
+    teacher = Model(backbone, ProjectionHead(16, **head), ProjectionHead(16, **head))
     teacher.init_weights(generator)
     masks = torch.zeros(6, 2, 4, dtype=torch.bool)
     masks[0, 1], masks[5, 0, 3] = True, True
     crops = views.Views(images, images[:0], None, present, ("t1", "flair"))
-    (goal,), found = distillation.targets(
-        teacher, [distillation.MicroBatch(crops, masks.flatten(1))], distillation.StepWeights(teacher_temp=0.07)
+    (goal,), found = distillation.teacher_targets(
+        teacher, [MicroBatch(crops, masks.flatten(1))], distillation.StepWeights(teacher_temp=0.07)
     )
     with torch.no_grad():
         seen = backbone(images.flatten(0, 1), present=present.repeat(2, 1), sequences=("t1", "flair"))
@@ -209,7 +211,7 @@ def test_heads_of_several_columns_learn_from_their_own_labels() -> None:
     logits = heads(torch.randn(8, 6, generator=torch.Generator().manual_seed(1)))
     given = torch.tensor([[0, -1], [1, -1], [-1, -1], [1, -1]])
     weight = distillation.StepWeights(teacher_temp=0.07, class_weights={"tumour": (1.0, 1.0), "grade": (1.0, 1.0, 1.0)})
-    distillation._classes(logits, given, weight).backward()
+    distillation.class_term(logits, given, weight).backward()
     assert heads["tumour"].weight.grad.abs().max() > 0 and not heads["grade"].weight.grad.any()
 
 

@@ -13,9 +13,11 @@ from helpers.tiny_run import CONFIG, rows, weights
 from meddap.settings import SettingsError
 from pretrain import distillation, train
 from pretrain.data import batch_plan, randomness
+from pretrain.data.micro_batch import MicroBatch, micro_batches
 from pretrain.data.views import Views
-from pretrain.distillation import Model, StepWeights
+from pretrain.distillation import StepWeights
 from pretrain.model.heads import ProjectionHead
+from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective import koleo
 from pretrain.objective.losses import koleo_loss
@@ -46,7 +48,7 @@ def networks() -> tuple[Model, Model, VisionTransformer]:
     return student, teacher, anchor
 
 
-def in_parts(*sizes: int) -> list[distillation.MicroBatch]:
+def in_parts(*sizes: int) -> list[MicroBatch]:
     """The same random batch in parts of so many images."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(2, IMAGES, 1, 32, 32), (CROPS, IMAGES, 1, 16, 16), (2, IMAGES, 1, 64, 64)]
@@ -57,7 +59,7 @@ def in_parts(*sizes: int) -> list[distillation.MicroBatch]:
     draws = randomness.sample_draws(
         numbers, numbers * 0, seed=0, step=7, crops=2 + CROPS, depth=3, drop_path=0.5, rope_rescale=2.0
     )
-    return distillation.micro_batches(views, masks, draws, [(size,) for size in sizes])
+    return micro_batches(views, masks, draws, [(size,) for size in sizes])
 
 
 @pytest.mark.parametrize("group", [2, 3, 5, 6, None])

@@ -12,10 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pretrain.data.masking import over_sequences
+from pretrain.data.micro_batch import MicroBatch, micro_batches
 from pretrain.data.randomness import Draws
 from pretrain.data.views import Views
-from pretrain.distillation import MicroBatch, Model, StepWeights, backward, micro_batches
+from pretrain.distillation import StepWeights, backward
 from pretrain.model.heads import ProjectionHead
+from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.losses import batch_class_weights
 from pretrain.objective.sinkhorn import Centring

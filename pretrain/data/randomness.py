@@ -82,7 +82,7 @@ class Draws:
     drop: torch.Tensor | None = None
     rope_scale: tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None] = (None, None)
 
-    def part(self, rows: slice) -> Draws:
+    def select(self, rows: slice) -> Draws:
         """The draws of some of the batch's images."""
         return self if self.drop is None else replace(self, drop=self.drop[..., rows])
 

@@ -104,7 +104,7 @@ class Views:
     sequences: tuple[str, ...] = ()
     labels: torch.Tensor | None = None
 
-    def part(self, rows: slice) -> Views:
+    def select(self, rows: slice) -> Views:
         """The views of some of the batch's images."""
         gram = None if self.gram_crops is None else self.gram_crops[:, rows]
         present, labels = (None if each is None else each[rows] for each in (self.present, self.labels))

@@ -14,7 +14,8 @@ import torch
 
 from pretrain.runtime.distributed import ALONE, World
 
-_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}  # float32 numbers that are worked on at a time
+# float32 numbers that are worked on at a time, by device; `pretrain/planning` makes a CPU pretend to be a GPU with it
+LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _count(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
     """0 … count, few enough at a time where each takes `width` float32 numbers."""
-    size = max(_LOGITS.get(device.type, _LOGITS["cuda"]) // width, 1)
+    size = max(LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"]) // width, 1)
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from pretrain import build
 from pretrain.config import Config, LossConfig, MaskConfig, StageConfig
-from pretrain.distillation import Model
 from pretrain.model.layers import Block
+from pretrain.model.student_teacher import Model
 
 _WORD = 4  # bytes of a float32
 # times that a step reads or writes its logits: the teacher's once and in each iteration, the student's

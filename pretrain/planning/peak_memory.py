@@ -22,11 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pretrain import build, checks, distillation
 from pretrain.config import Config, MaskConfig, StageConfig
 from pretrain.data import batch_plan
+from pretrain.data.micro_batch import micro_batches
 from pretrain.data.stream import Batch
 from pretrain.data.views import Views
 from pretrain.model import attention
 from pretrain.model.vit import VisionTransformer
-from pretrain.objective import sinkhorn
+from pretrain.objective import monitors, sinkhorn
 from pretrain.planning import counting
 from pretrain.planning.live_bytes import GPU_BLOCK, Live
 
@@ -64,10 +65,10 @@ def as_on_a_gpu() -> Iterator[None]:
     """Fused attention, and as many logits at a time as a GPU takes, whatever the device is called."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(attention, "attend", F.scaled_dot_product_attention))
-        logits = sinkhorn._LOGITS
+        logits = sinkhorn.LOGITS_AT_ONCE
         stack.enter_context(mock.patch.dict(logits, cpu=logits["cuda"]))
         # asks the device whether a sequence is masked at all: a few numbers
-        stack.enter_context(mock.patch.object(distillation, "_marginal", lambda *_: {}))
+        stack.enter_context(mock.patch.object(monitors, "sequence_marginal", lambda *_: {}))
         yield
 
 
@@ -150,7 +151,7 @@ def computed(
     masks = masks_of(config, stage, images, share)
     draws = build.draws(config, stage, batch_of(images, 1, 1, torch.device("cpu")), 0)
     counts = batch_plan.divide_batch(images, parts or machine.accumulate, stage.loss.koleo_group)
-    batch = distillation.micro_batches(crops, masks, draws, counts)
+    batch = micro_batches(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
