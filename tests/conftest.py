@@ -11,13 +11,29 @@ from helpers.golden import SHARED, GoldenFiles
 from data_prep import generate, identity, shard_mri
 
 STRESS_SECONDS = 1800
+LONG = ("test_pretrain_parallel.py", "test_pretrain_train.py", "test_pretrain_three_stages.py", "test_pretrain_step.py")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Stress tests may take longer than setup.cfg's limit."""
+    """Stress tests may take longer than setup.cfg's limit; the longest files come first, so that none is left last."""
     for item in items:
         if item.get_closest_marker("stress") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(STRESS_SECONDS))
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """`pytest -n 2` gives each file to one process, for its tests share fixtures; those of SLURM share one cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if "test_slurm_" in nodeid else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import processes
 from helpers.tiny_run import rows, weights
 
 from data_prep import identity, shard_ct
-from pretrain import train
 from pretrain.runtime import checkpoint, metrics
 
 STEPS = {"adapt": 30, "gram": 16, "highres": 6}
@@ -77,21 +76,26 @@ def arguments(folder: Path, shards: Path, name: str) -> list[str]:
     return ["--config", str(folder / "c.yaml"), f"name={name}", f"output={folder}", f"data.root={shards}"]
 
 
-def kill_in(words: list[str], folder: Path, after: int) -> None:
+def train(arguments: list[str], logs: Path) -> None:
+    """Train in a process of its own, with one thread as all of them."""
+    assert processes.train(arguments, 1, logs) == [0], processes.said(logs)
+
+
+def kill_in(arguments: list[str], logs: Path, stage: Path, after: int) -> None:
     """Start a run and kill it, unasked, once the stage has more than `after` rows."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = processes.start(arguments, 1, logs)
     deadline = time.monotonic() + 120
-    while len(metrics.read(folder / "metrics.jsonl")) <= after:
-        assert process.poll() is None and time.monotonic() < deadline
+    while len(metrics.read(stage / "metrics.jsonl")) <= after:
+        assert running.launcher.is_alive() and time.monotonic() < deadline, processes.said(logs)
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(running.pids()[0], signal.SIGKILL)
+    assert running.finish() == [-signal.SIGKILL]
 
 
 def test_three_stages_on_real_ct(shards: Path, tmp_path: Path) -> None:
     """Stages chain, the anchor holds the patches, stage 3 meets its sizes; killed in every stage, the same rows and
     weights."""
-    assert train.main(arguments(tmp_path, shards, "whole")) == 0
+    train(arguments(tmp_path, shards, "whole"), tmp_path / "logs")
     run = tmp_path / "whole"
     for before, name in zip(STEPS, list(STEPS)[1:]):
         start, end = (weights(run / place) for place in (f"{name}/00000000", f"{before}/{STEPS[before]:08d}"))
@@ -101,17 +105,17 @@ def test_three_stages_on_real_ct(shards: Path, tmp_path: Path) -> None:
         assert all(torch.equal(value, named[f"backbone.{key}"]) for key, value in anchors.items())
     shutil.copytree(run / "adapt", tmp_path / "free" / "adapt")
     loose = ["stages.gram.gram.weight.start=0", "stages.gram.gram.weight.peak=0", "--stage", "gram"]
-    assert train.main([*arguments(tmp_path, shards, "free"), *loose]) == 0
+    train([*arguments(tmp_path, shards, "free"), *loose], tmp_path / "logs")
     # beside the same batches without the weight, for this loss differs more between batches than between steps
     held, free = (sum(row["loss/gram"] for row in rows(each / "gram")[-8:]) for each in (run, tmp_path / "free"))
     assert held < 0.9 * free
     found = rows(run / "highres")
     assert {row["crop"] for row in found} == {64, 96} and {row["batch"] for row in found} == {12}
 
-    words = [sys.executable, "-m", "pretrain.train", *arguments(tmp_path, shards, "killed")]
+    killed = arguments(tmp_path, shards, "killed")
     for name, after in (("adapt", 12), ("gram", 7), ("highres", 2)):
-        kill_in(words, tmp_path / "killed" / name, after)
-    subprocess.run(words, check=True, capture_output=True)
+        kill_in(killed, tmp_path / "logs", tmp_path / "killed" / name, after)
+    train(killed, tmp_path / "logs")
     for name, steps in STEPS.items():
         assert rows(tmp_path / "killed" / name) == rows(run / name) and len(rows(run / name)) == steps
         ours, theirs = (weights(tmp_path / each / name / f"{steps:08d}") for each in ("whole", "killed"))
