@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import regrid
 from data_prep.config import GeometryConfig, GridConfig
 from data_prep.volumes import geometry, slicing
 from data_prep.volumes.volume import RejectedSeries
@@ -96,7 +95,7 @@ def test_overlap_is_a_share_of_the_reference() -> None:
 )
 def test_a_fitted_slice_keeps_extent_and_constants(rows: int, columns: int, mm: float, wanted: float, size) -> None:
     """Spacing times pixels stays the extent; a constant stays constant; labels stay labels; shapes are as asked."""
-    fit = regrid.Fit((rows, columns), (mm, mm), GridConfig(in_plane_mm=wanted, size=size))
+    fit = slicing.Resampler((rows, columns), (mm, mm), GridConfig(in_plane_mm=wanted, size=size))
     plane = fit.image(np.full((rows, columns), 321, np.int16), outside=-1024)
     labels = fit.labels(np.full((rows, columns), 7, np.uint8))
     assert plane.shape == labels.shape and set(np.unique(plane)) <= {321, -1024} and set(np.unique(labels)) <= {0, 7}
@@ -112,11 +111,11 @@ def test_a_fitted_slice_keeps_extent_and_constants(rows: int, columns: int, mm: 
 def test_a_fitted_slice_is_antialiased_and_stays_in_place() -> None:
     """Stripes of one pixel become their mean; a disk's centre stays at the same millimetre, also after cutting."""
     stripes = np.tile(np.array([0, 1000], np.int16), (64, 32))
-    coarse = regrid.Fit((64, 64), (1.0, 1.0), GridConfig(in_plane_mm=4.0)).image(stripes, 0)
+    coarse = slicing.Resampler((64, 64), (1.0, 1.0), GridConfig(in_plane_mm=4.0)).image(stripes, 0)
     assert np.abs(coarse.astype(int) - 500).max() < 40
     rows, columns = np.indices((100, 80))
     disk = np.where((rows - 30) ** 2 + (columns - 50) ** 2 < 100, 1000, 0).astype(np.int16)
-    fit = regrid.Fit((100, 80), (1.0, 1.0), GridConfig(in_plane_mm=2.5, size=32))
+    fit = slicing.Resampler((100, 80), (1.0, 1.0), GridConfig(in_plane_mm=2.5, size=32))
     found = np.argwhere(fit.image(disk, 0) > 500).mean(axis=0)
     # the centres of both grids lie on each other
     assert (found - 15.5) * 2.5 == pytest.approx(np.array([30, 50]) - [49.5, 39.5], abs=0.6)
@@ -126,7 +125,7 @@ def test_no_value_is_invented_at_edges() -> None:
     """Cubic interpolation overshoots; what is stored stays within what was there."""
     edge = np.full((40, 40), -1024, np.int16)
     edge[:, 20:] = 32767
-    out = regrid.Fit((40, 40), (1.0, 1.0), GridConfig(in_plane_mm=0.6)).image(edge, -1024)
+    out = slicing.Resampler((40, 40), (1.0, 1.0), GridConfig(in_plane_mm=0.6)).image(edge, -1024)
     assert out.min() == -1024 and out.max() == 32767
 
 

@@ -12,8 +12,8 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data_prep.dicom.frames import Frame
-from data_prep.hounsfield import Hounsfield
 from data_prep.schema import AIR_HU
+from data_prep.volumes.scaling import Hounsfield
 from data_prep.volumes.volume import RejectedSeries
 
 

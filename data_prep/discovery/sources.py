@@ -18,30 +18,13 @@ from data_prep.config import PrepConfig
 from data_prep.dicom import headers
 from data_prep.discovery import labelmaps, studies
 from data_prep.discovery.labelmaps import LabelFile
+from data_prep.discovery.studies import NO_UID, Series
 from data_prep.volumes import images
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Failure, Workers
 
 _CHUNK = 128  # files whose headers one job reads
-_NO_UID = "folder:"  # start of the name of a series whose files have no SeriesInstanceUID
-
-
-@dataclass(frozen=True)
-class Series:
-    """One input series. `name` (its path below the input) and `uid` identify a patient: never stored."""
-
-    name: str
-    files: tuple[str, ...]
-    dicom: bool
-    uid: str
-
-    @property
-    def kind(self) -> str:
-        """How its files were known to be one series, for the manifest."""
-        if not self.dicom:
-            return "image"
-        return "dicom without SeriesInstanceUID, by folder" if self.uid.startswith(_NO_UID) else "dicom"
 
 
 @dataclass(frozen=True)
@@ -173,7 +156,7 @@ def _sort(walked: _Walked, names: list[str], found: list[headers.Header | str | 
 
 def _sort_image(walked: _Walked, name: str, header: headers.Header) -> None:
     owner = header.patient, header.study
-    series = header.series or "\0".join((_NO_UID, os.path.dirname(name), *owner))
+    series = header.series or "\0".join((NO_UID, os.path.dirname(name), *owner))
     if walked.owners.setdefault(series, owner) != owner:
         walked.problems.append((name, "another file of its series names another patient or study"))
     else:

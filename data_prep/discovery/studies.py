@@ -7,16 +7,30 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 from data_prep.config import MriConfig
 from data_prep.discovery import labelmaps, sequences
 from data_prep.volumes import images
 
-if TYPE_CHECKING:
-    from data_prep.discovery.sources import Series
-
+NO_UID = "folder:"  # start of the name of a series whose files have no SeriesInstanceUID
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?:[/_](ses-[A-Za-z0-9]+))?")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One input series. `name` (its path below the input) and `uid` identify a patient: never stored."""
+
+    name: str
+    files: tuple[str, ...]
+    dicom: bool
+    uid: str
+
+    @property
+    def kind(self) -> str:
+        """How its files were known to be one series, for the manifest."""
+        if not self.dicom:
+            return "image"
+        return "dicom without SeriesInstanceUID, by folder" if self.uid.startswith(NO_UID) else "dicom"
 
 
 @dataclass(frozen=True)

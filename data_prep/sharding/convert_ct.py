@@ -9,7 +9,7 @@ from pathlib import PurePath
 from data_prep.config import CtConfig
 from data_prep.dicom.series import read_series
 from data_prep.discovery import labelmaps, sequences
-from data_prep.discovery.sources import Series
+from data_prep.discovery.studies import Series
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
 from data_prep.volumes import images, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume

@@ -14,7 +14,7 @@ from data_prep.config import MriConfig
 from data_prep.dicom.series import read_series
 from data_prep.discovery import labelmaps, sequences
 from data_prep.discovery.sequences import Guess
-from data_prep.discovery.sources import Series
+from data_prep.discovery.studies import Series
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
 from data_prep.volumes import geometry, images, scaling, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume

@@ -9,10 +9,10 @@ import nibabel
 import numpy as np
 
 from data_prep.config import PrepConfig
-from data_prep.hounsfield import Hounsfield
 from data_prep.schema import AIR_HU
 from data_prep.volumes import geometry
 from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.scaling import Hounsfield
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
 NIFTI = (".nii", ".nii.gz")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
-from data_prep import regrid
 from data_prep.config import GridConfig
 from data_prep.schema import AIR_HU, Slice
 from data_prep.volumes.scaling import Scale
@@ -88,6 +88,56 @@ class Tally:
         return found
 
 
+class Resampler:
+    """Resamples (H, W) planes of one grid to `grid.in_plane_mm`, then cuts or pads to `grid.size`.
+
+    spacing  (row, column) in mm afterwards: the extent stays, so it is the wanted one to within half a pixel over
+             the whole slice
+    """
+
+    def __init__(self, shape: tuple[int, int], spacing: tuple[float, float], grid: GridConfig) -> None:
+        self._shape = shape
+        if grid.in_plane_mm:
+            self._shape = tuple(max(round(n * mm / grid.in_plane_mm), 1) for n, mm in zip(shape, spacing))
+        self._changes = self._shape != shape
+        self.spacing = tuple(mm * n / now for mm, n, now in zip(spacing, shape, self._shape))
+        self._size = grid.size
+
+    def image(self, plane: np.ndarray, outside: int) -> np.ndarray:
+        """A plane of int16 or uint16: cubic, with the kernel widened where it shrinks; `outside` beyond the edge."""
+        if self._changes:
+            limits = np.iinfo(plane.dtype)
+            smooth = np.asarray(self._resized(plane.astype(np.float32), Image.Resampling.BICUBIC))
+            low, high = max(plane.min(), limits.min), min(plane.max(), limits.max)  # cubic overshoots at edges
+            plane = np.clip(np.rint(smooth), low, high).astype(plane.dtype)
+        return self._sized(plane, outside)
+
+    def labels(self, plane: np.ndarray) -> np.ndarray:
+        """A plane of uint8 labels; 0 beyond the edge."""
+        if self._changes:
+            plane = np.asarray(self._resized(plane, Image.Resampling.NEAREST))
+        return self._sized(plane, 0)
+
+    def _resized(self, plane: np.ndarray, method: Image.Resampling) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(plane)).resize(self._shape[::-1], method)
+
+    def _sized(self, plane: np.ndarray, outside: int) -> np.ndarray:
+        if not self._size:
+            return plane
+        out = np.full((self._size, self._size), outside, plane.dtype)
+        source, target = zip(*(_centred(n, self._size) for n in plane.shape))
+        out[target] = plane[source]
+        return out
+
+
+def _centred(length: int, size: int) -> tuple[slice, slice]:
+    """The ranges of a line of `length` and of one of `size` that lie over each other, centres together."""
+    kept = min(length, size)
+    return slice((length - kept) // 2, (length - kept) // 2 + kept), slice(
+        (size - kept) // 2, (size - kept) // 2 + kept
+    )
+
+
 def axial(
     volume: Volume,
     channels: list[Channel],
@@ -112,7 +162,7 @@ def axial(
         drawn = None if labelmap is None else labelmap[order]
         spacing = volume.spacing[1:]
         if grid.in_plane_mm or grid.size:
-            fitted = regrid.Fit(planes[0].shape if planes else (1, 1), spacing, grid)
+            fitted = Resampler(planes[0].shape if planes else (1, 1), spacing, grid)
             planes = [fitted.image(plane, channel.outside) for plane, channel in zip(planes, present)]
             drawn, spacing = None if drawn is None else fitted.labels(drawn), fitted.spacing
         inside = [plane > channel.level for plane, channel in zip(planes, present)]
