@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from data_prep import schema
-from data_prep.sharding import parts
+from data_prep.sharding import archive_parts
 from meddap.console import fail, say
 from meddap.disk import BusyError
 from meddap.settings import SettingsError
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, metavar="DIR", help="the --output that part=1/N … part=N/N wrote to")
     options = parser.parse_args(arguments)
     try:
-        dataset = parts.merge(options.output)
+        dataset = archive_parts.merge(options.output)
     except (SettingsError, BusyError, schema.SchemaError) as error:
         return fail(str(error))
     except OSError as error:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import schema, shard_check
-from data_prep.shard_check import Report, Work
-from data_prep.sharding import parts, writer
+from data_prep import schema
+from data_prep.sharding import archive_parts, check, writer
+from data_prep.sharding.check import Report, Work
 from data_prep.workers import Failure, Workers
 from meddap.console import fail, progress, say
 from meddap.settings import SettingsError, load
@@ -56,7 +56,7 @@ class _Total:
 
 def problems(root: Path, workers: int) -> Iterator[str]:
     """Every problem of a data set, as a line. Raises SchemaError where it has no `dataset.json`."""
-    if parts.folders(root) and not (root / "dataset.json").is_file():
+    if archive_parts.folders(root) and not (root / "dataset.json").is_file():
         raise schema.SchemaError(f"{root}: holds parts that are not merged; run python -m data_prep.merge {root}")
     dataset = schema.read_dataset(root)
     totals = {split: _Total() for split in dataset["splits"]}
@@ -66,7 +66,7 @@ def problems(root: Path, workers: int) -> Iterator[str]:
             split_of[row["name"]] = split
             works.append(Work(root / row["name"], row))
     with Workers(workers, _MINUTES * 60, _GIGABYTES) as pool:
-        for work, report in progress(pool.map(shard_check.check, works), len(works), "shards"):
+        for work, report in progress(pool.map(check.check, works), len(works), "shards"):
             if isinstance(report, Failure):
                 yield f"{work.row['name']}: {report}"
                 continue

@@ -11,7 +11,7 @@ from helpers import dicom_files
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from data_prep.config import CtConfig, GeometryConfig, MriConfig, StackConfig
-from data_prep.dicom import headers, series
+from data_prep.dicom import headers, series_reader
 from data_prep.volumes.volume import RejectedSeries, Volume
 
 
@@ -20,7 +20,7 @@ def read(paths: list[Path], modality: str = "CT", **stacks: object) -> list[Volu
     config = (CtConfig if modality == "CT" else MriConfig)(stacks=StackConfig(**stacks))
     return [
         found.reason if isinstance(found, RejectedSeries) else found[0]
-        for found in series.read_series([str(path) for path in paths], modality, config)
+        for found in series_reader.read_series([str(path) for path in paths], modality, config)
     ]
 
 
@@ -162,7 +162,7 @@ def test_gantry_tilt_is_corrected(degrees: float, tmp_path: Path) -> None:
     axes = [1, 0, 0, 0, float(np.cos(angle)), float(np.sin(angle))]
     paths = dicom_files.series(tmp_path, stored, positions, ImageOrientationPatient=axes)
     config = CtConfig(geometry=GeometryConfig(max_oblique_degrees=30))
-    ((volume, _),) = series.read_series([str(path) for path in paths], "CT", config)
+    ((volume, _),) = series_reader.read_series([str(path) for path in paths], "CT", config)
     assert volume.notes["tilt_corrected_degrees"] == pytest.approx(abs(degrees), abs=0.05)
     axes = volume.affine[:3, :3]
     assert np.allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-6)  # right angles now
@@ -174,7 +174,7 @@ def test_gantry_tilt_is_corrected(degrees: float, tmp_path: Path) -> None:
         assert at[:2] == pytest.approx([-64, -64], abs=0.1)
     assert volume.voxels.max() == 40 and volume.voxels.min() >= -1024
     refusing = CtConfig(geometry=GeometryConfig(tilt="refuse"))
-    (refused,) = series.read_series([str(path) for path in paths], "CT", refusing)
+    (refused,) = series_reader.read_series([str(path) for path in paths], "CT", refusing)
     assert "gantry tilt" in refused.reason and "geometry.tilt=correct" in refused.reason
 
 
@@ -232,7 +232,7 @@ def test_thick_sagittal_and_coronal_slices(plane: str, axes: tuple, tmp_path: Pa
     (refused,) = read(paths)
     assert refused == f"{plane} slices; geometry.planes=reformat resamples them"
     config = CtConfig(geometry=GeometryConfig(planes="reformat"))
-    ((volume, _),) = series.read_series([str(path) for path in paths], "CT", config)
+    ((volume, _),) = series_reader.read_series([str(path) for path in paths], "CT", config)
     assert volume.notes["reformatted_from"] == plane and volume.spacing == pytest.approx((2, 2, 2))
     z, y, x = np.argwhere(volume.voxels > 0).mean(axis=0)
     found = (volume.affine @ [x, y, z, 1])[:3] * (-1, -1, 1)  # to LPS
@@ -249,7 +249,7 @@ def test_oblique_slices(tmp_path: Path) -> None:
     paths = dicom_files.series(tmp_path, stored, ImageOrientationPatient=axes)
     assert read(paths) == ["oblique by 40 degrees; geometry.oblique=reformat resamples them"]
     config = CtConfig(geometry=GeometryConfig(oblique="reformat"))
-    ((volume, _),) = series.read_series([str(path) for path in paths], "CT", config)
+    ((volume, _),) = series_reader.read_series([str(path) for path in paths], "CT", config)
     z, y, x = np.argwhere(volume.voxels > -300).mean(axis=0)
     found = (volume.affine @ [x, y, z, 1])[:3] * (-1, -1, 1)
     expected = np.array(axes[:3]) * 2 * 31.5 + np.array(axes[3:]) * 2 * 19.5 + [0, 0, 6]
@@ -313,7 +313,7 @@ def test_a_file_without_the_dicom_prefix_is_known_by_its_content(tmp_path: Path)
     path.write_bytes(whole[start:])
     assert headers.is_dicom(path) and headers.read_header(path).series == "1.2.3.4"
     config = CtConfig(min_slices=1)
-    ((volume, _),) = series.read_series([str(path)], "CT", config)
+    ((volume, _),) = series_reader.read_series([str(path)], "CT", config)
     assert np.array_equal(volume.voxels[0], planes(1)[0])
 
 
@@ -334,7 +334,7 @@ def test_whitelisted_fields_are_kept(tmp_path: Path) -> None:
         AcquisitionDate="20190807",
     )
     for keep_year in (False, True):
-        ((volume, _),) = series.read_series([str(p) for p in paths], "CT", CtConfig(keep_year=keep_year))
+        ((volume, _),) = series_reader.read_series([str(p) for p in paths], "CT", CtConfig(keep_year=keep_year))
         assert volume.meta == {
             "modality": "CT",
             "manufacturer": "SIEMENS",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import identity, merge, schema, shard_ct, verify
-from data_prep.sharding import parts
+from data_prep.sharding import archive_parts
 from meddap.settings import SettingsError
 
 
@@ -42,7 +42,7 @@ def test_parts_merged_hold_what_the_whole_holds(count: int, patients: Path, tmp_
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     owners = [
         {row["subject"] for row in map(json.loads, (path / "manifest.jsonl").read_text().splitlines())}
-        for path in parts.folders(tmp_path / "parts")
+        for path in archive_parts.folders(tmp_path / "parts")
     ]
     assert sum(len(each) for each in owners) == len(set.union(*owners)) > 6
     assert verify.main([str(tmp_path / "parts")]) == 0
@@ -55,7 +55,7 @@ def test_a_part_is_a_pure_function_of_the_hashed_patient() -> None:
     """Every patient belongs to exactly one part of any division; shares are even."""
     hashes = [identity.hashed(b"s", "patient", str(number)) for number in range(4000)]
     for count in (1, 7, 64):
-        division = [parts.Part(number, count) for number in range(1, count + 1)]
+        division = [archive_parts.Part(number, count) for number in range(1, count + 1)]
         owners = [[part.number for part in division if part.takes(each)] for each in hashes]
         assert all(len(each) == 1 for each in owners)
         sizes = [sum(each[0] == part.number for each in owners) for part in division]
@@ -66,7 +66,7 @@ def test_a_part_is_a_pure_function_of_the_hashed_patient() -> None:
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     """The line says what is expected."""
     with pytest.raises(SettingsError, match="expected NUMBER/COUNT"):
-        parts.parse(text)
+        archive_parts.parse(text)
 
 
 def test_a_merge_needs_all_parts_made_alike(patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from data_prep.discovery.sources import Source
+from data_prep.discovery.archive import Source
 from meddap.settings import SettingsError
 
 _KEYS = {

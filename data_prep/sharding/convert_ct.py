@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from data_prep.config import CtConfig
-from data_prep.dicom.series import read_series
+from data_prep.dicom.series_reader import read_series
 from data_prep.discovery import labelmaps, sequences
 from data_prep.discovery.studies import Series
 from data_prep.sharding.staging import Job, Record, Stager, refused_before

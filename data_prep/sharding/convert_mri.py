@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 
 from data_prep.config import MriConfig
-from data_prep.dicom.series import read_series
+from data_prep.dicom.series_reader import read_series
 from data_prep.discovery import labelmaps, sequences
 from data_prep.discovery.sequences import Guess
 from data_prep.discovery.studies import Series

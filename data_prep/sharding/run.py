@@ -18,8 +18,8 @@ from pathlib import Path
 
 from data_prep import identity, schema
 from data_prep.config import MACHINE_KEYS, PrepConfig
-from data_prep.discovery import class_labels, sources
-from data_prep.sharding import parts, staging, writer
+from data_prep.discovery import archive, class_labels
+from data_prep.sharding import archive_parts, staging, writer
 from data_prep.sharding.staging import Job, Record
 from data_prep.workers import Failure, Workers
 from meddap.console import progress, say
@@ -59,14 +59,14 @@ def run(request: Request) -> None:
             raise ShardingError(f"{folder}: no such folder; name the folder that holds the images")
     _check_shares(config)
     labels = class_labels.read(request.labels, config.label_columns) if request.labels else class_labels.Labels()
-    part = parts.parse(config.part)
+    part = archive_parts.parse(config.part)
     _check_division(request.output, part)
     output = request.output / part.folder
     with sole_writer(output), Workers(config.workers, config.limits.minutes * 60, config.limits.volume_gb) as workers:
         began = time.monotonic()
         made_with = _made_with(request)
         _check_settings(output, made_with)
-        found = sources.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
+        found = archive.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
         if not found.sources:
             raise ShardingError(f"{request.root}: holds no image and no DICOM file ({found.ignored} others)")
         if config.unknown_labels == "refuse":
@@ -138,7 +138,7 @@ def write_output(
     histograms = writer.total_of(record.histograms for record in records.values() if record.split == "train")
     classes_of = writer.classes(records.values(), names)
     dataset = writer.describe(written, manifest, histograms, config.labels, classes_of, made_with)
-    parts.finish(output, dataset, manifest, histograms)
+    archive_parts.finish(output, dataset, manifest, histograms)
     shutil.rmtree(output / "staging", ignore_errors=True)
 
 
@@ -173,9 +173,9 @@ def _check_shares(config: PrepConfig) -> None:
         raise ShardingError(f"split={shares}: shares must not be negative and some must be above 0")
 
 
-def _check_division(output: Path, part: parts.Part) -> None:
+def _check_division(output: Path, part: archive_parts.Part) -> None:
     """One output holds one division: whole, or parts of one count."""
-    if part.count == 1 and parts.folders(output):
+    if part.count == 1 and archive_parts.folders(output):
         raise ShardingError(f"{output}: holds parts; give part=NUMBER/COUNT or another --output")
     if part.count > 1 and (output / "settings.json").is_file():
         raise ShardingError(f"{output}: was begun without parts; give another --output")

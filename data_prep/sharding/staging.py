@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from data_prep import schema
 from data_prep.config import PrepConfig
-from data_prep.discovery.sources import Source
+from data_prep.discovery.archive import Source
 from data_prep.discovery.studies import Series
 from data_prep.identity import hashed, split_of
 from data_prep.volumes.errors import UnreadableError
