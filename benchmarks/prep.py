@@ -168,10 +168,10 @@ def slices(hu: np.ndarray) -> list[schema.Slice]:
             Volume(hu, affine),
             [channel],
             None,
-            slicing.Identity("0" * 32, "1" * 32),
+            slicing.SliceOwner("0" * 32, "1" * 32),
             min_foreground=0,
             grid=CtConfig().grid,
-            tally=slicing.Tally(),
+            counts=slicing.SliceCounts(),
             labels={},
         )
     )

@@ -198,9 +198,9 @@ TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 def members(block: bytes | memoryview) -> dict[str, memoryview]:
-    """Extensions (`ct.b2`, `seg.b2`, `json`) and payloads of one sample's stretch of a tar.
+    """Extensions (`ct.b2`, `seg.b2`, `json`) and payloads of one sample's block of a tar.
 
-    Raises SchemaError for a stretch that is cut, mixes keys or is no USTAR.
+    Raises SchemaError for a block that is cut, mixes keys or is no USTAR.
     """
     view, found, key, at = memoryview(block), {}, None, 0
     while at < len(view):
@@ -223,7 +223,7 @@ def members(block: bytes | memoryview) -> dict[str, memoryview]:
 
 
 def decode(block: bytes | memoryview) -> Slice:
-    """The sample in one stretch of a tar. Raises SchemaError where it does not hold the contract."""
+    """The sample in one block of a tar. Raises SchemaError where it does not hold the contract."""
     parts = members(block)
     if "json" not in parts:
         raise SchemaError(f"sample {bytes(parts['__key__']).decode()} has no .json")

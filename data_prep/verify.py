@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep import schema
 from data_prep.sharding import archive_parts, check, writer
-from data_prep.sharding.check import Report, Work
+from data_prep.sharding.check import ShardCheck, ShardReport
 from data_prep.workers import Failure, Workers
 from meddap.console import fail, progress, say
 from meddap.settings import SettingsError, load
@@ -45,7 +45,7 @@ class _Total:
     keys: list[np.ndarray] = field(default_factory=list)
     classes: Counter[tuple[str, int]] = field(default_factory=Counter)
 
-    def add(self, report: Report) -> None:
+    def add(self, report: ShardReport) -> None:
         self.samples += report.samples
         self.subjects |= set(report.subjects.tolist())
         values, counts = np.unique(report.series, return_counts=True)
@@ -64,9 +64,9 @@ def problems(root: Path, workers: int) -> Iterator[str]:
     for split, part in dataset["splits"].items():
         for row in part["shards"]:
             split_of[row["name"]] = split
-            works.append(Work(root / row["name"], row))
+            works.append(ShardCheck(root / row["name"], row))
     with Workers(workers, _MINUTES * 60, _GIGABYTES) as pool:
-        for work, report in progress(pool.map(check.check, works), len(works), "shards"):
+        for work, report in progress(pool.map(check.check_shard, works), len(works), "shards"):
             if isinstance(report, Failure):
                 yield f"{work.row['name']}: {report}"
                 continue

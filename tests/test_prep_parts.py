@@ -55,7 +55,7 @@ def test_a_part_is_a_pure_function_of_the_hashed_patient() -> None:
     """Every patient belongs to exactly one part of any division; shares are even."""
     hashes = [identity.hashed(b"s", "patient", str(number)) for number in range(4000)]
     for count in (1, 7, 64):
-        division = [archive_parts.Part(number, count) for number in range(1, count + 1)]
+        division = [archive_parts.ArchivePart(number, count) for number in range(1, count + 1)]
         owners = [[part.number for part in division if part.takes(each)] for each in hashes]
         assert all(len(each) == 1 for each in owners)
         sizes = [sum(each[0] == part.number for each in owners) for part in division]

@@ -13,13 +13,13 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data_prep.dicom.frames import Frame
 from data_prep.schema import AIR_HU
-from data_prep.volumes.scaling import Hounsfield
+from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries
 
 
 def ct(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
     """(Z, Y, X) int16 HU, padding as air, and what rounding and clipping changed."""
-    convert = Hounsfield()
+    convert = ToHounsfield()
     voxels = np.empty((len(frames), *frames[0].shape), np.int16)
     for place, stored in _stored(frames):
         frame = frames[place]

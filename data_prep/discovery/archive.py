@@ -50,7 +50,7 @@ class Source:
 
 
 @dataclass
-class Found:
+class Discovered:
     """All sources, sorted by name, and how many files are no images."""
 
     sources: list[Source]
@@ -72,7 +72,7 @@ class _Walked:
 
 def discover(
     root: Path, masks: Path | None, config: PrepConfig, modality: str, workers: Workers, skip: Path | None = None
-) -> Found:
+) -> Discovered:
     """Every source of `modality` ("CT" or "MR") below `root`, `skip` (the output) left out.
 
     Links to folders are not followed, so that no loop is entered.
@@ -84,7 +84,7 @@ def discover(
                 _sort(walked, single[1], [str(alone)] if isinstance(alone, Failure) else alone)
         else:
             _sort(walked, chunk[1], result)
-    return Found(list(_Builder(root, masks, config, modality, walked).sources()), walked.ignored)
+    return Discovered(list(_Pairing(root, masks, config, modality, walked).sources()), walked.ignored)
 
 
 def _others(root: Path, walked: _Walked, skip: Path | None) -> Iterator[str]:
@@ -163,7 +163,7 @@ def _sort_image(walked: _Walked, name: str, header: headers.Header) -> None:
         walked.series[series].append(name)
 
 
-class _Builder:
+class _Pairing:
     """Turns files into sources: pairs label maps, groups studies."""
 
     def __init__(self, root: Path, masks: Path | None, config: PrepConfig, modality: str, walked: _Walked) -> None:

@@ -21,7 +21,7 @@ _FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True)
-class Part:
+class ArchivePart:
     """Share `number` of `count`, counted from 1."""
 
     number: int
@@ -39,10 +39,10 @@ class Part:
         return place % self.count == self.number - 1
 
 
-def parse(text: str) -> Part:
+def parse(text: str) -> ArchivePart:
     """A part from "3/64". Raises SettingsError."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    part = Part(int(match[1]), int(match[2])) if match else None
+    part = ArchivePart(int(match[1]), int(match[2])) if match else None
     if part is None or not 1 <= part.number <= part.count:
         raise SettingsError(f"part={text}: expected NUMBER/COUNT, from 1/COUNT to COUNT/COUNT")
     return part

@@ -15,7 +15,7 @@ _MOST = 20  # problems of one shard that are told
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardCheck:
     """A shard to check and its row in `dataset.json`."""
 
     path: Path
@@ -23,7 +23,7 @@ class Work:
 
 
 @dataclass
-class Report:
+class ShardReport:
     """What was found: the index as it should be, and every problem as a line without the shard's name.
 
     keys  (N,) uint64, the first eight bytes of each key's SHA-256
@@ -38,9 +38,9 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def check(work: Work) -> Report:
+def check_shard(work: ShardCheck) -> ShardReport:
     """Sums, counts, the tar's own headers, and every sample decoded and compared with its row of the index."""
-    report = Report()
+    report = ShardReport()
     try:
         _check(work, report)
     except (OSError, schema.SchemaError, tarfile.TarError, ValueError, KeyError, TypeError, MemoryError) as error:
@@ -50,7 +50,7 @@ def check(work: Work) -> Report:
     return report
 
 
-def _check(work: Work, report: Report) -> None:
+def _check(work: ShardCheck, report: ShardReport) -> None:
     if not work.path.is_file():
         report.problems.append("is missing; shard again or copy it again")
         return
@@ -85,7 +85,7 @@ def _check(work: Work, report: Report) -> None:
                 report.problems.append(f"sample {number}: {_line(error)}")
 
 
-def _index(work: Work, report: Report) -> np.ndarray | None:
+def _index(work: ShardCheck, report: ShardReport) -> np.ndarray | None:
     path = schema.index_of(work.path)
     if not path.is_file():
         report.problems.append(f"its index {path.name} is missing")
@@ -101,7 +101,7 @@ def _index(work: Work, report: Report) -> np.ndarray | None:
     return index
 
 
-def _content(work: Work, samples: int, report: Report) -> np.ndarray | None:
+def _content(work: ShardCheck, samples: int, report: ShardReport) -> np.ndarray | None:
     """The digests of the samples' pixels; None where the data set was made before there were any."""
     if "content_sha256" not in work.row:
         return None
@@ -118,7 +118,7 @@ def _content(work: Work, samples: int, report: Report) -> np.ndarray | None:
     return content
 
 
-def _members(path: Path, report: Report) -> dict[str, int]:
+def _members(path: Path, report: ShardReport) -> dict[str, int]:
     """Every member of the tar and where its header lies, as Python's own reader sees it."""
     found: dict[str, int] = {}
     with tarfile.open(path, "r:") as tar:
@@ -132,7 +132,7 @@ def _members(path: Path, report: Report) -> dict[str, int]:
     return found
 
 
-def _check_layout(index: np.ndarray, size: int, found: dict[str, int], report: Report) -> None:
+def _check_layout(index: np.ndarray, size: int, found: dict[str, int], report: ShardReport) -> None:
     """The rows of the index cover the tar without gaps, and a sample begins where each row says."""
     ends = np.cumsum(index["size"], dtype=np.uint64)
     starts = ends - index["size"]

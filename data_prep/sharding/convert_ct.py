@@ -51,28 +51,28 @@ def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
     # stacks of one series beyond the first are series of their own in the index: neighbours must be evenly spaced
     uid = series.uid if stack == 0 else f"{series.uid}\0{stack}"
     labelmap, label_notes = labelmaps.of(stager.job.source.labels, volume, config)
-    tally = slicing.Tally()
+    counts = slicing.SliceCounts()
     count = stager.add(
         slicing.axial(
             volume,
             [slicing.Channel("ct", volume.voxels, math.floor(config.air.threshold_hu))],
             labelmap,
-            slicing.Identity(stager.record.subject, stager.series_hash(uid)),
+            slicing.SliceOwner(stager.record.subject, stager.series_hash(uid)),
             min_foreground=config.air.min_body_fraction,
             grid=config.grid,
-            tally=tally,
+            counts=counts,
             labels=stager.job.labels,
         )
     )
     if not count:
         raise RejectedSeries("no slice holds a body: all voxels are air")
-    stager.count(tally.sparse())
+    stager.count(counts.sparse())
     stager.accept(
         series,
         sequence="ct",
         stack=stager.series_hash(uid),
         slices=count,
-        air_slices=tally.air,
+        air_slices=counts.air,
         shape=list(volume.voxels.shape),
         spacing_mm=[round(length, 4) for length in volume.spacing],
         annotated=slicing.annotated(labelmap),

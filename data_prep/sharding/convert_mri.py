@@ -128,23 +128,24 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
     if not channels:
         return
     labelmap, label_notes = labelmaps.of(stager.job.source.labels, grid, config)
-    stack, tally = stager.series_hash(f"study:{stager.job.source.patient}\0{stager.job.source.study}"), slicing.Tally()
+    stack = stager.series_hash(f"study:{stager.job.source.patient}\0{stager.job.source.study}")
+    counts = slicing.SliceCounts()
     kept = {name: candidate.volume.meta for name, candidate in chosen.items() if candidate.volume.meta}
     count = stager.add(
         slicing.axial(
             replace(grid, meta=kept),
             channels,
             labelmap,
-            slicing.Identity(stager.record.subject, stack),
+            slicing.SliceOwner(stager.record.subject, stack),
             min_foreground=config.min_foreground,
             grid=config.grid,
-            tally=tally,
+            counts=counts,
             labels=stager.job.labels,
         )
     )
     if not count:
         raise RejectedSeries("no slice holds foreground")
-    stager.count(tally.sparse())
+    stager.count(counts.sparse())
     for channel in channels:
         candidate, scale = chosen[channel.name], channel.scale
         stager.accept(
@@ -153,8 +154,8 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
             grounds=candidate.guess.grounds,
             reference=channel.name == reference,
             stack=stack,
-            slices=tally.slices[channel.name],
-            air_slices=tally.air,
+            slices=counts.slices[channel.name],
+            air_slices=counts.air,
             shape=list(candidate.volume.voxels.shape),
             spacing_mm=[round(length, 4) for length in candidate.volume.spacing],
             annotated=slicing.annotated(labelmap),

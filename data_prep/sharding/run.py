@@ -124,11 +124,11 @@ def write_output(
     workers: Workers,
 ) -> None:
     """Shards, what describes them, and `dataset.json`; the staged files go last."""
-    plans = writer.plan(output, output / "staging", records.items(), config.samples_per_shard)
+    plans = writer.plan_shards(output, output / "staging", records.items(), config.samples_per_shard)
     for split in schema.SPLITS:  # shards of a start that was killed after other inputs
         shutil.rmtree(output / split, ignore_errors=True)
     written: dict[str, list[dict]] = {split: [] for split in schema.SPLITS}
-    for plan, row in progress(workers.map(writer.write, plans), len(plans), "shards"):
+    for plan, row in progress(workers.map(writer.write_shard, plans), len(plans), "shards"):
         if isinstance(row, Failure):
             raise ShardingError(f"{output / plan.name}: {row}; start again to continue")
         written[plan.name.partition("/")[0]].append(row)
@@ -173,7 +173,7 @@ def _check_shares(config: PrepConfig) -> None:
         raise ShardingError(f"split={shares}: shares must not be negative and some must be above 0")
 
 
-def _check_division(output: Path, part: archive_parts.Part) -> None:
+def _check_division(output: Path, part: archive_parts.ArchivePart) -> None:
     """One output holds one division: whole, or parts of one count."""
     if part.count == 1 and archive_parts.folders(output):
         raise ShardingError(f"{output}: holds parts; give part=NUMBER/COUNT or another --output")

@@ -1,6 +1,6 @@
 """The first half of sharding: each source becomes one staged file and one record, whole or not at all.
 
-    OUT/staging/<source>.tar     the samples' stretches, as they will lie in the shards
+    OUT/staging/<source>.tar     the samples' blocks, as they will lie in the shards
     OUT/staging/<source>.json    manifest rows, where the samples lie in the .tar, histograms of the foreground
 
 The record is renamed into place after the samples. A source whose record is there, made from the same
@@ -115,11 +115,11 @@ class Stager:
         for sample in samples:
             if self._file is None:
                 self._file = open(self._temporary, "wb")  # noqa: SIM115 closed by `finish` or `drop`
-            stretch = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
-            self._file.write(stretch)
+            block = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
+            self._file.write(block)
             content = schema.content_digest(sample.pixels)
-            self.record.samples.append([sample.key, self._offset, len(stretch), sample.series, sample.order, content])
-            self._offset += len(stretch)
+            self.record.samples.append([sample.key, self._offset, len(block), sample.series, sample.order, content])
+            self._offset += len(block)
             count += 1
         return count
 

@@ -23,7 +23,7 @@ from meddap.disk import flush, temporary_of, write_atomic
 
 
 @dataclass(frozen=True)
-class Piece:
+class StagedSample:
     """One staged sample and the shard row that it becomes."""
 
     digest: bytes
@@ -37,58 +37,63 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One shard to write: its pieces lie sorted by the hash of their key."""
+class ShardPlan:
+    """One shard to write: its samples lie sorted by the hash of their key."""
 
     root: Path
     name: str
-    pieces: list[Piece]
+    samples: list[StagedSample]
 
 
-def plan(root: Path, staging: Path, records: Iterable[tuple[str, Record]], samples_per_shard: int) -> list[Plan]:
-    """The shards of all samples in `records`: (name among the staged files, record)."""
-    by_split: dict[str, list[Piece]] = {split: [] for split in schema.SPLITS}
+def plan_shards(
+    root: Path, folder: Path, records: Iterable[tuple[str, Record]], samples_per_shard: int
+) -> list[ShardPlan]:
+    """Plan the shards below `root` for all samples of `records`: (name of a staged file in `folder`, its record)."""
+    by_split: dict[str, list[StagedSample]] = {split: [] for split in schema.SPLITS}
     for name, record in records:
-        staged = staging / f"{name}.tar"
+        staged = folder / f"{name}.tar"
         for key, offset, size, series, order, content in record.samples:
             digest = hashlib.sha256(key.encode()).digest()
-            by_split[record.split].append(Piece(digest, staged, offset, size, record.subject, series, order, content))
+            sample = StagedSample(digest, staged, offset, size, record.subject, series, order, content)
+            by_split[record.split].append(sample)
     plans = []
-    for split, pieces in by_split.items():
-        count = -(-len(pieces) // samples_per_shard)
-        shards: list[list[Piece]] = [[] for _ in range(count)]
-        for piece in pieces:
-            shards[int.from_bytes(piece.digest[:8], "big") % count].append(piece)
-        names = (f"{split}/{number:06d}.tar" for number in range(count))
-        plans += [Plan(root, name, sorted(part, key=lambda p: p.digest)) for name, part in zip(names, shards) if part]
+    for split, samples in by_split.items():
+        count = -(-len(samples) // samples_per_shard)
+        shards: list[list[StagedSample]] = [[] for _ in range(count)]
+        for sample in samples:
+            shards[int.from_bytes(sample.digest[:8], "big") % count].append(sample)
+        for number, shard in enumerate(shards):
+            if shard:
+                shard.sort(key=lambda sample: sample.digest)
+                plans.append(ShardPlan(root, f"{split}/{number:06d}.tar", shard))
     return plans
 
 
-def write(shard: Plan) -> dict:
+def write_shard(shard: ShardPlan) -> dict:
     """Write one shard and its index, each whole or not at all; returns its row for `dataset.json`."""
     path = shard.root / shard.name
     path.parent.mkdir(exist_ok=True)
     temporary = temporary_of(path)
     rows, at, digest = [], 0, hashlib.sha256()
     with open(temporary, "wb") as file:
-        for piece in shard.pieces:
-            with open(piece.staged, "rb") as staged:
-                stretch = os.pread(staged.fileno(), piece.size, piece.offset)
-            if len(stretch) != piece.size:
-                raise schema.SchemaError(f"{piece.staged}: cut short; remove it and start again")
-            file.write(stretch)
-            digest.update(stretch)
+        for sample in shard.samples:
+            with open(sample.staged, "rb") as staged:
+                block = os.pread(staged.fileno(), sample.size, sample.offset)
+            if len(block) != sample.size:
+                raise schema.SchemaError(f"{sample.staged}: cut short; remove it and start again")
+            file.write(block)
+            digest.update(block)
             rows.append(
-                (at, piece.size, schema.short_hash(piece.subject), schema.short_hash(piece.series), piece.order)
+                (at, sample.size, schema.short_hash(sample.subject), schema.short_hash(sample.series), sample.order)
             )
-            at += piece.size
+            at += sample.size
         file.write(schema.TAR_END)
         digest.update(schema.TAR_END)
     flush(temporary)
     os.replace(temporary, path)
     index, content = schema.index_of(path), schema.content_of(path)
     write_atomic(index, _npy(np.array(rows, schema.INDEX_DTYPE)))
-    write_atomic(content, _npy(np.array([piece.content for piece in shard.pieces], np.uint64)))
+    write_atomic(content, _npy(np.array([sample.content for sample in shard.samples], np.uint64)))
     return {
         "name": shard.name,
         "samples": len(rows),

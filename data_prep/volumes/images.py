@@ -12,7 +12,7 @@ from data_prep.config import PrepConfig
 from data_prep.schema import AIR_HU
 from data_prep.volumes import geometry
 from data_prep.volumes.errors import unless_trouble
-from data_prep.volumes.scaling import Hounsfield
+from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
 NIFTI = (".nii", ".nii.gz")
@@ -109,7 +109,7 @@ def _open_itk(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndar
 
 def read_ct(path: str | Path, config: PrepConfig) -> Volume:
     """A CT volume in HU. Raises RejectedSeries, UnreadableError."""
-    image, convert = Image(path, config), Hounsfield()
+    image, convert = Image(path, config), ToHounsfield()
     voxels = np.empty(image.shape, np.int16, order="F")  # as NIfTI stores them: slabs are copied in one stretch
     for part, values in image.slabs():
         voxels[:, :, part] = convert(values)

@@ -17,7 +17,7 @@ _NEAR, _RARE = 0.05, 0.25  # of the range above it, of its own number: values th
 _TOP = np.iinfo(np.int16).max
 
 
-class Hounsfield:
+class ToHounsfield:
     """Converts planes of one volume to int16 HU within −1024 … 32767.
 
     below    voxels under −1024 HU (padding), stored as −1024

@@ -46,7 +46,7 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class Identity:
+class SliceOwner:
     """Whose slices these are: salted hashes, 32 hexadecimal digits."""
 
     subject: str
@@ -54,7 +54,7 @@ class Identity:
 
 
 @dataclass
-class Tally:
+class SliceCounts:
     """What slicing did, for the manifest.
 
     air         slices left out because there is almost no foreground in them
@@ -142,14 +142,14 @@ def axial(
     volume: Volume,
     channels: list[Channel],
     labelmap: np.ndarray | None,
-    who: Identity,
+    owner: SliceOwner,
     *,
     min_foreground: float,
     grid: GridConfig,
-    tally: Tally,
+    counts: SliceCounts,
     labels: Mapping[str, float],
 ) -> Iterator[Slice]:
-    """The slices that hold foreground in some sequence, inferior→superior; `tally` is filled on the way.
+    """The slices that hold foreground in some sequence, inferior→superior; `counts` is filled on the way.
 
     volume    whose affine and header the slices get; all channels lie on its grid
     labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
@@ -167,19 +167,19 @@ def axial(
             drawn, spacing = None if drawn is None else fitted.labels(drawn), fitted.spacing
         inside = [plane > channel.level for plane, channel in zip(planes, present)]
         if max((np.count_nonzero(mask) / mask.size for mask in inside), default=0) < min_foreground:
-            tally.air += 1
+            counts.air += 1
             continue
         for channel, plane, mask in zip(present, planes, inside):
-            tally.count(channel, plane, mask)
+            counts.count(channel, plane, mask)
         yield Slice(
             pixels=np.stack(planes) if len(planes) > 1 else planes[0][None],
             sequences=tuple(channel.name for channel in present),
             spacing=spacing,
             position=float(volume.affine[2, 3] + order * volume.affine[2, 2]),
-            subject=who.subject,
-            series=who.series,
+            subject=owner.subject,
+            series=owner.series,
             order=order,
-            key=f"{who.series}-{order:05d}",
+            key=f"{owner.series}-{order:05d}",
             box=body_box(reduce(np.logical_or, inside)),
             labelmap=drawn,
             annotated=values,
