@@ -1,4 +1,4 @@
-"""What may be set when sharding, with units and defaults."""
+"""The settings of sharding, with units and defaults."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class SplitConfig:
 
 @dataclass
 class GeometryConfig:
-    """What happens to grids that are not axial."""
+    """Treatment of grids that are not axial."""
 
     tilt: Literal["correct", "refuse"] = "correct"  # gantry tilt: resampled on an axial grid
     max_tilt_degrees: float = 1.0  # up to here slices count as not tilted
     planes: Literal["reformat", "refuse"] = "refuse"  # thick sagittal and coronal slices
     oblique: Literal["reformat", "refuse"] = "refuse"
-    max_oblique_degrees: float = 20.0  # up to here slices count as axial and are left as they are
+    max_oblique_degrees: float = 20.0  # up to here slices count as axial and are not resampled
 
 
 @dataclass
 class StackConfig:
-    """What happens to DICOM slices that do not stand evenly."""
+    """Treatment of DICOM slices that are not evenly spaced, and of images that were not acquired."""
 
     uneven: Literal["split", "refuse"] = "split"  # at a gap or a change of spacing
     max_gap: float = 1.2  # ratio of neighbouring distances that still counts as even
@@ -38,15 +38,15 @@ class StackConfig:
 
 @dataclass
 class GridConfig:
-    """Pixels of the slices that are written; as acquired unless set."""
+    """Grid of the slices that are written; as acquired unless set."""
 
     in_plane_mm: float | None = None  # resampled to this spacing, antialiased
-    size: int | None = None  # rows and columns, cut or padded around the centre
+    size: int | None = None  # rows and columns, cropped or padded around the centre
 
 
 @dataclass
 class LimitConfig:
-    """What one series may take before it is left out."""
+    """Limits beyond which a series is left out."""
 
     volume_gb: float = 4.0  # voxels in int16
     minutes: float = 20.0
@@ -60,11 +60,11 @@ class PrepConfig:
     part: str = "1/1"  # this start's share of the patients, e.g. 3/64
     samples_per_shard: int = 1000
     min_slices: int = 3  # a stack with fewer is no volume
-    # whose name is the patient of a file without a header that says so; BIDS names come first
+    # what names the patient of a file whose header does not; BIDS names take precedence
     patient_from: Literal["first_folder", "parent_folder", "file"] = "first_folder"
     labels: dict[str, str] = field(default_factory=dict)  # label value → name
     label_maps: dict[str, str] = field(default_factory=dict)  # pattern of an image's path → path of its label map
-    # of the CSV that --labels names: the columns that are labels (empty: all), and rows that speak of nobody here
+    # for the CSV of --labels: the columns that are labels (empty: all), and rows that match no input
     label_columns: list[str] = field(default_factory=list)
     unknown_labels: Literal["refuse", "ignore"] = "refuse"
     keep_year: bool = False  # the year of acquisition
@@ -88,14 +88,14 @@ class CtConfig(PrepConfig):
 
 @dataclass
 class MriConfig(PrepConfig):
-    # pattern of a file's path below the input, or of a series description → sequence; comes before any guess
+    # pattern of a file's path below the input, or of a series description → sequence; overrides any guess
     sequences: dict[str, str] = field(default_factory=dict)
     # which files are one study: BIDS entities, else the common start of their names or the folder
     study_from: Literal["auto", "folder", "name"] = "auto"
-    reference: str = ""  # sequence whose grid the others are put on; empty: the thickest slices, then the finest pixels
+    reference: str = ""  # sequence whose grid the others get; empty: the thickest slices, then the finest pixels
     min_overlap: float = 0.5  # share of the reference grid that another sequence must cover
     min_foreground: float = 0.02  # of a slice's pixels in some sequence; a slice with less is left out
 
 
-# What changes only speed: a second start may differ in it.
+# Settings that change only speed: a second start may differ in them.
 MACHINE_KEYS = ("workers", "limits")

@@ -1,21 +1,24 @@
-"""Pictures for pages, each a PNG as bytes. Axes are drawn in a grey that reads on light and on dark."""
+"""Figures for HTML pages, each a PNG as bytes. Axes are drawn in a grey that is legible on light and on dark."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from data_prep.schema import Slice
 from data_prep.volumes.scaling import HIGH, LOW
 
 INK = "#808890"
-STYLE = {
+STYLE: Any = {  # of a type that lists every name of matplotlib's settings
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -28,19 +31,19 @@ STYLE = {
 }
 WINDOW_HU = {"cmap": "gray", "vmin": -250, "vmax": 450}
 _WINDOW_MR = {"cmap": "gray", "vmin": LOW, "vmax": HIGH}
-COLOURS = plt.get_cmap("tab10").colors
+COLOURS: Sequence[Any] = matplotlib.color_sequences["tab10"]  # RGB, 0 to 1
 
 
-def png(figure: plt.Figure) -> bytes:
-    """The finished figure; it is closed."""
+def png(figure: Figure) -> bytes:
+    """Return a finished figure as PNG and close it."""
     memory = io.BytesIO()
     figure.savefig(memory, dpi=110, transparent=True, bbox_inches="tight")
     plt.close(figure)
     return memory.getvalue()
 
 
-def grid(rows: int, columns: int, side: float = 1.5) -> tuple[plt.Figure, np.ndarray]:
-    """A figure and its (rows, columns) axes, without ticks or frames."""
+def grid(rows: int, columns: int, side: float = 1.5) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its (rows, columns) axes, without ticks or frames."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows, columns, figsize=(columns * side, rows * side), squeeze=False, layout="constrained"
@@ -51,8 +54,8 @@ def grid(rows: int, columns: int, side: float = 1.5) -> tuple[plt.Figure, np.nda
     return figure, axes
 
 
-def overlay(axis: plt.Axes, labels: np.ndarray, opacity: float = 0.6) -> None:
-    """(H, W) labels in colour over an image; 0 is clear."""
+def overlay(axis: Axes, labels: np.ndarray, opacity: float = 0.6) -> None:
+    """Draw (H, W) labels in colour over an image; 0 is transparent."""
     shown = np.zeros((*labels.shape, 4))
     for value in np.unique(labels[labels > 0]):
         shown[labels == value] = (*COLOURS[(value - 1) % len(COLOURS)], opacity)
@@ -60,7 +63,7 @@ def overlay(axis: plt.Axes, labels: np.ndarray, opacity: float = 0.6) -> None:
 
 
 def slices(samples: Sequence[Slice], columns: int = 8) -> bytes:
-    """Example slices, a tile for each of their sequences, with labels and foreground boxes; pixels square in mm."""
+    """Draw example slices, a tile per sequence, with labels and foreground boxes, in true proportions."""
     tiles = [(sample, plane, name) for sample in samples for plane, name in zip(sample.pixels, sample.sequences)]
     several = max((len(sample.sequences) for sample in samples), default=1)
     columns = min(len(tiles), max(columns - columns % several, several))
@@ -79,7 +82,7 @@ def slices(samples: Sequence[Slice], columns: int = 8) -> bytes:
 
 
 def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], unit: str, logarithmic: bool = True) -> bytes:
-    """A panel for each name: (values, counts) as a filled line."""
+    """Draw a panel for each name: (values, counts) as a filled line."""
     with plt.rc_context(STYLE):
         columns = min(len(values), 4)
         rows = -(-len(values) // columns)
@@ -100,7 +103,7 @@ def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], unit: str, loga
 
 
 def bars(counts: dict[str, int], unit: str) -> bytes:
-    """A horizontal bar with its number for each name."""
+    """Draw a horizontal bar with its count for each name."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7, 0.35 + 0.24 * len(counts)), layout="constrained")
         names = list(counts)[::-1]

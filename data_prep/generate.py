@@ -1,4 +1,4 @@
-"""Synthetic patients to try the road with: CT as real DICOM series with label maps, or brain MRI in four sequences.
+"""Synthetic patients to try the pipeline with: CT as DICOM series with label maps, or brain MRI in four sequences.
 
     python -m data_prep.generate --output DIR [patients=40] [size=96] [slices=40] [seed=0]
     python -m data_prep.generate --output DIR modality=mr [layout=brats|bids] [missing=0.2]
@@ -9,9 +9,7 @@ seed gives the same patients. A finished folder is left as it is.
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,9 +18,10 @@ import nibabel
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from tqdm import tqdm
 
 from data_prep.synthetic import brain, phantom
+from meddap.console import command, launch, parser, progress, say
+from meddap.disk import disk_errors
 from meddap.settings import SettingsError, load
 
 _DONE = "README.txt"
@@ -42,9 +41,9 @@ class GenerateConfig:
     size: int = 96  # pixels of a side
     seed: int = 0
     modality: Literal["ct", "mr"] = "ct"
-    odd: bool = True  # CT: add files that are no CT volumes
+    odd: bool = True  # CT: add files that are not CT volumes
     layout: Literal["brats", "bids"] = "brats"  # MRI: how files are named
-    missing: float = 0.0  # MRI: probability of a sequence to be missing; every patient has one at least
+    missing: float = 0.0  # MRI: probability that a sequence is missing; every patient keeps at least one
 
 
 def generate(output: Path, config: GenerateConfig) -> None:
@@ -57,20 +56,20 @@ def generate(output: Path, config: GenerateConfig) -> None:
     if (output / _DONE).is_file():
         if (output / _DONE).read_text() != note:
             raise SettingsError(f"{output}: holds other synthetic patients; name another --output")
-        print(f"{output}: generated before", file=sys.stderr)
+        say(f"{output}: generated before")
         return
     output.mkdir(parents=True, exist_ok=True)
     kinds = {}
-    for number in tqdm(range(config.patients), "patients", disable=None):
+    for number in progress(range(config.patients), config.patients, "patients"):
         rng = np.random.default_rng([config.seed, number])
         if config.modality == "mr":
             name = f"{'sub-' if config.layout == 'bids' else 'Synthetic_'}{number:04d}"
-            made = brain.make(rng, config.slices, config.size)
-            write_brain(output, name, made, config, rng)
-            kinds[name] = made.kind
+            head = brain.make(rng, config.slices, config.size)
+            write_brain(output, name, head, config, rng)
+            kinds[name] = head.kind
             continue
-        made = phantom.make(rng, config.slices, config.size)
-        write_patient(output / f"patient_{number:03d}" / "ct", made, f"synthetic-{config.seed}-{number:03d}", rng)
+        trunk = phantom.make(rng, config.slices, config.size)
+        write_patient(output / f"patient_{number:03d}" / "ct", trunk, f"synthetic-{config.seed}-{number:03d}", rng)
     if kinds:
         lines = ["patient,tumour", *(f"{name},{kind}" for name, kind in kinds.items())]
         (output / "labels.csv").write_text("\n".join(lines) + "\n")
@@ -80,7 +79,7 @@ def generate(output: Path, config: GenerateConfig) -> None:
 
 
 def write_brain(output: Path, name: str, made: brain.Brain, config: GenerateConfig, rng: np.random.Generator) -> None:
-    """The sequences that one patient has and the map of the tumour, as NIfTI in BraTS's or BIDS's names."""
+    """Write the sequences of one patient and the map of the tumour as NIfTI, named as in BraTS or BIDS."""
     pattern, endings = _FILES[config.layout]
     dz, dy, dx = made.spacing
     affine = np.diag([-dx, -dy, dz, 1.0])  # BraTS counts to the left and back
@@ -95,12 +94,12 @@ def write_brain(output: Path, name: str, made: brain.Brain, config: GenerateConf
 
 
 def _compressed(image: nibabel.Nifti1Image) -> bytes:
-    """A NIfTI file; the time of writing would make two equal runs differ."""
+    """Return a compressed NIfTI file without a time of writing, which would make two equal runs differ."""
     return gzip.compress(image.to_bytes(), 6, mtime=0)
 
 
 def write_patient(folder: Path, made: phantom.Phantom, patient: str, rng: np.random.Generator) -> None:
-    """A DICOM series of one patient and `seg.nii.gz` in the same geometry; file order says nothing about position."""
+    """Write a DICOM series of one patient, files in random order, and `seg.nii.gz` in the same geometry."""
     folder.mkdir(parents=True, exist_ok=True)
     depth, rows, columns = made.hu.shape
     dz, dy, dx = made.spacing
@@ -116,7 +115,7 @@ def write_patient(folder: Path, made: phantom.Phantom, patient: str, rng: np.ran
 
 
 def _header(made: phantom.Phantom, patient: str) -> Dataset:
-    """Attributes that all images of the series share (PS3.3, A.3)."""
+    """Return the attributes that all images of the series share (PS3.3, A.3)."""
     dz, dy, dx = made.spacing
     dataset = Dataset()
     dataset.SOPClassUID = CTImageStorage
@@ -150,7 +149,7 @@ def _image(shared: Dataset, hu: np.ndarray, position: np.ndarray, number: int) -
 
 
 def write_odd_files(output: Path, rng: np.random.Generator) -> None:
-    """What every archive holds beside its volumes: notes, a scout image, cut and impossible files, an empty folder."""
+    """Write what every archive holds beside its volumes: notes, a scout image, cut and impossible files."""
     odd = output / "odd"
     (odd / "empty").mkdir(parents=True, exist_ok=True)
     (odd / "notes.txt").write_text("not an image\n")
@@ -171,23 +170,23 @@ def write_odd_files(output: Path, rng: np.random.Generator) -> None:
     (odd / "four_d.nii.gz").write_bytes(_compressed(nibabel.Nifti1Image(series, np.eye(4))))
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.generate", description="Make synthetic patients: CT as DICOM, MRI as NIfTI."
+    """Run the command; return its exit status."""
+    options_parser = parser("Make synthetic patients: CT as DICOM, MRI as NIfTI. The same seed gives the same files.")
+    options_parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the patients")
+    options_parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="patients=40, size=96, slices=40, seed=0, modality=ct|mr; CT: odd=true; MRI: layout=brats|bids, missing=0",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="patients, slices, size, seed, modality …")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        generate(options.output, load(GenerateConfig, None, options.overrides))
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
-        return 1
+    options = options_parser.parse_intermixed_args(arguments)
+    config = load(GenerateConfig, None, options.overrides)
+    with disk_errors(options.output):
+        generate(options.output, config)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

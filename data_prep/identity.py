@@ -1,4 +1,4 @@
-"""Who a patient is, without saying so: salted hashes, and the split that follows from them."""
+"""The identity of patients, as salted hashes, and the split that follows from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLE = "MEDDAP_SALT"
 
 
 def read_salt(file: str | Path | None) -> bytes:
-    """The user's salt from `file` or the environment. Raises SettingsError where there is none."""
+    """Return the user's salt from `file` or the environment. Raises SettingsError if there is none."""
     if file is None:
         salt = os.environ.get(VARIABLE, "").encode()
         if not salt:
@@ -33,12 +33,12 @@ def read_salt(file: str | Path | None) -> bytes:
 
 
 def hashed(salt: bytes, kind: str, value: str) -> str:
-    """32 hexadecimal digits for `value` (HMAC-SHA256); `kind` keeps patients, series and paths apart."""
+    """Return 32 hexadecimal digits for `value` (HMAC-SHA256); `kind` separates patients, series and paths."""
     return hmac.new(salt, f"{kind}:{value}".encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
 def split_of(subject: str, shares: SplitConfig) -> str:
-    """train, val or test of a hashed patient id: a pure function of the id."""
+    """Return train, val or test for a hashed patient id: a pure function of the id."""
     total = shares.train + shares.val + shares.test
     place = int(hashlib.sha256(f"split:{subject}".encode()).hexdigest()[:16], 16) / 2**64 * total
     if place < shares.train:

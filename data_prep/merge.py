@@ -5,32 +5,25 @@ python -m data_prep.merge DIR
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from data_prep import schema
 from data_prep.sharding import archive_parts
-from meddap.console import fail, say
-from meddap.disk import BusyError
-from meddap.settings import SettingsError
+from meddap.console import command, launch, parser, say
+from meddap.disk import disk_errors
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(prog="data_prep.merge", description="Name the parts of a data set as one.")
-    parser.add_argument("output", type=Path, metavar="DIR", help="the --output that part=1/N … part=N/N wrote to")
-    options = parser.parse_args(arguments)
-    try:
+    """Run the command; return its exit status."""
+    options_parser = parser("Name the parts of a data set as one. Shards stay where they are.")
+    options_parser.add_argument("output", type=Path, metavar="DIR", help="the --output of part=1/N … part=N/N")
+    options = options_parser.parse_args(arguments)
+    with disk_errors(options.output):
         dataset = archive_parts.merge(options.output)
-    except (SettingsError, BusyError, schema.SchemaError) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error.filename}: {error.strerror}")
     for split, part in dataset["splits"].items():
         say(f"  {split}: {part['samples']} slices of {part['subjects']} patients in {len(part['shards'])} shards")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -1,51 +1,52 @@
-"""One self-contained HTML page on a finished data set.
+"""One self-contained HTML page about a finished data set.
 
     python -m data_prep.overview DIR [--output FILE]
 
-Who and what is in it, how it was read, what was left out and why, intensities, and example slices with their label
-maps.
+It shows patients and slices, scanners, spacing, intensities, labels, example slices with their label maps, what was
+left out and why, and how the data set was made.
 """
 
 from __future__ import annotations
 
-import argparse
+import html
 import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import figures, schema
 from data_prep.schema import Split
-from meddap.console import fail
-from meddap.disk import write_atomic
+from data_prep.sharding import description
+from meddap.console import command, launch, parser, show
+from meddap.disk import disk_errors, write_atomic
 from meddap.page import dim, figure, page, table
 
 _EXAMPLES = 16  # tiles
 
 
 def overview(root: Path) -> str:
-    """The page. Raises SchemaError where there is no finished data set."""
-    dataset = schema.read_dataset(root)
-    rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    """Return the page. Raises SchemaError if there is no finished data set or one of its files is damaged."""
+    dataset = description.read_dataset(root)
+    rows = description.read_manifest(root)
     accepted = [row for row in rows if row["status"] == "accepted"]
     sections = {
         "Patients and slices": _splits(dataset),
         "What is in it": _contents(accepted),
         "Spacing": _spacing(accepted),
-        "Intensities": _intensities(json.loads((root / "histograms.json").read_text()), dataset),
+        "Intensities": _intensities(description.read_histograms(root)),
         "Labels": _labels(dataset, accepted),
         "Examples": _examples(root, dataset),
         "Left out": _left_out(rows),
         "How it was read": _reading(accepted, dataset),
     }
-    body = [line for title, lines in sections.items() for line in (f"<h2>{title}</h2>", *lines)]
+    body = [line for title, lines in sections.items() for line in (f"<h2>{html.escape(title)}</h2>", *lines)]
     return page(f"MedDAP data set: {root.resolve().name}", f"Digest {dataset['digest'][:16]}", body)
 
 
-def _splits(dataset: dict) -> Iterator[str]:
+def _splits(dataset: dict[str, Any]) -> Iterator[str]:
     rows = [
         [name, part["subjects"], part["series"], part["samples"], len(part["shards"]), _size(part["shards"])]
         for name, part in ((name, dataset["splits"][name]) for name in schema.SPLITS)
@@ -89,7 +90,7 @@ def _tesla(field: float | None) -> str:
 
 
 def _counts(what: str, values: Iterable[str], unit: str = "series", most: int = 12) -> str:
-    """A bar for each value; the rarest are summed up. "" where there is none."""
+    """Return a figure with a bar for each value, the rarest summed up; "" if there are no values."""
     counts = Counter(values)
     shown = dict(counts.most_common(most))
     if rest := sum(counts.values()) - sum(shown.values()):
@@ -99,10 +100,14 @@ def _counts(what: str, values: Iterable[str], unit: str = "series", most: int = 
     if not shown:
         return ""
     alt = ", ".join(f"{name}: {count}" for name, count in shown.items())
-    return f"<h3>{what[0].upper()}{what[1:]}</h3>{figure(figures.bars(shown, unit), alt=alt)}"
+    title = html.escape(what[0].upper() + what[1:])
+    return f"<h3>{title}</h3>{figure(figures.bars(shown, unit), alt=alt)}"
 
 
 def _spacing(accepted: list[dict]) -> Iterator[str]:
+    if not accepted:
+        yield dim("No series was used.")
+        return
     grids = Counter(tuple(row["spacing_mm"]) for row in accepted)
     lengths = {"between slices": [row["spacing_mm"][0] for row in accepted]}
     lengths["in plane"] = [max(row["spacing_mm"][1:]) for row in accepted]
@@ -115,19 +120,20 @@ def _spacing(accepted: list[dict]) -> Iterator[str]:
     yield table(["slice × row × column in mm", "series"], rows, f"The most frequent of {len(grids)} grids.")
 
 
-def _intensities(histograms: dict[str, dict[str, int]], dataset: dict) -> Iterator[str]:
-    if not histograms:
+def _intensities(histograms: dict[str, dict[str, int]]) -> Iterator[str]:
+    filled = {name: counts for name, counts in histograms.items() if counts}
+    if not filled:
         yield dim("No training patients: no histogram.")
         return
     panels, rows = {}, []
-    for name, counts in histograms.items():
+    for name, counts in filled.items():
         at = np.array(sorted(map(int, counts)))
         many = np.array([counts[str(value)] for value in at])
         binned, edges = np.histogram(at, bins=200, weights=many)
         panels[name] = (edges[:-1], binned)
-        figure_of = dataset["statistics"][name]
-        rows.append([name, *(f"{figure_of[key]:.0f}" for key in ("mean", "std", "p0.5", "p50", "p99.5"))])
-    unit = "HU" if list(histograms) == ["ct"] else "stored value"
+        statistics = description.statistics(counts)
+        rows.append([name, *(f"{statistics[key]:.0f}" for key in ("mean", "std", "p0.5", "p50", "p99.5"))])
+    unit = "HU" if list(filled) == ["ct"] else "stored value"
     yield figure(figures.histograms(panels, unit), "Foreground of the training patients, logarithmic.")
     yield table(["", "mean", "std", "0.5 %", "median", "99.5 %"], rows)
 
@@ -141,15 +147,15 @@ def _labels(dataset: dict, accepted: list[dict]) -> Iterator[str]:
         yield table(["value", "name", "series or studies"], rows)
     yield dim(f"{without} of {len(studies)} series or studies have no label map.")
     rows = [
-        [column, name, *(found["patients"][split][place] for split in schema.SPLITS)]
-        for column, found in dataset["classes"].items()
-        for place, name in enumerate(found["names"])
+        [column, name, *(classes["patients"][split][place] for split in schema.SPLITS)]
+        for column, classes in dataset["classes"].items()
+        for place, name in enumerate(classes["names"])
     ]
     if rows:
         yield table(["label", "class", *schema.SPLITS], rows, "Labelled patients of each class.")
 
 
-def _examples(root: Path, dataset: dict) -> Iterator[str]:
+def _examples(root: Path, dataset: dict[str, Any]) -> Iterator[str]:
     several = max(len(dataset["sequences"]), 1)
     for name in schema.SPLITS:
         if not dataset["splits"][name]["samples"]:
@@ -172,7 +178,7 @@ def _left_out(rows: list[dict]) -> Iterator[str]:
     yield table(["reason", "series"], [[reason, count] for reason, count in rejected.most_common()])
 
 
-def _reading(accepted: list[dict], dataset: dict) -> Iterator[str]:
+def _reading(accepted: list[dict], dataset: dict[str, Any]) -> Iterator[str]:
     changed: Counter[str] = Counter()
     voxels: Counter[str] = Counter()
     for row in accepted:
@@ -185,26 +191,24 @@ def _reading(accepted: list[dict], dataset: dict) -> Iterator[str]:
         yield table(["what was changed or noticed", "series", "in all"], rows, "From the notes in manifest.jsonl.")
     air = sum({row["stack"]: row["air_slices"] for row in accepted}.values())
     yield dim(f"{air:,} slices hold (almost) nothing but air and were left out.")
-    settings = json.dumps(dataset["made_with"].get("settings", {}), indent=1)
-    yield f"<details><summary>Settings</summary><pre>{settings}</pre></details>"
+    settings = json.dumps(dataset["made_with"]["settings"], indent=1)
+    yield f"<details><summary>Settings</summary><pre>{html.escape(settings)}</pre></details>"
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(prog="data_prep.overview", description="Write one HTML page on a data set.")
-    parser.add_argument("root", type=Path, metavar="DIR", help="the data set: the folder of dataset.json")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (DIR/overview.html)")
-    options = parser.parse_args(arguments)
+    """Run the command; return its exit status."""
+    options_parser = parser("Write one HTML page about a data set: counts, histograms, examples, what was left out.")
+    options_parser.add_argument("root", type=Path, metavar="DIR", help="the data set: the folder of dataset.json")
+    options_parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: DIR/overview.html)")
+    options = options_parser.parse_args(arguments)
     output = options.output or options.root / "overview.html"
-    try:
-        write_atomic(output, overview(options.root).encode())
-    except schema.SchemaError as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error.filename}: {error.strerror}")
-    print(output)
+    text = overview(options.root)
+    with disk_errors(output):
+        write_atomic(output, text.encode())
+    show(str(output))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

@@ -10,7 +10,7 @@ Layout of a data set:
     OUT/val/… OUT/test/…
 
 The members of one sample lie side by side, its `.json` last, so that one read of (offset, size)
-brings a whole sample. Needs numpy, blosc2 and the standard library only.
+brings a whole sample. Needs numpy, blosc2, the standard library, and of ours only what needs no more.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ import resource
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
+
+from meddap.errors import MeddapError
+from meddap.records import misfit, read_json
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
 AIR_HU = -1024
 CT = "ct"  # the one sequence that is stored in HU; all others are MR signal on a scale of their own
-# Where the 0.5th and 99.5th percentile of an MR volume's foreground come to lie in uint16. One and a half of that span
-# lie free below and above, so that hardly anything is clipped; 16,384 steps between them keep 12-bit values exact.
+# The uint16 values of the 0.5th and 99.5th percentile of an MR volume's foreground. One and a half times that span is
+# free below and above, so that hardly anything is clipped; 16,384 steps between them keep 12-bit values exact.
 MR_LOW, MR_HIGH = 24576, 40960
 _SIGN = np.int16(-32768)
 _OTHER_FILES = 512  # libraries, sockets and logs of a training
@@ -52,8 +56,24 @@ _CODEC = {
 }
 
 
-class SchemaError(ValueError):
-    """A shard, index or `dataset.json` that does not hold what this version of the schema says."""
+# The form (meddap.records) of `dataset.json`
+_SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str, "index_sha256": str}
+_SPLIT = {"shards": [_SHARD], "samples": int, "series": int, "subjects": int}
+_DATASET = {
+    "digest": str,
+    "splits": {...: _SPLIT},
+    "statistics": dict,
+    "labels": dict,
+    "classes": dict,
+    "made_with": dict,
+}
+AGAIN = "copy it again, or make it again with data_prep/shard_ct.py or shard_mri.py"
+# What decoding a damaged sample raises
+UNDECODABLE = (MeddapError, ValueError, KeyError, TypeError, IndexError, RuntimeError, MemoryError, OverflowError)
+
+
+class SchemaError(MeddapError, ValueError):
+    """A file of a data set that does not hold what this version of the schema says; one line that names it."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +88,12 @@ class Slice:
     subject    salted hash of the patient, 32 hexadecimal digits
     series     salted hash of the series, 32 hexadecimal digits
     order      place in its series, 0 at the inferior end
-    key        name of the sample, unique in the data set, no dot
+    key        name of the sample, unique in the data set, without a dot
     box        foreground (row0, row1, column0, column1), half open
-    labelmap   (H, W) uint8 or None where the series has no label map; 0 is background
+    labelmap   (H, W) uint8, 0 is background; None if the series has no label map
     annotated  label values annotated somewhere in the series (a value missing here is unlabelled,
                not absent)
-    labels     class labels: column → number of its class in `dataset.json`; an unlabelled column is not there
+    labels     class labels: column → number of its class in `dataset.json`; an unlabelled column is missing
     scales     for MRI the (slope, intercept) of each sequence: signal = pixel · slope + intercept; () for CT
     meta       whitelisted header fields
     """
@@ -95,16 +115,16 @@ class Slice:
 
 
 def compress(array: np.ndarray) -> bytes:
-    """Lossless Blosc2 buffer of a C-contiguous 1- or 2-byte integer array."""
+    """Return the lossless Blosc2 buffer of an array of 1- or 2-byte integers."""
     array = np.ascontiguousarray(array)
-    codec = dict(_CODEC)
+    codec: dict[str, Any] = dict(_CODEC)
     if array.dtype.itemsize == 1:
         codec |= {"filters": [blosc2.Filter.NOFILTER], "filters_meta": [0]}
     return blosc2.compress2(array, typesize=array.dtype.itemsize, **codec)
 
 
 def decompress_into(buffer: bytes | memoryview, out: np.ndarray) -> None:
-    """Decode a Blosc2 buffer into `out` (C-contiguous). Raises SchemaError where sizes differ."""
+    """Decode a Blosc2 buffer into `out` (C-contiguous). Raises SchemaError if the sizes differ."""
     size = blosc2.get_cbuffer_sizes(buffer)[0]
     if size != out.nbytes:
         raise SchemaError(f"payload holds {size} bytes, expected {out.nbytes} for {out.shape} {out.dtype}")
@@ -112,7 +132,7 @@ def decompress_into(buffer: bytes | memoryview, out: np.ndarray) -> None:
 
 
 def signed(pixels: np.ndarray) -> np.ndarray:
-    """int16 of stored pixels, in place: HU as they are, uint16 less 32,768, so that both fit one array."""
+    """Convert stored pixels to int16 in place: HU stay as they are, uint16 lose 32,768, so that both fit one array."""
     if pixels.dtype == np.int16:
         return pixels
     shifted = pixels.view(np.int16)
@@ -121,8 +141,11 @@ def signed(pixels: np.ndarray) -> np.ndarray:
 
 
 def span(sequence: str, window: tuple[float, float]) -> tuple[float, float]:
-    """The `signed` values of a sequence that become 0 and 1: those of `window` in HU for CT, the percentiles for MR."""
-    return tuple(window) if sequence == CT else (MR_LOW - 32768.0, MR_HIGH - 32768.0)
+    """Return the `signed` values that become 0 and 1: `window`, in HU, for CT; the percentiles for an MR sequence."""
+    if sequence == CT:
+        low, high = window
+        return low, high
+    return MR_LOW - 32768.0, MR_HIGH - 32768.0
 
 
 def _json_bytes(record: dict) -> bytes:
@@ -130,7 +153,7 @@ def _json_bytes(record: dict) -> bytes:
 
 
 def encode(sample: Slice) -> list[tuple[str, bytes]]:
-    """The members (name, payload) of a sample, in the order in which they lie in the tar.
+    """Return the members (name, payload) of a sample in the order of the tar.
 
     Raises SchemaError for a key with a dot or an array of the wrong shape or type.
     """
@@ -172,7 +195,7 @@ def encode(sample: Slice) -> list[tuple[str, bytes]]:
 
 
 def _tar_header() -> tuple[bytes, int]:
-    """The header of a member without a name or a size, and the sum of its bytes without those fields."""
+    """Return the header of a member without name and size, and the sum of its bytes without those fields."""
     info = tarfile.TarInfo()
     info.mode = 0o644
     header = info.tobuf(format=tarfile.USTAR_FORMAT)
@@ -183,7 +206,7 @@ _TAR_HEADER, _TAR_SUM = _tar_header()
 
 
 def tar_block(name: str, payload: bytes) -> bytes:
-    """One member as it lies in the tar: USTAR header with mtime 0, payload, padding to 512 bytes."""
+    """Return one member as bytes of the tar: USTAR header with mtime 0, payload, padding to 512 bytes."""
     raw, size = name.encode("ascii"), b"%011o" % len(payload)
     if len(raw) > 100 or len(size) > 11:
         raise SchemaError(f"{name}: {len(payload)} bytes do not fit a tar member with a name of up to 100 letters")
@@ -198,11 +221,12 @@ TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 def members(block: bytes | memoryview) -> dict[str, memoryview]:
-    """Extensions (`ct.b2`, `seg.b2`, `json`) and payloads of one sample's block of a tar.
+    """Return extensions (`ct.b2`, `seg.b2`, `json`) and payloads of one sample's block of a tar, its key as `__key__`.
 
-    Raises SchemaError for a block that is cut, mixes keys or is no USTAR.
+    Raises SchemaError for a block that is cut, mixes keys or is not USTAR.
     """
-    view, found, key, at = memoryview(block), {}, None, 0
+    view, payloads, at = memoryview(block), {}, 0
+    key: str | None = None
     while at < len(view):
         header = bytes(view[at : at + tarfile.BLOCKSIZE])
         if len(header) < tarfile.BLOCKSIZE or header[257:262] != b"ustar":
@@ -211,33 +235,34 @@ def members(block: bytes | memoryview) -> dict[str, memoryview]:
         size = int(header[124:135], 8)
         stem, _, extension = name.partition(".")
         if not KEY.fullmatch(stem):
-            raise SchemaError(f"member {name[:60]!r} is no file of a sample")
+            raise SchemaError(f"member {name[:60]!r} is not a file of a sample")
         if key not in (None, stem):
             raise SchemaError(f"members of {key} and {stem} in one sample")
         key, start = stem, at + tarfile.BLOCKSIZE
         if start + size > len(view):
             raise SchemaError(f"{name} is cut short")
-        found[extension] = view[start : start + size]
+        payloads[extension] = view[start : start + size]
         at = start + size + -size % tarfile.BLOCKSIZE
-    return {"__key__": memoryview((key or "").encode()), **found}
+    return {"__key__": memoryview((key or "").encode()), **payloads}
 
 
 def decode(block: bytes | memoryview) -> Slice:
-    """The sample in one block of a tar. Raises SchemaError where it does not hold the contract."""
-    parts = members(block)
-    if "json" not in parts:
-        raise SchemaError(f"sample {bytes(parts['__key__']).decode()} has no .json")
-    record = json.loads(bytes(parts["json"]))
+    """Return the sample in one block of a tar. Raises SchemaError for another version or a block without its .json."""
+    payloads = members(block)
+    key = bytes(payloads["__key__"]).decode()
+    if "json" not in payloads:
+        raise SchemaError(f"sample {key} has no .json")
+    record = json.loads(bytes(payloads["json"]))
     if record["schema"] != VERSION:
         raise SchemaError(f"sample of schema {record['schema']}, this version reads {VERSION}; shard it again")
     height, width = record["shape"]
     pixels = np.empty((len(record["sequences"]), height, width), record["dtype"])
     for plane, name in zip(pixels, record["sequences"]):
-        decompress_into(parts[f"{name}.b2"], plane)
+        decompress_into(payloads[f"{name}.b2"], plane)
     labelmap = None
-    if "seg.b2" in parts:
+    if "seg.b2" in payloads:
         labelmap = np.empty((height, width), np.uint8)
-        decompress_into(parts["seg.b2"], labelmap)
+        decompress_into(payloads["seg.b2"], labelmap)
     return Slice(
         pixels=pixels,
         sequences=tuple(record["sequences"]),
@@ -246,7 +271,7 @@ def decode(block: bytes | memoryview) -> Slice:
         subject=record["subject"],
         series=record["series"],
         order=record["order"],
-        key=bytes(parts["__key__"]).decode(),
+        key=key,
         box=tuple(record["box"]),
         labelmap=labelmap,
         annotated=tuple(record["annotated"]),
@@ -257,39 +282,30 @@ def decode(block: bytes | memoryview) -> Slice:
 
 
 def short_hash(digest: str) -> int:
-    """The eight bytes of a hexadecimal digest that the index keeps."""
+    """Return the first eight bytes of a hexadecimal digest, which the index keeps."""
     return int(digest[:16], 16)
 
 
 def text_sha256(text: str) -> str:
-    """SHA-256 of a text, hexadecimal."""
+    """Return the SHA-256 of a text, hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_digest(pixels: np.ndarray) -> int:
-    """Eight bytes that tell whether two slices hold the same pixels, whoever's they are said to be.
+    """Return eight bytes that are equal for slices with the same pixels, whatever patient they are attributed to.
 
-    SHA-256 over shape, type and values of (S, H, W) pixels; of slices of 256 rows and more every fourth row, which
-    tells real images apart at a quarter of the time.
+    SHA-256 over shape, type and values of (S, H, W) pixels; with 256 rows or more over every fourth row, which
+    distinguishes real images in a quarter of the time.
     """
     pixels = np.ascontiguousarray(pixels[:, :: 4 if pixels.shape[1] >= 256 else 1])
     little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}".encode())
-    digest.update(memoryview(little).cast("B"))
+    digest.update(memoryview(little).cast("B"))  # type: ignore[arg-type] # NumPy 1 has no __buffer__ for mypy
     return int.from_bytes(digest.digest()[:8], "big")
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces (Python 3.10 has no hashlib.file_digest)."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _allow_open_files(count: int) -> None:
-    """Let this process keep `count` shards open. Raises SchemaError where it may not.
+    """Let this process keep `count` shards open. Raises SchemaError if the system does not allow it.
 
     Many systems allow 1,024 files by default and more to a process that asks.
     """
@@ -310,7 +326,7 @@ class Split:
         self.root, self.name = Path(root), name
         self.dataset = read_dataset(root)
         if name not in self.dataset["splits"]:
-            raise SchemaError(f"{root}: no split {name!r}, it has {', '.join(self.dataset['splits'])}")
+            raise SchemaError(f"{root}: no split {name!r}; it has {', '.join(self.dataset['splits'])}")
         rows = self.dataset["splits"][name]["shards"]
         self.paths = [self.root / row["name"] for row in rows]
         ends = np.cumsum([row["samples"] for row in rows], dtype=np.int64)
@@ -324,19 +340,17 @@ class Split:
 
     @staticmethod
     def _read_index(path: Path, row: dict) -> np.ndarray:
-        index_path = index_of(path)
-        index = np.load(index_path, allow_pickle=False)
-        if index.dtype != INDEX_DTYPE or len(index) != row["samples"]:
-            raise SchemaError(f"{index_path}: {len(index)} rows, dataset.json says {row['samples']}; shard it again")
+        index = read_array(index_of(path), INDEX_DTYPE)
+        if len(index) != row["samples"]:
+            raise SchemaError(f"{index_of(path)}: {len(index)} rows, dataset.json says {row['samples']}; {AGAIN}")
         return index
 
     def content(self) -> np.ndarray | None:
-        """(N,) uint64 digests of the pixels, or None where the data set was made before there were any."""
+        """Return (N,) uint64 digests of the pixels; None for a data set made before digests were written."""
         files = [content_of(path) for path in self.paths]
         if not all(path.is_file() for path in files):
             return None
-        found = [np.load(path, allow_pickle=False) for path in files]
-        return np.concatenate(found) if found else np.empty(0, np.uint64)
+        return np.concatenate([np.empty(0, np.uint64), *(read_array(path, np.uint64) for path in files)])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -346,18 +360,20 @@ class Split:
             os.close(descriptor)
 
     def read(self, number: int, into: memoryview | None = None) -> bytes | memoryview:
-        """The bytes of sample `number` as they lie in its shard; in the beginning of `into` where that is given.
+        """Return the bytes of sample `number` as they lie in its shard; at the start of `into` if that is given.
 
-        A buffer that is used again spares the system the pages of a new one, which cost more than the copy.
+        Reusing a buffer spares the system the pages of a new one, which cost more than the copy.
+        Raises SchemaError for a shard that is missing or too short.
         """
         shard, row = int(self.shard[number]), self.index[number]
         offset, size = int(row["offset"]), int(row["size"])
         descriptor = self._files.get(shard)
         if descriptor is None:
-            opened = os.open(self.paths[shard], os.O_RDONLY)
+            opened = self._open(self.paths[shard])
             descriptor = self._files.setdefault(shard, opened)
             if descriptor != opened:  # another thread was faster
                 os.close(opened)
+        block: bytes | memoryview
         if into is None:
             block = os.pread(descriptor, size, offset)
         else:
@@ -367,40 +383,68 @@ class Split:
             raise SchemaError(f"{self.paths[shard]}: ends at sample {number}; the shard is truncated, make it again")
         return block
 
+    @staticmethod
+    def _open(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise SchemaError(f"{path}: {error.strerror}; {AGAIN}") from error
+
     def labels(self, number: int) -> dict[str, float]:
-        """The class labels of sample `number`, without decoding its pixels."""
-        return json.loads(bytes(members(self.read(number))["json"]))["labels"]
+        """Return the class labels of sample `number` without decoding its pixels. Raises SchemaError."""
+        try:
+            return json.loads(bytes(members(self.read(number))["json"]))["labels"]
+        except UNDECODABLE as error:
+            raise self._named(number, error) from error
 
     def __getitem__(self, number: int) -> Slice:
         try:
             return decode(self.read(number))
-        except (SchemaError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-            raise SchemaError(f"{self.paths[int(self.shard[number])]}: sample {number}: {error}") from error
+        except UNDECODABLE as error:
+            raise self._named(number, error) from error
+
+    def _named(self, number: int, error: Exception) -> SchemaError:
+        return SchemaError(f"{self.paths[int(self.shard[number])]}: sample {number}: {error}")
 
 
 def index_of(shard: Path) -> Path:
-    """The index that lies beside a shard."""
+    """Return the path of the index beside a shard."""
     return shard.with_suffix(".index.npy")
 
 
 def content_of(shard: Path) -> Path:
-    """The digests of pixels that lie beside a shard."""
+    """Return the path of the pixel digests beside a shard."""
     return shard.with_suffix(".content.npy")
 
 
 def dataset_digest(splits: dict) -> str:
-    """SHA-256 over the names and sums of all shards: the identity of a data set."""
+    """Return the SHA-256 over names and checksums of all shards: the identity of a data set."""
     rows = [[row["name"], row["sha256"]] for name in sorted(splits) for row in splits[name]["shards"]]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def read_dataset(root: str | os.PathLike) -> dict:
-    """`dataset.json` of a finished data set. Raises SchemaError where it is missing or of another version."""
+def read_array(path: Path, dtype: np.dtype | type) -> np.ndarray:
+    """Return the (N,) array of `dtype` in a .npy file. Raises SchemaError for a file that is missing or damaged."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise SchemaError(f"{path}: {error.strerror or error}; {AGAIN}") from error
+    except Exception as error:  # hostile bytes raise anything
+        raise SchemaError(f"{path}: damaged ({type(error).__name__}); {AGAIN}") from error
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+        raise SchemaError(f"{path}: does not hold one row per sample; {AGAIN}")
+    return array
+
+
+def read_dataset(root: str | os.PathLike) -> dict[str, Any]:
+    """Return `dataset.json` of a finished data set. Raises SchemaError if missing, damaged or of another version."""
     path = Path(root) / "dataset.json"
     if not path.is_file():
         raise SchemaError(f"{path}: not found; no finished data set there, run data_prep/shard_ct.py first")
-    dataset = json.loads(path.read_text())
+    dataset = read_json(path, dict, AGAIN, SchemaError)
     if dataset.get("schema") != VERSION:
         raise SchemaError(f"{path}: schema {dataset.get('schema')}, this version reads {VERSION}; shard it again")
-    dataset.setdefault("classes", {})  # made before there were any
+    dataset.setdefault("classes", {})  # data sets made before there were class labels
+    if problem := misfit(dataset, _DATASET):
+        raise SchemaError(f"{path}: {problem}; {AGAIN}")
     return dataset

@@ -1,4 +1,4 @@
-"""CT from a folder of NIfTI volumes and DICOM series to WebDataset shards.
+"""Turn CT, a folder of DICOM series and image files, into WebDataset shards.
 
 python data_prep/shard_ct.py --input DIR --output DIR [--masks DIR] [--config FILE] [key=value …]
 """
@@ -14,12 +14,13 @@ if __package__ in (None, ""):  # run as a file: this folder must not shadow inst
 from data_prep import command
 from data_prep.config import CtConfig
 from data_prep.sharding.convert_ct import convert
+from meddap import console
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
+    """Run the command; return its exit status."""
     parser = command.parser(
-        "shard_ct.py",
         "Turn CT (DICOM, NIfTI, NRRD, MetaImage) into WebDataset shards. A label map lies beside its image "
         "(seg.nii.gz, NAME_seg.nii.gz) or is a DICOM-SEG of the series.",
         "air.threshold_hu, geometry.tilt, grid.in_plane_mm, labels.1 …",
@@ -28,4 +29,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

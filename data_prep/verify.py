@@ -2,28 +2,26 @@
 
     python -m data_prep.verify DIR [workers=N]
 
-Sums and counts of every shard and index, every sample decoded, keys unique, no patient in two splits, and the
-manifest, the histograms and `dataset.json` in agreement. Exit status 0 only if all of it holds.
+Checks sums and counts of every shard and index, decodes every sample, and checks that keys are unique, no patient is in
+two splits, and the manifest, the histograms and `dataset.json` agree. Exit status 0 only if all of it holds.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import schema
-from data_prep.sharding import archive_parts, check, writer
+from data_prep.sharding import archive_parts, check, description
 from data_prep.sharding.check import ShardCheck, ShardReport
-from data_prep.workers import Failure, Workers
-from meddap.console import fail, progress, say
-from meddap.settings import SettingsError, load
+from data_prep.workers import LostJob, Workers
+from meddap.console import command, fail, launch, parser, progress, say
+from meddap.settings import load
 
 _MINUTES, _GIGABYTES = 60.0, 4.0  # what one shard may take
 
@@ -43,7 +41,7 @@ class _Total:
     subjects: set[int] = field(default_factory=set)
     series: Counter[int] = field(default_factory=Counter)
     keys: list[np.ndarray] = field(default_factory=list)
-    classes: Counter[tuple[str, int]] = field(default_factory=Counter)
+    classes: Counter[tuple[str, float]] = field(default_factory=Counter)
 
     def add(self, report: ShardReport) -> None:
         self.samples += report.samples
@@ -55,19 +53,20 @@ class _Total:
 
 
 def problems(root: Path, workers: int) -> Iterator[str]:
-    """Every problem of a data set, as a line. Raises SchemaError where it has no `dataset.json`."""
+    """Yield every problem of a data set as a line. Raises SchemaError if `dataset.json` is missing or damaged."""
     if archive_parts.folders(root) and not (root / "dataset.json").is_file():
         raise schema.SchemaError(f"{root}: holds parts that are not merged; run python -m data_prep.merge {root}")
-    dataset = schema.read_dataset(root)
+    dataset = description.read_dataset(root)
     totals = {split: _Total() for split in dataset["splits"]}
-    works, split_of = [], {}
+    works: list[ShardCheck] = []
+    split_of: dict[str, str] = {}
     for split, part in dataset["splits"].items():
         for row in part["shards"]:
             split_of[row["name"]] = split
             works.append(ShardCheck(root / row["name"], row))
-    with Workers(workers, _MINUTES * 60, _GIGABYTES) as pool:
+    with Workers(workers, _MINUTES * 60, _GIGABYTES, [check.__name__]) as pool:
         for work, report in progress(pool.map(check.check_shard, works), len(works), "shards"):
-            if isinstance(report, Failure):
+            if isinstance(report, LostJob):
                 yield f"{work.row['name']}: {report}"
                 continue
             totals[split_of[work.row["name"]]].add(report)
@@ -78,30 +77,30 @@ def problems(root: Path, workers: int) -> Iterator[str]:
 
 
 def _unnamed(root: Path, named: set[str]) -> Iterator[str]:
-    """Shards that lie there and that `dataset.json` does not name."""
+    """Yield the shards below `root` that `dataset.json` does not name."""
     for path in sorted(root.rglob("*.tar")):
         name = path.relative_to(root).as_posix()
         if name not in named and not path.name.startswith("."):
             yield f"{name}: is not named by dataset.json; remove it or shard again"
 
 
-def _across(dataset: dict, totals: dict[str, _Total]) -> Iterator[str]:
-    """What only all shards together show."""
+def _across(dataset: dict[str, Any], totals: dict[str, _Total]) -> Iterator[str]:
+    """Yield the problems that only all shards together show."""
     if schema.dataset_digest(dataset["splits"]) != dataset["digest"]:
         yield "dataset.json: its digest is not that of its shards; it was edited"
     for split, total in totals.items():
-        said = dataset["splits"][split]
+        stated = dataset["splits"][split]
         for name, count in (
             ("samples", total.samples),
             ("subjects", len(total.subjects)),
             ("series", len(total.series)),
         ):
-            if said[name] != count:
-                yield f"{split}: {count} {name} in the shards, dataset.json says {said[name]}"
-        for column, found in dataset["classes"].items():
-            counts = [total.classes[column, place] for place in range(len(found["names"]))]
-            if counts != found["samples"][split]:
-                yield f"{split}: {counts} samples by class of {column}, dataset.json says {found['samples'][split]}"
+            if stated[name] != count:
+                yield f"{split}: {count} {name} in the shards, dataset.json says {stated[name]}"
+        for column, classes in dataset["classes"].items():
+            counts = [total.classes[column, place] for place in range(len(classes["names"]))]
+            if counts != classes["samples"][split]:
+                yield f"{split}: {counts} samples by class of {column}, dataset.json says {classes['samples'][split]}"
         for other, rest in totals.items():
             if other > split and (both := total.subjects & rest.subjects):
                 yield f"{len(both)} patients are in {split} and in {other}: probes on this data set are worth nothing"
@@ -110,42 +109,44 @@ def _across(dataset: dict, totals: dict[str, _Total]) -> Iterator[str]:
         yield f"{twice} samples have a key that another sample has too"
 
 
-def _described(root: Path, dataset: dict, totals: dict[str, _Total]) -> Iterator[str]:
-    """`manifest.jsonl` and `histograms.json` against the shards."""
+def _described(root: Path, dataset: dict[str, Any], totals: dict[str, _Total]) -> Iterator[str]:
+    """Yield how `manifest.jsonl` and `histograms.json` differ from the shards."""
     try:
-        rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
-        histograms = json.loads((root / "histograms.json").read_text())
-    except (OSError, ValueError) as error:
-        yield f"manifest.jsonl or histograms.json cannot be read: {error}"
+        rows = description.read_manifest(root)
+        histograms = description.read_histograms(root)
+        series_of = {row["stack"]: schema.short_hash(row["stack"]) for row in rows if row["status"] == "accepted"}
+    except (schema.SchemaError, ValueError) as error:
+        yield str(error)
         return
-    told: dict[tuple[str, int], int] = {}
+    listed: dict[tuple[str, int], int] = {}
     for row in rows:
         if row["status"] == "accepted":
-            at = row["split"], schema.short_hash(row["stack"])
-            told[at] = max(told.get(at, 0), row["slices"])  # the sequences of a study share its slices
+            key = row["split"], series_of[row["stack"]]
+            listed[key] = max(listed.get(key, 0), row["slices"])  # the sequences of a study share its slices
     there = {(split, series): count for split, total in totals.items() for series, count in total.series.items()}
-    if missing := sum(max(count - there.get(at, 0), 0) for at, count in told.items()):
+    if missing := sum(max(count - there.get(key, 0), 0) for key, count in listed.items()):
         yield f"manifest.jsonl: {missing} slices of accepted series are in no shard"
-    if extra := len(set(there) - set(told)):
+    if extra := len(set(there) - set(listed)):
         yield f"{extra} series are in the shards and not in manifest.jsonl"
-    if {name: writer.statistics(counts) for name, counts in histograms.items()} != dataset["statistics"]:
+    if {name: description.statistics(counts) for name, counts in histograms.items()} != dataset["statistics"]:
         yield "dataset.json: its statistics are not those of histograms.json"
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(prog="data_prep.verify", description="Check a finished data set, byte by byte.")
-    parser.add_argument("root", type=Path, metavar="DIR", help="the data set: the folder of dataset.json")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="workers=N: processes")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        config = load(VerifyConfig, None, options.overrides)
-        count = 0
-        for problem in problems(options.root, config.workers):
-            say(problem)
-            count += 1
-    except (SettingsError, schema.SchemaError) as error:
-        return fail(str(error))
+    """Run the command; return its exit status."""
+    options_parser = parser(
+        "Check a finished data set, byte by byte: sums, counts, every sample, no patient in two splits. "
+        "Exit status 0 only if all of it holds."
+    )
+    options_parser.add_argument("root", type=Path, metavar="DIR", help="the data set: the folder of dataset.json")
+    options_parser.add_argument("overrides", nargs="*", metavar="key=value", help="workers=N: processes (1)")
+    options = options_parser.parse_intermixed_args(arguments)
+    config = load(VerifyConfig, None, options.overrides)
+    count = 0
+    for problem in problems(options.root, config.workers):
+        say(problem)
+        count += 1
     if count:
         return fail(f"{options.root}: {count} problems, named above")
     dataset = schema.read_dataset(options.root)
@@ -156,4 +157,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch(main)

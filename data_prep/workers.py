@@ -6,32 +6,42 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
 J = TypeVar("J")
+R = TypeVar("R")
 _BASE_GB = 4.0  # address space of an interpreter with its libraries
 _VOLUMES = 3.0  # volumes in int16 that a conversion holds at its peak
 
 
-class Failure(RuntimeError):
-    """A job that did not come back: its process crashed or took too long."""
+@dataclass(frozen=True)
+class LostJob:
+    """The result of a job whose process crashed or took too long."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Workers:
-    """`count` processes, each with a bound on its memory; jobs that overstay `seconds` are stopped.
+    """`count` processes with a bound on their memory; jobs that take longer than `seconds` are stopped.
 
-    A context manager. Processes come from a fork server, which has no threads and imports once.
+    A context manager. Processes come from a fork server, which has no threads and imports the modules `preload` once.
     """
 
-    def __init__(self, count: int, seconds: float, volume_gb: float) -> None:
+    def __init__(self, count: int, seconds: float, volume_gb: float, preload: Sequence[str] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["data_prep.sharding.convert_ct", "data_prep.sharding.convert_mri"])
+        context.set_forkserver_preload(list(preload))
         self._ahead, self._seconds = 2 * count, seconds
         self._pool = ProcessPool(count, initializer=_begin, initargs=[_BASE_GB + _VOLUMES * volume_gb], context=context)
 
@@ -45,29 +55,32 @@ class Workers:
             self._pool.stop()
         self._pool.join()
 
-    def map(self, work: Callable[[J], Any], jobs: Iterable[J]) -> Iterator[tuple[J, Any]]:
-        """(job, result) in the order of the jobs, a few ahead; a result is a Failure where the process was lost.
+    def map(self, work: Callable[[J], R], jobs: Iterable[J]) -> Iterator[tuple[J, R | LostJob]]:
+        """Yield (job, result) in the order of the jobs, a few ahead; a LostJob where the process was lost.
 
         Other exceptions of `work` are raised here.
         """
-        waiting: deque[tuple[J, Any]] = deque()
+        waiting: deque[tuple[J, Future[R]]] = deque()
         for job in jobs:
             waiting.append((job, self._pool.schedule(work, args=[job], timeout=self._seconds)))
             if len(waiting) > self._ahead:
-                yield self._result(*waiting.popleft())
+                yield self._next(waiting)
         while waiting:
-            yield self._result(*waiting.popleft())
+            yield self._next(waiting)
 
-    def _result(self, job: J, future: Any) -> tuple[J, Any]:
+    def _next(self, waiting: deque[tuple[J, Future[Any]]]) -> tuple[J, Any]:
+        job, future = waiting.popleft()
         try:
             return job, future.result()
         except TookTooLong:
-            return job, Failure(f"took longer than {self._seconds / 60:g} minutes (limits.minutes)")
+            return job, LostJob(f"took longer than {self._seconds / 60:g} minutes (limits.minutes)")
         except ProcessExpired:
-            return job, Failure("the process that read it was killed or crashed")
+            return job, LostJob("the process that read it was killed or crashed")
 
 
 def _begin(gigabytes: float) -> None:
+    # Ctrl-C reaches every process of a terminal: the parent alone decides what ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # messages of readers and decoders hold values of headers: none may reach a log
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)

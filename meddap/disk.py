@@ -1,8 +1,12 @@
-"""Writing that survives a kill: whole or not at all, by one process at a time. Standard library only."""
+"""Files written whole or not at all, by one process at a time, and what the disk refuses as an error of ours.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +19,27 @@ class BusyError(MeddapError):
     """Another process holds the folder; one line that says what to do."""
 
 
+class DiskError(MeddapError):
+    """A file or folder that the system would not read or write; one line that names it."""
+
+
+@contextmanager
+def disk_errors(path: Path, remedy: str = "") -> Iterator[None]:
+    """Raise DiskError for an OSError inside: the file that it names, else `path`; the reason; `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise DiskError(f"{error.filename or path}: {reason}{f'; {remedy}' if remedy else ''}") from error
+
+
 def temporary_of(path: Path) -> Path:
-    """A hidden name beside `path`, of this process alone: one left over from a killed start cannot write into ours."""
+    """Return a hidden name beside `path`, of this process alone: a leftover of a killed start cannot write into it."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def write_atomic(path: Path, payload: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, rename it."""
+    """Write a file under a temporary name, flush it to the disk and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     temporary.write_bytes(payload)
@@ -38,11 +56,20 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces (Python 3.10 has no hashlib.file_digest)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` (made where it is missing) and clear what a killed start left half-written in it.
+    """Hold `folder` (created if missing) and remove what a killed start left half-written in it.
 
-    Raises BusyError where another process holds it.
+    Raises BusyError if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: shell, tables, figures. What the overview of a data set and the report of a run share."""
+"""A self-contained HTML page: frame, tables, figures, shared by the overview of a data set and the report of a run."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ _PAGE = Path(__file__).with_name("page.html")
 
 
 def page(title: str, subtitle: str, body: Iterable[str]) -> str:
-    """A whole page; `body` is HTML, the titles are text."""
+    """Return a whole page; `body` is HTML, the titles are text."""
     return Template(_PAGE.read_text()).substitute(
         title=html.escape(title), subtitle=html.escape(subtitle), body="\n".join(body)
     )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """Rows of text and numbers; whole numbers stand right-aligned."""
+    """Return a table of text and numbers; integers are right-aligned."""
 
     def cell(value: object) -> str:
         return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
 
     lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide"><table>{title}<tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{lines}</table></div>'
-    )
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f'<div class="wide"><table>{title}<tr>{names}</tr>{lines}</table></div>'
 
 
 def figure(png: bytes, caption: str = "", alt: str = "") -> str:
-    """A picture inside the page, with its caption; `alt` says what it shows where the caption does not."""
+    """Return an embedded picture with its caption; `alt` says what it shows where the caption does not."""
     data = base64.b64encode(png).decode()
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(alt or caption)}">{below}</figure>'
 
 
 def dim(text: str) -> str:
-    """A remark."""
+    """Return a remark in muted text."""
     return f'<p class="dim">{html.escape(text)}</p>'

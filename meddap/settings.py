@@ -1,7 +1,7 @@
-"""One way to read a configuration: dataclass defaults, then a YAML file, then `key=value` words.
+"""One way to read a configuration: dataclass defaults, then a YAML file, then `key=value` overrides.
 
-The dataclass is the schema. A key that it does not have is an error that names the nearest one. A file may say
-`base: OTHER.yaml` (beside it) and then holds only what differs from that one.
+The dataclass is the schema. An unknown key is an error that names the nearest one. A file may say `base: OTHER.yaml`
+(beside it) and then holds only what differs from that one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from meddap.errors import MeddapError
@@ -27,24 +27,24 @@ class SettingsError(MeddapError, ValueError):
 
 
 def load(schema: type[T], file: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """An instance of the dataclass `schema` from its defaults, `file` and `overrides`, in this order.
+    """Return an instance of the dataclass `schema` from its defaults, `file` and `overrides`, in this order.
 
-    Raises SettingsError for a file that cannot be read, a word without `=`, an unknown key, a value
-    of the wrong type or a required key that nobody gave.
+    Raises SettingsError for a file that cannot be read, an override without `=`, an unknown key, a value of the wrong
+    type or a required key that is missing.
     """
-    layers = [] if file is None else _files(Path(file), ())
-    layers += [(word, _word(word)) for word in overrides]
+    layers: list[tuple[str, Mapping[Any, Any]]] = [] if file is None else _files(Path(file), ())
+    layers += [(override, _override(override)) for override in overrides]
     return merge(schema, *layers)
 
 
-def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
-    """An instance of `schema` from its defaults and `layers`: (where it comes from, mapping); the last one wins."""
+def merge(schema: type[T], *layers: tuple[str, Mapping[Any, Any]]) -> T:
+    """Return an instance of `schema` from its defaults and `layers`: (origin, mapping); the last one wins."""
     merged = OmegaConf.structured(schema)
-    for where, layer in layers:
-        layer = OmegaConf.create(layer)
+    for where, mapping in layers:
+        layer = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(dict(mapping))
         _check_keys(where, layer, merged)
         try:
-            merged = OmegaConf.merge(merged, layer)
+            merged = cast(DictConfig, OmegaConf.merge(merged, layer))
         except OmegaConfBaseException as error:
             key = f"{error.full_key}: " if error.full_key else ""
             raise SettingsError(f"{where}: {key}{_first_line(error)}") from error
@@ -53,11 +53,11 @@ def merge(schema: type[T], *layers: tuple[str, Mapping[str, Any]]) -> T:
         raise SettingsError(
             f"{layers[0][0] if layers else schema.__name__}: {missing[0]} is required; give {missing[0]}=VALUE"
         )
-    return OmegaConf.to_object(merged)
+    return cast(T, OmegaConf.to_object(merged))
 
 
-def _files(file: Path, above: tuple[Path, ...]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The layers of a file: those of its base first. `above` are the files that named it."""
+def _files(file: Path, above: tuple[Path, ...]) -> list[tuple[str, Mapping[Any, Any]]]:
+    """Return the layers of a file, those of its base first. `above` are the files that named it."""
     if file.resolve() in above:
         raise SettingsError(f"{above[-1]}: base: {file.name} leads back to itself; leave it out")
     layer = _read(file)
@@ -66,37 +66,37 @@ def _files(file: Path, above: tuple[Path, ...]) -> list[tuple[str, Mapping[str, 
     return [*below, (str(file), layer)]
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> DictConfig:
     try:
         layer = OmegaConf.load(file)
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; name an existing configuration") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: is no YAML: {_first_line(error)}") from error
-    if not OmegaConf.is_dict(layer):
-        raise SettingsError(f"{file}: holds no mapping of keys to values")
+        raise SettingsError(f"{file}: not valid YAML: {_first_line(error)}") from error
+    if not isinstance(layer, DictConfig):
+        raise SettingsError(f"{file}: does not hold a mapping of keys to values")
     return layer
 
 
-def _word(word: str) -> Mapping[str, Any]:
-    key, equals, _ = word.partition("=")
+def _override(text: str) -> Mapping[Any, Any]:
+    key, equals, _ = text.partition("=")
     if not equals or not key:
-        raise SettingsError(f"{word!r}: expected key=value")
+        raise SettingsError(f"{text!r}: expected key=value")
     try:
-        return OmegaConf.from_dotlist([word])
+        return OmegaConf.from_dotlist([text])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise SettingsError(f"{word!r}: {_first_line(error)}") from error
+        raise SettingsError(f"{text!r}: {_first_line(error)}") from error
 
 
-def _check_keys(where: str, layer: Mapping[str, Any], known: Any, prefix: str = "") -> None:
-    """Find the first key of `layer` that `known` lacks. Mappings that the schema leaves open are not looked into."""
-    names = [str(name) for name in known.keys()]  # noqa: SIM118 `in` would not count a key that is still to be given
-    for key in layer:
+def _check_keys(where: str, layer: DictConfig, known: Any, prefix: str = "") -> None:
+    """Raise SettingsError for the first key of `layer` that `known` lacks; mappings with free keys are not checked."""
+    names = [str(name) for name in known.keys()]  # noqa: SIM118 iterating skips keys that are still to be given
+    for key in map(str, layer):
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
             raise SettingsError(f"{where}: unknown key {prefix}{key}; did you mean {prefix}{near[0]}?")
         value, inner = layer[key], known._get_node(key)
-        if OmegaConf.is_dict(value) and is_dataclass(OmegaConf.get_type(inner)):
+        if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(inner)):
             _check_keys(where, value, inner, f"{prefix}{key}.")
 
 

@@ -260,18 +260,18 @@ LEFT_OUT = {
     "localizer": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
     "screenshot": {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
     "dose report": {"ImageType": ["ORIGINAL", "SECONDARY", "DOSE_INFO"]},
-    "report, no image": {"Modality": "SR"},
+    "report, not an image": {"Modality": "SR"},
     "secondary capture": {"SOPClassUID": SecondaryCaptureImageStorage, "Modality": "OT"},
     "modality PT, not CT": {"Modality": "PT"},
     "colour image": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     "pixels are PALETTE COLOR": {"PhotometricInterpretation": "PALETTE COLOR"},
     "derived series; stacks.derived=keep takes it": {"ImageType": ["DERIVED", "PRIMARY", "MIP"]},
     "BurnedInAnnotation is YES; stacks.burned_in=keep takes it": {"BurnedInAnnotation": "YES"},
-    "no RescaleSlope and RescaleIntercept: stored values cannot be told in HU": {"RescaleSlope": None},
+    "no RescaleSlope and RescaleIntercept: stored values cannot be converted to HU": {"RescaleSlope": None},
     "stored values are OD, not HU": {"RescaleType": "OD"},
     "no ImagePositionPatient": {"ImagePositionPatient": None},
     "pixel spacing of 0.0 mm": {"PixelSpacing": [0, 1]},
-    "ImageOrientationPatient holds no two unit vectors at right angles": {
+    "ImageOrientationPatient does not hold two unit vectors at right angles": {
         "ImageOrientationPatient": [1, 0, 0, 1, 0, 0]
     },
 }

@@ -49,7 +49,7 @@ def test_an_affine_without_three_directions_is_refused() -> None:
     """Two axes that run the same way: nothing can be told."""
     affine = np.diag([1.0, 1, 1, 1])
     affine[:3, 1] = affine[:3, 0] + [0, 0.01, 0]
-    with pytest.raises(RejectedSeries, match="do not tell left, front and head apart"):
+    with pytest.raises(RejectedSeries, match="run along the same axis of the patient"):
         geometry.nearest_axes(affine)
 
 

@@ -122,8 +122,12 @@ def test_a_study_comes_before_its_patient_and_an_empty_cell_is_unlabelled(tmp_pa
         ("patient,t,t\na,x,y\n", (), "two columns are called t"),
         ("patient,t.u\na,x\nb,y\n", (), "column 't.u': a name is"),
         ("patient,t\na,x\nb,y\n", ("u",), "no column u; it has t"),
-        ("patient,t\n" + "".join(f"{n},name {n}\n" for n in range(9)), (), "9 classes in 9 lines, which is no class"),
-        ('patient,t\na,"x\n', (), "is no CSV"),
+        (
+            "patient,t\n" + "".join(f"{n},name {n}\n" for n in range(9)),
+            (),
+            "9 different values in 9 lines",
+        ),
+        ('patient,t\na,"x\n', (), "is not valid CSV"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused_in_one_line(text: str, words, said: str, tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_a_table_that_cannot_be_meant_is_refused_in_one_line(text: str, words, s
 def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
     """One line each."""
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00patient")
-    for name, said in (("a.csv", "No such file"), ("b.csv", "no text in UTF-8")):
+    for name, said in (("a.csv", "No such file"), ("b.csv", "not valid UTF-8")):
         with pytest.raises(SettingsError, match=said):
             class_labels.read(tmp_path / name)
 

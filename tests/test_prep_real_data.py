@@ -203,7 +203,7 @@ ODD_CT = {
     "philips_enhanced/anatomical/001": ["modality MR, not CT"],
     "siemens_multiframe/anatomical/001": ["modality MR, not CT"],
 }
-UNKNOWN = "its sequence is not known; sequences can name it by a pattern of its {}"
+UNKNOWN = "its sequence is unknown; sequences can name it by a pattern of its {}"
 ODD_MR = {
     **{name: ["modality CT, not MR"] for name, rows in ODD_CT.items() if rows != ["modality MR, not CT"]},
     "failing/slicecount/001": ["2 slices, fewer than min_slices=3"],

@@ -49,7 +49,7 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path: Path) -> None:
         ({"top": "base: gone.yaml"}, "gone.yaml: No such file or directory"),
         ({"top": "base: other.yaml", "other": "base: top.yaml"}, "other.yaml: base: top.yaml leads back to itself"),
         ({"top": "base: other.yaml", "other": "inner: {sise: 3}"}, "other.yaml: unknown key inner.sise; did you mean"),
-        ({"top": "- 1"}, "top.yaml: holds no mapping"),
+        ({"top": "- 1"}, "top.yaml: does not hold a mapping"),
         ({"top": "inner: {size: many}"}, "top.yaml: inner.size: Value 'many' of type 'str' could not be converted"),
     ],
 )

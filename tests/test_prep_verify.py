@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep import generate, identity, schema, shard_ct, verify
+from meddap.disk import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,8 @@ def reseal(root: Path, name: str) -> None:
         for row in part["shards"]:
             if row["name"] == name:
                 path = root / name
-                row["bytes"], row["sha256"] = path.stat().st_size, schema.file_sha256(path)
-                row["index_sha256"] = schema.file_sha256(schema.index_of(path))
+                row["bytes"], row["sha256"] = path.stat().st_size, file_sha256(path)
+                row["index_sha256"] = file_sha256(schema.index_of(path))
     save(root, content)
 
 
@@ -190,8 +191,8 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (sum_edited, "digest is not that of its shards"),
     (count_edited, "train: "),
     (unpayloaded, "sample 0: "),
-    (climbing, "'../../evil.json' is no file of a sample"),
-    (linked, "'a.json' is no file of a sample"),
+    (climbing, "'../../evil.json' is not a file of a sample"),
+    (linked, "'a.json' is not a file of a sample"),
     (index_shifted, "leaves gaps"),
     (index_of_another, "names another patient"),
     (two_splits, "patients are in test and in train"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import pydicom
@@ -13,11 +13,11 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from data_prep.config import StackConfig
 from data_prep.dicom import selection
-from data_prep.dicom.scan import scan
+from data_prep.dicom.scan import AnyHeader, scan
 from data_prep.dicom.whitelist import number, term
 from data_prep.volumes.volume import RejectedSeries
 
-_HU = {"HU", "US", "HU_MOD"}  # US says that no unit is specified: old scanners write it for HU
+_HU = {"HU", "US", "HU_MOD"}  # US means unspecified: old scanners write it for HU
 _UNITS = _HU | {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}  # PS3.3, C.11.1.1.2
 _UNDEFINED = 0xFFFFFFFF  # length of encapsulated pixel data
 # Functional groups of an enhanced image (PS3.3, C.7.6.16): sequence → its attribute → the classic name
@@ -50,11 +50,11 @@ class Frame:
     spacing         (row, column) in mm
     shape           (rows, columns)
     slope, intercept  stored value → HU or signal; (1, 0) where the header has none
-    padding         stored values low … high that are no image, or None
-    bright          the largest stored value where it is to be inverted (MONOCHROME1), or None
-    group           what frames of one stack share besides the grid: echo time, b-value, kind of image …
+    padding         range of stored values, low … high, that stand for padding; None without padding
+    bright          the largest stored value if it is to be inverted (MONOCHROME1), else None
+    group           values that the frames of a stack share besides the grid: echo time, b-value, kind of image …
     raw             (offset, type) of native little-endian pixels in the file, or None
-    bits            BitsStored: native pixels may hold others above them
+    bits            BitsStored: native pixels may hold other bits above
     """
 
     path: str
@@ -76,17 +76,17 @@ class Frame:
 
     @property
     def grid(self) -> tuple:
-        """What must be equal for frames to stack."""
+        """The values that must be equal for frames to stack."""
         return (*np.round(self.axes, 3), *np.round(self.spacing, 4), *self.shape)
 
 
-def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame, pydicom.Dataset]]:
-    """The frames of one file, each with a header that names everything the classic way.
+def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame, AnyHeader]]:
+    """Yield the frames of one file, each with a header in the names of classic files.
 
-    Raises RejectedSeries for what is no acquired image of `modality`, and whatever pydicom raises for damaged files.
+    Raises RejectedSeries unless the file holds acquired images of `modality`, and whatever pydicom raises for damage.
     """
     with open(path, "rb") as file:
-        dataset = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        dataset: AnyHeader = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
         raw = _native(file, dataset)
     selection.check(dataset, modality, config)
     for place, flat in enumerate(_flattened(dataset)):
@@ -95,8 +95,8 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
         yield _frame(path, place, flat, modality, raw), flat
 
 
-def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
-    """A classic header per frame."""
+def _flattened(dataset: AnyHeader) -> Iterator[AnyHeader]:
+    """Yield a classic header per frame."""
     count = int(dataset.get("NumberOfFrames") or 1)
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
@@ -109,7 +109,7 @@ def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
     shared = dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
     for groups in per_frame:
         flat = pydicom.Dataset()
-        flat.update(dataset)  # copy.copy would share one dictionary between all frames
+        flat.update(cast(pydicom.Dataset, dataset))  # copy.copy would share one dictionary between all frames
         del flat["PerFrameFunctionalGroupsSequence"]
         for name, attributes in _GROUPS.items():
             macro = groups.get(name) or shared[0].get(name)
@@ -120,15 +120,15 @@ def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
         yield flat
 
 
-def _frame(path: str, place: int, dataset: pydicom.Dataset, modality: str, raw: tuple | None) -> Frame:
+def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[int, str] | None) -> Frame:
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
         if dataset.get(name) is None:
             raise RejectedSeries(f"no {name}")
     slope, intercept = number(dataset.get("RescaleSlope")), number(dataset.get("RescaleIntercept"))
     if modality == "CT":
         if slope is None or intercept is None or slope == 0:
-            raise RejectedSeries("no RescaleSlope and RescaleIntercept: stored values cannot be told in HU")
-        if (unit := term(dataset.get("RescaleType") or "HU", _UNITS, "of an unknown unit")) not in _HU:
+            raise RejectedSeries("no RescaleSlope and RescaleIntercept: stored values cannot be converted to HU")
+        if (unit := term(dataset.get("RescaleType") or "HU", _UNITS, "in an unknown unit")) not in _HU:
             raise RejectedSeries(f"stored values are {unit}, not HU")
     position = np.array([float(value) for value in dataset.ImagePositionPatient])
     axes = tuple(float(value) for value in dataset.ImageOrientationPatient)
@@ -162,7 +162,7 @@ def _frame(path: str, place: int, dataset: pydicom.Dataset, modality: str, raw: 
     )
 
 
-def _group(dataset: pydicom.Dataset, modality: str) -> tuple:
+def _group(dataset: AnyHeader, modality: str) -> tuple:
     if modality == "CT":
         return (str(dataset.get("ConvolutionKernel") or ""), str(dataset.get("TemporalPositionIdentifier") or ""))
     words = selection.image_type(dataset)[2:]
@@ -170,8 +170,8 @@ def _group(dataset: pydicom.Dataset, modality: str) -> tuple:
     return (*(str(dataset.get(name) or "") for name in names), *words)
 
 
-def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
-    """Stored values of padding (PS3.3, C.7.5.1.1.2); written as unsigned though the pixels are signed, at times."""
+def _padding(dataset: AnyHeader) -> tuple[int, int] | None:
+    """Return the range of padding (PS3.3, C.7.5.1.1.2), which some files state unsigned though pixels are signed."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return None
@@ -182,11 +182,11 @@ def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
-def _native(file: BinaryIO, dataset: pydicom.Dataset) -> tuple[int, str] | None:
-    """Where 16-bit little-endian pixels begin: read straight from the file, they cost no second parse.
+def _native(file: BinaryIO, dataset: AnyHeader) -> tuple[int, str] | None:
+    """Return offset and type of 16-bit little-endian pixels, which can be read without a second parse.
 
-    The file stands at the tag of PixelData. None where pixels are compressed, of other widths, or not as long as
-    the header says: then pydicom reads them.
+    The file stands at the tag of PixelData. None if pixels are compressed, of another width, or fewer than the header
+    says: then pydicom reads them.
     """
     syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
     if syntax is None and dataset.original_encoding[1]:  # before PS3.10: no file header, little endian

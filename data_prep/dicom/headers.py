@@ -1,4 +1,4 @@
-"""What discovery needs of a DICOM file: whether it is one, whose it is, which series it belongs to."""
+"""The header fields that discovery needs: is a file DICOM, and of which patient, study and series."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import SegmentationStorage
 
-from data_prep.dicom.scan import scan
+from data_prep.dicom.scan import AnyHeader, scan
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
 
-# the attributes that follow SeriesInstanceUID are of no use to discovery
+# discovery needs no attribute behind SeriesInstanceUID
 _LAST = Tag("SeriesInstanceUID")
 _IDENTIFIERS = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID")
 _PREAMBLE = 128
@@ -26,7 +26,7 @@ _MOST_TEXT = 64  # characters of an identifier (PS3.5, 6.2: LO and UI)
 class Header:
     """One DICOM file.
 
-    series  SeriesInstanceUID; "" where it was emptied
+    series  SeriesInstanceUID; "" if it was emptied
     kind    "image", "segmentation" or "directory" (a DICOMDIR, which holds no image)
     refers  for a segmentation: SeriesInstanceUID of the images that it labels
     """
@@ -39,20 +39,20 @@ class Header:
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM: by its prefix (PS3.10, 7.1), or by a first element of group 0008 without one."""
+    """Return whether a file is DICOM: by its prefix (PS3.10, 7.1), or by a first element of group 0008."""
     with open(path, "rb") as file:
         start = file.read(_PREAMBLE + 4)
     if start[_PREAMBLE:] == b"DICM":
         return True
-    # PS3.10 wants the prefix; older archives left it out. Group length, character set, image type or SOP class
+    # PS3.10 requires the prefix; older archives omit it. Group length, character set, image type or SOP class
     return start[:2] == b"\x08\x00" and start[2:4] in (b"\x00\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of one DICOM file. Raises RejectedSeries where it is damaged, OSError where it cannot be opened."""
+    """Return the header of a DICOM file. Raises RejectedSeries if it is damaged, OSError if it cannot be opened."""
     with open(path, "rb") as file:
         try:
-            dataset = scan(file, _LAST) or _read_start(file)
+            dataset: AnyHeader = scan(file, _LAST) or _read_start(file)
             if "DirectoryRecordSequence" in dataset:
                 return Header("", "", "", kind="directory")
             series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
@@ -78,7 +78,7 @@ def _refers(file: BinaryIO) -> str:
     return _text(referenced[0], "SeriesInstanceUID") if len(referenced) else ""
 
 
-def _text(dataset: pydicom.Dataset, name: str) -> str:
+def _text(dataset: AnyHeader, name: str) -> str:
     value = str(dataset.get(name) or "").strip()
     if len(value) > _MOST_TEXT:
         raise ValueError(f"{name} has {len(value)} characters")

@@ -1,4 +1,4 @@
-"""Stored pixels become HU or signal, frame by frame into one array (PS3.3, C.11.1)."""
+"""HU or signal from stored pixels, frame by frame into one array (PS3.3, C.11.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.volumes.volume import RejectedSeries
 
 
 def ct(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
-    """(Z, Y, X) int16 HU, padding as air, and what rounding and clipping changed."""
+    """Return (Z, Y, X) int16 HU, padding as air, and notes on what rounding and clipping changed."""
     convert = ToHounsfield()
     voxels = np.empty((len(frames), *frames[0].shape), np.int16)
     for place, stored in _stored(frames):
@@ -30,7 +30,7 @@ def ct(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
 
 
 def mr(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
-    """(Z, Y, X) signal: as stored where nothing rescales it, else float32. Padding takes the darkest value."""
+    """Return (Z, Y, X) signal: as stored unless it is rescaled, else float32. Padding takes the darkest value."""
     plain = all(frame.slope == 1 and frame.intercept == 0 for frame in frames)
     voxels: np.ndarray | None = None
     for place, stored in _stored(frames):
@@ -46,11 +46,12 @@ def mr(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
             kind = np.promote_types(stored.dtype, np.uint8) if fits else np.float32
             voxels = np.empty((len(frames), *frame.shape), np.uint16 if kind == np.uint8 else kind)
         voxels[place] = stored if plain else stored * np.float32(frame.slope) + np.float32(frame.intercept)
+    assert voxels is not None  # a stack has frames
     return voxels, {}
 
 
 def _stored(frames: list[Frame]) -> Iterator[tuple[int, np.ndarray]]:
-    """(place in `frames`, (rows, columns) integers as stored), file by file."""
+    """Yield (place in `frames`, (rows, columns) integers as stored), file by file."""
     files: dict[str, list[int]] = defaultdict(list)
     for place, frame in enumerate(frames):
         files[frame.path].append(place)
@@ -58,27 +59,26 @@ def _stored(frames: list[Frame]) -> Iterator[tuple[int, np.ndarray]]:
         places.sort(key=lambda place: frames[place].number)
         encoded = [place for place in places if frames[place].raw is None]
         for place in places:
-            if frames[place].raw is not None:
-                yield place, _native(frames[place])
+            if (raw := frames[place].raw) is not None:
+                yield place, _native(frames[place], *raw)
         if encoded:
             yield from zip(encoded, _decoded(path, [frames[place] for place in encoded]))
 
 
-def _native(frame: Frame) -> np.ndarray:
-    offset, kind = frame.raw
+def _native(frame: Frame, offset: int, kind: str) -> np.ndarray:
     rows, columns = frame.shape
     plane = np.fromfile(frame.path, kind, rows * columns, offset=offset).reshape(rows, columns)
     spare = 16 - frame.bits
     if spare and (
         plane.max() >= 1 << frame.bits - (kind == "<i2") or (kind == "<i2" and plane.min() < -1 << frame.bits - 1)
     ):
-        return plane << spare >> spare  # overlays of old lie above the stored bits (PS3.5, 8.1.1)
+        return plane << spare >> spare  # legacy overlays use the bits above BitsStored (PS3.5, 8.1.1)
     return plane
 
 
 def _decoded(path: str, frames: list[Frame]) -> Iterator[np.ndarray]:
     meta = read_file_meta_info(path)
-    # of a deflated file only the whole can be read; of the others a frame at a time
+    # a deflated file can only be read whole; others frame by frame
     source = pydicom.dcmread(path) if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian else path
     planes = iter_pixels(source, indices=[frame.number for frame in frames])
     for frame in frames:

@@ -1,17 +1,18 @@
 """The header of a usual DICOM file, read several times faster than element by element.
 
 Usual is: explicit little endian with a file header (PS3.10, 7.1), tags in order, no sequence of undefined length
-before the pixels, one frame, Latin letters. Of anything else `scan` says None, and pydicom reads it. Values are
-pydicom's own: it converts each when it is asked for, and a value that comes again (most do, from slice to slice)
-is not converted again.
+before the pixels, one frame, Latin letters. For anything else `scan` returns None, and pydicom reads it. Values are
+converted by pydicom when they are asked for; a value that occurs again (most do, from slice to slice) is not converted
+again.
 """
 
 from __future__ import annotations
 
 import struct
 from functools import cache, lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement, convert_raw_data_element, empty_value_for_VR
 from pydicom.tag import BaseTag
@@ -32,16 +33,16 @@ Elements = dict[int, tuple[bytes, bytes]]
 
 
 class Header:
-    """A header as pydicom's Dataset answers: `get`, `in`, attributes by keyword, `file_meta`."""
+    """A header with the interface of pydicom's Dataset: `get`, `in`, attributes by keyword, `file_meta`."""
 
     def __init__(self, elements: Elements) -> None:
         self._elements = elements
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute by its keyword."""
+        """Return the value of an attribute by its keyword."""
         tag = _tag(name)
-        found = self._elements.get(tag)
-        return default if found is None else _converted(tag, *found)
+        element = self._elements.get(tag)
+        return default if element is None else _converted(tag, *element)
 
     def __contains__(self, name: str) -> bool:
         return _tag(name) in self._elements
@@ -53,21 +54,24 @@ class Header:
 
     @property
     def file_meta(self) -> Header:
-        """The file's own header: its elements lie with the others, their tags do not meet."""
+        """The file's own header, whose elements lie among the others: their tags differ."""
         return self
 
 
-def scan(file: BinaryIO, last: int = _PIXELS) -> Header | None:
-    """The elements of a file up to tag `last` or its pixels; the file then stands at the first that was not read.
+AnyHeader = Header | pydicom.Dataset
 
-    None, the file at its start, where the file is not of the usual kind or damaged.
+
+def scan(file: BinaryIO, last: int = _PIXELS) -> Header | None:
+    """Read the elements of a file up to tag `last` or its pixels; the file then stands at the first one not read.
+
+    Return None, with the file at its start, if it is damaged or not of the usual kind.
     """
-    found = _elements(file.read(_MOST), last)
-    if found is None:
+    scanned = _elements(file.read(_MOST), last)
+    if scanned is None:
         file.seek(0)
         return None
-    elements, at = found
-    file.seek(at)
+    elements, offset = scanned
+    file.seek(offset)
     return Header(elements)
 
 
@@ -109,6 +113,6 @@ def _tag(name: str) -> int:
 @lru_cache(maxsize=16384)
 def _converted(tag: int, kind: bytes, value: bytes) -> Any:
     name = kind.decode()
-    stored = value or empty_value_for_VR(name, raw=True)
+    stored = value or cast("bytes | None", empty_value_for_VR(name, raw=True))
     raw = RawDataElement(BaseTag(tag), name, len(value), stored, 0, False, True)
     return convert_raw_data_element(raw).value

@@ -13,11 +13,11 @@ from data_prep.volumes.volume import RejectedSeries, check_size
 
 
 def read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    """(I, J, K) uint8 labels on the segmentation's own grid, its affine to RAS mm, and notes.
+    """Return (I, J, K) uint8 labels on the segmentation's own grid, its affine to RAS mm, and notes.
 
-    A segment becomes the value that `labels` of the configuration has for its SegmentLabel, else its number.
-    Where segments overlap the later one stays; the notes count such voxels. Planes that the file leaves out
-    hold no label. Raises RejectedSeries, UnreadableError.
+    A segment gets the value that `labels` of the configuration has for its SegmentLabel, else its number. Where
+    segments overlap the later one wins; the notes count such voxels. Planes that the file leaves out are 0. Raises
+    RejectedSeries, UnreadableError.
     """
     try:
         return _read(path, config)
@@ -31,7 +31,7 @@ def read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[st
 def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     values = _values(dataset, config.labels)
-    kind = term(dataset.get("SegmentationType"), {"BINARY", "FRACTIONAL", "LABELMAP"}, "none that is known")
+    kind = term(dataset.get("SegmentationType"), {"BINARY", "FRACTIONAL", "LABELMAP"}, "unknown")
     if kind not in ("BINARY", "FRACTIONAL"):
         raise RejectedSeries(f"segmentation of type {kind}; BINARY and FRACTIONAL are read")
     threshold = int(dataset.get("MaximumFractionalValue") or 1) / 2 if kind == "FRACTIONAL" else 0.5
@@ -47,7 +47,7 @@ def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[s
     step = _step(places, float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1))
     planes = np.rint((places - places.min()) / step).astype(int)
     if np.abs(places.min() + planes * step - places).max() > 0.1 * step:
-        raise RejectedSeries("frames of the segmentation do not stand evenly")
+        raise RejectedSeries("frames of the segmentation are not evenly spaced")
     check_size((int(planes.max()) + 1, dataset.Rows, dataset.Columns), config.limits.volume_gb)
     labels, overlapping = np.zeros((planes.max() + 1, dataset.Rows, dataset.Columns), np.uint8), 0
     for plane, group, pixels in zip(planes, groups, iter_pixels(path)):
@@ -59,12 +59,12 @@ def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[s
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = along_row * columns, along_column * rows, normal * step
     affine[:3, 3] = positions[places.argmin()]
     affine[:2] *= -1  # LPS to RAS
-    notes = {"overlapping_label_voxels": overlapping} if overlapping else {}
+    notes: dict[str, object] = {"overlapping_label_voxels": overlapping} if overlapping else {}
     return labels.transpose(2, 1, 0), affine, notes
 
 
 def _values(dataset: pydicom.Dataset, names: dict[str, str]) -> dict[int, int]:
-    """Segment number → label value."""
+    """Return segment number → label value."""
     by_name = {name.strip().lower(): int(value) for value, name in names.items()}
     values = {}
     for segment in dataset.SegmentSequence:
@@ -80,6 +80,6 @@ def _macro(group: pydicom.Dataset, shared: pydicom.Dataset, name: str) -> pydico
 
 
 def _step(places: np.ndarray, declared: float) -> float:
-    """Distance of neighbouring planes: the smallest one met, or the declared one where there is one plane."""
+    """Return the smallest distance of neighbouring planes; the declared one if there is one plane only."""
     apart = np.diff(np.unique(np.round(places, 3)))
     return float(apart.min()) if len(apart) else declared

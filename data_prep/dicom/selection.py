@@ -1,8 +1,7 @@
-"""Which DICOM images are acquired slices, and why the others are left out."""
+"""The selection of DICOM images that are acquired slices, with reasons for leaving out the others."""
 
 from __future__ import annotations
 
-import pydicom
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -13,6 +12,7 @@ from pydicom.uid import (
 )
 
 from data_prep.config import StackConfig
+from data_prep.dicom.scan import AnyHeader
 from data_prep.dicom.whitelist import term
 from data_prep.volumes.volume import RejectedSeries
 
@@ -92,29 +92,29 @@ _DERIVED = {
 _MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
 
 
-def check(dataset: pydicom.Dataset, modality: str, config: StackConfig) -> None:
+def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
     """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT" or "MR")."""
-    stored, found = _stored(dataset), term(dataset.get("Modality"), _MODALITIES, "none that is known")
+    stored, stated = _stored(dataset), term(dataset.get("Modality"), _MODALITIES, "unknown")
     words = image_type(dataset)
-    if found in _DOCUMENTS:
-        raise RejectedSeries(f"{_DOCUMENTS[found]}, no image")
+    if stated in _DOCUMENTS:
+        raise RejectedSeries(f"{_DOCUMENTS[stated]}, not an image")
     for word in words:
         if word in _WORDS:
             raise RejectedSeries(_WORDS[word])
     if "Secondary Capture" in getattr(stored, "name", ""):
         raise RejectedSeries("secondary capture")
-    if found != modality:
-        raise RejectedSeries(f"modality {found}, not {modality}")
+    if stated != modality:
+        raise RejectedSeries(f"modality {stated}, not {modality}")
     if stored not in _STORED[modality]:
         name = getattr(stored, "name", stored)
-        raise RejectedSeries(f"no {modality} image: {name if name != stored else 'unknown SOP class'}")
+        raise RejectedSeries(f"not a {modality} image: {name if name != stored else 'unknown SOP class'}")
     if "PixelData" not in dataset and dataset.get("Rows") is None:
         raise RejectedSeries("no pixels")
     if dataset.get("SamplesPerPixel", 1) != 1:
         raise RejectedSeries("colour image")
     if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectedSeries(
-            f"pixels are {term(dataset.get('PhotometricInterpretation'), _COLOURS, 'of no known kind')}"
+            f"pixels are {term(dataset.get('PhotometricInterpretation'), _COLOURS, 'of an unknown kind')}"
         )
     if config.derived == "refuse" and is_derived(words):
         raise RejectedSeries("derived series; stacks.derived=keep takes it")
@@ -122,19 +122,19 @@ def check(dataset: pydicom.Dataset, modality: str, config: StackConfig) -> None:
         raise RejectedSeries("BurnedInAnnotation is YES; stacks.burned_in=keep takes it")
 
 
-def _stored(dataset: pydicom.Dataset) -> object:
-    """The SOP class; where anonymisation emptied it, the file's own header still says it (PS3.10, 7.1)."""
+def _stored(dataset: AnyHeader) -> object:
+    """Return the SOP class; if anonymisation emptied it, the file's own header still says it (PS3.10, 7.1)."""
     return dataset.get("SOPClassUID") or getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID")
 
 
-def image_type(dataset: pydicom.Dataset) -> list[str]:
-    """The words of ImageType, upper case."""
+def image_type(dataset: AnyHeader) -> list[str]:
+    """Return the values of ImageType, upper case."""
     words = dataset.get("ImageType") or []
     return [str(word).strip().upper() for word in ([words] if isinstance(words, str) else words)]
 
 
 def is_derived(words: list[str]) -> bool:
-    """Whether pixels were computed from other images.
+    """Return whether pixels were computed from other images.
 
     DERIVED alone does not say so: lossy compression makes an original DERIVED\\PRIMARY. DERIVED\\SECONDARY or
     the name of a computation does; maps that count as MRI sequences (ADC, SWI) stay.

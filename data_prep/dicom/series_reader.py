@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import pydicom
-
 from data_prep.config import PrepConfig
 from data_prep.dicom import frames, pixels, stacks, whitelist
+from data_prep.dicom.scan import AnyHeader
 from data_prep.schema import AIR_HU
 from data_prep.volumes import geometry
 from data_prep.volumes.errors import unless_trouble
@@ -17,29 +16,29 @@ from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
 def read_series(
     paths: Sequence[str], modality: str, config: PrepConfig
-) -> Iterator[tuple[Volume, pydicom.Dataset] | RejectedSeries]:
-    """Every stack of a series ("CT" or "MR") as a volume with the header of its first frame, or why it is none.
+) -> Iterator[tuple[Volume, AnyHeader] | RejectedSeries]:
+    """Yield every stack of a series ("CT" or "MR") as a volume with the header of its first frame, or its rejection.
 
-    One volume is in memory at a time. Raises UnreadableError where the machine is to blame.
+    One volume is in memory at a time. Raises UnreadableError for failures that are not the files' fault.
     """
     refused: Counter[str] = Counter()
-    found = stacks.build(_frames(paths, modality, config, refused), config.stacks, config.min_slices)
+    built = stacks.build(_frames(paths, modality, config, refused), config.stacks, config.min_slices)
     for reason, count in refused.items():
         share = "" if count == len(paths) else f"{count} of {len(paths)} files: "
-        found.append(RejectedSeries(f"{share}{reason}"))
-    for stack in found:
+        built.append(RejectedSeries(f"{share}{reason}"))
+    for stack in built:
         yield stack if isinstance(stack, RejectedSeries) else _volume(stack, modality, config)
 
 
 def damaged(error: Exception) -> RejectedSeries:
-    """The rejection of a file that pydicom could not read."""
+    """Return the rejection of a file that pydicom could not read."""
     return RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})")
 
 
 def _frames(
     paths: Sequence[str], modality: str, config: PrepConfig, refused: Counter[str]
-) -> Iterator[tuple[frames.Frame, pydicom.Dataset]]:
-    """All frames; files that hold none are counted in `refused` by reason."""
+) -> Iterator[tuple[frames.Frame, AnyHeader]]:
+    """Yield all frames; count files without any in `refused` by reason."""
     for path in paths:
         try:
             yield from frames.read(path, modality, config.stacks)
@@ -50,7 +49,7 @@ def _frames(
             refused[damaged(error).reason] += 1
 
 
-def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Volume, pydicom.Dataset] | RejectedSeries:
+def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Volume, AnyHeader] | RejectedSeries:
     try:
         rows, columns = stack.frames[0].shape
         check_size((len(stack.frames), rows, columns), config.limits.volume_gb)

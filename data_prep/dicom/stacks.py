@@ -1,4 +1,4 @@
-"""Frames become stacks: sorted along the normal, duplicates dropped, gaps found (PS3.3, C.7.6.2)."""
+"""Stacks of frames: sorted along the normal, without duplicates, split at gaps (PS3.3, C.7.6.2)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pydicom
 
 from data_prep.config import StackConfig
 from data_prep.dicom.frames import Frame
+from data_prep.dicom.scan import AnyHeader
 from data_prep.dicom.whitelist import number
 from data_prep.volumes.volume import RejectedSeries
 
@@ -21,38 +21,38 @@ _SAME_MM = 0.01  # slices nearer than this lie at one position
 class Stack:
     """Evenly spaced frames on one grid, in order along the normal.
 
-    affine  (4, 4) voxel (x, y, z) → RAS mm; sheared where the gantry was tilted
-    header  of the first frame, classic names
+    affine  (4, 4) voxel (x, y, z) → RAS mm; sheared if the gantry was tilted
+    header  of the first frame, in the names of classic files
     """
 
     frames: list[Frame]
     affine: np.ndarray
-    header: pydicom.Dataset
+    header: AnyHeader
     notes: dict[str, object]
 
 
 def build(
-    frames: Iterable[tuple[Frame, pydicom.Dataset]], config: StackConfig, min_slices: int
+    frames: Iterable[tuple[Frame, AnyHeader]], config: StackConfig, min_slices: int
 ) -> list[Stack | RejectedSeries]:
-    """The stacks of a series, and a rejection for every group of frames that is none."""
+    """Return the stacks of a series, and a rejection for every group of frames that does not stack."""
     groups: dict[tuple, list[Frame]] = defaultdict(list)
-    headers: dict[tuple, pydicom.Dataset] = {}
+    headers: dict[tuple, AnyHeader] = {}
     for frame, header in frames:
         key = (frame.grid, frame.group)
         groups[key].append(frame)
         headers.setdefault(key, header)
-    found: list[Stack | RejectedSeries] = []
+    built: list[Stack | RejectedSeries] = []
     for key, members in groups.items():
         try:
-            for part in _acquisitions(members):
-                found += _several(part, headers[key], config, min_slices)
+            for acquired in _acquisitions(members):
+                built += _several(acquired, headers[key], config, min_slices)
         except RejectedSeries as error:
-            found.append(error)
-    return found
+            built.append(error)
+    return built
 
 
 def _several(
-    frames: list[Frame], header: pydicom.Dataset, config: StackConfig, min_slices: int
+    frames: list[Frame], header: AnyHeader, config: StackConfig, min_slices: int
 ) -> list[Stack | RejectedSeries]:
     try:
         return list(_stacks(frames, header, config, min_slices))
@@ -61,13 +61,13 @@ def _several(
 
 
 def _acquisitions(frames: list[Frame]) -> list[list[Frame]]:
-    """One list, or one per AcquisitionNumber where that alone explains why positions repeat (phases of a series)."""
+    """Return one list, or one per AcquisitionNumber if that alone explains why positions repeat (phases)."""
     if _repeats(frames):
-        parts: dict[str, list[Frame]] = defaultdict(list)
+        acquisitions: dict[str, list[Frame]] = defaultdict(list)
         for frame in frames:
-            parts[frame.acquisition].append(frame)
-        if len(parts) > 1 and not any(_repeats(part) for part in parts.values()):
-            return list(parts.values())
+            acquisitions[frame.acquisition].append(frame)
+        if len(acquisitions) > 1 and not any(_repeats(members) for members in acquisitions.values()):
+            return list(acquisitions.values())
     return [frames]
 
 
@@ -80,17 +80,17 @@ def _normal(frame: Frame) -> np.ndarray:
     along_row, along_column = np.array(frame.axes).reshape(2, 3)
     normal = np.cross(along_row, along_column)
     if abs(np.linalg.norm(normal) - 1) > 0.01:
-        raise RejectedSeries("ImageOrientationPatient holds no two unit vectors at right angles")
+        raise RejectedSeries("ImageOrientationPatient does not hold two unit vectors at right angles")
     return normal
 
 
 def _places(frames: list[Frame]) -> np.ndarray:
-    """Positions along the normal in mm."""
+    """Return positions along the normal in mm."""
     return np.array([frame.position for frame in frames]) @ _normal(frames[0])
 
 
 def _stacks(
-    frames: list[Frame], header: pydicom.Dataset, config: StackConfig, min_slices: int
+    frames: list[Frame], header: AnyHeader, config: StackConfig, min_slices: int
 ) -> Iterator[Stack | RejectedSeries]:
     places = _places(frames)
     order = sorted(range(len(frames)), key=lambda n: (places[n], frames[n].instance, frames[n].uid, frames[n].path))
@@ -112,14 +112,14 @@ def _stacks(
     if len(runs) > 1:
         notes["uneven_runs"] = len(runs)
     for first, last in long:
-        part = [frames[chosen] for chosen in kept[first:last]]
-        yield Stack(part, _affine(part, header), header, notes)
+        run = [frames[chosen] for chosen in kept[first:last]]
+        yield Stack(run, _affine(run, header), header, notes)
     if short := sum(last - first for first, last in runs) - sum(last - first for first, last in long):
         yield RejectedSeries(f"{short} slices in {len(runs) - len(long)} runs shorter than min_slices={min_slices}")
 
 
 def _even_runs(places: np.ndarray, tolerance: float) -> list[tuple[int, int]]:
-    """Half-open ranges of sorted positions whose distances differ by no more than the factor `tolerance`."""
+    """Return half-open ranges of sorted positions whose distances differ by at most the factor `tolerance`."""
 
     def alike(one: float, other: float) -> bool:
         return max(one, other) <= tolerance * min(one, other)
@@ -136,7 +136,7 @@ def _even_runs(places: np.ndarray, tolerance: float) -> list[tuple[int, int]]:
     return [*runs, (first, len(places))]
 
 
-def _affine(frames: list[Frame], header: pydicom.Dataset) -> np.ndarray:
+def _affine(frames: list[Frame], header: AnyHeader) -> np.ndarray:
     first, last = frames[0], frames[-1]
     along_row, along_column = np.array(first.axes).reshape(2, 3)
     if len(frames) > 1:

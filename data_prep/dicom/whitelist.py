@@ -1,10 +1,13 @@
-"""The header fields that are kept. Nothing else of a header goes into a data set."""
+"""The whitelist of header fields. Nothing else of a header goes into a data set."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pydicom
+
+from data_prep.dicom.scan import AnyHeader
 
 _CODE = re.compile(r"[A-Za-z0-9 ._/+-]{1,32}")
 # Short codes that say how an image was made; none is in the list of PS3.15, table E.1-1
@@ -23,7 +26,7 @@ _NUMBERS = {
     "InversionTime": "ti_ms",
 }
 _SEXES = {"M", "F", "O"}
-# Defined terms of PS3.16, annex L, that are met in CT and MRI
+# Defined terms of PS3.16, annex L, that occur in CT and MRI
 _BODY_PARTS = {
     *("ABDOMEN", "ABDOMENPELVIS", "ADRENAL", "ANKLE", "AORTA", "ARM", "BRAIN", "BREAST", "CHEST", "CHESTABDOMEN"),
     *("CHESTABDPELVIS", "CIRCLEOFWILLIS", "CLAVICLE", "CSPINE", "CTSPINE", "EAR", "ELBOW", "EXTREMITY", "EYE", "FACE"),
@@ -47,8 +50,8 @@ _BODY_PARTS = {
 }
 
 
-def fields(dataset: pydicom.Dataset, keep_year: bool = False) -> dict[str, object]:
-    """The whitelisted fields of a header: codes, numbers, contrast, sex, age by decade, the year on request."""
+def fields(dataset: AnyHeader, keep_year: bool = False) -> dict[str, object]:
+    """Return the whitelisted fields of a header: codes, numbers, contrast, sex, age by decade, year on request."""
     kept: dict[str, object] = {name: text for tag, name in _CODES.items() if (text := code(dataset.get(tag)))}
     for tag, name in _NUMBERS.items():
         value = number(dataset.get(tag))
@@ -67,7 +70,7 @@ def fields(dataset: pydicom.Dataset, keep_year: bool = False) -> dict[str, objec
 
 
 def code(value: object) -> str:
-    """A short code as text, or nothing where the value is longer or holds other characters."""
+    """Return a short code as text; "" if the value is longer or holds other characters."""
     if isinstance(value, pydicom.multival.MultiValue):
         value = value[0] if len(value) else ""
     text = str(value or "").strip()
@@ -75,15 +78,15 @@ def code(value: object) -> str:
 
 
 def term(value: object, terms: set[str], otherwise: str) -> str:
-    """A header's word where it is one of `terms`: what else stands there may be anything, a name too."""
+    """Return a header's value if it is one of `terms`, else `otherwise`: other values may be anything, even a name."""
     text = str(value or "").strip().upper()
     return text if text in terms else otherwise
 
 
-def number(value: object) -> float | None:
-    """A finite number, or None."""
+def number(value: Any) -> float | None:
+    """Return a finite number, or None."""
     try:
-        found = float(value)
+        converted = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if abs(found) < 1e9 else None
+    return converted if abs(converted) < 1e9 else None

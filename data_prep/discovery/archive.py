@@ -1,7 +1,7 @@
-"""What lies below the input folder, one entry per job: a CT series, or the MR series of one study.
+"""The sources below the input folder, one per job: a CT series, or the MR series of one study.
 
-Image files are known by their ending, DICOM by its content. Nothing is passed over in silence: what cannot be
-opened becomes a Source with a `problem`.
+Image files are recognised by their ending, DICOM by its content. Nothing is skipped silently: what cannot be opened
+becomes a Source with a `problem`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
 
-from data_prep.config import PrepConfig
+from data_prep.config import MriConfig, PrepConfig
 from data_prep.dicom import headers
 from data_prep.discovery import labelmaps, studies
 from data_prep.discovery.labelmaps import LabelFile
@@ -22,7 +22,7 @@ from data_prep.discovery.studies import NO_UID, Series
 from data_prep.volumes import images
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
-from data_prep.workers import Failure, Workers
+from data_prep.workers import LostJob, Workers
 
 _CHUNK = 128  # files whose headers one job reads
 
@@ -31,9 +31,9 @@ _CHUNK = 128  # files whose headers one job reads
 class Source:
     """One job. `patient` and `study` are never stored.
 
-    fingerprint  SHA-256 over names, sizes and times of all its files: has the input changed?
+    fingerprint  SHA-256 over names, sizes and times of all its files: it changes with the input
     labels       label maps that may belong to it
-    problem      why it cannot be read, known from discovery already
+    problem      why it cannot be read, if discovery found that already; else ""
     """
 
     series: tuple[Series, ...]
@@ -45,13 +45,13 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Where it was found, for the person at the console."""
+        """The path of its first series, for the person at the console."""
         return self.series[0].name
 
 
 @dataclass
 class Discovered:
-    """All sources, sorted by name, and how many files are no images."""
+    """All sources, sorted by name, and the number of files that are not images."""
 
     sources: list[Source]
     ignored: int
@@ -73,22 +73,22 @@ class _Walked:
 def discover(
     root: Path, masks: Path | None, config: PrepConfig, modality: str, workers: Workers, skip: Path | None = None
 ) -> Discovered:
-    """Every source of `modality` ("CT" or "MR") below `root`, `skip` (the output) left out.
+    """Return every source of `modality` ("CT" or "MR") below `root`, except in `skip` (the output).
 
-    Links to folders are not followed, so that no loop is entered.
+    Links to folders are not followed, because they may form loops.
     """
     walked = _Walked()
     for chunk, result in workers.map(_read_headers, _chunks(_others(root, walked, skip), str(root))):
-        if isinstance(result, Failure):  # one of them is to blame: read each by itself
+        if isinstance(result, LostJob):  # one of them is to blame: read each by itself
             for single, alone in workers.map(_read_headers, [(chunk[0], [name]) for name in chunk[1]]):
-                _sort(walked, single[1], [str(alone)] if isinstance(alone, Failure) else alone)
+                _sort(walked, single[1], [str(alone)] if isinstance(alone, LostJob) else alone)
         else:
             _sort(walked, chunk[1], result)
-    return Discovered(list(_Pairing(root, masks, config, modality, walked).sources()), walked.ignored)
+    return Discovered(_Pairing(root, masks, config, modality, walked).sources(), walked.ignored)
 
 
 def _others(root: Path, walked: _Walked, skip: Path | None) -> Iterator[str]:
-    """Files that may be DICOM; image files are sorted into `walked` on the way."""
+    """Yield files that may be DICOM; sort image files into `walked` on the way."""
 
     def unreadable(error: OSError) -> None:
         place = os.path.relpath(error.filename, root)
@@ -124,7 +124,7 @@ def _chunks(names: Iterator[str], root: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _read_headers(job: tuple[str, list[str]]) -> list[headers.Header | str | None]:
-    """For every file its header, the reason why it has none, or None for a file that is no DICOM."""
+    """Return for every file its header, the reason why it has none, or None if it is not DICOM."""
     root, names = job
     return [_read_header(os.path.join(root, name)) for name in names]
 
@@ -132,18 +132,18 @@ def _read_headers(job: tuple[str, list[str]]) -> list[headers.Header | str | Non
 def _read_header(path: str) -> headers.Header | str | None:
     try:
         if not os.path.isfile(path):
-            return "no regular file" if os.path.lexists(path) else "vanished while it was read"
+            return "not a regular file" if os.path.lexists(path) else "vanished while it was read"
         if headers.is_dicom(path):
             return headers.read_header(path)
-        return "no DICOM file, although named .dcm" if path.lower().endswith(".dcm") else None
+        return "not a DICOM file, although named .dcm" if path.lower().endswith(".dcm") else None
     except (RejectedSeries, UnreadableError) as error:
         return error.reason
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _sort(walked: _Walked, names: list[str], found: list[headers.Header | str | None]) -> None:
-    for name, header in zip(names, found):
+def _sort(walked: _Walked, names: list[str], read: Sequence[headers.Header | str | None]) -> None:
+    for name, header in zip(names, read):
         if isinstance(header, str):
             walked.problems.append((name, header))
         elif header is None or header.kind == "directory":
@@ -164,7 +164,7 @@ def _sort_image(walked: _Walked, name: str, header: headers.Header) -> None:
 
 
 class _Pairing:
-    """Turns files into sources: pairs label maps, groups studies."""
+    """Turns files into sources: pairs label maps with images, groups series into studies."""
 
     def __init__(self, root: Path, masks: Path | None, config: PrepConfig, modality: str, walked: _Walked) -> None:
         self.root, self.masks, self.config, self.modality, self.walked = root, masks, config, modality, walked
@@ -178,26 +178,25 @@ class _Pairing:
                 self.by_session[labelmaps.base(os.path.basename(name))].append(name)
         self.paired: set[str] = set()
 
-    def sources(self) -> Iterator[Source]:
-        """All sources, sorted by name."""
-        found = [self._source(group) for group in self._groups()]
+    def sources(self) -> list[Source]:
+        """Return all sources, sorted by name."""
+        sources = [self._source(group) for group in self._groups()]
         for name, problem in self.walked.problems:
-            found.append(self._problem(name, problem))
+            sources.append(self._problem(name, problem))
         for name in self.walked.labels:
             if name not in self.paired:
-                found.append(self._problem(name, "label map without an image of its own"))
+                sources.append(self._problem(name, "label map without an image of its own"))
         for refers, names in self.walked.segmentations.items():
-            for name in names:
-                if name not in self.paired:
-                    reason = "segmentation of images that are not here"
-                    found.append(self._problem(name, reason if refers not in self.walked.series else "one of several"))
-        return iter(sorted(found, key=lambda source: (source.name, source.series[0].uid)))
+            reason = "one of several" if refers in self.walked.series else "segmentation of images that are not here"
+            sources += [self._problem(name, reason) for name in names if name not in self.paired]
+        return sorted(sources, key=lambda source: (source.name, source.series[0].uid))
 
     def _groups(self) -> list[studies.Group]:
         singles = [self._image(name) for name in self.walked.images]
         dicoms = [self._dicom(uid, files) for uid, files in self.walked.series.items()]
         if self.modality == "CT":
-            return [studies.Group(each.patient, each.study, [each.series]) for each in singles + dicoms]
+            return [studies.Group(item.patient, item.study, [item.series]) for item in singles + dicoms]
+        assert isinstance(self.config, MriConfig)
         return studies.group(singles, dicoms, self.config)
 
     def _image(self, name: str) -> studies.Item:
@@ -223,7 +222,8 @@ class _Pairing:
         return self._counted
 
     def _source(self, group: studies.Group) -> Source:
-        labels, problem = (), ""
+        labels: tuple[LabelFile, ...] = ()
+        problem = ""
         try:
             labels = tuple(self._labels(group.series))
         except RejectedSeries as error:
@@ -245,7 +245,7 @@ class _Pairing:
         return Source((series,), patient, study=name, fingerprint=self._fingerprint(there), problem=problem)
 
     def _labels(self, group: list[Series]) -> list[LabelFile]:
-        """The label maps that may belong to a series or study, by the strongest ground that names any."""
+        """Return the label maps that may belong to a series or study, by the strongest evidence that names any."""
         if given := [label for series in group if (label := self._given(series))]:
             return given[:1]
         if self.masks is not None:
@@ -253,32 +253,32 @@ class _Pairing:
             return [label for label in trees if label][:1]
         segmentations = [name for series in group for name in self.walked.segmentations.get(series.uid, ())]
         if segmentations:
-            return self._found(segmentations, certain=True, dicom=True)
+            return self._pair(segmentations, certain=True, dicom=True)
         folders = {series.name if series.dicom else os.path.dirname(series.name) for series in group}
         beside = [name for folder in sorted(folders) for name in self.labels.get(folder, ())]
         if plain := [name for name in beside if labelmaps.is_plain(os.path.basename(name))]:
-            return self._found(plain, certain=True)
+            return self._pair(plain, certain=True)
         names = [os.path.basename(series.name) for series in group if not series.dicom]
         bases = {labelmaps.base(name) for name in names}
         sessions = {base for name, base in ((n, labelmaps.base(n)) for n in names) if name.startswith("sub-")}
         if fitting := [name for base in sorted(sessions) for name in self.by_session.get(base, ())]:
-            return self._found(fitting)
+            return self._pair(fitting)
         if fitting := [name for name in beside if labelmaps.base(os.path.basename(name)) in bases]:
-            return self._found(fitting)
+            return self._pair(fitting)
         alone = len(folders) == 1 and self.neighbours[next(iter(folders))] in (0, len(group))
-        return self._found(beside) if alone and len(beside) == 1 else []
+        return self._pair(beside) if alone and len(beside) == 1 else []
 
     def _given(self, series: Series) -> LabelFile | None:
         for pattern, target in self.config.label_maps.items():
             if fnmatch(series.name, pattern):
                 base = self.masks or self.root
                 if not (base / target).is_file():
-                    raise RejectedSeries("its label map, named by label_maps, is not there")
+                    raise RejectedSeries("its label map, named by label_maps, does not exist")
                 self.paired.add(target)
                 return LabelFile(str(base / target), certain=True)
         return None
 
-    def _found(self, names: list[str], certain: bool = False, dicom: bool = False) -> list[LabelFile]:
+    def _pair(self, names: list[str], certain: bool = False, dicom: bool = False) -> list[LabelFile]:
         self.paired.update(names)
         return [LabelFile(str(self.root / name), certain, dicom) for name in names]
 

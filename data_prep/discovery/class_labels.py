@@ -4,8 +4,8 @@
     p-0012,,astrocytoma,4
 
 The header names a column `patient`, `study` or both; every other column is a label with named classes, an empty cell
-is unlabelled. A row with a study counts for that study, one without for all studies of the patient. Of the file only
-column and class names go into a data set, never its ids. Errors name lines, not what stands in them.
+is unlabelled. A row with a study counts for that study, one without for all studies of the patient. Only column and
+class names go into a data set, never the ids. Errors name lines, never their content.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _KEYS = {
     **dict.fromkeys(("patient", "patient_id", "patientid", "subject", "participant_id"), "patient"),
     **dict.fromkeys(("study", "study_id", "session", "session_id", "studyinstanceuid"), "study"),
 }
-_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,31}")  # no dot: heads of a model are named so
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,31}")  # no dot: heads of a model bear these names
 _CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/+-]{0,31}")
 _MOST = 100  # classes of one column
-_FEW = 8  # lines from which on a column without repetition is no class
+_FEW = 8  # from so many lines on, a column without repetitions is not a class
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Labels:
     """The labels of a CSV.
 
     names  column → its classes; a class is stored as its place here
-    rows   (patient, study), "" where the CSV does not say → column → class
+    rows   (patient, study), "" if the CSV does not say → column → class
     lines  the same keys → line of the file, for errors
     """
 
@@ -43,21 +43,21 @@ class Labels:
     lines: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def keys_of(self, source: Source) -> list[tuple[str, str]]:
-        """The rows that speak of a source, those of its patient first."""
+        """Return the keys of the rows that concern a source, those of its patient first."""
         patients, studies = _names(source.patient), _names(source.study.partition(":")[2] or source.study)
         wanted = [(patient, "") for patient in patients]
         wanted += [(patient, study) for study in studies for patient in ["", *patients]]
         return [key for key in wanted if key in self.rows]
 
     def of(self, source: Source) -> dict[str, int]:
-        """column → class of a source; what its study's row says comes before its patient's."""
-        found: dict[str, int] = {}
+        """Return column → class of a source; a row of its study overrides one of its patient."""
+        classes: dict[str, int] = {}
         for key in self.keys_of(source):
-            found |= self.rows[key]
-        return found
+            classes |= self.rows[key]
+        return classes
 
     def check_known(self, file: Path, sources: Iterable[Source]) -> None:
-        """Raise SettingsError where a row speaks of nobody in `sources`: a slip would cost labels in silence."""
+        """Raise SettingsError if a row concerns no source: a slip would lose labels silently."""
         left = set(self.rows)
         for source in sources:
             left.difference_update(self.keys_of(source))
@@ -71,14 +71,14 @@ class Labels:
 
 
 def _names(name: str) -> list[str]:
-    """How a patient or study may be written: whole, its last part, BIDS names without sub- or ses-."""
+    """Return the spellings of a patient or study: whole, its last part, BIDS names without sub- or ses-."""
     names = [name, PurePath(name).name] if name else []
     names += [short.partition("-")[2] for short in names if short.startswith(("sub-", "ses-"))]
     return list(dict.fromkeys(names))
 
 
 def read(file: Path, columns: Sequence[str] = ()) -> Labels:
-    """The labels in a CSV (comma, semicolon or tab), of `columns` or of all. Raises SettingsError, one line."""
+    """Read the labels of a CSV (comma, semicolon or tab), of `columns` or of all. Raises SettingsError, one line."""
     header, lines = _lines(file)
     keys, wanted = _header(file, header, columns)
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -86,7 +86,8 @@ def read(file: Path, columns: Sequence[str] = ()) -> Labels:
     for number, line in lines:
         if len(line) != len(header):
             raise SettingsError(f"{file}: line {number} has {len(line)} fields, its header {len(header)}")
-        key = tuple(line[keys[name]] if name in keys else "" for name in ("patient", "study"))
+        patient, study = (line[keys[name]] if name in keys else "" for name in ("patient", "study"))
+        key = patient, study
         if not any(key):
             raise SettingsError(f"{file}: line {number} names no {' and no '.join(keys)}")
         if key in numbers:
@@ -105,19 +106,19 @@ def read(file: Path, columns: Sequence[str] = ()) -> Labels:
 
 
 def _lines(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and every other line with its number; cells without blanks around them, empty lines left out."""
+    """Return the header and every other line with its number; cells are stripped, empty lines left out."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; name the CSV of the labels") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{file}: is no text in UTF-8; save the table as CSV in UTF-8") from error
+        raise SettingsError(f"{file}: not valid UTF-8; save the table as CSV in UTF-8") from error
     first = text.partition("\n")[0]
     reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count), strict=True)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
-        raise SettingsError(f"{file}: line {reader.line_num} is no CSV ({error})") from error
+        raise SettingsError(f"{file}: line {reader.line_num} is not valid CSV ({error})") from error
     rows = [row for row in rows if any(row[1])]
     if len(rows) < 2:
         raise SettingsError(f"{file}: holds no labels; its first line names the columns, each other a patient or study")
@@ -125,7 +126,7 @@ def _lines(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _header(file: Path, header: list[str], columns: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Places of the key columns and of the label columns."""
+    """Return the places of the key columns and of the label columns."""
     keys: dict[str, int] = {}
     others: dict[str, int] = {}
     for place, name in enumerate(header):
@@ -147,16 +148,16 @@ def _header(file: Path, header: list[str], columns: Sequence[str]) -> tuple[dict
 
 
 def _classes(file: Path, column: str, values: list[str]) -> tuple[str, ...]:
-    """The classes of a column: numbers by size, names by the alphabet."""
-    found = set(values)
-    if len(found) < 2:
-        raise SettingsError(f"{file}: column {column} has {len(found)} classes; leave it out with label_columns")
-    if len(found) > _MOST or (len(values) >= _FEW and len(found) > len(values) / 2):
+    """Return the sorted classes of a column: numbers by value, names alphabetically."""
+    classes = set(values)
+    if len(classes) < 2:
+        raise SettingsError(f"{file}: column {column} has {len(classes)} classes; leave it out with label_columns")
+    if len(classes) > _MOST or (len(values) >= _FEW and len(classes) > len(values) / 2):
         raise SettingsError(
-            f"{file}: column {column} has {len(found)} classes in {len(values)} lines, which is no class; "
-            "name those that are: label_columns=[…]"
+            f"{file}: column {column} has {len(classes)} different values in {len(values)} lines, too many for "
+            "a label; name the columns that are labels: label_columns=[…]"
         )
     try:
-        return tuple(sorted(found, key=float))
+        return tuple(sorted(classes, key=float))
     except ValueError:
-        return tuple(sorted(found))
+        return tuple(sorted(classes))

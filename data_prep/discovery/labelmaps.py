@@ -36,8 +36,8 @@ _IMAGE_WORDS = sequences.TOKENS | {"ct", "mr", "mri", "image", "img", "scan", "v
 class LabelFile:
     """A label map and how it was found.
 
-    certain  said by the user, by a name made for it (seg.nii.gz) or by the header of a DICOM-SEG; other finds
-             count only where the grid is the image's
+    certain  named by the user, by a dedicated name (seg.nii.gz) or by the header of a DICOM-SEG; others count only if
+             they lie on the image's grid
     """
 
     path: str
@@ -46,7 +46,7 @@ class LabelFile:
 
 
 def is_label(name: str) -> bool:
-    """Whether an image file's name says that it holds labels."""
+    """Return whether an image file's name says that it holds labels."""
     stem = images.stem(name)
     if stem.startswith("sub-"):
         return stem.rpartition("_")[2].lower() in _BIDS_SUFFIXES
@@ -54,12 +54,12 @@ def is_label(name: str) -> bool:
 
 
 def is_plain(name: str) -> bool:
-    """Whether the name says no more than that it is a label map: it belongs to its folder."""
+    """Return whether a name says only that it is a label map, which then belongs to its folder."""
     return images.stem(name).lower() in _WORDS
 
 
 def base(name: str) -> str:
-    """A file's name without what tells image and label map apart: equal for the two of a pair."""
+    """Return a file's name without the words that distinguish image and label map: equal for the two of a pair."""
     stem = images.stem(name)
     if stem.startswith("sub-"):
         return "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
@@ -67,7 +67,7 @@ def base(name: str) -> str:
 
 
 def in_tree(image: PurePath, masks: Path) -> LabelFile | None:
-    """The label map below `masks` at the relative path of an image file or of a series' folder, or in that folder."""
+    """Return the label map below `masks` at the relative path of an image or of a series' folder, or in that folder."""
     candidates = [masks / image, *(masks / f"{image}{suffix}" for suffix in images.NIFTI)]
     folder = image.parent if images.is_image(image.name) else image
     candidates += [masks / folder / f"seg{suffix}" for suffix in images.NIFTI]
@@ -75,11 +75,11 @@ def in_tree(image: PurePath, masks: Path) -> LabelFile | None:
 
 
 def of(labels: Sequence[LabelFile], volume: Volume, config: PrepConfig) -> tuple[np.ndarray | None, dict[str, object]]:
-    """(Z, Y, X) uint8 labels on the grid of `volume`, nearest neighbour, 0 outside the map; and notes.
+    """Return (Z, Y, X) uint8 labels on the grid of `volume`, nearest neighbour, 0 outside the map; and notes.
 
-    None, with the reason in the notes, where no map or no single one of `labels` belongs to the volume: several
-    fit, or one was only guessed and has another grid. Raises RejectedSeries where the map is damaged, holds other
-    values than whole numbers 0…255 or does not touch the volume.
+    None, with the reason in the notes, if no single one of `labels` belongs to the volume: several fit, or the only
+    one was a guess and has another grid. Raises RejectedSeries if the map is damaged, holds values other than whole
+    numbers 0…255 or does not touch the volume.
     """
     if len(labels) > 1:
         fitting = [label for label in labels if not label.dicom and _same_grid(label, volume, config)]
@@ -99,11 +99,11 @@ def _same_grid(label: LabelFile, volume: Volume, config: PrepConfig) -> bool:
 
 
 def _on_grid(affine: np.ndarray, shape: tuple[int, ...], volume: Volume) -> bool:
-    """Whether a grid is the volume's, its axes permuted or flipped at most."""
+    """Return whether a grid is the volume's, up to permuted or flipped axes."""
     outline = np.broadcast_to(np.uint8(0), shape)  # takes no memory
     turned, transform = geometry.canonical(outline, affine)
-    mine = volume.voxels.shape
-    return turned.shape == mine and geometry.same_grid(transform, volume.affine, mine[::-1])
+    shape = volume.voxels.shape
+    return turned.shape == shape and geometry.same_grid(transform, volume.affine, shape[::-1])
 
 
 def _read_onto(label: LabelFile, volume: Volume, config: PrepConfig) -> tuple[np.ndarray | None, dict[str, object]]:

@@ -1,14 +1,14 @@
-"""Which sequence an MR image is: from the user's patterns, its file name, or its DICOM header; with the grounds."""
+"""The sequence of an MR image, from the user's patterns, its file name or its DICOM header, with the evidence."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePath
 
-import pydicom
-
+from data_prep.dicom.scan import AnyHeader
 from data_prep.dicom.whitelist import number
 from data_prep.volumes.images import stem
 
@@ -32,19 +32,19 @@ TOKENS = frozenset(_WORDS) | _CONTRAST
 
 @dataclass(frozen=True)
 class Guess:
-    """A sequence and what it was told by; the grounds hold no text of a header or name."""
+    """A sequence and the evidence for it, which repeats no text of a header or name."""
 
     sequence: str
     grounds: str
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words of a name, told apart at anything that is no letter or digit."""
+    """Return the lower-case words of a name, split at anything but letters and digits."""
     return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
 
 
 def by_pattern(texts: list[str], patterns: dict[str, str]) -> Guess | None:
-    """The user's own mapping: the first pattern that fits one of `texts`."""
+    """Return the user's own choice: the first of `patterns` (pattern → sequence) that fits one of `texts`."""
     for pattern, sequence in patterns.items():
         if any(fnmatch(text.lower(), pattern.lower()) for text in texts if text):
             return Guess(sequence, "pattern given")
@@ -52,7 +52,7 @@ def by_pattern(texts: list[str], patterns: dict[str, str]) -> Guess | None:
 
 
 def by_name(path: PurePath) -> Guess | None:
-    """From a file's name: BIDS suffix and contrast entity, or the last word that names a sequence."""
+    """Guess from a file's name: BIDS suffix and contrast entity, or the last word that names a sequence."""
     name = stem(path.name)
     words = tokens(name)
     if name.startswith("sub-"):
@@ -65,17 +65,17 @@ def by_name(path: PurePath) -> Guess | None:
 
 
 def is_ct(path: PurePath) -> bool:
-    """Whether a file's name says CT."""
+    """Return whether a file's name says CT."""
     return "ct" in tokens(stem(path.name))
 
 
 def is_mr(path: PurePath) -> bool:
-    """Whether a file's name says MR, and not CT."""
+    """Return whether a file's name says MR, and not CT."""
     return not is_ct(path) and bool({"mr", "mri"} & set(tokens(stem(path.name))) or by_name(path))
 
 
-def by_header(header: pydicom.Dataset) -> Guess | None:
-    """From a DICOM header: the description's words, else scanning sequence and times."""
+def by_header(header: AnyHeader) -> Guess | None:
+    """Guess from a DICOM header: the words of its description, else scanning sequence and times."""
     for name in ("SeriesDescription", "ProtocolName"):
         sequence = _of_words(tokens(str(header.get(name) or "")))
         if sequence:
@@ -86,7 +86,7 @@ def by_header(header: pydicom.Dataset) -> Guess | None:
 
 
 def _of_words(words: list[str]) -> str | None:
-    """The sequence that a list of words names; an end of a name counts more than its start."""
+    """Return the sequence that a list of words names; later words count more."""
     named = [_WORDS[word] for word in words if word in _WORDS]
     if not named:
         return None
@@ -98,8 +98,8 @@ def _of_words(words: list[str]) -> str | None:
     return sequence
 
 
-def _by_physics(header: pydicom.Dataset) -> Guess | None:
-    """Textbook weighting by repetition, echo and inversion time in ms (spin echo and gradient echo)."""
+def _by_physics(header: AnyHeader) -> Guess | None:
+    """Guess textbook weighting from repetition, echo and inversion time in ms (spin echo and gradient echo)."""
     repetition, echo, inversion = (number(header.get(k)) for k in ("RepetitionTime", "EchoTime", "InversionTime"))
     kind = {str(word).upper() for word in _listed(header.get("ScanningSequence"))}
     words = {str(word).upper() for word in _listed(header.get("ImageType"))}
@@ -128,7 +128,7 @@ def _by_physics(header: pydicom.Dataset) -> Guess | None:
     return Guess(sequence, grounds) if sequence else None
 
 
-def _listed(value: object) -> list:
+def _listed(value: str | Iterable[str] | None) -> list[str]:
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)

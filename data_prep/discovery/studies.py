@@ -1,4 +1,4 @@
-"""Which files belong to one patient, and which MR series to one study."""
+"""Input series, the patients that they belong to, and MR series grouped into studies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Series:
 
     @property
     def kind(self) -> str:
-        """How its files were known to be one series, for the manifest."""
+        """The evidence that its files are one series, for the manifest."""
         if not self.dicom:
             return "image"
         return "dicom without SeriesInstanceUID, by folder" if self.uid.startswith(NO_UID) else "dicom"
@@ -35,7 +35,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Item:
-    """A series with what its header or place says; none of it is stored."""
+    """A series with patient and study from its header or path; none of it is stored."""
 
     series: Series
     patient: str
@@ -52,7 +52,7 @@ class Group:
 
 
 def patient_of(name: PurePath, rule: str) -> str:
-    """The patient of a file by its relative path: the BIDS subject, else its first folder, its folder or its stem."""
+    """Return the patient of a file by its relative path: BIDS subject, else first folder, parent folder or stem."""
     if bids := _BIDS.search(str(name)):
         return bids[1]
     if rule == "file" or len(name.parts) == 1:
@@ -61,10 +61,10 @@ def patient_of(name: PurePath, rule: str) -> str:
 
 
 def group(singles: list[Item], dicoms: list[Item], config: MriConfig) -> list[Group]:
-    """The studies: DICOM by StudyInstanceUID, files by BIDS session, folder or the common start of their names."""
-    found: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    """Group DICOM by StudyInstanceUID, files by BIDS session, folder or the common start of their names."""
+    studies: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for item in dicoms:
-        found[item.patient, f"uid:{item.study or item.series.uid}"].append(item.series)
+        studies[item.patient, f"uid:{item.study or item.series.uid}"].append(item.series)
     by_folder: dict[str, list[Item]] = defaultdict(list)
     for item in singles:
         by_folder[os.path.dirname(item.series.name)].append(item)
@@ -74,20 +74,21 @@ def group(singles: list[Item], dicoms: list[Item], config: MriConfig) -> list[Gr
             name = os.path.basename(item.series.name)
             bids = _BIDS.search(item.series.name)
             if bids and config.study_from == "auto":
-                found[bids[1], f"bids:{bids[2] or ''}"].append(item.series)
+                studies[bids[1], f"bids:{bids[2] or ''}"].append(item.series)
             elif together:
-                found[item.patient if folder else ".", f"folder:{folder}"].append(item.series)
+                studies[item.patient if folder else ".", f"folder:{folder}"].append(item.series)
             else:
                 base = labelmaps.base(name)
                 patient = item.patient if folder else base or item.patient
-                found[patient, f"name:{os.path.join(folder, base)}"].append(item.series)
+                studies[patient, f"name:{os.path.join(folder, base)}"].append(item.series)
     return [
-        Group(patient, study, sorted(series, key=lambda each: each.name)) for (patient, study), series in found.items()
+        Group(patient, study, sorted(members, key=lambda series: series.name))
+        for (patient, study), members in studies.items()
     ]
 
 
 def _one_study(folder: str, items: list[Item], config: MriConfig) -> bool:
-    """Whether all image files of a folder are one study: said so, or a folder in which no sequence comes twice."""
+    """Return whether a folder's image files are one study: as configured, or if no sequence comes twice."""
     if config.study_from != "auto":
         return config.study_from == "folder"
     guesses = [_sequence(item.series, config) for item in items]

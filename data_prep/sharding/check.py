@@ -1,4 +1,4 @@
-"""One shard, read again from its first byte to its last."""
+"""A check of one shard, which is read again from its first byte to its last."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import schema
+from meddap.disk import file_sha256
 
-_MOST = 20  # problems of one shard that are told
+_MOST = 20  # problems of one shard that are printed
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,15 @@ class ShardCheck:
     """A shard to check and its row in `dataset.json`."""
 
     path: Path
-    row: dict
+    row: dict[str, Any]
 
 
 @dataclass
 class ShardReport:
-    """What was found: the index as it should be, and every problem as a line without the shard's name.
+    """The outcome for one shard: what its samples hold, and every problem as a line without the shard's name.
 
-    keys  (N,) uint64, the first eight bytes of each key's SHA-256
+    keys     (N,) uint64, the first eight bytes of each key's SHA-256
+    classes  (column, class) → samples
     """
 
     samples: int = 0
@@ -34,16 +37,16 @@ class ShardReport:
     series: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     sequences: dict[str, int] = field(default_factory=dict)
-    classes: Counter[tuple[str, int]] = field(default_factory=Counter)
+    classes: Counter[tuple[str, float]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
 
 def check_shard(work: ShardCheck) -> ShardReport:
-    """Sums, counts, the tar's own headers, and every sample decoded and compared with its row of the index."""
+    """Check sums, counts and the tar's own headers; decode every sample and compare it with its row of the index."""
     report = ShardReport()
     try:
         _check(work, report)
-    except (OSError, schema.SchemaError, tarfile.TarError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except (OSError, tarfile.TarError, *schema.UNDECODABLE) as error:
         report.problems.append(_line(error))
     if len(report.problems) > _MOST:
         report.problems[_MOST:] = [f"and {len(report.problems) - _MOST} more"]
@@ -52,22 +55,22 @@ def check_shard(work: ShardCheck) -> ShardReport:
 
 def _check(work: ShardCheck, report: ShardReport) -> None:
     if not work.path.is_file():
-        report.problems.append("is missing; shard again or copy it again")
+        report.problems.append("is missing; copy it again or shard again")
         return
     size = work.path.stat().st_size
     if size != work.row["bytes"]:
         report.problems.append(f"has {size} bytes, dataset.json says {work.row['bytes']}; copy it again")
-    if schema.file_sha256(work.path) != work.row["sha256"]:
+    if file_sha256(work.path) != work.row["sha256"]:
         report.problems.append("its SHA-256 is not that of dataset.json: it was damaged or replaced; copy it again")
     index = _index(work, report)
-    found = _members(work.path, report)
+    members = _members(work.path, report)
     if index is None:
         return
     content = _content(work, len(index), report)
     report.samples = len(index)
     report.subjects, report.series = index["subject"].copy(), index["series"].copy()
     report.keys = np.zeros(len(index), np.uint64)
-    _check_layout(index, size, found, report)
+    _check_layout(index, size, members, report)
     with open(work.path, "rb") as file:
         for number, row in enumerate(index):
             file.seek(int(row["offset"]))
@@ -81,7 +84,7 @@ def _check(work: ShardCheck, report: ShardReport) -> None:
                     report.problems.append(f"sample {number}: {problem}")
                 if content is not None and schema.content_digest(sample.pixels) != int(content[number]):
                     report.problems.append(f"sample {number}: its pixels are not those of its digest")
-            except (schema.SchemaError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+            except schema.UNDECODABLE as error:
                 report.problems.append(f"sample {number}: {_line(error)}")
 
 
@@ -90,11 +93,10 @@ def _index(work: ShardCheck, report: ShardReport) -> np.ndarray | None:
     if not path.is_file():
         report.problems.append(f"its index {path.name} is missing")
         return None
-    if schema.file_sha256(path) != work.row["index_sha256"]:
+    if file_sha256(path) != work.row["index_sha256"]:
         report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
-    index = np.load(path, allow_pickle=False)
-    if index.dtype != schema.INDEX_DTYPE or index.ndim != 1:
-        report.problems.append(f"{path.name} holds {index.dtype}, not rows of an index")
+    index = _array(path, schema.INDEX_DTYPE, report)
+    if index is None:
         return None
     if len(index) != work.row["samples"]:
         report.problems.append(f"{path.name} has {len(index)} rows, dataset.json says {work.row['samples']} samples")
@@ -102,51 +104,60 @@ def _index(work: ShardCheck, report: ShardReport) -> np.ndarray | None:
 
 
 def _content(work: ShardCheck, samples: int, report: ShardReport) -> np.ndarray | None:
-    """The digests of the samples' pixels; None where the data set was made before there were any."""
+    """Return the digests of the samples' pixels; None for a data set made before digests were written."""
     if "content_sha256" not in work.row:
         return None
     path = schema.content_of(work.path)
     if not path.is_file():
         report.problems.append(f"its {path.name} is missing; copy it again")
         return None
-    if schema.file_sha256(path) != work.row["content_sha256"]:
+    if file_sha256(path) != work.row["content_sha256"]:
         report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
-    content = np.load(path, allow_pickle=False)
-    if content.dtype != np.uint64 or content.shape != (samples,):
-        report.problems.append(f"{path.name} holds {content.shape} {content.dtype}, expected ({samples},) uint64")
+    content = _array(path, np.uint64, report)
+    if content is not None and len(content) != samples:
+        report.problems.append(f"{path.name} holds {len(content)} digests, expected {samples}")
         return None
     return content
 
 
+def _array(path: Path, dtype: np.dtype | type, report: ShardReport) -> np.ndarray | None:
+    """Return the array in a file beside the shard; None, and a problem of the report, if it is damaged."""
+    try:
+        return schema.read_array(path, dtype)
+    except schema.SchemaError as error:
+        report.problems.append(str(error).replace(str(path), path.name, 1))
+        return None
+
+
 def _members(path: Path, report: ShardReport) -> dict[str, int]:
-    """Every member of the tar and where its header lies, as Python's own reader sees it."""
-    found: dict[str, int] = {}
+    """Return every member of the tar and the offset of its header, as Python's own reader sees them."""
+    offsets: dict[str, int] = {}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             stem = member.name.partition(".")[0]
             if not member.isreg() or not schema.KEY.fullmatch(stem) or "/" in member.name:
-                report.problems.append(f"member {member.name[:60]!r} is no file of a sample")
-            if member.name in found:
+                report.problems.append(f"member {member.name[:60]!r} is not a file of a sample")
+            if member.name in offsets:
                 report.problems.append(f"member {member.name[:60]!r} comes twice")
-            found[member.name] = member.offset
-    return found
+            offsets[member.name] = member.offset
+    return offsets
 
 
-def _check_layout(index: np.ndarray, size: int, found: dict[str, int], report: ShardReport) -> None:
-    """The rows of the index cover the tar without gaps, and a sample begins where each row says."""
+def _check_layout(index: np.ndarray, size: int, members: dict[str, int], report: ShardReport) -> None:
+    """Report it unless the rows of the index cover the tar without gaps and count its samples."""
     ends = np.cumsum(index["size"], dtype=np.uint64)
     starts = ends - index["size"]
     if not np.array_equal(starts, index["offset"]):
         report.problems.append("its index leaves gaps between samples")
     elif len(index) and int(ends[-1]) + len(schema.TAR_END) != size:
         report.problems.append(f"its index ends at byte {ends[-1]} of {size}")
-    inside = {name.partition(".")[0] for name in found}
+    inside = {name.partition(".")[0] for name in members}
     if len(inside) != len(index):
         report.problems.append(f"holds {len(inside)} samples, its index {len(index)}")
 
 
 def _disagreement(sample: schema.Slice, row: np.void) -> str:
-    """Where a sample and its row of the index differ, or what in it cannot be; "" where all is well."""
+    """Return how a sample and its row of the index differ, or which of its values is impossible; "" if all is well."""
     written = schema.short_hash(sample.subject), schema.short_hash(sample.series), sample.order
     if written != (int(row["subject"]), int(row["series"]), int(row["order"])):
         return "its index names another patient, series or slice"

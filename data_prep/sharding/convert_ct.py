@@ -1,4 +1,4 @@
-"""A CT series becomes staged samples."""
+"""The conversion of a CT series into staged samples."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from data_prep.volumes.volume import RejectedSeries, Volume
 
 
 def convert(job: Job) -> Record:
-    """Stage one source, or say in its rows why it is left out."""
+    """Stage one source, or record in its rows why it is left out."""
     stager = Stager(job)
     if not refused_before(stager):
         series = job.source.series[0]
         stack = 0
-        for found in _volumes(job, series):
+        for volume in _volumes(job, series):
             try:
-                if isinstance(found, RejectedSeries):
-                    raise found
-                _stage(stager, series, found, stack)
+                if isinstance(volume, RejectedSeries):
+                    raise volume
+                _stage(stager, series, volume, stack)
                 stack += 1
             except RejectedSeries as error:
                 stager.reject(series, error)
-            del found  # one volume in memory at a time
+            del volume  # one volume in memory at a time
     return stager.finish()
 
 
 def _volumes(job: Job, series: Series) -> Iterator[Volume | RejectedSeries]:
     try:
         if series.dicom:
-            for found in read_series(job.paths(series), "CT", job.config):
-                yield found if isinstance(found, RejectedSeries) else found[0]
+            for stack in read_series(job.paths(series), "CT", job.config):
+                yield stack if isinstance(stack, RejectedSeries) else stack[0]
         else:
             if sequences.is_mr(PurePath(series.name)):
                 raise RejectedSeries("named as MR; shard_mri.py takes it")
@@ -47,7 +47,8 @@ def _volumes(job: Job, series: Series) -> Iterator[Volume | RejectedSeries]:
 
 
 def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
-    config: CtConfig = stager.job.config
+    config = stager.job.config
+    assert isinstance(config, CtConfig)
     # stacks of one series beyond the first are series of their own in the index: neighbours must be evenly spaced
     uid = series.uid if stack == 0 else f"{series.uid}\0{stack}"
     labelmap, label_notes = labelmaps.of(stager.job.source.labels, volume, config)

@@ -1,4 +1,4 @@
-"""The MR series of one study become staged samples with one channel per sequence."""
+"""The conversion of the MR series of a study into staged samples with one channel per sequence."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
-import pydicom
 
 from data_prep.config import MriConfig
+from data_prep.dicom.scan import AnyHeader
 from data_prep.dicom.series_reader import read_series
 from data_prep.discovery import labelmaps, sequences
 from data_prep.discovery.sequences import Guess
@@ -22,7 +22,7 @@ from data_prep.volumes.volume import RejectedSeries, Volume
 
 @dataclass(frozen=True)
 class Candidate:
-    """A volume and the sequence that it is taken for."""
+    """A volume and the sequence that it is assumed to be."""
 
     series: Series
     volume: Volume
@@ -30,7 +30,7 @@ class Candidate:
 
 
 def convert(job: Job) -> Record:
-    """Stage one study, or say in the rows of its series why it is left out."""
+    """Stage one study, or record in the rows of its series why it is left out."""
     stager = Stager(job)
     if not refused_before(stager):
         chosen = _one_per_sequence(stager, _candidates(stager))
@@ -46,53 +46,57 @@ def convert(job: Job) -> Record:
 def _candidates(stager: Stager) -> Iterator[Candidate]:
     for series in stager.job.source.series:
         try:
-            for found in _read(stager.job, series):
-                if isinstance(found, RejectedSeries):
-                    stager.reject(series, found)
+            for candidate in _read(stager.job, series):
+                if isinstance(candidate, RejectedSeries):
+                    stager.reject(series, candidate)
                 else:
-                    yield found
+                    yield candidate
         except RejectedSeries as error:
             stager.reject(series, error)
 
 
 def _read(job: Job, series: Series) -> Iterator[Candidate | RejectedSeries]:
-    config: MriConfig = job.config
+    config = job.config
+    assert isinstance(config, MriConfig)
     names = [series.name, os.path.basename(series.name)]
     if not series.dicom:
         if sequences.is_ct(PurePath(series.name)):
             raise RejectedSeries("named as CT; shard_ct.py takes it")
         guess = sequences.by_pattern(names, config.sequences) or sequences.by_name(PurePath(series.name))
         if guess is None:  # before the volume is read
-            raise RejectedSeries("its sequence is not known; sequences can name it by a pattern of its path")
+            raise RejectedSeries("its sequence is unknown; sequences can name it by a pattern of its path")
         yield Candidate(series, images.read_mr(job.paths(series)[0], config), guess)
         return
-    for found in read_series(job.paths(series), "MR", config):
-        if isinstance(found, RejectedSeries):
-            yield found
+    for stack in read_series(job.paths(series), "MR", config):
+        if isinstance(stack, RejectedSeries):
+            yield stack
             continue
-        volume, header = found
+        volume, header = stack
         guess = sequences.by_pattern([*names, _description(header)], config.sequences) or sequences.by_header(header)
         if guess is None:
-            yield RejectedSeries("its sequence is not known; sequences can name it by a pattern of its description")
+            yield RejectedSeries("its sequence is unknown; sequences can name it by a pattern of its description")
         else:
             yield Candidate(series, volume, guess)
 
 
-def _description(header: pydicom.Dataset) -> str:
+def _description(header: AnyHeader) -> str:
     return str(header.get("SeriesDescription") or "")
 
 
 def _one_per_sequence(stager: Stager, candidates: Iterator[Candidate]) -> dict[str, Candidate]:
-    """The largest volume of each sequence; the others get a row that says so."""
+    """Return the largest volume of each sequence; the others get a row that says so."""
     chosen: dict[str, Candidate] = {}
     for candidate in candidates:
         name = candidate.guess.sequence
-        best = chosen.get(name)
-        if best is None or candidate.volume.voxels.size > best.volume.voxels.size:
-            chosen[name], candidate = candidate, best
-        if candidate is not None:
-            error = RejectedSeries(f"another {name} of this study is larger or came first")
-            stager.reject(candidate.series, error, sequence=name, grounds=candidate.guess.grounds)
+        best = chosen.setdefault(name, candidate)
+        if candidate is best:
+            continue
+        loser = candidate
+        if candidate.volume.voxels.size > best.volume.voxels.size:
+            chosen[name], loser = candidate, best
+        error = RejectedSeries(f"another {name} of this study is larger or came first")
+        stager.reject(loser.series, error, sequence=name, grounds=loser.guess.grounds)
+        del best, loser  # one volume fewer in memory
     return dict(sorted(chosen.items(), key=lambda item: _rank(item[0])))
 
 
@@ -102,9 +106,9 @@ def _rank(sequence: str) -> tuple[int, str]:
 
 
 def _reference(chosen: dict[str, Candidate], wanted: str) -> str:
-    """The sequence whose grid the others are put on.
+    """Return the sequence whose grid the others are resampled onto.
 
-    Unless one is wanted: the thickest slices, so that nothing is invented between slices, then the finest pixels.
+    Unless one is configured: the thickest slices, so that no slice is interpolated, then the finest pixels.
     """
     if wanted in chosen:
         return wanted
@@ -113,7 +117,8 @@ def _reference(chosen: dict[str, Candidate], wanted: str) -> str:
 
 
 def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
-    config: MriConfig = stager.job.config
+    config = stager.job.config
+    assert isinstance(config, MriConfig)
     reference = _reference(chosen, config.reference)
     grid = chosen[reference].volume
     channels, notes = [], {}
@@ -130,7 +135,9 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
     labelmap, label_notes = labelmaps.of(stager.job.source.labels, grid, config)
     stack = stager.series_hash(f"study:{stager.job.source.patient}\0{stager.job.source.study}")
     counts = slicing.SliceCounts()
-    kept = {name: candidate.volume.meta for name, candidate in chosen.items() if candidate.volume.meta}
+    kept: dict[str, object] = {
+        name: candidate.volume.meta for name, candidate in chosen.items() if candidate.volume.meta
+    }
     count = stager.add(
         slicing.axial(
             replace(grid, meta=kept),
@@ -148,6 +155,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
     stager.count(counts.sparse())
     for channel in channels:
         candidate, scale = chosen[channel.name], channel.scale
+        assert scale is not None  # `_channel` made it
         stager.accept(
             candidate.series,
             sequence=channel.name,
@@ -166,7 +174,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
 
 
 def _channel(name: str, volume: Volume, grid: Volume, config: MriConfig) -> tuple[slicing.Channel, dict[str, object]]:
-    """A sequence on the common grid. RejectedSeries where it lies elsewhere or shows nothing."""
+    """Resample a sequence onto the common grid. Raises RejectedSeries if it lies elsewhere or shows nothing."""
     if volume.frame and grid.frame and volume.frame != grid.frame:
         raise RejectedSeries("another frame of reference than the other sequences of its study; register them first")
     scale = scaling.robust(volume.voxels)
@@ -189,14 +197,14 @@ def _channel(name: str, volume: Volume, grid: Volume, config: MriConfig) -> tupl
 
 
 def _darkest(scale: scaling.Scale) -> float:
-    """Signal that stands for nothing measured: zero, or the lowest that uint16 holds where zero lies below it."""
+    """Return the signal of unmeasured voxels: zero, or the lowest that uint16 can hold if zero is below it."""
     return max(0.0, scale.intercept)
 
 
 def _covered(
     own: tuple[int, int, int], affine: np.ndarray, onto: np.ndarray, shape: tuple[int, int, int]
 ) -> np.ndarray | None:
-    """(Z,) whether the centre of each slice of the grid lies between the first and last slice of a volume."""
+    """Return (Z,) bool, whether each slice of the grid is centred within the slices of a volume; None if all are."""
     centres = np.array([[(shape[0] - 1) / 2, (shape[1] - 1) / 2, z, 1] for z in range(shape[2])])
     heights = (centres @ (np.linalg.inv(affine) @ onto).T)[:, 2]
     inside = (heights > -0.5) & (heights < own[2] - 0.5)

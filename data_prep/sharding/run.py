@@ -1,7 +1,7 @@
-"""From a folder of images to a finished data set: what shard_ct.py and shard_mri.py share.
+"""From a folder of images to a finished data set, shared by shard_ct.py and shard_mri.py.
 
 Two halves, each of which continues where a killed start left off: every source is staged by itself
-(`staging`), then the shards are assembled from what is staged (`shards`). `dataset.json` comes last.
+(`staging`), then the shards are assembled from the staged files (`writer`). `dataset.json` comes last.
 """
 
 from __future__ import annotations
@@ -19,24 +19,31 @@ from pathlib import Path
 from data_prep import identity, schema
 from data_prep.config import MACHINE_KEYS, PrepConfig
 from data_prep.discovery import archive, class_labels
-from data_prep.sharding import archive_parts, staging, writer
+from data_prep.sharding import archive_parts, description, staging, writer
 from data_prep.sharding.staging import Job, Record
-from data_prep.workers import Failure, Workers
+from data_prep.workers import LostJob, Workers
 from meddap.console import progress, say
-from meddap.disk import sole_writer, write_atomic
+from meddap.disk import disk_errors, sole_writer, write_atomic
+from meddap.errors import MeddapError
+from meddap.records import read_json
 
 
-class ShardingError(RuntimeError):
+class ShardingError(MeddapError):
     """The command cannot go on; one line that says why and what to do."""
+
+
+# The form (meddap.records) of `settings.json`
+_SETTINGS = {"salt_check": str, "modality": str, "settings": dict}
 
 
 @dataclass(frozen=True)
 class Request:
     """One start of a sharding command.
 
+    masks       folder of label maps laid out like the input, or None
     modality    "CT" or "MR"
-    convert     what a worker does with one source
-    show_names  whether the console names files: a log of it is then as private as the names are
+    convert     turns one source into staged samples, in a worker process
+    show_names  whether the console names files: its log is then as private as the names are
     labels      CSV of class labels, or None
     """
 
@@ -52,7 +59,12 @@ class Request:
 
 
 def run(request: Request) -> None:
-    """Shard every source below `request.root`. Raises ShardingError, SettingsError, BusyError, OSError."""
+    """Shard every source below `request.root`. Raises MeddapError, among others for a disk that is full."""
+    with disk_errors(request.output, "what is staged is kept, start again to continue"):
+        _run(request)
+
+
+def _run(request: Request) -> None:
     config = request.config
     for folder in (request.root, request.masks):
         if folder is not None and not folder.is_dir():
@@ -62,32 +74,35 @@ def run(request: Request) -> None:
     part = archive_parts.parse(config.part)
     _check_division(request.output, part)
     output = request.output / part.folder
-    with sole_writer(output), Workers(config.workers, config.limits.minutes * 60, config.limits.volume_gb) as workers:
+    preload = [archive.__name__, request.convert.__module__]
+    pool = Workers(config.workers, config.limits.minutes * 60, config.limits.volume_gb, preload)
+    with sole_writer(output), pool as workers:
         began = time.monotonic()
         made_with = _made_with(request)
         _check_settings(output, made_with)
-        found = archive.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
-        if not found.sources:
-            raise ShardingError(f"{request.root}: holds no image and no DICOM file ({found.ignored} others)")
-        if config.unknown_labels == "refuse":
-            labels.check_known(request.labels, found.sources)
+        inputs = archive.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
+        if not inputs.sources:
+            raise ShardingError(f"{request.root}: holds no image and no DICOM file ({inputs.ignored} others)")
+        if request.labels and config.unknown_labels == "refuse":
+            labels.check_known(request.labels, inputs.sources)
         staged = output / "staging"
-        jobs = [Job(each, request.root, staged, request.salt, config, labels.of(each)) for each in found.sources]
+        jobs = [Job(one, request.root, staged, request.salt, config, labels.of(one)) for one in inputs.sources]
         jobs = [job for job in jobs if part.takes(job.subject)]
-        inputs = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
+        fingerprint = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
         if (output / "dataset.json").is_file():
-            return _finished_before(output, inputs, jobs, request.show_names)
+            return _finished_before(output, fingerprint, jobs, request.show_names)
         records = stage_all(jobs, request, workers)
         if not any(record.samples for record in records.values()) and part.count == 1:
             raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
-        write_output(output, records, config, labels.names, {**made_with, "inputs": inputs}, workers)
-        summarise(records, found.ignored, time.monotonic() - began, labels.names)
+        write_output(output, records, config, labels.names, {**made_with, "inputs": fingerprint}, workers)
+        summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
 
 
 def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:
-    """Records of all jobs by name, staging what is not staged yet; rejections are told as they happen."""
+    """Return the records of all jobs by name, staging what is not staged yet; print rejections as they happen."""
     (jobs[0].folder if jobs else request.output).mkdir(parents=True, exist_ok=True)
-    records, left = {}, []
+    records: dict[str, Record] = {}
+    left: list[Job] = []
     for job in jobs:
         record = staging.read_record(job)
         if record is None:
@@ -97,19 +112,19 @@ def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, 
     if records:
         say(f"{len(records)} of {len(jobs)} inputs were staged before")
     for job, result in progress(workers.map(partial(staging.guarded, request.convert), left), len(left), "inputs"):
-        record = staging.lost(job, str(result)) if isinstance(result, Failure) else result
+        record = staging.lost(job, result.reason) if isinstance(result, LostJob) else result
         records[job.name] = record
-        _tell(record.rows, _names([job]) if request.show_names else {})
+        _say_rejected(record.rows, _names([job]) if request.show_names else {})
     return records
 
 
 def _names(jobs: list[Job]) -> dict[str, str]:
-    """Salted hash of a series' place → the place."""
+    """Return salted hash of a series' place → the place."""
     return {job.hash_of(series): series.name for job in jobs for series in job.source.series}
 
 
-def _tell(rows: list[dict], names: dict[str, str]) -> None:
-    """Every row that was left out, by its name where `names` has it."""
+def _say_rejected(rows: list[dict], names: dict[str, str]) -> None:
+    """Print every row that was left out, by its name if `names` has it."""
     for row in rows:
         if row["status"] == "rejected":
             say(f"left out: {names.get(row['source'], row['source'][:12])}: {row['reason']}")
@@ -123,27 +138,27 @@ def write_output(
     made_with: dict,
     workers: Workers,
 ) -> None:
-    """Shards, what describes them, and `dataset.json`; the staged files go last."""
+    """Write the shards and their description, then remove the staged files."""
     plans = writer.plan_shards(output, output / "staging", records.items(), config.samples_per_shard)
     for split in schema.SPLITS:  # shards of a start that was killed after other inputs
         shutil.rmtree(output / split, ignore_errors=True)
     written: dict[str, list[dict]] = {split: [] for split in schema.SPLITS}
     for plan, row in progress(workers.map(writer.write_shard, plans), len(plans), "shards"):
-        if isinstance(row, Failure):
-            raise ShardingError(f"{output / plan.name}: {row}; start again to continue")
+        if isinstance(row, LostJob):
+            raise ShardingError(f"{output / plan.name}: {row.reason}; start again to continue")
         written[plan.name.partition("/")[0]].append(row)
     for rows in written.values():
         rows.sort(key=lambda row: row["name"])
     manifest = [row for record in records.values() for row in record.rows]
-    histograms = writer.total_of(record.histograms for record in records.values() if record.split == "train")
-    classes_of = writer.classes(records.values(), names)
-    dataset = writer.describe(written, manifest, histograms, config.labels, classes_of, made_with)
-    archive_parts.finish(output, dataset, manifest, histograms)
+    histograms = description.total_of(record.histograms for record in records.values() if record.split == "train")
+    classes = description.classes(records.values(), names)
+    dataset = description.describe(written, manifest, histograms, config.labels, classes, made_with)
+    description.write(output, dataset, manifest, histograms)
     shutil.rmtree(output / "staging", ignore_errors=True)
 
 
 def summarise(records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]) -> None:
-    """What became of the inputs, on the console."""
+    """Print what became of the inputs."""
     rows = [row for record in records.values() for row in record.rows]
     accepted = [row for row in rows if row["status"] == "accepted"]
     say(f"{len(accepted)} series accepted, {len(rows) - len(accepted)} left out, {ignored} other files ignored")
@@ -158,10 +173,10 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
     say(f"{total} slices in {seconds:.0f} s ({total / max(seconds, 1e-9):.0f} a second), {air} of air left out")
     if len({row["sequence"] for row in accepted}) > 1 and len({row["stack"] for row in accepted}) == len(accepted):
         say("  every study has one sequence only; study_from=folder takes the files of a folder as one study")
-    for column, found in writer.classes(records.values(), names).items():
-        patients = [sum(counts) for counts in zip(*found["patients"].values())]
-        each = ", ".join(f"{name} {count}" for name, count in zip(found["names"], patients))
-        say(f"  {column}: {sum(patients)} patients labelled ({each})")
+    for column, classes in description.classes(records.values(), names).items():
+        patients = [sum(counts) for counts in zip(*classes["patients"].values())]
+        by_class = ", ".join(f"{name} {count}" for name, count in zip(classes["names"], patients))
+        say(f"  {column}: {sum(patients)} patients labelled ({by_class})")
     labels = Counter(row["notes"]["labels_left_out"] for row in accepted if "labels_left_out" in row["notes"])
     for reason, count in labels.most_common():
         say(f"  {count} series without their label map: {reason}")
@@ -174,7 +189,7 @@ def _check_shares(config: PrepConfig) -> None:
 
 
 def _check_division(output: Path, part: archive_parts.ArchivePart) -> None:
-    """One output holds one division: whole, or parts of one count."""
+    """Raise ShardingError unless an output holds one division only: whole, or parts of one count."""
     if part.count == 1 and archive_parts.folders(output):
         raise ShardingError(f"{output}: holds parts; give part=NUMBER/COUNT or another --output")
     if part.count > 1 and (output / "settings.json").is_file():
@@ -182,7 +197,7 @@ def _check_division(output: Path, part: archive_parts.ArchivePart) -> None:
 
 
 def _made_with(request: Request) -> dict:
-    """What decides the output: the settings, and whether the salt is the same (not the salt)."""
+    """Return what decides the output: the settings, and a check of the salt (not the salt)."""
     left_out = (*MACHINE_KEYS, "part")
     text = request.labels.read_text("utf-8-sig") if request.labels else ""
     settings = {key: value for key, value in asdict(request.config).items() if key not in left_out}
@@ -200,7 +215,7 @@ def _check_settings(output: Path, made_with: dict) -> None:
     if not path.is_file():
         write_atomic(path, (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
         return
-    before = json.loads(path.read_text())
+    before = read_json(path, _SETTINGS, "give another --output, or remove this one and start again", ShardingError)
     if before["salt_check"] != made_with["salt_check"]:
         raise ShardingError(f"{output}: was begun with another salt; give that salt or another --output")
     if before.get("modality") != made_with["modality"]:
@@ -213,12 +228,12 @@ def _check_settings(output: Path, made_with: dict) -> None:
             raise ShardingError(f"{output}: was begun with {key}={was.get(key)}, now {now[key]}; name another --output")
 
 
-def _finished_before(output: Path, inputs: str, jobs: list[Job], show_names: bool) -> None:
+def _finished_before(output: Path, fingerprint: str, jobs: list[Job], show_names: bool) -> None:
     dataset = schema.read_dataset(output)
-    if dataset["made_with"]["inputs"] != inputs:
+    if dataset["made_with"].get("inputs") != fingerprint:
         raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
     shutil.rmtree(output / "staging", ignore_errors=True)
     if show_names:
-        _tell([json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()], _names(jobs))
+        _say_rejected(description.read_manifest(output), _names(jobs))
     samples = sum(part["samples"] for part in dataset["splits"].values())
     say(f"{output}: finished before, {samples} slices")

@@ -1,10 +1,10 @@
 """The first half of sharding: each source becomes one staged file and one record, whole or not at all.
 
-    OUT/staging/<source>.tar     the samples' blocks, as they will lie in the shards
-    OUT/staging/<source>.json    manifest rows, where the samples lie in the .tar, histograms of the foreground
+    OUT/staging/<source>.tar     the samples, byte for byte as they will lie in the shards
+    OUT/staging/<source>.json    manifest rows, offsets of the samples in the .tar, histograms of the foreground
 
-The record is renamed into place after the samples. A source whose record is there, made from the same
-input, is not read again.
+The record is renamed into place after the samples. A source that has a record made from the same input is not read
+again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from data_prep.identity import hashed, split_of
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from meddap.disk import flush, temporary_of, write_atomic
+from meddap.records import RecordError, read_json
 
-VERSION = 2  # of staged records; those of another are made again
+VERSION = 2  # of staged records; those of another version are made again
 
 
 @dataclass(frozen=True)
 class Job:
-    """One source to convert: what a worker process needs. `labels` are its classes by column."""
+    """One source to convert, with all that a worker process needs. `labels`: column → class."""
 
     source: Source
     root: Path
@@ -42,8 +43,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Salted hash of where the source was found: its name among the staged files."""
-        return hashed(self.salt, "source", "\0".join(f"{each.name}\0{each.uid}" for each in self.source.series))
+        """Salted hash of the source's place: its name among the staged files."""
+        return hashed(self.salt, "source", "\0".join(f"{series.name}\0{series.uid}" for series in self.source.series))
 
     @property
     def subject(self) -> str:
@@ -51,23 +52,23 @@ class Job:
         return hashed(self.salt, "patient", self.source.patient)
 
     def hash_of(self, series: Series) -> str:
-        """Salted hash of where a series was found: its name in the manifest."""
+        """Return the salted hash of a series' place: its name in the manifest."""
         return hashed(self.salt, "source", f"{series.name}\0{series.uid}")
 
     def paths(self, series: Series) -> list[str]:
-        """Files of a series as they can be opened."""
+        """Return the files of a series as paths to open."""
         return [os.path.join(self.root, name) for name in series.files]
 
 
 @dataclass
 class Record:
-    """What one source became.
+    """The outcome of one source.
 
     rows        manifest rows, one per series or stack
     samples     (key, offset, size, series, order, digest of the pixels) of each sample in the staged file
     histograms  sequence → stored value → count of foreground pixels
     labels      column → class, of all samples
-    version     of this record's form
+    version     VERSION when it was written
     """
 
     subject: str
@@ -80,16 +81,24 @@ class Record:
     version: int = VERSION
 
 
+# The form (meddap.records) of a staged record
+_FORM = {
+    **{"version": int, "fingerprint": str, "subject": str, "split": str, "rows": [dict], "samples": [list]},
+    **{"histograms": {...: {...: int}}, "labels": {...: int}},
+}
+
+
 def read_record(job: Job) -> Record | None:
-    """The staged record of a source; None where there is none, or one of another input or of another version."""
+    """Return the staged record of a source; None if missing, damaged, of another input or of another version."""
     path = job.folder / f"{job.name}.json"
     if not path.is_file():
         return None
-    said = json.loads(path.read_text())
-    if said.get("version") != VERSION:
+    try:
+        staged = read_json(path, _FORM, "it is staged again")
+    except RecordError:
         return None
-    record = Record(**said)
-    return record if record.fingerprint == job.source.fingerprint else None
+    current = staged["version"] == VERSION and staged["fingerprint"] == job.source.fingerprint
+    return Record(**staged) if current and set(staged) == set(_FORM) else None
 
 
 class Stager:
@@ -106,15 +115,15 @@ class Stager:
         self._offset = 0
 
     def series_hash(self, name: str) -> str:
-        """Salted hash of a series' or study's identifier."""
+        """Return the salted hash of a series' or study's identifier."""
         return hashed(self.job.salt, "series", name)
 
     def add(self, samples: Iterable[schema.Slice]) -> int:
-        """Write samples to the staged file; returns how many."""
+        """Write samples to the staged file; return how many."""
         count = 0
         for sample in samples:
             if self._file is None:
-                self._file = open(self._temporary, "wb")  # noqa: SIM115 closed by `finish` or `drop`
+                self._file = open(self._temporary, "wb")  # noqa: SIM115 closed by `finish`
             block = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
             self._file.write(block)
             content = schema.content_digest(sample.pixels)
@@ -130,8 +139,8 @@ class Stager:
             total.update(counts)
             self.record.histograms[name] = dict(total)
 
-    def row(self, series: Series, status: str, **fields: object) -> None:
-        """A manifest row of `series`."""
+    def row(self, series: Series, status: str, **entries: object) -> None:
+        """Add a manifest row of `series`."""
         self.record.rows.append(
             {
                 "source": self.job.hash_of(series),
@@ -141,20 +150,20 @@ class Stager:
                 "files": len(series.files),
                 "fingerprint": self.job.source.fingerprint,
                 "status": status,
-                **fields,
+                **entries,
             }
         )
 
-    def reject(self, series: Series, error: RejectedSeries, **fields: object) -> None:
-        """A row that says why `series`, or a part of it, became nothing."""
-        self.row(series, "rejected", reason=error.reason, **fields)
+    def reject(self, series: Series, error: RejectedSeries, **entries: object) -> None:
+        """Add a row that says why `series`, or a part of it, was left out."""
+        self.row(series, "rejected", reason=error.reason, **entries)
 
-    def accept(self, series: Series, **fields: object) -> None:
-        """A row of a series that became samples."""
-        self.row(series, "accepted", split=self.record.split, labels=self.record.labels, **fields)
+    def accept(self, series: Series, **entries: object) -> None:
+        """Add a row of a series that became samples."""
+        self.row(series, "accepted", split=self.record.split, labels=self.record.labels, **entries)
 
     def finish(self) -> Record:
-        """Put the staged file and then its record into place."""
+        """Put the staged file, then its record, into place; return the record."""
         if self._file is not None:
             self._file.close()
             flush(self._temporary)
@@ -164,7 +173,10 @@ class Stager:
 
 
 def guarded(convert: Callable[[Job], Record], job: Job) -> Record:
-    """`convert(job)`; whatever one input does to it, the others go on. Raises OSError: of the output."""
+    """Return `convert(job)`, or the record of a failure: one bad input does not stop the others.
+
+    Raises OSError, which is the output's: readers turn those of the input into UnreadableError.
+    """
     try:
         return convert(job)
     except UnreadableError as error:
@@ -172,15 +184,15 @@ def guarded(convert: Callable[[Job], Record], job: Job) -> Record:
     except (OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # one strange file among millions must not end the run
-        if type(error).__name__ == "PanicException":  # of a decoder in Rust; no Exception, and not to be imported
+        if type(error).__name__ == "PanicException":  # a decoder in Rust panicked; its type cannot be imported
             return lost(job, "damaged: its decoder crashed")
-        return lost(job, f"failed in a way nobody foresaw ({type(error).__name__}); please report it")
+        return lost(job, f"unexpected error ({type(error).__name__}); please report it")
 
 
 def lost(job: Job, reason: str) -> Record:
-    """The record of a source that could not be converted this time. Not written: a start after a kill tries again."""
-    for left in job.folder.glob(f".{job.name}.*"):
-        left.unlink()
+    """Return the record of a source that failed this time. It is not written: the next start tries again."""
+    for leftover in job.folder.glob(f".{job.name}.*"):
+        leftover.unlink()
     stager = Stager(job)
     for series in job.source.series:
         stager.reject(series, RejectedSeries(reason))
@@ -188,7 +200,7 @@ def lost(job: Job, reason: str) -> Record:
 
 
 def refused_before(stager: Stager) -> bool:
-    """Whether discovery found a reason already; then the rows say it."""
+    """Return whether discovery already found a reason to leave the source out; if so, add rows that say it."""
     for series in stager.job.source.series:
         if stager.job.source.problem:
             stager.reject(series, RejectedSeries(stager.job.source.problem))

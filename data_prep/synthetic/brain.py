@@ -1,11 +1,11 @@
-"""Synthetic brains in four MR sequences with a tumour of one of two types, told by two sequences together.
+"""Synthetic brains in four MR sequences with a tumour of one of two types, which only two sequences together show.
 
 A tumour's tissue has two properties, drawn independently of each other: its water, high or low (bright or dark in T2
 and, more faintly, dark or bright in T1), and its protein, high or low (bright or dark in FLAIR and, more faintly, in T1
 with contrast). In `match` both are high or both low, in `mismatch` (after the T2-FLAIR mismatch sign) one is high and
-the other low. So each type holds as many bright as dark tumours in every sequence: one sequence alone, or the two of
-one property, say nothing of the type, however well they are measured. One of T1 and T2 together with one of T1c and
-FLAIR tells it, and where a sequence is missing the other one of its property can stand in.
+the other low. So each type has as many bright as dark tumours in every sequence: one sequence alone, or the two of one
+property, carry no information about the type. One of T1 and T2 together with one of T1c and FLAIR determines it, and
+if a sequence is missing the other one of its property can replace it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_prep.synthetic.phantom import Canvas, texture
 TYPES = ("match", "mismatch")
 PROPERTIES = ("water", "protein")
 SEQUENCES = ("t1", "t1c", "t2", "flair")
-# white matter, grey matter, cerebrospinal fluid; then what much and little of the property that it shows adds
+# signal of white matter, grey matter and cerebrospinal fluid; the property shown; what much and little of it add
 _SIGNAL = {
     "t1": ((1.00, 0.78, 0.30), "water", (-0.42, 0.36)),
     "t1c": ((1.00, 0.80, 0.32), "protein", (0.42, -0.40)),
@@ -28,13 +28,13 @@ _SIGNAL = {
     "flair": ((0.62, 0.80, 0.20), "protein", (0.50, -0.38)),
 }
 _AREA = 800.0, 2600.0  # mm² of a tumour in its middle slice
-_STRENGTH = 0.7, 1.3  # of a property, the same in the two sequences that show it
+_STRENGTH = 0.7, 1.3  # range of a property's strength, which is the same in the two sequences that show it
 
 
 @dataclass(frozen=True)
 class Brain:
     """signal  sequence → (Z, Y, X) float32, skull-stripped: 0 outside the brain; axes as in volumes.Volume
-    tumour   (Z, Y, X) uint8, 1 where there is tumour
+    tumour   (Z, Y, X) uint8, 1 in the tumour
     high     property → whether the tumour has much of it
     spacing  (z, y, x) in mm
     kind     the tumour's type
@@ -48,7 +48,7 @@ class Brain:
 
 
 def make(rng: np.random.Generator, slices: int, size: int) -> Brain:
-    """One patient; everything is drawn from `rng`."""
+    """Make one patient; everything is drawn from `rng`."""
     spacing = (float(rng.uniform(6, 8)), *(float(rng.uniform(175, 190) / size),) * 2)
     canvas = Canvas((slices, size, size), spacing)
     depth, breadth, height = (radius * rng.uniform(0.92, 1.08) for radius in (78, 62, 62))
@@ -74,7 +74,7 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Brain:
 
 
 def _tumour(canvas: Canvas, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(Z, Y, X) mask of an ellipsoid somewhere in the brain."""
+    """Return the (Z, Y, X) mask of an ellipsoid somewhere in the brain."""
     around, out, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.45), rng.uniform(0.85, 1.18)
     middle = (rng.uniform(-6, 6), 70 * out * np.sin(around), 55 * out * np.cos(around))
     radius = np.sqrt(rng.uniform(*_AREA) / np.pi)

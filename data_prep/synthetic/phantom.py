@@ -1,7 +1,7 @@
 """Synthetic trunk anatomy: ellipsoids with HU, texture and noise, varied from patient to patient.
 
-Liver and spleen share their HU and are told apart by place and shape; kidneys, heart and aorta by
-contrast; spine and cord by size: something for features to learn beyond a threshold.
+Liver and spleen share their HU and differ in place and shape; kidneys, heart and aorta differ in contrast, spine and
+cord in size: features must learn more than a threshold.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ class Canvas:
         self.labels = np.zeros(shape, np.uint8)
 
     def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-        """Mask of an ellipsoid, centre and radii as (z, y, x); a radius of infinity is a cylinder."""
-        parts = ((axis - c) / r for axis, c, r in zip((self.z, self.y, self.x), centre, radii))
-        return sum(part * part for part in parts) < 1
+        """Return the mask of an ellipsoid, centre and radii as (z, y, x); an infinite radius makes a cylinder."""
+        z, y, x = ((axis - c) / r for axis, c, r in zip((self.z, self.y, self.x), centre, radii))
+        return z * z + y * y + x * x < 1
 
     def paint(self, where: np.ndarray, hu: float, label: int = 0) -> None:
+        """Set HU, and the label unless it is 0, in a mask."""
         self.hu[where] = hu
         if label:
             self.labels[where] = label
 
 
 def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
-    """One patient. Size, position, HU, noise and the range along the axis are drawn from `rng`."""
+    """Make one patient. Size, position, HU, noise and the range along the axis are drawn from `rng`."""
     spacing = (float(rng.uniform(5, 8)), *(float(rng.uniform(380, 430) / size),) * 2)
     canvas = Canvas((slices, size, size), spacing)
     stature = rng.uniform(0.88, 1.12)
@@ -69,9 +70,9 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
     canvas.paint(muscle, rng.normal(45, 5))
 
     def organ(label: int, hu: float, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> None:
-        moved = tuple(stature * c + rng.normal(0, 4) for c in centre)
-        scaled = tuple(stature * r * rng.uniform(0.88, 1.12) for r in radii)
-        canvas.paint(canvas.ellipsoid(moved, scaled) & muscle, hu, label)
+        z, y, x = (stature * c + rng.normal(0, 4) for c in centre)
+        height, depth, breadth = (stature * r * rng.uniform(0.88, 1.12) for r in radii)
+        canvas.paint(canvas.ellipsoid((z, y, x), (height, depth, breadth)) & muscle, hu, label)
 
     contrast = rng.uniform(0, 90)
     solid = rng.normal(60, 5) + contrast * 0.5
@@ -98,7 +99,7 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
 
 
 def _ribs(canvas: Canvas, muscle: np.ndarray, stature: float, rng: np.random.Generator) -> None:
-    """Twelve pairs, as points of bone where a slice cuts them."""
+    """Paint twelve pairs of ribs, as points of bone where a slice cuts them."""
     turn = np.arctan2(canvas.y, canvas.x)
     height = canvas.z - 26 * stature * np.sin(turn)
     rim = ndimage.binary_erosion(muscle, np.ones((1, 3, 3)), iterations=2, border_value=0) ^ muscle
@@ -106,6 +107,6 @@ def _ribs(canvas: Canvas, muscle: np.ndarray, stature: float, rng: np.random.Gen
 
 
 def texture(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
-    """Smooth noise of unit deviation."""
+    """Return smooth noise of unit standard deviation."""
     noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width)
     return noise / noise.std()

@@ -1,10 +1,12 @@
-"""What is no fault of a file: told apart from damage, which readers report by exceptions of any type."""
+"""I/O failures that are not the file's fault, as opposed to damage, for which readers raise any exception."""
 
 from __future__ import annotations
 
 import errno
 
-# The disk, the network or a limit of this process: another day the same file is well
+from meddap.errors import MeddapError
+
+# The disk, the network or a limit of this process: a retry may succeed
 _TROUBLE = {
     errno.EACCES,
     errno.EPERM,
@@ -18,8 +20,8 @@ _TROUBLE = {
 _TROUBLE |= {errno.ENOENT, errno.ENOLINK, errno.EREMOTEIO, errno.ENOMEM, errno.EINTR, errno.ENODEV, errno.EHOSTDOWN}
 
 
-class UnreadableError(RuntimeError):
-    """An input that the machine did not let us read. `reason` holds no path."""
+class UnreadableError(MeddapError):
+    """An input that the machine could not read. `reason` holds no path."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""Grids: turned to one orientation, gantry tilt undone, one volume put on another's grid.
+"""Grids: turned to one orientation, gantry tilt corrected, one volume resampled onto another's grid.
 
 Arrays here are (I, J, K) with an affine (4, 4) from indices to mm, x to the right, y to the front, z to
 the head (NIfTI's RAS).
@@ -12,8 +12,8 @@ from scipy import ndimage
 from data_prep.config import GeometryConfig
 from data_prep.volumes.volume import RejectedSeries
 
-THICK = 1.5  # an axis this much coarser than both others is the one along which slices were acquired
-_RIGHT_ANGLE = 0.01  # cosine up to which two axes count as standing at right angles
+THICK = 1.5  # an axis coarser than both others by this factor is the one along which slices were acquired
+_RIGHT_ANGLE = 0.01  # cosine up to which two axes count as perpendicular
 _FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 _PLANES = ("sagittal", "coronal", "axial")  # by the patient axis that the slices are stacked along
 
@@ -21,14 +21,14 @@ _PLANES = ("sagittal", "coronal", "axial")  # by the patient axis that the slice
 def to_axial(
     voxels: np.ndarray, affine: np.ndarray, config: GeometryConfig, outside: float
 ) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    """Any grid as axial slices: (Z, Y, X) voxels, affine for (x, y, z) and notes for the manifest.
+    """Return any grid as axial slices: (Z, Y, X) voxels, affine for (x, y, z) and notes for the manifest.
 
-    Grids that are axial are permuted and flipped, never interpolated. Slices of a tilted gantry are shifted in
-    their own plane until they stand over each other; oblique grids and thick sagittal or coronal slices are
-    resampled linearly on an axial grid, `outside` beyond their edge. Or RejectedSeries refuses them, as `config`
-    says.
+    Axial grids are permuted and flipped, never interpolated. Slices of a tilted gantry are shifted in their own plane
+    until they lie over each other; oblique grids and thick sagittal or coronal slices are resampled linearly on an
+    axial grid, `outside` beyond their edge. Raises RejectedSeries for those that `config` refuses.
     """
-    tilt, notes = shear_degrees(affine), {}
+    tilt = shear_degrees(affine)
+    notes: dict[str, object] = {}
     if tilt > config.max_tilt_degrees:
         _refuse_unless(config.tilt == "correct", f"gantry tilt of {tilt:.1f} degrees", "tilt=correct")
         voxels, affine = _untilted(voxels, affine, outside)
@@ -53,30 +53,30 @@ def _refuse_unless(allowed: bool, what: str, setting: str) -> None:
 
 
 def shear_degrees(affine: np.ndarray) -> float:
-    """How far the axes of a grid are from standing at right angles: the gantry's tilt of a CT."""
+    """Return how far the axes of a grid are from perpendicular: the gantry tilt of a CT."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = np.abs(directions.T @ directions - np.eye(3))
     return float(np.degrees(np.arcsin(np.clip(cosines.max(), 0, 1))))
 
 
 def nearest_axes(affine: np.ndarray) -> np.ndarray:
-    """(3,) the patient axis that each axis of the grid runs along most; RejectedSeries where two share one."""
+    """Return (3,) the patient axis nearest to each axis of the grid. Raises RejectedSeries if two share one."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     nearest = np.abs(directions).argmax(axis=0)
     if sorted(nearest) != [0, 1, 2]:
-        raise RejectedSeries("the axes of the image do not tell left, front and head apart; check its affine")
+        raise RejectedSeries("two axes of the image run along the same axis of the patient; check its affine")
     return nearest
 
 
 def oblique_degrees(affine: np.ndarray) -> float:
-    """The largest angle between an axis of the grid and the patient axis nearest to it."""
+    """Return the largest angle between an axis of the grid and the patient axis nearest to it."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     along = np.abs(directions[nearest_axes(affine), range(3)])
     return float(np.degrees(np.arccos(np.clip(along.min(), 0, 1))))
 
 
 def acquired_plane(affine: np.ndarray) -> str | None:
-    """sagittal, coronal or axial by the coarsest axis; None where no axis stands out (acquired in 3-D)."""
+    """Return sagittal, coronal or axial by the coarsest axis; None if no axis stands out (acquired in 3-D)."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     coarse = int(lengths.argmax())
     if lengths[coarse] <= THICK * np.delete(lengths, coarse).max():
@@ -101,7 +101,7 @@ def canonical(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def same_grid(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], tolerance_mm: float = 0.05) -> bool:
-    """Whether two affines place every corner of an (X, Y, Z) grid within `tolerance_mm`."""
+    """Return whether two affines place every corner of an (X, Y, Z) grid within `tolerance_mm`."""
     corners = _corners(shape)
     return bool(np.abs(corners @ (first - second)[:3].T).max() < tolerance_mm)
 
@@ -115,7 +115,7 @@ def place(
     order: int,
     outside: float = 0,
 ) -> np.ndarray:
-    """(X, Y, Z) values of an (I, J, K) array on the grid `onto` of `shape`.
+    """Return (X, Y, Z) values of an (I, J, K) array on the grid `onto` of `shape`; `outside` beyond its edge.
 
     order  1 linear, after a Gaussian blur along axes on which the target is coarser, so that nothing aliases;
            0 nearest neighbour, for labels
@@ -130,7 +130,7 @@ def place(
         voxels, step[:3, :3], step[:3, 3], output_shape=shape, order=order, mode="nearest"
     )
     across, along = np.ogrid[: shape[0], : shape[1]]
-    for k in range(shape[2]):  # beyond half a voxel from its outermost centres the source says nothing
+    for k in range(shape[2]):  # the source ends half a voxel beyond its outermost centres
         beyond = np.zeros(shape[:2], bool)
         for axis in range(3):
             at = step[axis, 0] * across + step[axis, 1] * along + (step[axis, 2] * k + step[axis, 3])
@@ -140,7 +140,7 @@ def place(
 
 
 def overlap(shape: tuple[int, ...], affine: np.ndarray, onto: np.ndarray, onto_shape: tuple[int, ...]) -> float:
-    """Share of the grid `onto` that lies inside the grid `affine`, from a lattice of 20³ points."""
+    """Return the share of the grid `onto` inside the grid `affine`, estimated on a lattice of 20³ points."""
     lattice = np.stack(np.meshgrid(*(np.linspace(0, n - 1, 20) for n in onto_shape), indexing="ij"), axis=-1)
     points = np.concatenate([lattice.reshape(-1, 3), np.ones((20**3, 1))], axis=1)
     inside = points @ (np.linalg.inv(affine) @ onto)[:3].T
@@ -148,19 +148,19 @@ def overlap(shape: tuple[int, ...], affine: np.ndarray, onto: np.ndarray, onto_s
 
 
 def _corners(shape: tuple[int, ...]) -> np.ndarray:
-    """(8, 4) homogeneous indices of the corners of a grid."""
+    """Return (8, 4) homogeneous indices of the corners of a grid."""
     ends = np.stack(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij"), axis=-1).reshape(-1, 3)
     return np.concatenate([ends, np.ones((8, 1))], axis=1).astype(float)
 
 
 def _untilted(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sheared slices shifted in their own plane by parts of a pixel, so that their grid stands at right angles.
+    """Shift sheared slices in their own plane by fractions of a pixel, so that the axes become perpendicular.
 
     The planes grow by the shift from first to last slice: nothing is cut off.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     directions = affine[:3, :3] / lengths
-    # slices lie in two axes that do stand at right angles; where that leaves a choice they are the finer ones
+    # slices lie in two axes that are perpendicular; if several pairs are, in the finer ones
     upright_pairs = [n for n in range(3) if abs(np.dot(*np.delete(directions, n, axis=1).T)) < _RIGHT_ANGLE]
     across = max(upright_pairs, key=lambda axis: (lengths[axis], axis), default=2)
     first, second = (axis for axis in range(3) if axis != across)
@@ -175,7 +175,7 @@ def _untilted(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[n
     low = np.floor(ends.min(axis=0))
     grown = tuple(int(n) for n in np.array(voxels.shape) + np.ceil(ends.max(axis=0)) - low)
     if np.prod(grown, dtype=float) > 4 * voxels.size:
-        raise RejectedSeries("its slices stand beside rather than over each other; check their positions")
+        raise RejectedSeries("its slices lie beside rather than over each other; check their positions")
     upright[:3, 3] += affine[:3, :3] @ low
     out = np.full(grown, outside, voxels.dtype)
     for place in range(count):
@@ -191,12 +191,13 @@ def _untilted(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[n
 
 
 def _on_axial_grid(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[np.ndarray, np.ndarray]:
-    """The volume on the axis-aligned grid that encloses it, at its own spacing."""
+    """Resample the volume on the axis-aligned grid that encloses it, at its own spacing."""
     nearest, lengths = nearest_axes(affine), np.linalg.norm(affine[:3, :3], axis=0)
     spacing = lengths[np.argsort(nearest)]
     corners = (_corners(voxels.shape) @ affine.T)[:, :3]
     low, high = corners.min(axis=0), corners.max(axis=0)
-    shape = tuple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
+    columns, rows, planes = (int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
+    shape = columns, rows, planes
     if np.prod(shape, dtype=float) > 8 * voxels.size:
         raise RejectedSeries("its axial grid would be more than 8 times as large; check its affine")
     grid = np.diag([*spacing, 1.0])
@@ -205,12 +206,13 @@ def _on_axial_grid(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tu
 
 
 def _with_square_pixels(voxels: np.ndarray, affine: np.ndarray, outside: float) -> tuple[np.ndarray, np.ndarray]:
-    """The volume with the coarser in-plane axis of its axial slices interpolated to the finer one's spacing."""
+    """Interpolate the coarser in-plane axis of axial slices to the spacing of the finer one."""
     lengths, nearest = np.linalg.norm(affine[:3, :3], axis=0), nearest_axes(affine)
     in_plane = [axis for axis in range(3) if nearest[axis] != 2]
     coarse = max(in_plane, key=lambda axis: lengths[axis])
     fine = min(lengths[axis] for axis in in_plane)
-    grid, shape = affine.copy(), list(voxels.shape)
+    grid, extents = affine.copy(), list(voxels.shape)
     grid[:3, coarse] *= fine / lengths[coarse]
-    shape[coarse] = int((voxels.shape[coarse] - 1) * lengths[coarse] / fine) + 1
-    return place(voxels, affine, grid, tuple(shape), order=1, outside=outside), grid
+    extents[coarse] = int((voxels.shape[coarse] - 1) * lengths[coarse] / fine) + 1
+    first, second, third = extents
+    return place(voxels, affine, grid, (first, second, third), order=1, outside=outside), grid

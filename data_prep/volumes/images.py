@@ -1,9 +1,10 @@
-"""Volumes from image files: NIfTI by nibabel; MetaImage and NRRD by SimpleITK where it is installed."""
+"""Volumes from image files: NIfTI by nibabel; MetaImage and NRRD by SimpleITK if it is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import nibabel
 import numpy as np
@@ -22,57 +23,58 @@ _SLAB = 8  # planes that are in memory as floats at a time
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name has the ending of an image format."""
+    """Return whether a file's name has the ending of an image format."""
     return name.lower().endswith(SUFFIXES)
 
 
 def stem(name: str) -> str:
-    """Name of an image file without its ending."""
+    """Return the name of an image file without its ending."""
     lower = name.lower()
     return name[: -len(next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if lower.endswith(suffix)))]
 
 
 class Image:
-    """An image file, opened: its grid, and its values plane by plane.
+    """An opened image file: its grid, and its values plane by plane.
 
     shape   (I, J, K)
     affine  (4, 4) indices → RAS mm
 
     Raises RejectedSeries for a file that is damaged, too large, not three-dimensional or without a grid,
-    UnreadableError where the machine is to blame.
+    UnreadableError for failures that are not the file's fault.
     """
 
     def __init__(self, path: str | Path, config: PrepConfig) -> None:
         try:
             nifti = str(path).lower().endswith(NIFTI)
             self._values, self.affine = _open_nifti(path) if nifti else _open_itk(path, config)
-            shape = tuple(int(n) for n in self._values.shape)
+            extents = tuple(int(n) for n in self._values.shape)
         except RejectedSeries:
             raise
         except Exception as error:  # hostile bytes raise anything
             raise _truncated(error) from error
-        if len(shape) == 4 and shape[3] == 1:
-            shape = shape[:3]
-        if len(shape) != 3:
-            raise RejectedSeries(f"{len(shape)}-D image of {'x'.join(map(str, shape))}; split it into 3-D volumes")
-        check_size(shape, config.limits.volume_gb)
+        if len(extents) == 4 and extents[3] == 1:
+            extents = extents[:3]
+        if len(extents) != 3:
+            raise RejectedSeries(f"{len(extents)}-D image of {'x'.join(map(str, extents))}; split it into 3-D volumes")
+        check_size(extents, config.limits.volume_gb)
         if self._values.dtype.kind not in "iuf":
             raise RejectedSeries(f"voxels of type {self._values.dtype}; expected one number per voxel")
         if not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
             raise RejectedSeries("its affine has no volume; set the spacing in its header")
-        self.shape: tuple[int, int, int] = shape
+        rows, columns, planes = extents
+        self.shape = rows, columns, planes
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """(range along K, (I, J, n) values), scaling applied. Raises RejectedSeries for values that are not finite."""
+        """Yield (range along K, (I, J, n) scaled values). Raises RejectedSeries for values that are not finite."""
         for first in range(0, self.shape[2], _SLAB):
-            part = slice(first, min(first + _SLAB, self.shape[2]))
+            planes = slice(first, min(first + _SLAB, self.shape[2]))
             try:
-                values = np.asarray(self._values[:, :, part]).reshape(*self.shape[:2], -1)
+                values = np.asarray(self._values[:, :, planes]).reshape(*self.shape[:2], -1)
             except Exception as error:  # hostile bytes raise anything
                 raise _truncated(error) from error
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise RejectedSeries("voxels are NaN or infinite")
-            yield part, values
+            yield planes, values
 
 
 def _truncated(error: Exception) -> RejectedSeries:
@@ -80,13 +82,25 @@ def _truncated(error: Exception) -> RejectedSeries:
     return RejectedSeries(f"truncated or damaged image ({type(error).__name__})")
 
 
-def _open_nifti(path: str | Path) -> tuple[object, np.ndarray]:
+class _Values(Protocol):
+    """The values of an image, in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, place: Any, /) -> np.ndarray: ...
+
+
+def _open_nifti(path: str | Path) -> tuple[_Values, np.ndarray]:
     # an open handle: a compressed file is then read once from front to end, not from its start for every slab
-    image = nibabel.load(path, keep_file_open=True)
+    image: Any = nibabel.load(path, keep_file_open=True)  # typed as a class without voxels
     return image.dataobj, np.asarray(image.affine, dtype=np.float64)
 
 
-def _open_itk(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray]:
+def _open_itk(path: str | Path, config: PrepConfig) -> tuple[_Values, np.ndarray]:
     try:
         import SimpleITK
     except ImportError:
@@ -108,11 +122,11 @@ def _open_itk(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndar
 
 
 def read_ct(path: str | Path, config: PrepConfig) -> Volume:
-    """A CT volume in HU. Raises RejectedSeries, UnreadableError."""
+    """Read a CT volume in HU. Raises RejectedSeries, UnreadableError."""
     image, convert = Image(path, config), ToHounsfield()
-    voxels = np.empty(image.shape, np.int16, order="F")  # as NIfTI stores them: slabs are copied in one stretch
-    for part, values in image.slabs():
-        voxels[:, :, part] = convert(values)
+    voxels = np.empty(image.shape, np.int16, order="F")  # as NIfTI stores them: slabs are contiguous
+    for planes, values in image.slabs():
+        voxels[:, :, planes] = convert(values)
     low, high = int(voxels.min()), int(voxels.max())
     if low >= 0:  # even without air around it a body holds fat, and noise
         raise RejectedSeries(f"values {low} to {high}, none below 0: not in HU; a label map, an MR or a picture?")
@@ -120,26 +134,27 @@ def read_ct(path: str | Path, config: PrepConfig) -> Volume:
 
 
 def read_mr(path: str | Path, config: PrepConfig) -> Volume:
-    """An MR volume in arbitrary units. Raises RejectedSeries, UnreadableError."""
+    """Read an MR volume in arbitrary units. Raises RejectedSeries, UnreadableError."""
     image = Image(path, config)
     voxels: np.ndarray | None = None
-    for part, values in image.slabs():
+    for planes, values in image.slabs():
         if voxels is None:
             kept = values.dtype in (np.int16, np.uint16) and values.dtype.isnative
             voxels = np.empty(image.shape, values.dtype if kept else np.float32, order="F")
-        voxels[:, :, part] = values
+        voxels[:, :, planes] = values
+    assert voxels is not None  # check_size refuses an image without planes
     return _volume(image, voxels, config, 0, {})
 
 
 def read_labels(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(I, J, K) uint8 labels and their affine. Raises RejectedSeries for values other than whole numbers 0…255."""
+    """Read (I, J, K) uint8 labels and their affine. Raises RejectedSeries unless values are whole numbers 0…255."""
     image = Image(path, config)
     labels = np.empty(image.shape, np.uint8, order="F")
-    for part, values in image.slabs():
+    for planes, values in image.slabs():
         low, high = values.min(), values.max()
         if low < 0 or high > 255 or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
             raise RejectedSeries(f"values {low} to {high}; expected whole numbers 0 to 255")
-        labels[:, :, part] = values
+        labels[:, :, planes] = values
     return labels, image.affine
 
 

@@ -11,8 +11,8 @@ from data_prep.schema import MR_HIGH as HIGH
 from data_prep.schema import MR_LOW as LOW
 
 _MOST = 4_000_000  # voxels that the percentiles are taken from
-_CONSTANT = 0.1  # share of voxels of one value from which on that value is background (skull-stripped, masked)
-_NEAR, _RARE = 0.05, 0.25  # of the range above it, of its own number: values that close are that rare beside a mask
+_CONSTANT = 0.1  # a value of at least this share of the voxels is background (skull-stripped, masked)
+_NEAR, _RARE = 0.05, 0.25  # beside a mask, values within 5 % of the range above it are at most 25 % as frequent
 
 _TOP = np.iinfo(np.int16).max
 
@@ -22,14 +22,14 @@ class ToHounsfield:
 
     below    voxels under −1024 HU (padding), stored as −1024
     above    voxels beyond int16, stored as 32767
-    rounded  voxels whose HU was no whole number
+    rounded  voxels whose HU was not a whole number
     """
 
     def __init__(self) -> None:
         self.below = self.above = self.rounded = 0
 
     def __call__(self, stored: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> np.ndarray:
-        """stored · slope + intercept, as int16; `stored` is of any shape and number type."""
+        """Return stored · slope + intercept as int16; `stored` may have any shape and number type."""
         if stored.dtype.kind == "f" or not (float(slope).is_integer() and float(intercept).is_integer()):
             exact = stored.astype(np.float64) * slope + intercept if (slope, intercept) != (1, 0) else stored
             hu = np.rint(exact)
@@ -48,17 +48,17 @@ class ToHounsfield:
 
     @staticmethod
     def _whole(stored: np.ndarray, slope: int, intercept: int, low: int, high: int) -> np.ndarray:
-        """Values that end at `low` and `high`."""
+        """Return stored · slope + intercept, whose extremes are `low` and `high`, in integers."""
         if (slope, intercept) == (1, 0):
             return stored
         if slope == 1 and stored.dtype.itemsize == 2 and min(low, intercept) >= -32768 and high <= _TOP:
-            # the usual case: 16 bits suffice all the way, wrapping there and back included
+            # the usual case: 16 bits suffice, since wrapping cancels out
             native = stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
             return native.view(np.int16) + np.int16(intercept)
         return stored.astype(np.int64) * slope + intercept
 
     def notes(self) -> dict[str, object]:
-        """The counts for the manifest."""
+        """Return the counts for the manifest."""
         return {"voxels_below_air": self.below, "voxels_above_int16": self.above, "voxels_rounded": self.rounded}
 
 
@@ -66,7 +66,7 @@ class ToHounsfield:
 class Scale:
     """signal = stored · slope + intercept; `level` is the stored value above which a voxel is foreground.
 
-    clipped  voxels beyond uint16 so far, which lie at its ends
+    clipped  voxels clipped to the ends of uint16 so far
     """
 
     slope: float
@@ -75,7 +75,7 @@ class Scale:
     clipped: int = 0
 
     def encode(self, signal: np.ndarray) -> np.ndarray:
-        """uint16 of any array of signal; what does not fit is clipped and counted."""
+        """Return an array of signal as uint16; values that do not fit are clipped and counted."""
         stored = np.rint((signal - np.float64(self.intercept)) / self.slope)
         if stored.min() < 0 or stored.max() > 65535:
             self.clipped += int(((stored < 0) | (stored > 65535)).sum())
@@ -84,9 +84,9 @@ class Scale:
 
 
 def robust(voxels: np.ndarray) -> Scale | None:
-    """The scale of a volume of any shape: the foreground's 0.5th and 99.5th percentile come to LOW and HIGH.
+    """Return the scale that maps the foreground's 0.5th and 99.5th percentile to LOW and HIGH.
 
-    None where the foreground has one value only.
+    None if the foreground has one value only.
     """
     sample = _sample(voxels)
     threshold = foreground_threshold(sample)
@@ -104,9 +104,9 @@ def robust(voxels: np.ndarray) -> Scale | None:
 
 
 def foreground_threshold(sample: np.ndarray) -> float:
-    """The value above which a voxel shows tissue.
+    """Return the value above which a voxel shows tissue.
 
-    The background's own value where the image was masked to a constant, else Otsu's threshold (1979).
+    The background's own value if the image was masked to a constant, else Otsu's threshold (1979).
     """
     values, counts = np.unique(sample, return_counts=True)
     common, top = int(counts.argmax()), np.percentile(sample, 99.5)
@@ -118,7 +118,7 @@ def foreground_threshold(sample: np.ndarray) -> float:
 
 
 def _sample(voxels: np.ndarray) -> np.ndarray:
-    """At most 4 million values, evenly taken."""
+    """Return at most 4 million values, evenly spaced."""
     step = int(np.ceil((voxels.size / _MOST) ** (1 / 3)))
     return voxels[::step, ::step, ::step].ravel()
 

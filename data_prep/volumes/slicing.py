@@ -1,4 +1,4 @@
-"""From volumes on one grid to axial slices."""
+"""Axial slices from volumes on one grid, at the spacing and size of the user's choice."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from data_prep.volumes.volume import Volume
 
 _CT_BINS = 4096  # one HU each, from −1024
 _MR_BIN = 64  # stored values per bin
-_LARGE, _COARSE = (
-    256,
-    4,
-)  # slices of that many pixels a side are looked at in every fourth row or pixel where it is enough
+# slices of _LARGE pixels a side and more are examined in every _COARSE-th row or pixel where that is enough
+_LARGE, _COARSE = 256, 4
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Channel:
     """One sequence of a study.
 
     voxels   (Z, Y, X) int16 HU where `scale` is None, else signal
-    level    stored value above which a pixel is foreground; a whole number, so that planes are compared as they are
-    covered  (Z,) whether the sequence was acquired there, or None: everywhere
+    level    stored value above which a pixel is foreground; a whole number, so that planes need no conversion
+    covered  (Z,) bool, whether the sequence was acquired there; None: everywhere
     """
 
     name: str
@@ -41,13 +39,13 @@ class Channel:
 
     @property
     def outside(self) -> int:
-        """The stored value of what lies beyond the edge."""
+        """The stored value beyond the edge."""
         return AIR_HU if self.scale is None else int(self.scale.encode(np.zeros(1))[0])
 
 
 @dataclass(frozen=True)
 class SliceOwner:
-    """Whose slices these are: salted hashes, 32 hexadecimal digits."""
+    """The patient and series of slices: salted hashes, 32 hexadecimal digits."""
 
     subject: str
     series: str
@@ -55,12 +53,12 @@ class SliceOwner:
 
 @dataclass
 class SliceCounts:
-    """What slicing did, for the manifest.
+    """Counts of slicing, for the manifest.
 
-    air         slices left out because there is almost no foreground in them
+    air         slices left out because they hold almost no foreground
     slices      sequence → slices that hold it
-    histograms  sequence → counts of foreground by stored value, of every fourth row where slices are large; the
-                ends take what lies beyond
+    histograms  sequence → counts of foreground by stored value, from every fourth row of large slices; values beyond
+                the ends are counted at the ends
     """
 
     air: int = 0
@@ -68,7 +66,7 @@ class SliceCounts:
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def count(self, channel: Channel, plane: np.ndarray, foreground: np.ndarray) -> None:
-        """Add one plane that is kept and the mask of its foreground."""
+        """Add one kept plane and the mask of its foreground."""
         self.slices[channel.name] += 1
         every = _COARSE if len(plane) >= _LARGE else 1
         inside = plane[::every][foreground[::every]]
@@ -80,31 +78,32 @@ class SliceCounts:
         self.histograms[channel.name] = self.histograms.get(channel.name, 0) + counts
 
     def sparse(self) -> dict[str, dict[str, int]]:
-        """sequence → stored value (of a bin, its lowest) → count, zeros left out."""
-        found = {}
+        """Return sequence → stored value (the lowest of a bin) → count, without zeros."""
+        histograms = {}
         for name, counts in self.histograms.items():
             first, step = (AIR_HU, 1) if len(counts) == _CT_BINS else (0, _MR_BIN)
-            found[name] = {str(first + int(bin) * step): int(counts[bin]) for bin in counts.nonzero()[0]}
-        return found
+            histograms[name] = {str(first + int(bin) * step): int(counts[bin]) for bin in counts.nonzero()[0]}
+        return histograms
 
 
 class Resampler:
-    """Resamples (H, W) planes of one grid to `grid.in_plane_mm`, then cuts or pads to `grid.size`.
+    """Resamples (H, W) planes of one grid to `grid.in_plane_mm`, then crops or pads to `grid.size`.
 
-    spacing  (row, column) in mm afterwards: the extent stays, so it is the wanted one to within half a pixel over
-             the whole slice
+    spacing  (row, column) in mm afterwards. The extent is kept, so over a whole slice it deviates from the requested
+             one by up to half a pixel
     """
 
     def __init__(self, shape: tuple[int, int], spacing: tuple[float, float], grid: GridConfig) -> None:
-        self._shape = shape
+        rows, columns = shape
         if grid.in_plane_mm:
-            self._shape = tuple(max(round(n * mm / grid.in_plane_mm), 1) for n, mm in zip(shape, spacing))
+            rows, columns = (max(round(n * mm / grid.in_plane_mm), 1) for n, mm in zip(shape, spacing))
+        self._shape = rows, columns
         self._changes = self._shape != shape
-        self.spacing = tuple(mm * n / now for mm, n, now in zip(spacing, shape, self._shape))
+        self.spacing = spacing[0] * shape[0] / rows, spacing[1] * shape[1] / columns
         self._size = grid.size
 
     def image(self, plane: np.ndarray, outside: int) -> np.ndarray:
-        """A plane of int16 or uint16: cubic, with the kernel widened where it shrinks; `outside` beyond the edge."""
+        """Resample a plane of int16 or uint16 by an antialiased cubic kernel; `outside` beyond the edge."""
         if self._changes:
             limits = np.iinfo(plane.dtype)
             smooth = np.asarray(self._resized(plane.astype(np.float32), Image.Resampling.BICUBIC))
@@ -113,7 +112,7 @@ class Resampler:
         return self._sized(plane, outside)
 
     def labels(self, plane: np.ndarray) -> np.ndarray:
-        """A plane of uint8 labels; 0 beyond the edge."""
+        """Resample a plane of uint8 labels by nearest neighbour; 0 beyond the edge."""
         if self._changes:
             plane = np.asarray(self._resized(plane, Image.Resampling.NEAREST))
         return self._sized(plane, 0)
@@ -131,11 +130,10 @@ class Resampler:
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:
-    """The ranges of a line of `length` and of one of `size` that lie over each other, centres together."""
+    """Return the ranges of a line of `length` and of one of `size` that overlap when their centres coincide."""
     kept = min(length, size)
-    return slice((length - kept) // 2, (length - kept) // 2 + kept), slice(
-        (size - kept) // 2, (size - kept) // 2 + kept
-    )
+    first, second = (length - kept) // 2, (size - kept) // 2
+    return slice(first, first + kept), slice(second, second + kept)
 
 
 def axial(
@@ -149,9 +147,9 @@ def axial(
     counts: SliceCounts,
     labels: Mapping[str, float],
 ) -> Iterator[Slice]:
-    """The slices that hold foreground in some sequence, inferior→superior; `counts` is filled on the way.
+    """Yield the slices that hold foreground in some sequence, inferior→superior; fill `counts` on the way.
 
-    volume    whose affine and header the slices get; all channels lie on its grid
+    volume    gives affine and header; all channels lie on its grid
     labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
     labels    class labels of the volume, given to every slice
     """
@@ -160,7 +158,7 @@ def axial(
         present = [channel for channel in channels if channel.covered is None or channel.covered[order]]
         planes = [_pixels(channel, order) for channel in present]
         drawn = None if labelmap is None else labelmap[order]
-        spacing = volume.spacing[1:]
+        spacing = volume.spacing[1], volume.spacing[2]
         if grid.in_plane_mm or grid.size:
             fitted = Resampler(planes[0].shape if planes else (1, 1), spacing, grid)
             planes = [fitted.image(plane, channel.outside) for plane, channel in zip(planes, present)]
@@ -195,18 +193,20 @@ def _pixels(channel: Channel, order: int) -> np.ndarray:
 
 
 def annotated(labelmap: np.ndarray | None) -> list[int]:
-    """The label values of a series, background left out."""
+    """Return the label values of a series without background."""
     if labelmap is None:
         return []
-    counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in labelmap)
+    counts = np.zeros(256, np.int64)
+    for plane in labelmap:
+        counts += np.bincount(plane.ravel(), minlength=256)
     return [int(value) for value in np.flatnonzero(counts) if value]
 
 
 def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, int]:
-    """(row0, row1, column0, column1), half open, around the body in a (H, W) mask; the whole slice if it is air.
+    """Return (row0, row1, column0, column1), half open, around the body in a (H, W) mask; the whole slice if empty.
 
-    Pieces below `smallest` of the largest one (a table's edge, a cable) do not widen the box. On large slices
-    pieces are told apart in every fourth pixel, then the box is fitted to the mask.
+    Pieces smaller than `smallest` times the largest one (a table's edge, a cable) do not widen the box. On large
+    slices pieces are labelled in every fourth pixel, then the box is fitted to the mask.
     """
     height, width = body.shape
     step = _COARSE if min(body.shape) >= _LARGE else 1
@@ -214,19 +214,20 @@ def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, in
     if not count:
         if not body.any():
             return 0, height, 0, width
-        pieces, count, step = *ndimage.label(body), 1
+        step = 1
+        pieces, count = ndimage.label(body)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     kept = (sizes >= max(smallest * sizes.max(), 1))[pieces]
     (row0, row1), (column0, column1) = (_ends(kept.any(axis=axis)) for axis in (1, 0))
     spare = step - 1  # what lies between the last pixel that was looked at and the next one
     row0, column0 = max(row0 * step - spare, 0), max(column0 * step - spare, 0)
-    around = body[row0 : row1 * step, column0 : column1 * step]
-    (top, bottom), (left, right) = (_ends(around.any(axis=axis)) for axis in (1, 0))
+    around: np.ndarray = body[row0 : row1 * step, column0 : column1 * step]
+    (top, bottom), (left, right) = (_ends(np.asarray(around.any(axis=axis))) for axis in (1, 0))
     return row0 + top, row0 + bottom, column0 + left, column0 + right
 
 
 def _ends(line: np.ndarray) -> tuple[int, int]:
-    """First true place of a line, and the one after its last."""
+    """Return the first true place of a line, and the one after its last."""
     places = np.flatnonzero(line)
     return int(places[0]), int(places[-1]) + 1

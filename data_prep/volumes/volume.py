@@ -1,4 +1,4 @@
-"""A volume as the readers hand it on."""
+"""A volume, as all readers return it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from meddap.errors import MeddapError
 
-class RejectedSeries(ValueError):
-    """An input that becomes no samples. `reason` is short and holds no path: it goes into the manifest."""
+
+class RejectedSeries(MeddapError):
+    """An input that yields no samples. `reason` is short and holds no path: it goes into the manifest."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -24,9 +26,9 @@ class Volume:
     voxels   (Z, Y, X), Z inferior→superior, Y anterior→posterior, X patient right→left. CT: int16 HU,
              −1024 … 32767. MR: int16, uint16 or float32 in arbitrary units
     affine   (4, 4) voxel (x, y, z) → patient position in mm, NIfTI's RAS convention
-    frame    frame of reference: volumes of different ones have no common space; "" where unknown
+    frame    frame of reference: volumes of different ones have no common space; "" if unknown
     meta     whitelisted header fields
-    notes    what reading changed, for the manifest: counts of voxels or slices, degrees
+    notes    changes made by reading, for the manifest: counts of voxels or slices, degrees
     """
 
     voxels: np.ndarray
@@ -38,11 +40,12 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """(z, y, x) in mm."""
-        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0)[::-1])
+        x, y, z = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return z, y, x
 
 
 def check_size(shape: Sequence[int], limit_gb: float) -> None:
-    """Raise RejectedSeries, before memory is taken, for a grid of more voxels than `limit_gb` holds in int16."""
+    """Raise RejectedSeries, before memory is allocated, for a grid that exceeds `limit_gb` in int16 or is empty."""
     size, gigabytes = "x".join(map(str, shape)), math.prod(shape) * 2 / 1e9
     if min(shape) < 1:
         raise RejectedSeries(f"an image of {size} voxels")

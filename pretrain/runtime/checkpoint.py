@@ -37,8 +37,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from data_prep.schema import file_sha256
-from meddap.disk import flush
+from meddap.disk import file_sha256, flush
 from pretrain.runtime.distributed import divided
 
 log = logging.getLogger(__name__)

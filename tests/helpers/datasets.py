@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import schema
+from meddap.disk import file_sha256
 
 
 def body_slice(rng: np.random.Generator, subject: int, order: int, size: int = 64) -> schema.Slice:
@@ -97,6 +98,6 @@ def _write_shard(root: Path, name: str, samples: list[schema.Slice]) -> dict:
         "name": name,
         "samples": len(rows),
         "bytes": path.stat().st_size,
-        "sha256": schema.file_sha256(path),
-        "index_sha256": schema.file_sha256(schema.index_of(path)),
+        "sha256": file_sha256(path),
+        "index_sha256": file_sha256(schema.index_of(path)),
     }
