@@ -46,17 +46,24 @@ endif
 	$(PY) -m eval.probe --checkpoint $(RUN) --task eval/configs/quickstart.yaml --output $(RUN)/probe/after data=$(RUN)/shards
 	$(PY) -m eval.report --runs $(RUN) --output $(RUN)/report.html
 
+# processes that run the tests, each with one thread
+JOBS ?= 2
+test: export OMP_NUM_THREADS := 1
 test: setup
-	$(PY) -m pytest -q -m 'not stress' --durations=20
+	$(PY) -m pytest -q -m 'not stress' -n $(JOBS) --durations=20
 
 stress: setup
 	$(PY) -m pytest -q -m stress
 
-# nnU-Net brings much with it: a venv of its own on top of ours
+# nnU-Net brings much with it: a venv of its own on top of ours. It imports timm, timm imports torchvision, and torchvision
+# from PyPI is built for PyTorch with CUDA: beside a CPU build it does not import. 0.16.2 is the last release whose Python
+# half imports without its compiled half, which nnU-Net does not use (eval/nnunet/GUIDE.md); it exists up to Python 3.11.
 test-nnunet: setup
 	$(PYTHON) -m venv .venv-nnunet
 	$(PY) -c 'import site; print(site.getsitepackages()[0])' > $$(ls -d .venv-nnunet/lib/python3*/site-packages)/meddap.pth
 	.venv-nnunet/bin/python -m pip install --quiet --constraint constraints.txt nnunetv2
+	.venv-nnunet/bin/python -c 'import torchvision' 2>/dev/null || \
+		.venv-nnunet/bin/python -m pip install --quiet --no-deps torchvision==0.16.2
 	.venv-nnunet/bin/python -m pytest -q tests/test_eval_nnunet.py
 
 bench-sequences: setup
