@@ -48,7 +48,7 @@ def foreign_names(tree: ast.Module) -> set[str]:
 
 def private_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield (line, text) of every private name of ours: imported, an attribute, or a string that names an attribute."""
-    foreign = {"self", "cls", *foreign_names(tree)}
+    foreign = {"self", "cls", "super", *foreign_names(tree)}
 
     def is_ours(base: ast.expr) -> bool:
         while isinstance(base, ast.Attribute | ast.Call | ast.Subscript):
