@@ -10,6 +10,8 @@ from pathlib import Path
 
 from helpers.golden import GOLDEN, TESTS
 
+import meddap
+
 ROOT = TESTS.parent
 FOLDERS = ("meddap", "data_prep", "pretrain", "eval", "slurm", "benchmarks", "tests")
 OURS = {*FOLDERS, "helpers"}
@@ -128,3 +130,10 @@ def test_every_file_is_python_3_10() -> None:
     assert oldest and oldest[1] == "10"
     for path in files(*FOLDERS):
         ast.parse(path.read_text(), str(path), feature_version=(3, 10))
+
+
+def test_citation_and_changelog_name_the_version() -> None:
+    """CITATION.cff and the newest section of CHANGELOG.md are about the version that `meddap --version` prints."""
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert cited and newest and cited[1] == newest[1] == meddap.__version__
