@@ -13,6 +13,11 @@ from omegaconf import MISSING
 
 from meddap.settings import SettingsError
 
+Kind = Literal["binary", "multiclass", "multilabel", "regression", "segmentation", "retrieval", "anomaly", "survival"]
+Level = Literal["slice", "volume"]
+Pooling = Literal["mean", "max"]
+DecoderKind = Literal["linear", "primus", "unet"]
+
 
 @dataclass
 class TaskSplitConfig:
@@ -220,7 +225,7 @@ class TuneConfig(NetworkConfig):
     """The encoder trained further under a head that begins as the frozen probe's (arXiv 2202.10054)."""
 
     augment: bool = False  # changed images are not what the head was fitted on: it pays with many passes only
-    decoder: str = "linear"  # linear | primus | unet, where structures are drawn
+    decoder: DecoderKind = "linear"  # where structures are drawn
     layer_decay: float = 0.75  # of the learning rate, per block from the top
     rank: int = 4  # of LoRA
     alpha: float = 8.0
@@ -234,10 +239,8 @@ class TaskConfig:
     data: str = MISSING  # folder with dataset.json (shards, table), folder (folders, nnunet) or file (medmnist)
     name: str = "organs"
     source: Literal["shards", "table", "folders", "nnunet", "medmnist"] = "shards"
-    kind: Literal[
-        "binary", "multiclass", "multilabel", "regression", "segmentation", "retrieval", "anomaly", "survival"
-    ] = "segmentation"
-    level: Literal["slice", "volume"] = "slice"  # what a prediction is made for
+    kind: Kind = "segmentation"
+    level: Level = "slice"  # what a prediction is made for
     split: TaskSplitConfig = field(default_factory=TaskSplitConfig)
     table: TableConfig = field(default_factory=TableConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
@@ -253,7 +256,7 @@ class TaskConfig:
     min_pixels: int = 10  # a structure with fewer in a slice does not count as present or absent there
     stride: StrideConfig = field(default_factory=StrideConfig)
     probes: list[str] = field(default_factory=lambda: ["knn", "logistic", "segmentation"])
-    pool: Literal["mean", "max"] = "mean"  # of the slices of a volume, where the level is volume
+    pool: Pooling = "mean"  # of the slices of a volume, where the level is volume
     refit: bool = False  # fit on training and validation patients once the choice is made
     leaks: Literal["mark", "refuse"] = "mark"  # what becomes of the table where pretraining saw test patients
     pretraining: list[str] = field(default_factory=list)  # data sets that the encoder saw, besides what it says itself

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_prep.schema import SchemaError
 from eval.config import TaskConfig, check
-from eval.contract import Context, Fitted, Outcome
+from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
 from eval.data import features, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.splits import Fold
@@ -36,12 +36,12 @@ from pretrain.weights.published import WeightsError
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     """Run the task's probes; returns the rows of results.jsonl."""
     check(task)
-    modules = registry.find(task.probes, task.kind, task.level, task.refit)
+    probes = registry.find(task.probes, task.kind, task.level, task.refit)
     frozen, cache = encoder.load(checkpoint, task), output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:
         say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
-        modules, examples = {}, examples.take(examples.splits == "test")
+        probes, examples = {}, examples.take(examples.splits == "test")
         folds = [Fold("", {"train": [], "val": [], "test": np.arange(len(examples))})]
     else:
         folds = splits.folds(examples, task)
@@ -49,30 +49,30 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     for line in found_leaks.lines():
         say(line)
-    needs = {registry.needs(module, task) for module in modules.values()}
-    patches = not modules or "patches" in needs
+    needs = {probe.reads(task) for probe in probes.values()}
+    patches = not probes or "patches" in needs
     found = None
     if needs != {"images"}:
-        blocks = registry.blocks(modules.values(), task, frozen.depth) if patches else ()
+        blocks = registry.blocks(probes.values(), task, frozen.depth) if patches else ()
         found = features.extract(frozen, examples, task, cache, blocks)
     base, context = Base(examples, found, task, cache, frozen.window), Context(task, frozen, cache)
-    fitted = [(fold, _fit(modules, fold, base, context)) for fold in folds]
+    fitted = [(fold, _fit(probes, fold, base, context)) for fold in folds]
     # from here on the test patients are seen, once, and nothing is chosen any more
     opened = results.record_opening(output, frozen, task, examples.version)
-    outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in modules}
+    outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in probes}
     for fold, probes_of_fold in fitted:
         test = Cohort("test", base, fold.rows["test"])
         for name, each in probes_of_fold.items():
             outcomes[name].append(list(each.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
-    choices = {name: _choices(fitted, name) for name in modules}
+    choices = {name: _choices(fitted, name) for name in probes}
     shared = {"leaks": found_leaks.row()}
     shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
     results.save_predictions(output / "predictions.npz", pooled, task)
     if patches:
-        drawings = {name: each for name, each in fitted[-1][1].items() if hasattr(each, "draw")}
+        drawings = {name: each for name, each in fitted[-1][1].items() if isinstance(each, Drawing)}
         pictures.save(output / "pictures.npz", Cohort("test", base, folds[-1].rows["test"]), drawings, task)
     drawn = {name: each[0].prediction for name, each in pooled.items() if "dice" in each[0].prediction.metrics()}
     if drawn:
@@ -82,19 +82,19 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     return rows
 
 
-def _fit(modules: dict, fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:
-    """Every probe, fitted on the training and validation patients of one fold."""
+def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:
+    """Fit every probe on the training and validation patients of one fold."""
     train, val = (Cohort(name, base, fold.rows[name]) for name in ("train", "val"))
     fitted = {}
-    for name, module in modules.items():
+    for name, probe in probes.items():
         began = time.monotonic()
-        fitted[name] = module.fit(train, val, context)
+        fitted[name] = probe.fit(train, val, context)
         say(f"{fold.name} {name}: {time.monotonic() - began:.0f} s".strip())
     return fitted
 
 
-def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> dict:
-    """What validation patients chose, by fold where there are several; and whether the last fit saw them too."""
+def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> Choices:
+    """Return what validation patients chose, by fold where there are several, and whether the last fit saw them."""
     each = {fold.name: probes_of_fold[name] for fold, probes_of_fold in fitted}
     chosen = {fold: one.choices for fold, one in each.items()}
     return {

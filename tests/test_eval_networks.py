@@ -22,12 +22,12 @@ from eval.config import (
     VolumeHeadConfig,
 )  # fmt: skip
 from eval.contract import Context
-from eval.data import sources, splits
+from eval.data import features, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples, Picture
 from eval.encoders.encoder import CheckpointEncoder
 from eval.encoders.pixel_baseline import PixelBaseline
-from eval.probes import stack3d
+from eval.probes import registry
 from eval.reporting import results
 from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig
@@ -158,10 +158,7 @@ def test_a_stack_gives_labels_of_volumes(data: Path, tmp_path: Path) -> None:
 
 def test_a_slice_is_drawn_the_same_alone_and_in_company(data: Path, tmp_path: Path, encoder) -> None:
     """The head in three dimensions sees a slice's neighbours, whichever slices were asked for together."""
-    settings = task(data, "stack3d")
-    from eval.data import features
-    from eval.probes import registry
-
+    settings, stack3d = task(data, "stack3d"), registry.PROBES["stack3d"]
     examples = sources.load(settings, tmp_path)
     blocks = registry.blocks([stack3d], settings, encoder.depth)
     base = Base(examples, features.extract(encoder, examples, settings, tmp_path, blocks), settings, tmp_path)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-METHODS = ("frozen", "bitfit", "lora", "full")
+Method = Literal["frozen", "bitfit", "lora", "full"]
 # the matrices of attention as our models, timm's and Hugging Face's call them
 ATTENTION = ("qkv", "proj", "query", "key", "value", "q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -34,7 +35,7 @@ class LowRank(nn.Module):
 
 def prepare(
     model: nn.Module,
-    method: str,
+    method: Method,
     generator: torch.Generator,
     *,
     rank: int = 4,
@@ -46,8 +47,8 @@ def prepare(
     targets  last parts of the names of the linear layers that LoRA updates
     Raises ValueError for a method or a target that there is not.
     """
-    if method not in METHODS:
-        raise ValueError(f"{method!r}: no such way to adapt; there are {', '.join(METHODS)}")
+    if method not in get_args(Method):
+        raise ValueError(f"{method!r}: no such way to adapt; there are {', '.join(get_args(Method))}")
     model.requires_grad_(method == "full")
     if method == "lora":
         layers = [(name, each) for name, each in model.named_modules() if name.rpartition(".")[2] in targets]

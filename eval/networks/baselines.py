@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,9 +11,11 @@ from torch import nn
 from eval.networks.decoders import PRIOR, convolved
 from pretrain.model.vit import VisionTransformer
 
+Architecture = Literal["unet", "transunet", "cnn"]
 
-def build(kind: str, in_channels: int, outputs: int, channels: int, generator: torch.Generator) -> nn.Module:
-    """`unet` and `transunet`: images (N, C, h, w) → logits (N, O, h, w); `cnn`: → (N, O).
+
+def build(kind: Architecture, in_channels: int, outputs: int, channels: int, generator: torch.Generator) -> nn.Module:
+    """Build a network: `unet` and `transunet` map images (N, C, h, w) to logits (N, O, h, w), `cnn` to (N, O).
 
     channels  of the first level. The default random state gives MONAI's weights, so it is seeded and put back.
     """
@@ -21,9 +25,7 @@ def build(kind: str, in_channels: int, outputs: int, channels: int, generator: t
             return _unet(in_channels, outputs, channels)
         if kind == "transunet":
             return TransUnet(in_channels, outputs, channels, generator)
-        if kind == "cnn":
-            return _cnn(in_channels, outputs, channels)
-    raise ValueError(f"{kind!r}: no such network; there are unet, transunet, cnn")
+        return _cnn(in_channels, outputs, channels)
 
 
 def _unet(in_channels: int, outputs: int, channels: int) -> nn.Module:

@@ -23,7 +23,14 @@ def spread(depth: int, count: int = 4) -> list[int]:
 
 
 class Standardise(nn.Module):
-    """(…, F) features by the training features' mean and standard deviation."""
+    """(…, F) features by the training features' mean and standard deviation.
+
+    A part of a network: it moves to the device with it. What classical models are fitted on is standardised in float64
+    over all units, as scikit-learn does it (eval.probes.logistic.Standard).
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
@@ -32,9 +39,10 @@ class Standardise(nn.Module):
 
     @classmethod
     def of(cls, features: torch.Tensor) -> Standardise:
-        """From a sample of training features, (…, F)."""
+        """Return the standardisation by a sample of training features (…, F); a constant channel is only centred."""
         flat = features.float().flatten(0, -2)
-        return cls(flat.mean(dim=0), flat.std(dim=0).clamp(min=1e-6))
+        std = flat.std(dim=0)
+        return cls(flat.mean(dim=0), torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self.mean) / self.std

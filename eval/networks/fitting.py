@@ -1,4 +1,7 @@
-"""Networks that are trained on images: one way to train, choose and score them, for structures and for labels."""
+"""Networks trained on images: one way to train, choose and score them, for structures and for labels.
+
+They begin with the encoder's weights (eval.networks.tuning), or from scratch: what the labels alone would have bought.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +13,60 @@ import torch
 from torch import nn
 
 from eval.config import NetworkConfig
-from eval.contract import Context, Outcome, prediction_of
+from eval.contract import Choices, Context, Outcome, prediction_of
 from eval.data.cohorts import Cohort
-from eval.networks import segmentation, training
+from eval.networks import baselines, segmentation, training
 from eval.networks.augment import augment
+from eval.networks.baselines import Architecture
 from eval.networks.segmentation import FittedSegmenter
 from eval.networks.targets import Outputs
-from pretrain.runtime.device import autocast
+from meddap.settings import SettingsError
+from pretrain import optim
+from pretrain.runtime.device import autocast, pick_device
 
 _ROWS = 32  # images at a time where nothing is learned
+_SAMPLE = 256  # images by which the input of a network from scratch is standardised
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network before its training: what it is, how images in 0…1 become its input, what the optimizer sees."""
+    """A network with what its training needs: how images in 0…1 become its input, the optimizer's parameter groups."""
 
-    network: nn.Module
+    module: nn.Module
     prepare: Callable[[torch.Tensor], torch.Tensor]
     groups: list[dict]
     device: torch.device
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Of images in 0…1, on any device."""
+        """Return the logits of images in 0…1 on any device."""
         inputs = self.prepare(images.to(self.device))
         with autocast("auto", self.device):
-            return self.network(inputs).float()
+            return self.module(inputs).float()
 
-    def of(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
-        """Logits of some slices, nothing learned."""
+    def logits_of(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
+        """Return the logits of some slices, without gradients."""
         with torch.inference_mode():
             return self.logits(torch.from_numpy(cohort.images[rows]).float())
 
     def __call__(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
-        """Draws (see volume_scores.Draw)."""
-        return self.of(cohort, rows).sigmoid().cpu()
+        """Draw (see volume_scores.Draw)."""
+        return self.logits_of(cohort, rows).sigmoid().cpu()
 
 
 @dataclass(frozen=True)
 class FittedClassifier:
     """A trained network that gives labels or values; a volume's are the mean over its slices."""
 
-    made: Network
+    network: Network
     outputs: Outputs
     context: Context
-    choices: dict
+    choices: Choices
     refitted: bool = False
 
     def scores(self, cohort: Cohort) -> np.ndarray:
-        """(U, T)."""
+        """Return (U, T)."""
         found = [
-            self.outputs.scores(self.made.of(cohort, np.arange(start, min(start + _ROWS, len(cohort.rows)))))
+            self.outputs.scores(self.network.logits_of(cohort, np.arange(start, min(start + _ROWS, len(cohort.rows)))))
             for start in range(0, len(cohort.rows), _ROWS)
         ]
         slices, unit = np.concatenate(found), cohort.unit
@@ -77,52 +84,94 @@ def fit(
     val: Cohort,
     context: Context,
     config: NetworkConfig,
+    *,
     draws: bool,
-    **told,
-) -> FittedSegmenter | FittedClassifier:
-    """A network per learning rate; validation patients choose one (and, where it draws, the thresholds).
+    extra_choices: Choices,
+) -> FittedSegmenter[Network] | FittedClassifier:
+    """Train a network per learning rate; validation patients choose one (and, where it draws, the thresholds).
 
-    make   a fresh network for some training patients
-    told   what the choices say of the network besides
-    With `refit` the chosen one is trained again on both.
+    make           a fresh network for some training patients
+    draws          whether it draws structures; else it gives labels or values
+    extra_choices  what the row of results says of the network besides
+    With `refit` the chosen one is trained again on training and validation patients.
     """
-    task, outputs = context.task, None if draws else Outputs.of(train)
-    tried = ((lr, _train(make(train), train, config, lr, task.seed, outputs)) for lr in config.lr)
-    if draws:
-        lr, made, thresholds = segmentation.best(tried, val, task.drawing)
+    task = context.task
+    outputs = None if draws else Outputs.of(train)
+    candidates = ((lr, _train(make(train), train, config, lr, task.seed, outputs)) for lr in config.lr)
+    if outputs is None:
+        lr, network, thresholds = segmentation.best(candidates, val, task.drawing)
     else:
-        lr, made = outputs.best(tried, lambda each: FittedClassifier(each, outputs, context, {}).scores(val), val)
+        coded = outputs
+        lr, network = coded.best(candidates, lambda each: FittedClassifier(each, coded, context, {}).scores(val), val)
     if task.refit:
         both = train.plus(val)
-        made = _train(make(both), both, config, lr, task.seed, outputs)
-    choices = {"lr": lr, **told}
-    if not draws:
-        return FittedClassifier(made, outputs, context, choices, task.refit)
+        network = _train(make(both), both, config, lr, task.seed, outputs)
+    choices = {"lr": lr, **extra_choices}
+    if outputs is not None:
+        return FittedClassifier(network, outputs, context, choices, task.refit)
     choices["thresholds"] = dict(zip(train.names, thresholds.tolist()))
-    return FittedSegmenter(made, thresholds, task.drawing, choices, task.refit)
+    return FittedSegmenter(network, thresholds, task.drawing, choices, task.refit)
+
+
+def fit_from_scratch(
+    train: Cohort, val: Cohort, context: Context, kind: Architecture
+) -> FittedSegmenter[Network] | FittedClassifier:
+    """Fit a network of eval.networks.baselines: `unet` and `transunet` draw, `cnn` gives labels or values.
+
+    The encoder lends its window of HU and nothing else. Raises SettingsError for a size that the network cannot halve.
+    """
+    task, draws = context.task, kind != "cnn"
+    config = {"unet": task.unet, "transunet": task.transunet, "cnn": task.cnn}[kind]
+    if draws and task.size % 16:
+        raise SettingsError(f"size={task.size}: {kind} needs a multiple of 16")
+
+    def make(cohort: Cohort) -> Network:
+        device = pick_device("auto")
+        stored = cohort.images
+        sample = np.sort(np.random.default_rng(task.seed).permutation(len(stored))[:_SAMPLE])
+        seen = torch.from_numpy(stored[sample]).float()
+        mean, std = (value.view(1, -1, 1, 1).to(device) for value in (seen.mean((0, 2, 3)), seen.std((0, 2, 3))))
+        outputs = len(cohort.names) if draws else Outputs.of(cohort).count
+        generator = torch.Generator().manual_seed(task.seed)
+        module = baselines.build(kind, stored.shape[1], outputs, config.channels, generator).to(device)
+        groups = optim.build_groups(module.named_parameters(), 0, 1.0, 1.0)
+        return Network(module, lambda images: (images - mean) / (std + 1e-6), groups, device)
+
+    parameters = sum(each.numel() for each in make(train).module.parameters())
+    return fit(make, train, val, context, config, draws=draws, extra_choices={"parameters": parameters})
 
 
 def _train(
-    made: Network, train: Cohort, config: NetworkConfig, lr: float, seed: int, outputs: Outputs | None
+    network: Network, train: Cohort, config: NetworkConfig, lr: float, seed: int, outputs: Outputs | None
 ) -> Network:
-    examples, stored, side = train.examples, train.images, None
+    """Train `network` in place; without `outputs` it draws structures."""
+    images = train.images
+
+    def augmented(
+        rows: np.ndarray, maps: torch.Tensor | None, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        stored = torch.from_numpy(images[rows]).float()
+        return augment(stored, maps, generator) if config.augment else (stored, maps)
+
     if outputs is None:
-        side = made.of(train, np.arange(1)).shape[-1]
-    wanted = None if outputs is None else train.targets[train.unit]
+        side = network.logits_of(train, np.arange(1)).shape[-1]
+        examples, maps = train.examples, train.maps(side)
 
-    def loss_of(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
-        images = torch.from_numpy(stored[rows]).float()
-        maps = None if side is None else torch.from_numpy(train.maps(side)[rows])
-        if config.augment:
-            images, maps = augment(images, maps, generator)
-        logits = made.logits(images)
-        if outputs is not None:
-            return outputs.loss(logits, wanted[rows])
-        annotated = torch.from_numpy(examples.annotated[rows]).to(logits.device)
-        return segmentation.masked_loss(logits, segmentation.targets(maps, examples).to(logits.device), annotated)
+        def loss_of(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
+            seen, drawn = augmented(rows, torch.from_numpy(maps[rows]), generator)
+            assert drawn is not None
+            logits = network.logits(seen)
+            annotated = torch.from_numpy(examples.annotated[rows]).to(logits.device)
+            return segmentation.masked_loss(logits, segmentation.targets(drawn, examples).to(logits.device), annotated)
 
-    plan = training.Hyperparameters(lr, config.epochs, config.batch_size, config.weight_decay, config.warmup)
-    made.network.train()
-    training.run(made.groups, loss_of, len(examples), plan, seed)
-    made.network.eval()
-    return made
+    else:
+        coded, wanted = outputs, train.targets[train.unit]
+
+        def loss_of(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
+            return coded.loss(network.logits(augmented(rows, None, generator)[0]), wanted[rows])
+
+    hyper = training.Hyperparameters(lr, config.epochs, config.batch_size, config.weight_decay, config.warmup)
+    network.module.train()
+    training.run(network.groups, loss_of, len(train.examples), hyper, seed)
+    network.module.eval()
+    return network

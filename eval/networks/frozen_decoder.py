@@ -1,4 +1,7 @@
-"""Decoders on frozen patch features: trained on features from the cache, chosen by validation patients."""
+"""Decoders on frozen patch features: trained on features from the cache, chosen by validation patients.
+
+One per probe: `linear` of segmentation, `primus` of primus, `unet` of unet_decoder.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.config import DecoderConfig
+from eval.config import DecoderConfig, DecoderKind, TaskConfig
 from eval.contract import Context
 from eval.data.cohorts import Cohort
 from eval.networks import decoders, segmentation, training
@@ -32,7 +35,7 @@ class FrozenDecoder:
     device: torch.device
 
     def logits(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
-        """(n, O, R, R)."""
+        """Return (n, O, R, R) logits of slices `rows`."""
         patches = self.standardise(cohort.patches(rows, self.blocks).to(self.device))
         side = round(patches.shape[1] ** 0.5)
         shown = None
@@ -46,26 +49,37 @@ class FrozenDecoder:
             return self.logits(cohort, rows).sigmoid().cpu()
 
 
-def fit(
-    train: Cohort, val: Cohort, context: Context, kind: str, config: DecoderConfig, blocks: Sequence[int]
-) -> FittedSegmenter:
-    """A decoder per learning rate; validation patients choose it and the thresholds.
+def settings(task: TaskConfig, kind: DecoderKind) -> DecoderConfig:
+    """Return the task's settings of the probe that has this decoder."""
+    return {"linear": task.segmentation, "primus": task.primus, "unet": task.unet_decoder}[kind]
+
+
+def blocks(task: TaskConfig, depth: int, kind: DecoderKind) -> tuple[int, ...]:
+    """Return the blocks, counted from 0, that a decoder reads: those of its settings, else those of the task (linear)
+    or the ends of the quarters (primus, unet)."""
+    own = settings(task, kind).blocks or (task.blocks if kind == "linear" else decoders.spread(depth))
+    return tuple(number % depth for number in own)
+
+
+def fit(train: Cohort, val: Cohort, context: Context, kind: DecoderKind) -> FittedSegmenter[FrozenDecoder]:
+    """Fit a decoder per learning rate; validation patients choose it and the thresholds.
 
     With `refit` the chosen one is trained again on both; the thresholds stay.
     """
-    task = context.task
-    tried = ((lr, train_decoder(train, kind, config, blocks, lr, task.seed)) for lr in config.lr)
-    lr, decoded, thresholds = segmentation.best(tried, val, task.drawing)
+    task, config = context.task, settings(context.task, kind)
+    read = blocks(task, context.encoder.depth, kind)
+    tried = ((lr, train_decoder(train, kind, config, read, lr, task.seed)) for lr in config.lr)
+    lr, decoder, thresholds = segmentation.best(tried, val, task.drawing)
     if task.refit:
-        decoded = train_decoder(train.plus(val), kind, config, blocks, lr, task.seed)
-    choices = {"lr": lr, "thresholds": dict(zip(train.names, thresholds.tolist())), "blocks": list(blocks)}
-    return FittedSegmenter(decoded, thresholds, task.drawing, choices, task.refit)
+        decoder = train_decoder(train.plus(val), kind, config, read, lr, task.seed)
+    choices = {"lr": lr, "thresholds": dict(zip(train.names, thresholds.tolist())), "blocks": list(read)}
+    return FittedSegmenter(decoder, thresholds, task.drawing, choices, task.refit)
 
 
 def train_decoder(
-    train: Cohort, kind: str, config: DecoderConfig, blocks: Sequence[int], lr: float, seed: int
+    train: Cohort, kind: DecoderKind, config: DecoderConfig, blocks: Sequence[int], lr: float, seed: int
 ) -> FrozenDecoder:
-    """One decoder at one learning rate."""
+    """Train one decoder at one learning rate."""
     device = pick_device("auto")
     standardise = standardised(train, blocks, seed)
     width, organs = len(standardise.mean), len(train.names)
@@ -73,30 +87,24 @@ def train_decoder(
         torch.manual_seed(seed)
         channels = train.images.shape[1] if kind == "unet" else 1
         decoder = decoders.build(kind, width, organs, config.cells, len(blocks), config.channels, channels)
-    decoded = FrozenDecoder(decoder.to(device), standardise.to(device), tuple(blocks), device)
+    frozen = FrozenDecoder(decoder.to(device), standardise.to(device), tuple(blocks), device)
     examples = train.examples
 
-    def loss_of(rows: np.ndarray, _) -> torch.Tensor:
-        logits = decoded.logits(train, rows)
+    def loss_of(rows: np.ndarray, _: np.random.Generator) -> torch.Tensor:
+        logits = frozen.logits(train, rows)
         wanted = segmentation.targets(train.maps(logits.shape[-1])[rows], examples).to(device)
         return segmentation.masked_loss(logits, wanted, torch.from_numpy(examples.annotated[rows]).to(device))
 
-    named = [(name, each) for name, each in decoder.named_parameters()]
-    plan = training.Hyperparameters(
+    hyper = training.Hyperparameters(
         lr, config.epochs, config.batch_size, config.weight_decay, warmup=0.0, clip=math.inf
     )
-    training.run(optim.build_groups(named, 0, 1.0, 1.0), loss_of, len(examples), plan, seed)
+    training.run(optim.build_groups(decoder.named_parameters(), 0, 1.0, 1.0), loss_of, len(examples), hyper, seed)
     decoder.eval()
-    return decoded
+    return frozen
 
 
 def standardised(train: Cohort, blocks: Sequence[int], seed: int) -> Standardise:
-    """Mean and spread of the features of some training slices."""
+    """Return the standardisation of some blocks' features, from a sample of the training slices."""
     count = len(train.rows)
     sample = np.sort(np.random.default_rng(seed).permutation(count)[:_SAMPLE])
     return Standardise.of(train.patches(sample, blocks))
-
-
-def blocks_of(config: DecoderConfig, depth: int) -> tuple[int, ...]:
-    """Blocks counted from 0: the configuration's, or the ends of the quarters."""
-    return tuple(number % depth for number in config.blocks) or tuple(decoders.spread(depth))

@@ -1,36 +1,38 @@
-"""What all probes that draw structures share: the loss, the thresholds that validation chooses, scores, pictures."""
+"""What probes that draw structures share: the loss, the thresholds that validation chooses, the fitted probe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from eval.config import DrawingConfig
-from eval.contract import Outcome
+from eval.contract import Choices, Outcome
 from eval.data import images
 from eval.data.cohorts import Cohort
 from eval.data.examples import Examples
+from eval.data.features import Rows
 from eval.networks import volume_scores
 from eval.networks.volume_scores import Draw
 from eval.statistics import metrics
 
 _ROWS = 32  # slices at a time
 Key = TypeVar("Key")  # what a choice is between: learning rates, numbers of neighbours
+Drawer = TypeVar("Drawer", bound=Draw)
 
 
 @dataclass(frozen=True)
-class FittedSegmenter:
-    """A fitted probe that draws: `maps` as volume_scores.Draw says, and the threshold of each structure."""
+class FittedSegmenter(Generic[Drawer]):
+    """A fitted probe that draws: `maps` as volume_scores.Draw says, and the threshold of each structure (O,)."""
 
-    maps: Draw
+    maps: Drawer
     thresholds: np.ndarray
     config: DrawingConfig
-    choices: dict
+    choices: Choices
     refitted: bool = False
 
     def predict(self, test: Cohort) -> list[Outcome]:
@@ -45,11 +47,12 @@ class FittedSegmenter:
 
 
 def choose(maps: Draw, val: Cohort, config: DrawingConfig) -> tuple[np.ndarray, float]:
-    """The threshold of each structure that serves the validation patients best, and their mean Dice with it.
+    """Return the best threshold of each structure (O,) on the validation patients, and their mean Dice with it.
 
     Counted on the grid that `maps` draws on: enough to choose by.
     """
-    examples, truth = val.examples, None
+    examples = val.examples
+    truth: Rows | None = None
     tallies = [PixelCounts(np.unique(examples.subjects), len(examples.values)) for _ in config.thresholds]
     for start in range(0, len(val.rows), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(val.rows)))
@@ -63,14 +66,19 @@ def choose(maps: Draw, val: Cohort, config: DrawingConfig) -> tuple[np.ndarray, 
     return np.array(config.thresholds)[means.argmax(axis=0)], float(means.max(axis=0).mean())
 
 
-def best(tried: Iterable[tuple[Key, Draw]], val: Cohort, config: DrawingConfig) -> tuple[Key, Draw, np.ndarray]:
-    """Of what is tried one after the other what serves the validation patients best, its key, and its thresholds."""
-    scored = ((key, maps, *choose(maps, val, config)) for key, maps in tried)
+def best(
+    candidates: Iterable[tuple[Key, Drawer]], val: Cohort, config: DrawingConfig
+) -> tuple[Key, Drawer, np.ndarray]:
+    """Return the best candidate on validation patients: its key, itself, its thresholds (O,).
+
+    candidates  are tried, and may be made, one after the other
+    """
+    scored = ((key, maps, *choose(maps, val, config)) for key, maps in candidates)
     return max(scored, key=lambda each: each[-1])[:3]
 
 
 class PixelCounts:
-    """Counts of pixels by patient and structure; one that is unlabelled in a study is not counted there."""
+    """Counts of pixels by patient and structure; a structure that is unlabelled in a study is not counted there."""
 
     def __init__(self, subjects: np.ndarray, structures: int) -> None:
         self.subjects = subjects
@@ -96,7 +104,7 @@ def targets(maps: np.ndarray | torch.Tensor, examples: Examples) -> torch.Tensor
 
 
 def masked_loss(logits: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus soft Dice over the labelled structures of a batch.
+    """Return cross-entropy plus soft Dice over the labelled structures of a batch.
 
     logits, targets (N, O, R, R); annotated (N, O): a structure that is not labelled in a slice's series
     adds nothing to either term.

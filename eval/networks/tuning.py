@@ -6,29 +6,30 @@ Beginning with the fitted head keeps the first steps from spoiling the features 
 from __future__ import annotations
 
 import copy
-from importlib import import_module
+from collections.abc import Callable
+from typing import get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 
-from eval.config import TaskConfig, TuneConfig
-from eval.contract import Context
+from eval.config import DecoderKind, TaskConfig, TuneConfig
+from eval.contract import Context, Needs
 from eval.data.cohorts import Cohort
 from eval.networks import adapters, fitting, frozen_decoder
+from eval.networks.adapters import Method
 from eval.networks.augment import augment
 from eval.networks.decoders import Standardise
-from eval.networks.fitting import Network
+from eval.networks.fitting import FittedClassifier, Network
 from eval.networks.frozen_decoder import FrozenDecoder
+from eval.networks.segmentation import FittedSegmenter
 from eval.networks.segmenter import Segmenter, groups
 from eval.networks.targets import Outputs
-from eval.probes import registry
 from meddap.settings import SettingsError
 from pretrain.model.vit import VisionTransformer
 
 _STARTS: WeakKeyDictionary[Cohort, dict[str, FrozenDecoder]] = WeakKeyDictionary()
-_DECODERS = {"linear": "segmentation", "primus": "primus", "unet": "unet_decoder"}  # the frozen probes that have them
 _HEAD_STEPS, _HEAD_DECAY = 200, 1e-2  # of L-BFGS, and what keeps weights small
 _ROWS = 32  # images at a time
 
@@ -44,17 +45,40 @@ class Classifier(nn.Module):
         return self.head(self.standardise(self.features(images)))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 2 D); of images of more channels than the backbone takes the mean over the channels' own."""
+        """Return (N, 2 D) features; where images have more channels than the backbone takes, the mean over channels."""
         takes = self.backbone.patch_embed.proj.in_channels
-        parts = images.unflatten(1, (-1, takes))
-        found = self.backbone(parts.flatten(0, 1))
+        stacked = images.unflatten(1, (-1, takes))
+        found = self.backbone(stacked.flatten(0, 1))
         both = torch.cat([found.cls, found.patches.mean(dim=1)], dim=1)
-        return both.unflatten(0, parts.shape[:2]).mean(dim=1)
+        return both.unflatten(0, stacked.shape[:2]).mean(dim=1)
 
 
-def fit(train: Cohort, val: Cohort, context: Context, method: str, config: TuneConfig):
-    """`lora`, `bitfit` or `full`: what of the encoder is trained (see eval.networks.adapters)."""
+def settings(task: TaskConfig, method: Method) -> TuneConfig:
+    """Return the task's settings of the probe that trains the encoder by this method. Raises SettingsError for an
+    unknown decoder."""
+    found = {"lora": task.lora, "bitfit": task.bitfit, "full": task.finetune}[method]
+    if found.decoder not in get_args(DecoderKind):
+        raise SettingsError(f"decoder={found.decoder}: no such decoder; there are {', '.join(get_args(DecoderKind))}")
+    return found
+
+
+def needs(task: TaskConfig) -> Needs:
+    """Return what is read: patch features for the decoder to begin with, where structures are drawn."""
+    return "patches" if task.kind == "segmentation" else "images"
+
+
+def blocks(task: TaskConfig, depth: int, method: Method) -> tuple[int, ...]:
+    """Return the blocks that the frozen probe of the same decoder reads."""
+    return frozen_decoder.blocks(task, depth, settings(task, method).decoder)
+
+
+def fit(train: Cohort, val: Cohort, context: Context, method: Method) -> FittedSegmenter[Network] | FittedClassifier:
+    """Train the encoder further, by what `method` trains of it (see eval.networks.adapters).
+
+    Raises SettingsError for an encoder without weights of ours, or of several sequences.
+    """
     task, encoder = context.task, context.encoder
+    config = settings(task, method)
     backbone = getattr(encoder, "model", None)
     if not isinstance(backbone, VisionTransformer):
         raise SettingsError(f"{encoder.source}: has no weights that {method} could train; drop that probe")
@@ -68,46 +92,40 @@ def fit(train: Cohort, val: Cohort, context: Context, method: str, config: TuneC
         generator = torch.Generator().manual_seed(task.seed)
         adapters.prepare(mine, method, generator, rank=config.rank, alpha=config.alpha)
         share["trained"] = adapters.share(mine)
+        module: nn.Module
         if draws:
             start = _start(cohort, val, context, config.decoder)
-            network = Segmenter(mine, start.blocks, copy.deepcopy(start.decoder), start.standardise)
+            module = Segmenter(mine, start.blocks, copy.deepcopy(start.decoder), start.standardise)
         else:
-            network = _classifier(mine, cohort, encoder.prepare, Outputs.of(cohort), config.augment, task.seed)
+            module = _classifier(mine, cohort, encoder.prepare, Outputs.of(cohort), config.augment, task.seed)
         device = next(mine.parameters()).device
         decay = config.layer_decay if method == "full" else 1.0
-        return Network(network.to(device), encoder.prepare, groups(network, mine.depth, decay), device)
+        return Network(module.to(device), encoder.prepare, groups(module, mine.depth, decay), device)
 
-    fitted = fitting.fit(make, train, val, context, config, draws, method=method, share=share)
-    fitted.choices["share"] = round(share["trained"], 5)
+    fitted = fitting.fit(
+        make, train, val, context, config, draws=draws, extra_choices={"method": method, "share": share}
+    )
+    fitted.choices["share"] = round(share["trained"], 5)  # known only now that a network was made
     return fitted
 
 
-def needs(task: TaskConfig) -> str:
-    """Patch features for the decoder to begin with, where structures are drawn."""
-    return "patches" if task.kind == "segmentation" else "images"
-
-
-def blocks(task: TaskConfig, decoder: str, depth: int) -> tuple[int, ...]:
-    """Blocks that the frozen probe of this decoder reads. Raises SettingsError for another word."""
-    if decoder not in _DECODERS:
-        raise SettingsError(f"decoder={decoder}: no such decoder; there are {', '.join(_DECODERS)}")
-    return import_module(registry.PROBES[_DECODERS[decoder]]).blocks(task, depth)
-
-
-def _start(cohort: Cohort, val: Cohort, context: Context, kind: str) -> FrozenDecoder:
-    """The frozen probe's decoder for these patients; fitted once for all ways to go on."""
+def _start(cohort: Cohort, val: Cohort, context: Context, kind: DecoderKind) -> FrozenDecoder:
+    """Return the frozen probe's decoder for these patients; fitted once for all ways to go on."""
     known = _STARTS.setdefault(cohort, {})
     if kind not in known:
-        task = context.task
-        settings, read = getattr(task, _DECODERS[kind]), blocks(task, kind, context.encoder.depth)
-        known[kind] = frozen_decoder.fit(cohort, val, context, kind, settings, read).maps
+        known[kind] = frozen_decoder.fit(cohort, val, context, kind).maps
     return known[kind]
 
 
 def _classifier(
-    backbone: VisionTransformer, cohort: Cohort, prepare, outputs: Outputs, augmented: bool, seed: int
+    backbone: VisionTransformer,
+    cohort: Cohort,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    outputs: Outputs,
+    augmented: bool,
+    seed: int,
 ) -> Classifier:
-    """With a head fitted on the backbone's features as they are, of the images and of changed ones."""
+    """Return a classifier whose head is pre-fitted on frozen features of original and augmented images."""
     width, device = 2 * backbone.embed_dim, next(backbone.parameters()).device
     plain = Classifier(backbone, nn.Linear(width, outputs.count), Standardise(torch.zeros(width), torch.ones(width)))
     plain.to(device)

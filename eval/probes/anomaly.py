@@ -15,14 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import AnomalyConfig, TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.statistics.predictions import Binned
 from meddap.settings import SettingsError
 
-KINDS = ("anomaly",)
-NEEDS = "patches"
-LEVELS = ("slice",)
 _LAST = (-1,)  # the block whose patches are read
 _BINS = 2048
 _PIXELS = 4  # cells of a patch's side in which pixels are scored
@@ -35,7 +32,7 @@ class Memory:
     patches: torch.Tensor
     edges: np.ndarray
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:

@@ -9,25 +9,22 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
+from eval.networks.decoders import Standardise
 from eval.probes import heads
 
-KINDS = ("binary", "multiclass", "multilabel", "segmentation")
-NEEDS = "patches"
-LEVELS = ("slice",)
 _LAST = (-1,)  # the block whose patches are read
-_SAMPLE = 256  # slices whose patches tell mean and spread
+_SAMPLE = 256  # slices by whose patches features are standardised
 
 
 class AttentiveHead(nn.Module):
-    """(n, P, F) patches → (n, O) logits: patches are standardised, then one query for each head, values as they are."""
+    """(n, P, F) patches → (n, O) logits: patches are standardised; one query per head; values are the patches."""
 
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor, labels: int, count: int, seed: int) -> None:
+    def __init__(self, standardise: Standardise, labels: int, count: int, seed: int) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        width = len(mean)
+        self.standardise = standardise
+        width = len(standardise.mean)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.attention = nn.Linear(width, count, bias=False)  # query · key, folded into one row for each head
@@ -36,7 +33,7 @@ class AttentiveHead(nn.Module):
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        tokens = (patches - self.mean) / self.std
+        tokens = self.standardise(patches)
         share = self.attention(tokens).softmax(dim=1)
         return self.classify(torch.einsum("nph,npf->nhf", share, tokens).flatten(1))
 
@@ -47,7 +44,7 @@ class Attentive:
 
     head: AttentiveHead
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:
@@ -55,11 +52,11 @@ class Attentive:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Attentive:
-    """A head for every learning rate; with `refit` the chosen one again on training and validation patients."""
+    """Train a head per learning rate; with `refit` the chosen one again on training and validation patients."""
     task, config = context.task, context.task.attentive
     found = {lr: _train(train, task, lr) for lr in config.lr}
     scores = {lr: score(_probabilities(head, val, task), val, task) for lr, head in found.items()}
-    lr = max(scores, key=scores.get)
+    lr = max(scores, key=scores.__getitem__)
     head = _train(train.plus(val), task, lr) if task.refit else found[lr]
     return Attentive(head, task, {"lr": lr}, task.refit)
 
@@ -67,27 +64,23 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Attentive:
 def _train(cohort: Cohort, task: TaskConfig, lr: float) -> AttentiveHead:
     config = task.attentive
     rows = np.sort(np.random.default_rng(task.seed).permutation(len(cohort))[:_SAMPLE])
-    tokens = cohort.patches(rows, _LAST).flatten(0, 1)
-    std = tokens.std(dim=0)
-    std = torch.where(std > 1e-6, std, torch.ones_like(std))  # a constant channel says nothing
-    head = AttentiveHead(tokens.mean(dim=0), std, cohort.states.shape[1], config.heads, task.seed)
-    return heads.train(
+    standardise = Standardise.of(cohort.patches(rows, _LAST))
+    head = AttentiveHead(standardise, cohort.states.shape[1], config.heads, task.seed)
+    heads.train(
         head,
         _batch(cohort),
-        cohort.states,
+        cohort,
         lr=lr,
         epochs=config.epochs,
         batch_size=config.batch_size,
         weight_decay=config.weight_decay,
-        exclusive=task.kind == "multiclass",
-        seed=task.seed,
     )
+    return head
 
 
-def _batch(cohort: Cohort):
-    return lambda rows: (cohort.patches(rows, _LAST),)
+def _batch(cohort: Cohort) -> heads.Batch:
+    return lambda units: (cohort.patches(units, _LAST),)
 
 
 def _probabilities(head: AttentiveHead, cohort: Cohort, task: TaskConfig) -> np.ndarray:
-    found = heads.logits(head, _batch(cohort), len(cohort), task.attentive.batch_size)
-    return heads.probabilities(found, task.kind == "multiclass")
+    return heads.probabilities(head, _batch(cohort), cohort, task.attentive.batch_size)

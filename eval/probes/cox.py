@@ -9,13 +9,10 @@ from itertools import product
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
-
-KINDS = ("survival",)
-NEEDS = "pooled"
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Hazard:
     axes: np.ndarray
     weights: np.ndarray
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:

@@ -1,65 +1,44 @@
-"""What small trained heads share: their loss over labels of which some are unknown, and their training."""
+"""What small trained heads share: their training, and the probabilities that they give."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from eval.data.cohorts import Cohort
+from eval.networks import targets, training
+from eval.networks.targets import Outputs
+from eval.networks.training import Hyperparameters
 
-def entropy(logits: torch.Tensor, states: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """Mean cross-entropy over what is known: logits (n, O), states (n, O) in {1, 0, −1}; exclusive: one softmax."""
-    known, truth = (states >= 0).float(), (states == 1).float()
-    if exclusive:
-        mine = known.amin(dim=1)
-        return -((logits.log_softmax(dim=1) * truth).sum(dim=1) * mine).sum() / mine.sum().clamp(min=1)
-    each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return (each * known).sum() / known.sum().clamp(min=1)
-
-
-def probabilities(logits: torch.Tensor, exclusive: bool) -> np.ndarray:
-    """(n, O) of each label, or of classes of which one is true."""
-    logits = logits.double()
-    return (logits.softmax(dim=1) if exclusive else logits.sigmoid()).numpy()
+Batch = Callable[[np.ndarray], Sequence[torch.Tensor]]  # units → the arguments of a head
 
 
 def train(
-    head: nn.Module,
-    batch: Callable[[np.ndarray], Sequence[torch.Tensor]],
-    states: np.ndarray,
-    *,
-    lr: float,
-    epochs: int,
-    batch_size: int,
-    weight_decay: float,
-    exclusive: bool,
-    seed: int,
-) -> nn.Module:
-    """Train a head by AdamW with a cosine schedule; `batch(units)` gives its arguments. In evaluation mode after it."""
-    generator, count = np.random.default_rng(seed), len(states)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-count // batch_size))
+    head: nn.Module, batch: Batch, cohort: Cohort, *, lr: float, epochs: int, batch_size: int, weight_decay: float
+) -> None:
+    """Train a head on a cohort's units in place; it is in evaluation mode afterwards.
+
+    Weight decay holds for every parameter: a head has few, and its biases are as free to overfit as its weights.
+    """
+    outputs = Outputs.of(cohort)
+
+    def loss_of(units: np.ndarray, _: np.random.Generator) -> torch.Tensor:
+        return outputs.loss(head(*batch(units)), cohort.targets[units])
+
+    alike = {"lr_multiplier": 1.0, "wd_multiplier": 1.0, "is_last_layer": False}
+    hyper = Hyperparameters(lr, epochs, batch_size, weight_decay, warmup=0.0, clip=math.inf, reaches_0=False)
     head.train()
-    for _ in range(epochs):
-        order = generator.permutation(count)
-        for start in range(0, count, batch_size):
-            units = np.sort(order[start : start + batch_size])
-            value = entropy(head(*batch(units)), torch.from_numpy(states[units]), exclusive)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
-    return head.eval()
+    training.run([{"params": list(head.parameters()), **alike}], loss_of, len(cohort), hyper, cohort.base.task.seed)
+    head.eval()
 
 
-def logits(
-    head: nn.Module, batch: Callable[[np.ndarray], Sequence[torch.Tensor]], count: int, batch_size: int
-) -> torch.Tensor:
-    """(count, O) logits."""
+def probabilities(head: nn.Module, batch: Batch, cohort: Cohort, batch_size: int) -> np.ndarray:
+    """Return (U, O) probabilities of a cohort's units."""
+    starts, count = range(0, len(cohort), batch_size), len(cohort)
     with torch.inference_mode():
-        return torch.cat(
-            [head(*batch(np.arange(at, min(at + batch_size, count)))) for at in range(0, count, batch_size)]
-        )
+        logits = torch.cat([head(*batch(np.arange(at, min(at + batch_size, count)))) for at in starts])
+    return targets.probabilities(logits, cohort.base.task.kind == "multiclass")

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
 
-KINDS = ("binary", "multiclass", "multilabel", "segmentation", "regression")
-NEEDS = "pooled"
 _QUERIES = 1024  # at a time
 
 
@@ -22,7 +20,7 @@ class FittedKnn:
 
     train: Cohort
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool = False
 
     def predict(self, test: Cohort) -> list[Outcome]:

@@ -16,12 +16,9 @@ import numpy as np
 import torch
 
 from eval.config import LinearConfig, TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Line, Standard
-
-KINDS = ("binary", "multiclass", "multilabel", "segmentation")
-NEEDS = "pooled"
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Best:
 
     head: Head
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from eval.config import TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.config import Pooling, TaskConfig
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
+from eval.networks.targets import probabilities
+from meddap.settings import SettingsError
 
-KINDS = ("binary", "multiclass", "multilabel", "segmentation")
-NEEDS = "pooled"
 _TOLERANCE = 1e-4  # scikit-learn's own; there are many strengths
 
 
 @dataclass(frozen=True)
 class Standard:
-    """Mean and standard deviation of the training features, (D,) each; a constant channel is left as it is."""
+    """Mean and standard deviation of the training features, (D,) each; a constant channel is only centred."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -49,13 +49,12 @@ class Line:
     biases: np.ndarray
 
     def probabilities(self, features: np.ndarray, exclusive: bool) -> np.ndarray:
-        """(U, O) of each label, or of classes of which one is true."""
+        """Return (U, O) probabilities of each label, or of classes of which one is true (`exclusive`)."""
         return self.of_standard(self.standard.apply(features), exclusive)
 
     def of_standard(self, inputs: np.ndarray, exclusive: bool) -> np.ndarray:
-        """The same of features that are standardised already."""
-        logits = torch.from_numpy(inputs @ self.weights + self.biases).double()
-        return (logits.softmax(dim=1) if exclusive else logits.sigmoid()).numpy()
+        """Return the same for features that are standardised already."""
+        return probabilities(torch.from_numpy(inputs @ self.weights + self.biases), exclusive)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Regression:
 
     line: Line
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:
@@ -73,25 +72,28 @@ class Regression:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Regression:
-    """The strength that serves the validation patients best."""
+    """Choose the best strength on the validation patients."""
     task = context.task
     strength, line = choose(train, val, task, task.logistic.strengths, refit=task.refit)
     return Regression(line, task, {"C": strength}, task.refit)
 
 
 def choose(
-    train: Cohort, val: Cohort, task: TaskConfig, count: int, how: str | None = None, refit: bool = False
+    train: Cohort, val: Cohort, task: TaskConfig, count: int, how: Pooling | None = None, refit: bool = False
 ) -> tuple[float, Line]:
-    """Of `count` strengths the one that serves the validation patients best, and its line; `how` pools volumes.
+    """Return the best of `count` strengths on validation patients, and its line; `how` pools volumes.
 
     refit  the line of the chosen strength is that of training and validation patients
     """
-    best, chosen, inputs = -np.inf, None, None
+    chosen: tuple[float, Line] | None = None
+    best, inputs = -np.inf, None
     for strength, line in path(train, task, count, how=how):
         inputs = line.standard.apply(val.pooled(how=how)) if inputs is None else inputs  # the same for every line
         worth = score(line.of_standard(inputs, task.kind == "multiclass"), val, task)
         if chosen is None or worth > best:
             best, chosen = worth, (strength, line)
+    if chosen is None:
+        raise SettingsError("logistic.strengths=0: give a number above 0")
     if refit:
         strength, _ = chosen
         chosen = strength, dict(path(train.plus(val), task, count, until=strength, how=how))[strength]
@@ -99,9 +101,9 @@ def choose(
 
 
 def path(
-    train: Cohort, task: TaskConfig, count: int, until: float = np.inf, how: str | None = None
+    train: Cohort, task: TaskConfig, count: int, until: float = np.inf, how: Pooling | None = None
 ) -> Iterator[tuple[float, Line]]:
-    """(C, Line) for `count` strengths, ascending, each started from the one before."""
+    """Yield (C, Line) for `count` strengths, ascending, each started from the one before."""
     features = train.pooled(how=how)
     standard = Standard.of(features) if task.logistic.standardise else Standard(np.zeros(1), np.ones(1))
     axes, start = Axes.of(standard.apply(features)), None
@@ -129,7 +131,7 @@ class Axes:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Axes:
-        """Of (N, D) float32 features, by the smaller of the two products with themselves."""
+        """Return the axes of (N, D) float32 features, from the smaller of the two products with themselves."""
         rows = torch.from_numpy(features)
         wide = rows.shape[0] < rows.shape[1]
         squares, vectors = torch.linalg.eigh((rows @ rows.T if wide else rows.T @ rows).double())
@@ -153,7 +155,7 @@ class Axes:
         start: tuple[np.ndarray, np.ndarray] | None = None,
         tolerance: float = 1e-6,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (R, O) on the axes and biases (O,), by L-BFGS: scikit-learn's LogisticRegression(C=strength).
+        """Return weights (R, O) on the axes and biases (O,), by L-BFGS: scikit-learn's LogisticRegression(C=strength).
 
         Minimises, for every label, the sum of cross-entropies over the units where it is known plus |w|² / (2 C),
         divided by their number; the bias is not penalised. exclusive: one softmax over classes instead of a sigmoid for
@@ -202,7 +204,7 @@ class Axes:
 def solve(
     features: np.ndarray, states: np.ndarray, strength: float, steps: int = 100, exclusive: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (D, O) and biases (O,) of one strength on (N, D) float32 features; see Axes.solve."""
+    """Return weights (D, O) and biases (O,) of one strength on (N, D) float32 features; see Axes.solve."""
     axes = Axes.of(features)
     weights, biases = axes.solve(states, strength, steps, exclusive)
     return axes.back(weights), biases

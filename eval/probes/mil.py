@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from eval.config import TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.config import Pooling, TaskConfig
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes import heads, logistic
 from eval.probes.logistic import Line, Standard
 
-KINDS = ("binary", "multiclass", "multilabel", "segmentation")
-NEEDS = "pooled"
-LEVELS = ("volume",)
 _STRENGTHS = 15  # of the logistic regression on the mean and on the maximum
 _BATCH = 16  # volumes
 
@@ -45,37 +43,39 @@ class GatedAttention(nn.Module):
 class FittedMil:
     """Lines on the mean and the maximum, and the attention that validation patients chose."""
 
-    lines: dict[str, Line]
+    lines: dict[Pooling, Line]
     attention: GatedAttention
     standard: Standard
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:
         exclusive = self.task.kind == "multiclass"
-        found = {how: line.probabilities(test.pooled(how=how), exclusive) for how, line in self.lines.items()}
-        found["attention"] = _probabilities(self.attention, self.standard, test, self.task)
+        found: dict[str, np.ndarray] = {
+            how: line.probabilities(test.pooled(how=how), exclusive) for how, line in self.lines.items()
+        }
+        found["attention"] = _probabilities(self.attention, self.standard, test)
         return [Outcome(prediction_of(each, test, self.task), {"pool": how}) for how, each in found.items()]
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> FittedMil:
-    """Validation patients choose the penalty of each line and the learning rate of the attention; with `refit` all
-    three are fitted again on training and validation patients."""
-    task, config, lines, choices = context.task, context.task.mil, {}, {}
-    for how in ("mean", "max"):
+    """Fit two lines and the attention: validation patients choose the penalty of each line and the learning rate of
+    the attention; with `refit` all three are fitted again on training and validation patients."""
+    task, config = context.task, context.task.mil
+    lines: dict[Pooling, Line] = {}
+    choices: Choices = {}
+    for how in get_args(Pooling):
         choices[how], lines[how] = logistic.choose(train, val, task, _STRENGTHS, how, task.refit)
-    standard, best = Standard.of(train.slices()), None
-    for lr in config.lr:
-        head = _train(train, standard, task, lr)
-        worth = score(_probabilities(head, standard, val, task), val, task)
-        if best is None or worth > best[0]:
-            best = worth, lr, head
-    _, choices["attention"], head = best
+    standard = Standard.of(train.slices())
+    tried = {lr: _train(train, standard, task, lr) for lr in config.lr}
+    scores = {lr: score(_probabilities(head, standard, val), val, task) for lr, head in tried.items()}
+    choices["attention"] = lr = max(scores, key=scores.__getitem__)
+    head = tried[lr]
     if task.refit:
         both = train.plus(val)
         standard = Standard.of(both.slices())
-        head = _train(both, standard, task, choices["attention"])
+        head = _train(both, standard, task, lr)
     return FittedMil(lines, head, standard, task, choices, task.refit)
 
 
@@ -85,21 +85,20 @@ def _train(cohort: Cohort, standard: Standard, task: TaskConfig, lr: float) -> G
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         head = GatedAttention(len(standard.mean), cohort.states.shape[1], config.hidden, config.dropout, task.seed)
-        return heads.train(
+        heads.train(
             head,
             _batch(cohort, standard),
-            cohort.states,
+            cohort,
             lr=lr,
             epochs=config.epochs,
             batch_size=_BATCH,
             weight_decay=config.weight_decay,
-            exclusive=task.kind == "multiclass",
-            seed=task.seed,
         )
+    return head
 
 
-def _batch(cohort: Cohort, standard: Standard):
-    """Volumes of different lengths, padded."""
+def _batch(cohort: Cohort, standard: Standard) -> heads.Batch:
+    """Return what gives volumes of different lengths, padded (n, Z, D), and which slices are there (n, Z)."""
     slices = torch.from_numpy(standard.apply(cohort.slices()))
     ends = np.cumsum(np.bincount(cohort.unit, minlength=len(cohort)))
     members = np.split(np.argsort(cohort.unit, kind="stable"), ends[:-1])
@@ -113,6 +112,5 @@ def _batch(cohort: Cohort, standard: Standard):
     return batch
 
 
-def _probabilities(head: GatedAttention, standard: Standard, cohort: Cohort, task: TaskConfig) -> np.ndarray:
-    found = heads.logits(head, _batch(cohort, standard), len(cohort), _BATCH)
-    return heads.probabilities(found, task.kind == "multiclass")
+def _probabilities(head: GatedAttention, standard: Standard, cohort: Cohort) -> np.ndarray:
+    return heads.probabilities(head, _batch(cohort, standard), cohort, _BATCH)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eval.config import PatchKnnConfig
+from eval.config import PatchKnnConfig, TaskConfig
 from eval.contract import Context
 from eval.data.cohorts import Cohort
 from eval.networks import segmentation
@@ -18,8 +18,7 @@ from eval.networks.segmentation import FittedSegmenter
 from eval.probes import patch_bank
 from eval.probes.patch_bank import PatchBank
 
-KINDS = ("segmentation",)
-NEEDS = "patches"
+_LAST = (-1,)  # the block whose patches are read
 _BATCH = 64  # slices
 _CHOOSERS = 300  # validation slices by which k is chosen: a choice among three needs no more
 
@@ -39,30 +38,27 @@ class PatchVoter:
         return self.bank.draw(patches, (side, side), [self.k], self.config.temperature)[0]
 
 
-_LAST = (-1,)
-
-
-def blocks(task, depth: int) -> tuple[int, ...]:
-    """The last one."""
+def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
+    """Return the last one."""
     return _LAST
 
 
-def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter:
-    """The k that serves the validation patients best. With `refit` the bank is drawn from both."""
+def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter[PatchVoter]:
+    """Choose the best k on the validation patients. With `refit` the bank is drawn from both."""
     task, config = context.task, context.task.patch_knn
-    unit = standardised(train, _LAST, task.seed)
-    bank = collect(train, unit, config, task.seed)
-    tried = ((k, PatchVoter(bank, unit, k, config)) for k in config.k)
-    k, neighbours, thresholds = segmentation.best(tried, _thinned(val), task.drawing)
+    standardise = standardised(train, _LAST, task.seed)
+    bank = collect(train, standardise, config, task.seed)
+    tried = ((k, PatchVoter(bank, standardise, k, config)) for k in config.k)
+    k, voter, thresholds = segmentation.best(tried, _thinned(val), task.drawing)
     if task.refit:
-        bank = collect(train.plus(val), unit, config, task.seed)
-        neighbours = PatchVoter(bank, unit, k, config)
+        bank = collect(train.plus(val), standardise, config, task.seed)
+        voter = PatchVoter(bank, standardise, k, config)
     choices = {"k": k, "thresholds": dict(zip(train.names, thresholds.tolist()))}
-    return FittedSegmenter(neighbours, thresholds, task.drawing, choices, task.refit)
+    return FittedSegmenter(voter, thresholds, task.drawing, choices, task.refit)
 
 
-def collect(train: Cohort, unit: Standardise, config: PatchKnnConfig, seed: int) -> PatchBank:
-    """A bank of the training patches."""
+def collect(train: Cohort, standardise: Standardise, config: PatchKnnConfig, seed: int) -> PatchBank:
+    """Return a bank of the training patches."""
     count, examples = len(train.rows), train.examples
     side = round(train.patches(np.arange(1), _LAST).shape[1] ** 0.5)
     maps = train.maps(side * config.cells)
@@ -71,12 +67,12 @@ def collect(train: Cohort, unit: Standardise, config: PatchKnnConfig, seed: int)
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(start + _BATCH, count))
             structures = segmentation.targets(maps[rows], examples)
-            yield unit(train.patches(rows, _LAST)), structures, torch.from_numpy(examples.annotated[rows])
+            yield standardise(train.patches(rows, _LAST)), structures, torch.from_numpy(examples.annotated[rows])
 
     return patch_bank.collect(batches(), count * side * side, config.bank, config.cells, seed)
 
 
 def _thinned(val: Cohort) -> Cohort:
-    """Every n-th slice, of all patients."""
+    """Return every n-th slice of all patients, about _CHOOSERS of them."""
     step = max(1, len(val.rows) // _CHOOSERS)
     return Cohort(val.name, val.base, val.rows[::step])

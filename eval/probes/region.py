@@ -12,15 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome
+from eval.contract import Choices, Context, Outcome
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Line, Standard, solve
 from eval.statistics.predictions import Scored
 from meddap.settings import SettingsError
 
-KINDS = ("segmentation",)
-NEEDS = "patches"
-LEVELS = ("slice",)
 _LAST = (-1,)  # the block whose patches are read
 
 
@@ -39,7 +36,7 @@ class Named:
 
     line: Line
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:

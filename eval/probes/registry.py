@@ -1,66 +1,100 @@
-"""The probes by name."""
+"""The probes by name, as `probes` of a task and the sections of its settings call them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from types import ModuleType
+from functools import partial
 
-from eval.config import TaskConfig
+from eval.config import DecoderKind, Kind, Level, TaskConfig
+from eval.contract import Probe
+from eval.networks import fitting, frozen_decoder, tuning, volume_head
+from eval.networks.adapters import Method
+from eval.probes import (
+    anomaly,
+    attentive,
+    cox,
+    few_shot,
+    knn,
+    linear,
+    logistic,
+    mil,
+    patch_knn,
+    region,
+    retrieval,
+    ridge,
+    subsets,
+)
 from meddap.settings import SettingsError
 
-PROBES = {
-    "knn": "eval.probes.knn",
-    "logistic": "eval.probes.logistic",
-    "linear": "eval.probes.linear",
-    "attentive": "eval.probes.attentive",
-    "mil": "eval.probes.mil",
-    "few_shot": "eval.probes.few_shot",
-    "fractions": "eval.probes.fractions",
-    "region": "eval.probes.region",
-    "retrieval": "eval.probes.retrieval",
-    "anomaly": "eval.probes.anomaly",
-    "ridge": "eval.probes.ridge",
-    "cox": "eval.probes.cox",
-    "segmentation": "eval.probes.segmentation",
-    "primus": "eval.probes.primus",
-    "unet_decoder": "eval.probes.unet_decoder",
-    "patch_knn": "eval.probes.patch_knn",
-    "stack3d": "eval.probes.stack3d",
-    "lora": "eval.probes.lora",
-    "bitfit": "eval.probes.bitfit",
-    "finetune": "eval.probes.finetune",
-    "unet": "eval.probes.unet",
-    "transunet": "eval.probes.transunet",
-    "cnn": "eval.probes.cnn",
-    "subsets": "eval.probes.subsets",
-}
+_LABELS: tuple[Kind, ...] = ("binary", "multiclass", "multilabel", "segmentation")  # segmentation: presence in a slice
+_NETWORK: tuple[Kind, ...] = ("binary", "multiclass", "multilabel", "regression", "segmentation")
+_MAPS: tuple[Kind, ...] = ("segmentation",)
+_SLICE: tuple[Level, ...] = ("slice",)
 
 
-def find(names: Sequence[str], kind: str, level: str, refit: bool = False) -> dict[str, ModuleType]:
-    """The modules of some probes. Raises SettingsError for one that is not there or does not serve such a task."""
+def _decoder(name: str, kind: DecoderKind, levels: tuple[Level, ...] = ("slice", "volume")) -> Probe:
+    fit, blocks = partial(frozen_decoder.fit, kind=kind), partial(frozen_decoder.blocks, kind=kind)
+    return Probe(name, _MAPS, "patches", fit, blocks, levels)
+
+
+def _tuned(name: str, method: Method) -> Probe:
+    fit, blocks = partial(tuning.fit, method=method), partial(tuning.blocks, method=method)
+    return Probe(name, _NETWORK, tuning.needs, fit, blocks)
+
+
+_ROWS = (
+    # classical models on frozen features
+    Probe("knn", (*_LABELS, "regression"), "pooled", knn.fit),
+    Probe("logistic", _LABELS, "pooled", logistic.fit),
+    Probe("linear", _LABELS, "pooled", linear.fit),
+    Probe("attentive", _LABELS, "patches", attentive.fit, levels=_SLICE),
+    Probe("mil", _LABELS, "pooled", mil.fit, levels=("volume",)),
+    Probe("few_shot", _LABELS, "pooled", few_shot.fit_shots, refits=False),
+    Probe("fractions", _LABELS, "pooled", few_shot.fit_fractions, refits=False),
+    Probe("region", _MAPS, "patches", region.fit, levels=_SLICE),
+    Probe("retrieval", ("retrieval", "multiclass", "binary"), "pooled", retrieval.fit),
+    Probe("anomaly", ("anomaly",), "patches", anomaly.fit, levels=_SLICE),
+    Probe("ridge", ("regression",), "pooled", ridge.fit),
+    Probe("cox", ("survival",), "pooled", cox.fit),
+    # structures drawn from frozen patch features
+    _decoder("segmentation", "linear", _SLICE),
+    _decoder("primus", "primus"),
+    _decoder("unet_decoder", "unet"),
+    Probe("patch_knn", _MAPS, "patches", patch_knn.fit, patch_knn.blocks),
+    Probe("stack3d", _NETWORK, "patches", volume_head.fit, volume_head.blocks),
+    # the encoder trained further
+    _tuned("lora", "lora"),
+    _tuned("bitfit", "bitfit"),
+    _tuned("finetune", "full"),
+    # networks from scratch: what the labels alone would have bought
+    Probe("unet", _MAPS, "images", partial(fitting.fit_from_scratch, kind="unet")),
+    Probe("transunet", _MAPS, "images", partial(fitting.fit_from_scratch, kind="transunet")),
+    Probe("cnn", _NETWORK, "images", partial(fitting.fit_from_scratch, kind="cnn")),
+    # an encoder of several MRI sequences, given fewer of them
+    Probe("subsets", ("binary", "multiclass"), "pooled", subsets.fit),
+)
+PROBES = {probe.name: probe for probe in _ROWS}
+
+
+def find(names: Sequence[str], kind: Kind, level: Level, refit: bool = False) -> dict[str, Probe]:
+    """Return some probes by name. Raises SettingsError for an unknown one, or one that does not serve such a task."""
     if strange := sorted(set(names) - set(PROBES)):
         raise SettingsError(f"probes: {', '.join(strange)}: no such probe; there are {', '.join(PROBES)}")
-    modules = {name: import_module(PROBES[name]) for name in names}
-    for name, module in modules.items():
-        if kind not in module.KINDS:
-            raise SettingsError(f"probes: {name} serves tasks of kind {', '.join(module.KINDS)}; this one is {kind}")
-        if level not in (levels := getattr(module, "LEVELS", ("slice", "volume"))):
-            raise SettingsError(f"probes: {name} serves level {' and '.join(levels)}; this task's is {level}")
-        if refit and not getattr(module, "REFITS", True):
+    found = {name: PROBES[name] for name in names}
+    for name, probe in found.items():
+        if kind not in probe.kinds:
+            raise SettingsError(f"probes: {name} serves tasks of kind {', '.join(probe.kinds)}; this one is {kind}")
+        if level not in probe.levels:
+            raise SettingsError(f"probes: {name} serves level {' and '.join(probe.levels)}; this task's is {level}")
+        if refit and not probe.refits:
             raise SettingsError(f"refit=true: {name} asks what few training labels give; drop that probe, or refit")
-    return modules
+    return found
 
 
-def needs(module: ModuleType, task: TaskConfig) -> str:
-    """What a probe reads for this task: its NEEDS, which may be a function of the task."""
-    return module.NEEDS(task) if callable(module.NEEDS) else module.NEEDS
-
-
-def blocks(modules: Iterable[ModuleType], task: TaskConfig, depth: int) -> tuple[int, ...]:
-    """Blocks, counted from 0, whose patch features some of the probes read."""
+def blocks(probes: Iterable[Probe], task: TaskConfig, depth: int) -> tuple[int, ...]:
+    """Return the blocks, counted from 0, whose patch features some of the probes read."""
     wanted = {depth - 1, *(number % depth for number in task.blocks)}
-    for module in modules:
-        if needs(module, task) == "patches" and hasattr(module, "blocks"):
-            wanted |= {number % depth for number in module.blocks(task, depth)}
+    for probe in probes:
+        if probe.reads(task) == "patches" and probe.blocks:
+            wanted |= {number % depth for number in probe.blocks(task, depth)}
     return tuple(sorted(wanted))

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome
+from eval.contract import Choices, Context, Outcome
 from eval.data.cohorts import Cohort
 from eval.statistics.predictions import Tabled
 from meddap.settings import SettingsError
 
-KINDS = ("retrieval", "multiclass", "binary")
-NEEDS = "pooled"
 _QUERIES = 512  # at a time
 
 
@@ -23,7 +21,7 @@ class Gallery:
 
     train: Cohort
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
-
-KINDS = ("regression",)
-NEEDS = "pooled"
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Ridge:
     weights: np.ndarray
     intercepts: np.ndarray
     task: TaskConfig
-    choices: dict
+    choices: Choices
     refitted: bool
 
     def predict(self, test: Cohort) -> list[Outcome]:

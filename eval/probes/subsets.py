@@ -21,8 +21,6 @@ from eval.probes import logistic
 from eval.probes.logistic import Regression
 from meddap.settings import SettingsError
 
-KINDS = ("binary", "multiclass")
-NEEDS = "pooled"
 _MOST = 8  # sequences, whose 255 subsets take as many passes over the test patients
 
 
