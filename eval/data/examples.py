@@ -7,11 +7,14 @@ Columns are read once and kept; pixels are read again whenever `read` is called,
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
+
+from data_prep import identity
 
 Scale = Literal["hu", "unit8", "mr16", "free"]
 
@@ -117,6 +120,25 @@ def flat(
         version=version_of(made, targets),
         **{**alone, **columns},
     )
+
+
+def salt() -> bytes | None:
+    """Return the user's salt from the environment, or None."""
+    return identity.read_salt(None) if os.environ.get(identity.VARIABLE) else None
+
+
+def identified(names: Sequence[str], kind: str) -> np.ndarray:
+    """Return (N,) ids of names, which may be those of patients and are never kept.
+
+    kind  patient, series or source: where the salt is known, the ids are the hashes that data_prep makes of these.
+    Else they are the places of the names in their order, which say nothing and are the same in every run on the same
+    data.
+    """
+    secret = salt()
+    if secret is None:
+        return np.unique(np.array(names), return_inverse=True)[1].astype("U10")
+    hashes = {name: identity.hashed(secret, kind, name) for name in set(names)}
+    return np.array([hashes[name] for name in names])
 
 
 def version_of(digests: np.ndarray, targets: np.ndarray, *more: object) -> str:

@@ -11,8 +11,7 @@ from PIL import Image
 
 from data_prep.schema import content_digest
 from eval.config import TaskConfig
-from eval.data.examples import Examples, Picture, flat
-from eval.people import identified
+from eval.data.examples import Examples, Picture, flat, identified
 from meddap.settings import SettingsError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")

@@ -27,9 +27,8 @@ from data_prep.volumes import images, slicing
 from data_prep.volumes.scaling import robust
 from data_prep.volumes.volume import RejectedSeries
 from eval.config import TaskConfig
-from eval.data.examples import Examples, Picture, version_of
+from eval.data.examples import Examples, Picture, identified, version_of
 from eval.data.sources.shards import for_kind, presence
-from eval.people import identified
 from meddap.settings import SettingsError
 
 _NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?")

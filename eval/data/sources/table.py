@@ -10,9 +10,8 @@ import numpy as np
 
 from data_prep import identity
 from data_prep.schema import SPLITS
-from eval import people
 from eval.config import TaskConfig
-from eval.data.examples import Examples, version_of
+from eval.data.examples import Examples, salt, version_of
 from eval.data.sources import shards
 from meddap.settings import SettingsError
 
@@ -71,7 +70,7 @@ def _matched(path: Path, rows: list, ids: np.ndarray, task: TaskConfig) -> dict[
 
     Errors name lines of the file, never an id: that may be a patient's name.
     """
-    there, secret, places = set(ids.tolist()), people.salt(), {}
+    there, secret, places = set(ids.tolist()), salt(), {}
     unknown: list[int] = []
     for place, (line, row) in enumerate(rows):
         given = row[task.table.id].strip()
