@@ -6,72 +6,12 @@ python -m eval.compare --runs RUN RUN --probes segmentation lora
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from pathlib import Path
 
-import numpy as np
-
-from eval.reporting import results
-from eval.statistics import bootstrap, discordance
-from eval.statistics.predictions import Prediction, Scored
-from meddap.disk import write_atomic
-from meddap.settings import SettingsError
-
-
-def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) -> list[dict]:
-    """A row per probe, metric and label: difference after − before with its interval. Raises SettingsError.
-
-    probes  one of `before` and one of `after` that are to be compared; None compares each probe with itself
-    """
-    task, ours = results.read_predictions(before)
-    other_task, theirs = results.read_predictions(after)
-    if task["name"] != other_task["name"]:
-        raise SettingsError(f"{after}: probes {other_task['name']}, but {before} {task['name']}; run the same task")
-    rows = []
-    pairs = [probes] if probes else [(name, name) for name in ours if name in theirs]
-    for folder, found, wanted in zip((before, after), (ours, theirs), zip(*pairs)):
-        if missing := [name for name in wanted if name not in found]:
-            raise SettingsError(f"{folder}: has no probe {missing[0]}; it has {', '.join(found)}")
-    for one, other in pairs:
-        mine, its = ours[one], theirs[other]
-        if mine.names != its.names:
-            names = [", ".join(each.names) for each in (its, mine)]
-            raise SettingsError(f"{after}: probes {names[0]}, but {before} {names[1]}; run the same task")
-        name = one if one == other else f"{other} − {one}"
-        shared = {"probe": name, "before": before.name, "after": after.name}
-        shown = results.metrics_of(mine, task["metrics"])
-        for metric in (name for name in shown if name in its.metrics()):
-            try:
-                figures = bootstrap.differences(mine, its, metric, task["draws"], task["seed"])
-            except ValueError as error:
-                raise SettingsError(f"{after}: {error}") from error
-            rows += [{**shared, "metric": metric, "label": label, **each.row()} for label, each in figures.items()]
-        rows += [{**shared, **row} for row in _mcnemar(mine, its, after)]
-    return rows
-
-
-def _mcnemar(one: Prediction, other: Prediction, after: Path) -> list[dict]:
-    """Rows of McNemar's test where both decide between classes: the value is the gain in the share that is right."""
-    if not (_decides(one) and _decides(other)):
-        return []
-    try:
-        found = discordance.mcnemar(one, other)
-    except ValueError as error:
-        raise SettingsError(f"{after}: {error}") from error
-    patients = len(np.unique(one.subjects))
-    return [
-        {
-            **{"metric": "mcnemar", "label": label, "value": each.gain, "low": None, "high": None, "p": each.p},
-            **{"patients": patients, "better": each.better, "worse": each.worse},
-        }
-        for label, each in found.items()
-    ]
-
-
-def _decides(prediction: Prediction) -> bool:
-    return isinstance(prediction, Scored) and prediction.kind in ("binary", "multilabel", "multiclass")
+from eval.data import files
+from eval.reporting import comparison
+from eval.statistics import bootstrap
+from meddap import console
 
 
 def table(rows: list[dict]) -> str:
@@ -84,28 +24,28 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.compare", description="Paired difference of two probed encoders, or two probes."
+    parser = console.parser(
+        "Say whether two probed encoders, or two probes, really differ: the difference on the same test patients, its "
+        "95 % interval over resampled patients, and a p-value. Prints a table.",
+        "BEFORE and AFTER are folders that eval.probe wrote for the same task; name one folder twice to compare two of "
+        "its probes.",
     )
     parser.add_argument(
-        "--runs", nargs=2, required=True, type=Path, metavar=("BEFORE", "AFTER"), help="two folders of eval.probe"
+        "--runs", nargs=2, required=True, type=Path, metavar=("BEFORE", "AFTER"), help="the two folders"
     )
     parser.add_argument(
-        "--probes", nargs=2, metavar=("BEFORE", "AFTER"), help="one probe of each; else each with itself"
+        "--probes", nargs=2, metavar=("BEFORE", "AFTER"), help="a probe of each; without it, each probe with itself"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, a row per probe, metric and label")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: a row per probe, metric and label")
     options = parser.parse_args(arguments)
-    try:
-        rows = compare(*options.runs, tuple(options.probes) if options.probes else None)
-        if options.output:
-            write_atomic(options.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    except (SettingsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table(rows))
+    rows = comparison.compare(*options.runs, tuple(options.probes) if options.probes else None)
+    if options.output:
+        files.write_rows(options.output, rows)
+    console.show(table(rows))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

@@ -9,46 +9,42 @@ report) and a line in DIR/test_opened.jsonl for every time that the test patient
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_prep.schema import SchemaError
 from eval.config import TaskConfig, check
 from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
-from eval.data import features, leaks, sources, splits
+from eval.data import features, files, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.splits import Fold
 from eval.encoders import encoder
 from eval.probes import registry
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap
-from meddap.disk import write_atomic
-from meddap.settings import SettingsError, load
-from pretrain.runtime.checkpoint import CheckpointError
-from pretrain.weights.published import WeightsError
+from meddap import console
+from meddap.settings import load
 
 
-def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
-    """Run the task's probes; returns the rows of results.jsonl."""
+def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]:
+    """Run the task's probes; return the rows of results.jsonl. Raises MeddapError."""
     check(task)
     probes = registry.find(task.probes, task.kind, task.level, task.refit)
     frozen, cache = encoder.load(checkpoint, task), output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:
-        say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
+        console.say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
         probes, examples = {}, examples.take(examples.splits == "test")
         folds = [Fold("", {"train": [], "val": [], "test": np.arange(len(examples))})]
     else:
         folds = splits.folds(examples, task)
-    say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
+    console.say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     for line in found_leaks.lines():
-        say(line)
+        console.say(line)
     needs = {probe.reads(task) for probe in probes.values()}
     patches = not probes or "patches" in needs
     found = None
@@ -78,7 +74,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict]:
     if drawn:
         fold, probes_of_fold = fitted[-1]
         overlays.save(output / "overlays.npz", Cohort("test", base, fold.rows["test"]), probes_of_fold, drawn)
-    write_atomic(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    files.write_rows(output / "results.jsonl", rows)
     return rows
 
 
@@ -89,7 +85,7 @@ def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> 
     for name, probe in probes.items():
         began = time.monotonic()
         fitted[name] = probe.fit(train, val, context)
-        say(f"{fold.name} {name}: {time.monotonic() - began:.0f} s".strip())
+        console.say(f"{fold.name} {name}: {time.monotonic() - began:.0f} s".strip())
     return fitted
 
 
@@ -103,8 +99,8 @@ def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> Choices
     }
 
 
-def table(rows: list[dict]) -> str:
-    """The headline figures as a Markdown table."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the headline figures as a Markdown table."""
     lines = ["| probe | metric | test | 95 % interval | patients |", "|---|---|---|---|---|"]
     for row in rows:
         if row["label"] in results.HEADLINE:
@@ -114,40 +110,33 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def say(line: str) -> None:
-    """A line on the console."""
-    print(line, file=sys.stderr, flush=True)
-
-
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.probe",
-        description="Probe a frozen encoder on a task: sharded images with label maps, a table of labels, folders …",
-        epilog="Features are cached below --output; eval/config.py lists the keys, eval/configs/ holds tasks.",
+    parser = console.parser(
+        "Measure what the features of a frozen encoder know about a task: training patients fit the probes, validation "
+        "patients choose their settings, test patients are scored once. Prints a table.",
+        "A second start with the same --output reads the features that are there. eval/configs/ has tasks to start "
+        "from; eval/config.py lists every key.",
     )
     parser.add_argument(
         "--checkpoint",
         required=True,
         metavar="WHAT",
-        help="run, stage or step folder; published weights; FILE.py:FUNCTION; random (with like=RUN); pixels",
+        help="a run, or a stage or step of one; published weights; FILE.py:FUNCTION, an encoder of yours; pixels, the "
+        "baseline without a network; random, untrained weights of the architecture of like=RUN",
     )
-    parser.add_argument("--task", required=True, metavar="FILE", help="YAML, see eval/configs/")
+    parser.add_argument("--task", required=True, metavar="FILE", help="the task as YAML")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder for results and cached features"
+        "--output", required=True, type=Path, metavar="DIR", help="folder for results, predictions and cached features"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data=SHARDS size=160")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the task, e.g. data=SHARDS size=160")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        rows = run(options.checkpoint, load(TaskConfig, options.task, options.overrides), options.output)
-    except (SettingsError, SchemaError, CheckpointError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
-        return 1
-    print(table(rows))
+    task = load(TaskConfig, options.task, options.overrides)
+    with files.output_errors(options.output):
+        rows = run(options.checkpoint, task, options.output)
+    console.show(table(rows))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

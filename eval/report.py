@@ -5,10 +5,9 @@ python -m eval.report --runs runs/quickstart --output runs/quickstart/report.htm
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
-import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,10 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import figures
-from data_prep.schema import SPLITS, SchemaError, Split
+from data_prep.schema import SPLITS, Split
 from eval import sweep
+from eval.data import files
 from eval.reporting import plots, report_probes, sequence_maps, tables
+from meddap import console
 from meddap.disk import write_atomic
+from meddap.errors import MeddapError
 from meddap.page import dim, figure, page, table
 from meddap.settings import SettingsError
 from pretrain.config import load, recorded
@@ -34,7 +36,7 @@ def report(runs: Sequence[Path]) -> str:
             loose.append(run)
             continue
         if not (run / "config.yaml").is_file():
-            raise SettingsError(f"{run}: is no run (no config.yaml); name a folder that pretrain.train wrote")
+            raise SettingsError(f"{run}: not a run (no config.yaml); name a folder that pretrain.train wrote")
         if len(runs) > 1:
             body.append(f"<h1>{html.escape(run.name)}</h1>")
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
@@ -61,7 +63,7 @@ def _probes(run: Path) -> Iterator[str]:
     yield from report_probes.section(report_probes.folders_of(run))
     for path in sorted(run.glob("*/sweep.jsonl")):
         yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = files.read_rows(path, "sweep again")
         yield figure(sweep.picture(rows), "Over the size of the input and of the encoder, with 95 % intervals.")
 
 
@@ -69,7 +71,7 @@ def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator
     """A section, or one sentence on why it is missing: a report of half a run is still a report."""
     try:
         yield from section(run)
-    except (SettingsError, SchemaError, OSError, KeyError, ValueError) as error:
+    except (MeddapError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         yield dim(f"Missing: {error}")
 
 
@@ -167,9 +169,12 @@ def _sequences(run: Path) -> Iterator[str]:
     )
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.report", description="Write one self-contained HTML page on one run or several."
+    parser = console.parser(
+        "Write one HTML page, which needs no other file, on runs and their probes: what was run, on which data, how "
+        "the losses fell, what the probes found.",
+        "Beside the page, every figure as .csv and the headlines as .tex.",
     )
     parser.add_argument(
         "--runs",
@@ -177,20 +182,15 @@ def main(arguments: list[str] | None = None) -> int:
         required=True,
         type=Path,
         metavar="DIR",
-        help="folders that pretrain.train wrote, with their probes in DIR/probe/*, or that eval.probe wrote",
+        help="folders of runs, with their probes in DIR/probe/*, or folders that eval.probe wrote",
     )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="the page; .csv and .tex are written beside it"
-    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, e.g. report.html")
     options = parser.parse_args(arguments)
-    try:
+    with files.output_errors(options.output):
         write(options.runs, options.output)
-    except (SettingsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(options.output)
+    console.show(str(options.output))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

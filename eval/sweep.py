@@ -8,9 +8,6 @@ Writes DIR/sweep.jsonl (the headline figures of every point) and DIR/sweep.png.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +15,15 @@ import matplotlib.pyplot as plt
 import torch
 
 from data_prep.figures import COLOURS, STYLE, png
-from data_prep.schema import SchemaError
 from eval import probe
 from eval.config import TaskConfig
+from eval.data import files
 from eval.encoders import encoder
 from eval.reporting import results
 from eval.statistics import bootstrap
+from meddap import console
 from meddap.disk import write_atomic
 from meddap.settings import SettingsError, load
-from pretrain.runtime.checkpoint import CheckpointError
-from pretrain.weights.published import WeightsError
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,7 @@ def run(points: list[Point], task_file: str, overrides: list[str]) -> list[dict]
         if not path.is_file():
             task = load(TaskConfig, task_file, [*overrides, f"size={point.size}"])
             probe.run(point.checkpoint, task, point.folder)
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in results.read_rows(point.folder):
             if row["label"] in results.HEADLINE:
                 rows.append({"name": point.name, "parameters": point.parameters, "size": point.size, **row})
     return rows
@@ -147,34 +142,35 @@ def _name(checkpoint: str) -> str:
     return "-".join(parts)
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.sweep",
-        description="One task over several encoders and input sizes: does a larger one, or a finer image, help?",
-        epilog="Points that are there already are not computed again.",
+    parser = console.parser(
+        "Probe several encoders at several image sizes on one task: does a larger encoder, or a finer image, help? "
+        "Prints a table and draws a picture.",
+        "A second start with the same --output computes only the points that are missing.",
     )
-    parser.add_argument("--checkpoints", required=True, nargs="+", metavar="WHAT", help="as eval.probe --checkpoint")
-    parser.add_argument("--sizes", required=True, nargs="+", type=int, metavar="PIXELS", help="multiples of the patch")
-    parser.add_argument("--task", required=True, metavar="FILE", help="YAML, see eval/configs/")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data=SHARDS probes=[logistic]")
+    parser.add_argument(
+        "--checkpoints", required=True, nargs="+", metavar="WHAT", help="each as eval.probe --checkpoint takes it"
+    )
+    parser.add_argument(
+        "--sizes", required=True, nargs="+", type=int, metavar="PIXELS", help="multiples of the encoders' patch sizes"
+    )
+    parser.add_argument("--task", required=True, metavar="FILE", help="the task as YAML, see eval/configs/")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for sweep.jsonl, sweep.png and every point"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the task, e.g. data=SHARDS draws=500")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        task = load(TaskConfig, options.task, options.overrides)
+    task = load(TaskConfig, options.task, options.overrides)
+    with files.output_errors(options.output):
         points = plan(options.checkpoints, options.sizes, task, options.output)
         rows = run(points, options.task, options.overrides)
-        write_atomic(options.output / "sweep.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        files.write_rows(options.output / "sweep.jsonl", rows)
         write_atomic(options.output / "sweep.png", picture(rows))
-    except (SettingsError, SchemaError, CheckpointError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
-        return 1
-    print(table(rows))
-    print(options.output / "sweep.png")
+    console.show(table(rows))
+    console.show(str(options.output / "sweep.png"))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

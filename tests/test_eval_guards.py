@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.datasets import write_dataset
+from helpers.encoders import Pixels
 from helpers.tiny_run import CONFIG, SHORT
-from test_eval_probes import Pixels
 
 from data_prep import schema
 from eval import probe, report
@@ -158,15 +158,15 @@ def test_bad_input_is_one_line(tiny_dataset, tmp_path: Path, capsys) -> None:
 
     table.write_text("id,sick\n" + "".join(f"{each},{n % 2}\n" for n, each in enumerate([*patients, "jane_doe"])))
     said = message()
-    assert f"1 of {len(patients) + 1} rows are of no patient" in said and "line 10" in said and "jane" not in said
+    assert f"1 of {len(patients) + 1} rows name no patient" in said and "line 10" in said and "jane" not in said
     table.write_text("id,sick\n" + "".join(f"{each},{n == 0}\n" for n, each in enumerate(patients)))
     assert "yes of 'sick' has one patient only" in message()
     table.write_text(f"id,sick\n{patients[0]},1\n{patients[0]},0\n")
-    assert "lines 2 and 3 are of one patient" in message()
+    assert "lines 2 and 3 name the same patient" in message()
     table.write_text("name,sick\na,1\n")
     assert "has no column 'id'; it has name, sick" in message()
     table.write_text(f"id,age\n{patients[0]},old\n{patients[1]},7\n")
-    assert "column 'age' holds 'old', which is no number" in message(kind="regression")
+    assert "column 'age' holds 'old', which is not a number" in message(kind="regression")
     folder = tmp_path / "images"
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "x.png").write_bytes(b"no image")

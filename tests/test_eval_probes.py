@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.encoders import Pixels
 
 from eval import probe
 from eval.config import DecoderConfig, LogisticConfig, StrideConfig, TaskConfig
@@ -21,19 +22,6 @@ from eval.statistics import bootstrap, metrics
 from eval.statistics.predictions import Scored, Tabled
 
 BLOCKS = (0,)  # whose patch features are extracted
-
-
-class Pixels:
-    """A user's own encoder in ten lines: the pixels of a patch are its features."""
-
-    source, digest, patch_size, embed_dim, depth, window = "pixels", "0" * 64, 8, 64, 1, (-1000, 500)
-
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        return 3 * images - 2
-
-    def features(self, images: torch.Tensor, blocks, present=None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        tokens = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
-        return [(tokens.amax(dim=1), tokens) for _ in blocks]
 
 
 def task(data: Path, **changes) -> TaskConfig:

@@ -11,9 +11,9 @@ import pytest
 from helpers.datasets import write_dataset
 
 from data_prep.schema import Slice
-from eval import compare, probe, report
+from eval import probe, report
 from eval.probes.subsets import subsets
-from eval.reporting import sequence_maps
+from eval.reporting import comparison, sequence_maps
 from pretrain import train
 
 ENCODER = '''
@@ -150,7 +150,7 @@ machine: {device: cpu, tensorboard: false}
     before = probed(data, run / "probe" / "before", "size=12", checkpoint=str(run / "adapt" / "00000000"))
     after = probed(data, run / "probe" / "after", "size=12", checkpoint=str(run))
     assert len(before) == len(after) == 7 * 5
-    differences = compare.compare(run / "probe" / "before", run / "probe" / "after")
+    differences = comparison.compare(run / "probe" / "before", run / "probe" / "after")
     assert len({row["probe"] for row in differences}) == 7 and {row["patients"] for row in differences} == {18, 6}
     page = report.report([run])
     for said in ("<h2>Sequences</h2>", "sequences that it does not see", "Every subset of the sequences"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval import compare, probe, sweep
+from eval.reporting import comparison
 
 TASK = """
 {size: 64, stride: {train: 2, val: 2, test: 2}, draws: 50, pictures: 2, probes: [knn, segmentation, patch_knn],
@@ -60,7 +61,7 @@ def test_two_probes_of_one_run_are_compared(words: list[str], tmp_path: Path, ca
     """On the same patients in the same resamples; a probe that is not there is named."""
     folder = tmp_path / "out"
     assert probe.main(["--checkpoint", "pixels", *words[:2], "--output", str(folder), words[-1]]) == 0
-    rows = {row["label"]: row for row in compare.compare(folder, folder, ("segmentation", "patch_knn")) if
+    rows = {row["label"]: row for row in comparison.compare(folder, folder, ("segmentation", "patch_knn")) if
             row["metric"] == "dice"}  # fmt: skip
     results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     dice = {row["probe"]: row["value"] for row in results if row["label"] == "macro" and row["metric"] == "dice"}

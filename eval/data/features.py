@@ -27,7 +27,7 @@ from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
 from eval.config import TaskConfig
-from eval.data import images
+from eval.data import files, images
 from eval.data.examples import Examples, Picture
 from eval.encoders.encoder import FrozenEncoder, Tokens
 from meddap.disk import write_atomic
@@ -35,6 +35,7 @@ from meddap.settings import SettingsError
 
 LAST = 4  # blocks whose cls token and mean patch are kept
 _STRETCH = 16  # batches between two records of what is done
+_AGAIN = "delete it and start again"
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     if _done(folder) < len(examples):
         _write(folder, encoder, examples, task, blocks)
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
-    return StoredFeatures(arrays["cls"], arrays["mean"], arrays["patches"] if blocks else None, there if blocks else ())
+    remedy = f"delete {folder} and start again"
+    shapes = _shapes(encoder, len(examples), task, there)
+    cls, mean = (files.mapped(folder / f"{name}.npy", remedy, shapes[name]) for name in ("cls", "mean"))
+    if not blocks:
+        return StoredFeatures(cls, mean, None)
+    return StoredFeatures(cls, mean, files.mapped(folder / "patches.npy", remedy, shapes["patches"]), there)
 
 
 def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple[Path, tuple[int, ...]]:
@@ -138,25 +143,30 @@ def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig) -> str:
 
 
 def _done(folder: Path) -> int:
+    """Return how many examples are written; 0 where the record is missing or damaged: then all is done again."""
     try:
-        return json.loads((folder / "done.json").read_text())["examples"]
-    except (OSError, ValueError, KeyError):
+        return int(json.loads((folder / "done.json").read_text())["examples"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def _shapes(encoder: FrozenEncoder, count: int, task: TaskConfig, blocks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array of a folder."""
+    width, last = encoder.embed_dim, min(LAST, encoder.depth)
+    shapes: dict[str, tuple[int, ...]] = {"cls": (count, last, width), "mean": (count, last, width)}
+    if blocks:
+        shapes["patches"] = count, (task.size // encoder.patch_size) ** 2, len(blocks) * width
+    return shapes
 
 
 def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskConfig, blocks: Sequence[int]) -> None:
     """Extract what is missing. Arrays are flushed before `done.json` says that a stretch is written."""
-    count, width, last = len(examples), encoder.embed_dim, min(LAST, encoder.depth)
-    tail = list(range(-last, 0))
-    shapes = {"cls": ((count, last, width), np.float32), "mean": ((count, last, width), np.float32)}
-    if blocks:
-        grid = task.size // encoder.patch_size
-        shapes["patches"] = ((count, grid * grid, len(blocks) * width), np.float16)
-    first = _done(folder)
-    arrays = {
-        name: open_memmap(folder / f"{name}.npy", "r+" if first else "w+", kind, shape)
-        for name, (shape, kind) in shapes.items()
-    }
+    count, last = len(examples), min(LAST, encoder.depth)
+    tail, first, arrays = list(range(-last, 0)), _done(folder), {}
+    for name, shape in _shapes(encoder, count, task, blocks).items():
+        with files.reading(folder / f"{name}.npy", f"delete {folder} and start again"):
+            kind = np.float16 if name == "patches" else np.float32
+            arrays[name] = open_memmap(folder / f"{name}.npy", "r+" if first else "w+", kind, shape)
     starts = range(first, count, task.batch_size)
     with ThreadPoolExecutor(1) as reader:  # the next batch is read while this one is computed
         ahead = reader.submit(_pictures, examples, first, task)
@@ -197,7 +207,7 @@ def image_stack(examples: Examples, size: int, window: tuple[float, float], cach
     content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}".encode()).hexdigest()
     path = cache / f"images-{content[:16]}-{size}.npy"
     if path.is_file():
-        return np.load(path, mmap_mode="r")
+        return files.mapped(path, _AGAIN)
     sequences = list(dict.fromkeys(name for row in range(len(examples)) for name in examples.read(row).sequences))
 
     def make(number: int) -> np.ndarray:
@@ -220,4 +230,4 @@ def _stored(path: Path, what: str, kind: type, shape: tuple, make: Callable[[int
             array[number] = make(number)
         array.flush()
         os.replace(temporary, path)
-    return np.load(path, mmap_mode="r")
+    return files.mapped(path, _AGAIN, shape)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data_prep.schema import SchemaError, Split, content_digest, short_hash
 from eval.config import TaskConfig
+from eval.data import files
 from eval.data.examples import Examples
 from eval.data.splits import Fold
 from meddap.disk import write_atomic
@@ -160,6 +161,9 @@ def _content(split: Split, cache: Path) -> np.ndarray:
     path = cache / f"content-{name}.json"
     if not path.is_file():
         numbers = tqdm(range(len(split)), "digests of pretraining's pixels", disable=None, leave=False)
-        found = [content_digest(split[number].pixels) for number in numbers]
-        write_atomic(path, json.dumps(found).encode())
-    return np.array(json.loads(path.read_text()), np.uint64)
+        write_atomic(path, json.dumps([content_digest(split[number].pixels) for number in numbers]).encode())
+    with files.reading(path, "delete it and start again"):
+        found = np.array(json.loads(path.read_text()), np.uint64)
+        if found.shape != (len(split),):
+            raise ValueError(f"{found.size} digests")
+    return found

@@ -18,6 +18,7 @@ import torch
 
 from eval.config import TaskConfig
 from eval.encoders import pixel_baseline, third_party
+from meddap.errors import MeddapError
 from meddap.settings import SettingsError
 from pretrain.data.intensity import Intensity
 from pretrain.runtime.device import autocast, pick_device
@@ -117,11 +118,18 @@ def _own(file: Path, function: str) -> FrozenEncoder:
     if not file.is_file():
         raise SettingsError(f"{file}: no such file; --checkpoint FILE.py:FUNCTION names a file of yours")
     spec = importlib.util.spec_from_file_location(f"encoder_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}", file)
+    assert spec is not None and spec.loader is not None  # there is a loader for every .py
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise SettingsError(f"{file}: has no {function}(); --checkpoint FILE.py:FUNCTION calls it")
-    found = getattr(module, function)()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise SettingsError(f"{file}: has no {function}(); --checkpoint FILE.py:FUNCTION calls it")
+        found: FrozenEncoder = getattr(module, function)()
+    except MeddapError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise SettingsError(f"{file}:{function}: {what}; run it with python to see where") from error
     wanted = ("source", "digest", "patch_size", "embed_dim", "depth", "window", "prepare", "features")
     if missing := [name for name in wanted if not hasattr(found, name)]:
         raise SettingsError(f"{file}:{function}: its encoder lacks {', '.join(missing)}; see eval/encoders/encoder.py")

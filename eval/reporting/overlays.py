@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import torch
 
 from data_prep.figures import COLOURS, INK, grid, overlay, png
 from eval.contract import Fitted
-from eval.data import images
+from eval.data import files, images
 from eval.data.cohorts import Cohort
 from eval.reporting import pictures
 from eval.statistics import metrics
 from eval.statistics.predictions import Tabled
-from meddap.disk import write_atomic
 
 RANKS = ("best", "median", "worst")
 
@@ -38,9 +36,7 @@ def save(path: Path, test: Cohort, fitted: dict[str, Fitted], predictions: dict[
         arrays[f"{probe}.truth"] = np.stack([pictures.truth(each, size, test.examples.values) for each in shown])
         arrays[f"{probe}.drawn"] = fitted[probe].draw(test, rows)
         arrays[f"{probe}.dice"] = dice[ranked(dice)]
-    memory = io.BytesIO()
-    np.savez_compressed(memory, **arrays)
-    write_atomic(path, memory.getvalue())
+    files.write_arrays(path, arrays)
 
 
 def ranked(dice: np.ndarray) -> np.ndarray:
@@ -63,9 +59,11 @@ def read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     path = folder / "overlays.npz"
     if not path.is_file():
         return {}
+    remedy = "probe again"
+    arrays = files.read_arrays(path, remedy)
     found: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
+    with files.reading(path, remedy):
+        for key in arrays:
             probe, dot, name = key.rpartition(".")
             if dot:
                 found.setdefault(probe, {"names": arrays["names"]})[name] = arrays[key]

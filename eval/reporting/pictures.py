@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import torch
 
 from eval.config import TaskConfig
 from eval.contract import Fitted
-from eval.data import images
+from eval.data import files, images
 from eval.data.cohorts import Cohort
 from eval.data.examples import Picture
-from meddap.disk import write_atomic
 
 WINDOW = (-250.0, 450.0)  # HU that are black and white
 _AIR = 0.02  # of 0…1: darker is background
@@ -31,19 +29,16 @@ def save(path: Path, test: Cohort, drawings: dict[str, Fitted], task: TaskConfig
     drawn = {f"drawn.{name}": each.draw(test, rows) for name, each in drawings.items()}
     values, patches = test.examples.values, test.patches(rows, (-1,)).numpy()
     near, anchors = similarities(patches, shown)
-    memory = io.BytesIO()
-    np.savez_compressed(
-        memory,
-        images=shown.numpy().astype(np.float16),
-        truth=np.stack([truth(each, task.size, values) for each in pictures]),
-        components=components(patches, shown),
-        similarity=near,
-        anchors=anchors,
-        names=np.array(test.names),
-        subjects=test.examples.subjects[rows],
-        **drawn,
-    )
-    write_atomic(path, memory.getvalue())
+    arrays = {
+        "images": shown.numpy().astype(np.float16),
+        "truth": np.stack([truth(each, task.size, values) for each in pictures]),
+        "components": components(patches, shown),
+        "similarity": near,
+        "anchors": anchors,
+        "names": np.array(test.names),
+        "subjects": test.examples.subjects[rows],
+    }
+    files.write_arrays(path, {**arrays, **drawn})
 
 
 def choose(test: Cohort, count: int) -> np.ndarray:

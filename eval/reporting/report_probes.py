@@ -6,10 +6,8 @@ import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from eval import compare
-from eval.reporting import curves, overlays, plots, results, tables
+from eval.data import files
+from eval.reporting import comparison, curves, overlays, plots, results, tables
 from eval.reporting.results import HEADLINE
 from eval.statistics.bootstrap import shown, shown_p
 from eval.statistics.predictions import LOWER_IS_BETTER, Prediction, Scored
@@ -53,13 +51,13 @@ def section(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def differences(folders: Sequence[Path]) -> list[dict]:
-    """Rows of eval.compare of every folder against the first one of its task."""
+    """Return rows of `comparison.compare` for every folder against the first one of its task."""
     found, first = [], {}
     for folder in folders:
         task, _ = results.read_predictions(folder)
         if (one := first.setdefault(task["name"], folder)) is not folder:
             try:
-                found += compare.compare(one, folder)
+                found += comparison.compare(one, folder)
             except SettingsError:  # other patients: nothing is paired, and the table stands by itself
                 continue
     return found
@@ -174,7 +172,7 @@ def _pictures(folders: Sequence[Path]) -> Iterator[str]:
     there = [folder for folder in folders if (folder / "pictures.npz").is_file()]
     if not there:
         return
-    pictures = [dict(np.load(folder / "pictures.npz")) for folder in there]
+    pictures = [files.read_arrays(folder / "pictures.npz", "probe again") for folder in there]
     names = [folder.name for folder in there]
     if len({each["images"].shape for each in pictures}) > 1:
         yield dim("The pictures of these encoders have different sizes and are not shown side by side.")

@@ -10,17 +10,18 @@ test_opened.jsonl  a line for every time that the test patients were looked at
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eval.config import TaskConfig
 from eval.contract import Outcome
+from eval.data import files
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import bootstrap
 from eval.statistics.predictions import Binned, Prediction, Scored, Tabled
@@ -28,6 +29,7 @@ from meddap.disk import write_atomic
 from meddap.settings import SettingsError
 
 HEADLINE = ("macro", "all")
+_KEYS = ("task", "probe", "variant", "metric", "label", "value", "low", "high", "patients")
 _FORMS = {form.__name__: form for form in (Scored, Tabled, Binned)}
 
 
@@ -41,6 +43,16 @@ def rows(pooled: dict[str, list[Outcome]], choices: dict[str, dict], task: TaskC
                 shared |= {"split": "test", **choices[probe], "seed": task.seed, "draws": task.draws}
                 figures = bootstrap.figures(outcome.prediction, metric, task.draws, task.seed)
                 found += [{**shared, "label": label, **figure.row()} for label, figure in figures.items()]
+    return found
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a probe's folder. Raises FileError for a file that is damaged or of something else."""
+    path, remedy = folder / "results.jsonl", "probe again"
+    found = files.read_rows(path, remedy)
+    with files.reading(path, remedy):
+        if missing := {name for row in found for name in _KEYS if name not in row}:
+            raise KeyError(*missing)
     return found
 
 
@@ -97,9 +109,7 @@ def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task
         form = type(outcome.prediction).__name__
         described.append({"probe": probe, "variant": outcome.variant, "form": form, "plain": plain})
     made = {"task": asdict(task), "predictions": described}
-    memory = io.BytesIO()
-    np.savez_compressed(memory, made=np.array(json.dumps(made)), **arrays)
-    write_atomic(path, memory.getvalue())
+    files.write_arrays(path, {"made": np.array(json.dumps(made)), **arrays})
 
 
 def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
@@ -107,14 +117,16 @@ def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
     path = folder / "predictions.npz"
     if not path.is_file():
         raise SettingsError(f"{path}: not found; run eval.probe --output {folder} first")
-    with np.load(path, allow_pickle=False) as arrays:
+    remedy = "probe again"
+    arrays = files.read_arrays(path, remedy)
+    found: dict[str, Prediction] = {}
+    with files.reading(path, remedy):
         made = json.loads(str(arrays["made"]))
-        found = {}
         for number, each in enumerate(made["predictions"]):
-            fields: dict = {
+            fields: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in each["plain"].items()
             }
-            for name in arrays.files:
+            for name in arrays:
                 if name.startswith(f"{number}."):
                     _, field, *key = name.split(".", 2)
                     if key:
@@ -128,7 +140,8 @@ def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
 def record_opening(output: Path, encoder: FrozenEncoder, task: TaskConfig, version: str) -> int:
     """Write down that the test patients are looked at now; how often that was done with this output, now included."""
     path = output / "test_opened.jsonl"
-    before = path.read_text() if path.is_file() else ""
+    with files.reading(path, "mend it: it counts how often the test patients were looked at"):
+        before = path.read_text() if path.is_file() else ""
     line = {
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "encoder": encoder.source,

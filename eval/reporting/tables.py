@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.reporting import results
 from eval.reporting.results import HEADLINE, words
 from eval.statistics.bootstrap import shown
 
@@ -29,12 +29,8 @@ class Key:
 
 
 def read(folders: Iterable[Path]) -> list[dict]:
-    """The rows of results.jsonl of every folder, `run` being the folder's name."""
-    return [
-        {**json.loads(line), "run": folder.name}
-        for folder in folders
-        for line in (folder / "results.jsonl").read_text().splitlines()
-    ]
+    """Return the rows of results.jsonl of every folder, `run` being the folder's name."""
+    return [{**row, "run": folder.name} for folder in folders for row in results.read_rows(folder)]
 
 
 def key_of(row: dict) -> Key:

@@ -6,37 +6,46 @@
     nnunet    NIfTI pairs in nnU-Net's layout (imagesTr, labelsTr, imagesTs, labelsTs, dataset.json)
     medmnist  a MedMNIST .npz
 
-A new source is a file here with `load` and a line in `eval.config.TaskConfig.source`. `cache` is a folder for what is
-slow to find out again.
+A new source is a file here with `load`, a row of LOADERS and a word of `eval.config.TaskConfig.source`. `cache` is a
+folder for what is slow to find out again.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from eval.config import TaskConfig
 from eval.data.examples import Examples, states
+from eval.data.sources import folders, medmnist, nnunet, shards, table
 from meddap.settings import SettingsError
+
+LOADERS: dict[str, Callable[[TaskConfig, Path], Examples]] = {
+    "shards": shards.load,
+    "table": table.load,
+    "folders": folders.load,
+    "nnunet": nnunet.load,
+    "medmnist": medmnist.load,
+}
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """The examples of a task. Raises SettingsError (one line: file, value, what to do), SchemaError, OSError."""
-    examples = import_module(f"eval.data.sources.{task.source}").load(task, cache)
+    """Return the examples of a task. Raises MeddapError (one line: file, value, what to do)."""
+    examples = LOADERS[task.source](task, cache)
     if not len(examples):
-        raise SettingsError(f"{task.data}: holds no examples of this task")
+        raise SettingsError(f"{task.data}: has no examples of this task")
     keys, counts = np.unique(examples.keys, return_counts=True)
     if (counts > 1).any():
-        raise SettingsError(f"{task.data}: {(counts > 1).sum()} keys are there twice, first {keys[counts > 1][0]}")
+        raise SettingsError(f"{task.data}: {(counts > 1).sum()} duplicate keys, the first {keys[counts > 1][0]}")
     if task.kind in ("binary", "multiclass"):
         _check_classes(examples, task)
     return examples
 
 
 def _check_classes(examples: Examples, task: TaskConfig) -> None:
-    """A class of one patient can be learned from, or tested on, but not both."""
+    """Raise SettingsError for a class of one patient: it can be learned from, or tested on, but not both."""
     found = states(examples.targets, task.kind, len(examples.names))
     for column, name in enumerate(examples.names):
         for state in (0, 1) if task.kind == "binary" else (1,):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from eval.data.examples import Examples, Picture, flat, identified
 from meddap.settings import SettingsError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# what Pillow raises for a file that is cut, overwritten or no image
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _SPLITS = {
     **{"train": "train", "training": "train"},
     **{"val": "val", "valid": "val", "validation": "val"},
@@ -27,10 +31,10 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     root = Path(task.data)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not files:
-        raise SettingsError(f"{root}: holds no images ({', '.join(_SUFFIXES)})")
+        raise SettingsError(f"{root}: has no images ({', '.join(_SUFFIXES)})")
     relative = [path.relative_to(root) for path in files]
     if shallow := [path for path in relative if len(path.parts) < 2]:
-        raise SettingsError(f"{root / shallow[0]}: lies in no folder of a class; expected {root}/CLASS/IMAGE")
+        raise SettingsError(f"{root / shallow[0]}: is not in the folder of a class; expected {root}/CLASS/IMAGE")
     classes = [path.parts[-2] for path in relative]
     names = sorted(set(classes))
     numbers = np.array([[names.index(each)] for each in classes], np.float64)
@@ -63,7 +67,7 @@ def _grey(path: Path) -> np.ndarray:
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                 return np.asarray(image).astype(np.uint16)
             return np.asarray(image.convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise SettingsError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
 
 

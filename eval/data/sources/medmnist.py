@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.schema import SPLITS, content_digest
 from eval.config import TaskConfig
+from eval.data import files
 from eval.data.examples import Examples, Picture, flat
 from meddap.settings import SettingsError
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """All images; every image counts as a patient of its own, for the file has no ids. Colour becomes grey."""
+    """Return all images, each a patient of its own, for the file has no ids. Colour becomes grey."""
     arrays = _read(Path(task.data))
     images = np.concatenate([_grey(arrays[f"{split}_images"]) for split in SPLITS])
     labels = np.concatenate([_columns(arrays[f"{split}_labels"]) for split in SPLITS]).astype(np.float64)
@@ -26,26 +26,27 @@ def load(task: TaskConfig, cache: Path) -> Examples:
 
 
 def picture(image: np.ndarray) -> Picture:
-    """A (H, W) uint8 image as a picture."""
+    """Return an (H, W) uint8 image as a picture."""
     return Picture(image[None], ("image",), "unit8", (0, image.shape[0], 0, image.shape[1]))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     wanted = [f"{split}_{what}" for split in SPLITS for what in ("images", "labels")]
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if missing := [name for name in wanted if name not in stored]:
-                raise SettingsError(f"{path}: lacks {', '.join(missing)}; expected a MedMNIST file")
-            return {name: stored[name] for name in wanted}
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        if isinstance(error, (SettingsError, FileNotFoundError)):
-            raise
-        raise SettingsError(f"{path}: is no .npz of plain arrays ({type(error).__name__}); copy it again") from error
+    stored = files.read_arrays(path, "give data=FILE.npz, an .npz of plain arrays; copy it again if it was one")
+    if missing := [name for name in wanted if name not in stored]:
+        raise SettingsError(f"{path}: lacks {', '.join(missing)}; expected a MedMNIST file")
+    for split in SPLITS:
+        images, labels = stored[f"{split}_images"], stored[f"{split}_labels"]
+        if images.ndim not in (3, 4) or images.dtype != np.uint8 or (images.ndim == 4 and images.shape[3] != 3):
+            raise SettingsError(
+                f"{path}: images of shape {images.shape} {images.dtype}; expected (N, H, W) or (N, H, W, 3) uint8"
+            )
+        if len(labels) != len(images):
+            raise SettingsError(f"{path}: {len(images)} {split} images, but {len(labels)} labels; copy it again")
+    return {name: stored[name] for name in wanted}
 
 
 def _grey(images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise SettingsError(f"images of shape {images.shape} {images.dtype}; expected (N, H, W) or (N, H, W, 3) uint8")
     if images.ndim == 3:
         return images
     return np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)  # luma of ITU-R BT.601

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -59,11 +60,11 @@ class CaseVolume:
 def load(task: TaskConfig, cache: Path) -> Examples:
     """Every `files.plane_stride`-th slice that is not air."""
     root = Path(task.data)
-    described = _described(root)
+    labels_there, channels_there = _described(root)
     names = dict(task.organs) or {
-        name: int(value) for name, value in described["labels"].items() if isinstance(value, int) and value > 0
+        name: value for name, value in labels_there.items() if isinstance(value, int) and value > 0
     }
-    channels = tuple(task.files.channels or (str(each).lower() for each in described["channel_names"].values()))
+    channels = tuple(task.files.channels or channels_there)
     cases = _cases(root, len(channels))
 
     @lru_cache(maxsize=2)
@@ -116,14 +117,16 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     return for_kind(examples, task.kind)
 
 
-def _described(root: Path) -> dict:
+def _described(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return labels by name and the names of the channels of dataset.json."""
     path = root / "dataset.json"
     try:
         described = json.loads(path.read_text())
-        return {"labels": described["labels"], "channel_names": described.get("channel_names") or described["modality"]}
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: not found; expected a raw data set in nnU-Net's layout") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        channels = described.get("channel_names") or described["modality"]
+        return dict(described["labels"]), [str(name).lower() for name in channels.values()]
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; expected a raw data set in nnU-Net's layout") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{path}: names no labels and channels ({error}); see nnU-Net's dataset format") from error
 
 

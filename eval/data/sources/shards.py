@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from tqdm import tqdm
 
 from data_prep.schema import Slice, Split, content_digest, read_dataset
 from eval.config import TaskConfig
+from eval.data import files
 from eval.data.examples import Examples, Picture
-from meddap.disk import write_atomic
 from meddap.settings import SettingsError
 from pretrain.data import labels
 
@@ -126,10 +125,10 @@ def _columns(
             _row(splits[name][number], name, list(names.values()), task.min_pixels)
             for name, number in tqdm(chosen, "labels", disable=None, leave=False)
         ]
-        memory = io.BytesIO()
-        np.savez(memory, **_stacked(rows, len(names)))
-        write_atomic(path, memory.getvalue())
-    with np.load(path, allow_pickle=False) as stored:
+        files.write_arrays(path, _stacked(rows, len(names)), compressed=False)
+    remedy = "delete it and start again"
+    stored = files.read_arrays(path, remedy)
+    with files.reading(path, remedy):
         return {name: stored[name] for name in _COLUMNS}
 
 

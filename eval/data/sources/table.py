@@ -11,6 +11,7 @@ import numpy as np
 from data_prep import identity
 from data_prep.schema import SPLITS
 from eval.config import TaskConfig
+from eval.data import files
 from eval.data.examples import Examples, salt, version_of
 from eval.data.sources import shards
 from meddap.settings import SettingsError
@@ -45,13 +46,13 @@ def load(task: TaskConfig, cache: Path) -> Examples:
 
 
 def _read(path: Path, task: TaskConfig) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """(line of the file, row) of every row, and the columns that are labels."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+    """Return (line of the file, row) of every row, and the columns that are labels."""
+    with files.reading(path, "give table.file=LABELS.csv"), open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        try:
             rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"{path}: is no CSV in UTF-8 ({error})") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise SettingsError(f"{path}: not a CSV in UTF-8 ({error})") from error
     head = reader.fieldnames or []
     wanted = task.table.labels or [
         name for name in head if name not in (task.table.id, task.table.site, task.table.split)
@@ -59,14 +60,15 @@ def _read(path: Path, task: TaskConfig) -> tuple[list[tuple[int, dict[str, str]]
     if missing := [name for name in (task.table.id, *wanted) if name not in head]:
         raise SettingsError(f"{path}: has no column {missing[0]!r}; it has {', '.join(head)}")
     if not rows or not wanted:
-        raise SettingsError(f"{path}: holds no {'rows' if not rows else 'column of labels'}")
+        raise SettingsError(f"{path}: has no {'rows' if not rows else 'column of labels'}")
     if short := [line for line, row in rows if None in row.values() or None in row]:
-        raise SettingsError(f"{path}: line {short[0]} has not the columns of the first line")
+        raise SettingsError(f"{path}: line {short[0]} does not have the columns of the first line")
     return rows, wanted
 
 
 def _matched(path: Path, rows: list, ids: np.ndarray, task: TaskConfig) -> dict[str, int]:
-    """Id in the shards → place of its row. Ids may be those of the shards, or the original ones where the salt is set.
+    """Return the place of the row of each id in the shards. The table may have these ids, or the original ones where
+    the salt is set.
 
     Errors name lines of the file, never an id: that may be a patient's name.
     """
@@ -80,13 +82,13 @@ def _matched(path: Path, rows: list, ids: np.ndarray, task: TaskConfig) -> dict[
         if given not in there:
             unknown.append(line)
         elif given in places:
-            raise SettingsError(f"{path}: lines {rows[places[given]][0]} and {line} are of one {task.table.by}")
+            raise SettingsError(f"{path}: lines {rows[places[given]][0]} and {line} name the same {task.table.by}")
         else:
             places[given] = place
     if unknown:
         hint = "" if secret is not None else f"; set {identity.VARIABLE} to the salt of the shards if ids are original"
         raise SettingsError(
-            f"{path}: {len(unknown)} of {len(rows)} rows are of no {task.table.by} in {task.data}, "
+            f"{path}: {len(unknown)} of {len(rows)} rows name no {task.table.by} of {task.data}, "
             f"the first in line {unknown[0]}{hint}"
         )
     return places
@@ -127,7 +129,7 @@ def _number(path: Path, word: str, column: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise SettingsError(f"{path}: column {column!r} holds {word!r}, which is no number") from None
+        raise SettingsError(f"{path}: column {column!r} holds {word!r}, which is not a number") from None
 
 
 def _text(mine: list[dict[str, str]], column: str, otherwise: np.ndarray) -> np.ndarray:
