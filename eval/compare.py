@@ -40,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: a row per probe, metric and label")
     options = parser.parse_args(arguments)
-    rows = comparison.compare(*options.runs, tuple(options.probes) if options.probes else None)
+    before, after = options.runs
+    rows = comparison.compare(before, after, tuple(options.probes) if options.probes else None)
     if options.output:
-        files.write_rows(options.output, rows)
+        with files.output_errors(options.output):
+            files.write_rows(options.output, rows)
     console.show(table(rows))
     return 0
 

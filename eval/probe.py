@@ -25,6 +25,7 @@ from eval.encoders import encoder
 from eval.probes import registry
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap
+from eval.statistics.predictions import Tabled
 from meddap import console
 from meddap.settings import load
 
@@ -38,7 +39,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     if not examples.names:
         console.say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
         probes, examples = {}, examples.take(examples.splits == "test")
-        folds = [Fold("", {"train": [], "val": [], "test": np.arange(len(examples))})]
+        none = np.zeros(0, np.int64)
+        folds = [Fold("", {"train": none, "val": none, "test": np.arange(len(examples))})]
     else:
         folds = splits.folds(examples, task)
     console.say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
@@ -62,18 +64,19 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
             outcomes[name].append(list(each.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
     choices = {name: _choices(fitted, name) for name in probes}
-    shared = {"leaks": found_leaks.row()}
+    shared: dict[str, Any] = {"leaks": found_leaks.row()}
     shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
     results.save_predictions(output / "predictions.npz", pooled, task)
+    last = Cohort("test", base, folds[-1].rows["test"])
+    drawings = {name: each for name, each in fitted[-1][1].items() if isinstance(each, Drawing)}
     if patches:
-        drawings = {name: each for name, each in fitted[-1][1].items() if isinstance(each, Drawing)}
-        pictures.save(output / "pictures.npz", Cohort("test", base, folds[-1].rows["test"]), drawings, task)
-    drawn = {name: each[0].prediction for name, each in pooled.items() if "dice" in each[0].prediction.metrics()}
+        pictures.save(output / "pictures.npz", last, drawings, task)
+    measured = {name: each[0].prediction for name, each in pooled.items()}
+    drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}
     if drawn:
-        fold, probes_of_fold = fitted[-1]
-        overlays.save(output / "overlays.npz", Cohort("test", base, fold.rows["test"]), probes_of_fold, drawn)
+        overlays.save(output / "overlays.npz", last, drawings, drawn)
     files.write_rows(output / "results.jsonl", rows)
     return rows
 

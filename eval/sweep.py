@@ -39,7 +39,8 @@ class Point:
 
 def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Path) -> list[Point]:
     """All points. Raises SettingsError where a size does not fit an encoder: before any of them is computed."""
-    points, known = [], {}
+    points: list[Point] = []
+    known: dict[str, str] = {}
     for checkpoint in checkpoints:
         found = encoder.load(checkpoint, task)
         name = _name(checkpoint)
@@ -48,13 +49,13 @@ def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Pat
         known[name] = checkpoint
         for size in sizes:
             if size % found.patch_size:
-                raise SettingsError(f"--sizes {size}: no multiple of {checkpoint}'s patch size {found.patch_size}")
+                raise SettingsError(f"--sizes {size}: not a multiple of {checkpoint}'s patch size {found.patch_size}")
             points.append(Point(checkpoint, name, parameters(found), size, output / f"{name}-{size}"))
     return points
 
 
 def parameters(found: encoder.FrozenEncoder) -> int:
-    """How many an encoder has; 0 where it is no network."""
+    """How many an encoder has; 0 where it is not a network."""
     model = getattr(found, "model", None)
     return sum(each.numel() for each in model.parameters()) if isinstance(model, torch.nn.Module) else 0
 

@@ -104,7 +104,7 @@ def test_errors_are_one_line(run: Path, capsys: pytest.CaptureFixture) -> None:
         (probed(run, "x", "random"), "give like=CHECKPOINT"),
         (probed(run, "x", str(run), "sise=3"), "did you mean size?"),
         (probed(run, "x", str(run), "probes=[knm]"), "knm: no such probe"),
-        (probed(run, "x", str(run), "size=60"), "no multiple of the encoder's patch size 8"),
+        (probed(run, "x", str(run), "size=60"), "not a multiple of the encoder's patch size 8"),
         (probed(run, "x", str(run), "data=/nowhere"), "no finished data set there"),
         (report.main(["--runs", str(run / "adapt"), "--output", str(run / "r.html")]), "not a run"),
         (compare.main(["--runs", str(run), str(run)]), "predictions.npz: not found"),

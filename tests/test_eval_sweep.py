@@ -54,7 +54,7 @@ def test_what_cannot_be_swept_is_told_before_it_begins(words: list[str], tmp_pat
     assert sweep.main(["--checkpoints", "pixels", "--sizes", "32", "60", *words]) == 1
     assert sweep.main(["--checkpoints", "pixels", "pixels", "--sizes", "32", *words]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert "--sizes 60: no multiple of pixels's patch size 8" in lines[0] and "is called pixels, as" in lines[1]
+    assert "--sizes 60: not a multiple of pixels's patch size 8" in lines[0] and "is called pixels, as" in lines[1]
 
 
 def test_two_probes_of_one_run_are_compared(words: list[str], tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""One split as probes see it: units (slices, or volumes as groups of slices), their features and targets."""
+"""Training, validation or test patients as probes see them: units (slices or volumes), their features, targets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.config import TaskConfig
-from eval.data import features
+from eval.config import Pooling, TaskConfig
 from eval.data.examples import Examples, states
-from eval.data.features import StoredFeatures
+from eval.data.features import Rows, StoredFeatures, image_stack, label_maps
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,17 @@ class Cohort:
 
     def __init__(self, name: str, base: Base, rows: np.ndarray) -> None:
         self.name, self.base, self.rows = name, base, np.asarray(rows)
-        self._maps: dict[int, features.Rows] = {}
+        self._maps: dict[int, Rows] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def plus(self, other: Cohort) -> Cohort:
-        """The patients of both: to fit again once the choice is made."""
+        """Return the patients of both: to fit again once the choice is made."""
         return Cohort(f"{self.name}+{other.name}", self.base, np.concatenate([self.rows, other.rows]))
 
     def only(self, units: np.ndarray) -> Cohort:
-        """Some of the units (numbers), with all their slices."""
+        """Return some of the units (numbers), with all their slices."""
         return Cohort(self.name, self.base, self.rows[np.isin(self.unit, units)])
 
     @cached_property
@@ -58,26 +57,36 @@ class Cohort:
 
     @cached_property
     def features(self) -> StoredFeatures:
-        """Features of the N slices."""
+        """Features of the N slices; only where a probe reads such."""
+        assert self.base.features is not None
         return self.base.features.take(self.rows)
 
-    def maps(self, side: int) -> features.Rows:
-        """(N, side, side) uint8 label maps of the squares that the encoder sees, read when asked for."""
+    def maps(self, side: int) -> Rows:
+        """Return (N, side, side) uint8 label maps of the squares that the encoder sees, read when asked for."""
         if side not in self._maps:
-            stored = features.label_maps(self.base.examples, side, self.base.cache)
-            self._maps[side] = features.Rows(stored, self.rows)
+            stored = label_maps(self.base.examples, side, self.base.cache)
+            self._maps[side] = Rows(stored, self.rows)
         return self._maps[side]
 
     @cached_property
-    def images(self) -> features.Rows:
+    def images(self) -> Rows:
         """(N, S, size, size) float16 images in 0…1, read when asked for (see features.image_stack)."""
         base = self.base
-        return features.Rows(features.image_stack(base.examples, base.task.size, base.window, base.cache), self.rows)
+        return Rows(image_stack(base.examples, base.task.size, base.window, base.cache), self.rows)
+
+    @property
+    def stored_patches(self) -> Rows:
+        """(N, P, blocks · D) patch features of all blocks, read when asked for; only where a probe reads such."""
+        stored = self.features.patches
+        assert isinstance(stored, Rows)
+        return stored
 
     def patches(self, rows: np.ndarray, blocks: Sequence[int]) -> torch.Tensor:
-        """(n, P, len(blocks) · D) float32 patch features of some slices; blocks from 0, negative from the last that
-        was extracted, which is the encoder's last."""
-        stored, there = self.features.patches, self.features.blocks
+        """Return (n, P, len(blocks) · D) float32 patch features of some slices.
+
+        blocks  counted from 0, or negative from the last one that was extracted, which is the encoder's last
+        """
+        stored, there = self.stored_patches, self.features.blocks
         places = [there.index(number) if number >= 0 else len(there) + number for number in blocks]
         found = np.asarray(stored[rows])
         if places == list(range(len(there))):
@@ -108,7 +117,7 @@ class Cohort:
 
     @cached_property
     def targets(self) -> np.ndarray:
-        """(U, T) see Examples.targets. Of a volume: whether any slice holds the structure; else its first slice's."""
+        """(U, T), see Examples.targets. Of a volume: whether any slice has the structure; else its first slice's."""
         all_targets = self.examples.targets
         if self.base.task.level == "slice" or not self.base.examples.annotated.shape[1]:
             return all_targets[self._grouped[1]]
@@ -137,15 +146,15 @@ class Cohort:
         return states(self.targets, self.base.task.kind, len(self.names))
 
     def slices(self, blocks: int = 1, mean_patch: bool = True) -> np.ndarray:
-        """(N, D') float32: cls tokens of the last `blocks` blocks and, if asked for, the last mean patch."""
+        """Return (N, D') float32: cls tokens of the last `blocks` blocks and, if asked for, the last mean patch."""
         found = self.features
         parts = [found.cls[:, -blocks:].reshape(len(self.rows), -1)]
         if mean_patch:
             parts.append(found.mean[:, -1])
         return np.concatenate(parts, axis=1)
 
-    def pooled(self, blocks: int = 1, mean_patch: bool | None = None, how: str | None = None) -> np.ndarray:
-        """(U, D') the same of every unit: of a volume the mean or the maximum over its slices (`how`, or task.pool).
+    def pooled(self, blocks: int = 1, mean_patch: bool | None = None, how: Pooling | None = None) -> np.ndarray:
+        """Return (U, D') the same for every unit: the mean or maximum over a volume's slices (`how`, or task.pool).
 
         mean_patch  None: as task.mean_patch says
         """
@@ -153,8 +162,8 @@ class Cohort:
         return slices if self.base.task.level == "slice" else pool(slices, self.unit, how or self.base.task.pool)
 
 
-def pool(slices: np.ndarray, unit: np.ndarray, how: str) -> np.ndarray:
-    """(U, D) from (N, D): mean or maximum over the slices of each unit."""
+def pool(slices: np.ndarray, unit: np.ndarray, how: Pooling) -> np.ndarray:
+    """Return (U, D) from (N, D): mean or maximum over the slices of each unit."""
     count = unit.max(initial=-1) + 1
     if how == "max":
         found = np.full((count, slices.shape[1]), -np.inf, slices.dtype)

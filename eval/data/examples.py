@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from data_prep import identity
+from meddap.settings import SettingsError
 
 Scale = Literal["hu", "unit8", "mr16", "free"]
 
@@ -84,11 +86,11 @@ class Examples:
         return len(self.keys)
 
     def read(self, number: int) -> Picture:
-        """The pixels of example `number`."""
+        """Return the pixels of example `number`."""
         return self.reader(int(number))
 
     def take(self, rows: np.ndarray) -> Examples:
-        """The examples `rows` (numbers or a mask), in that order."""
+        """Return the examples `rows` (numbers or a mask), in that order."""
         rows = np.arange(len(self))[rows]
         columns = {
             field.name: getattr(self, field.name)[rows]
@@ -100,11 +102,11 @@ class Examples:
 
 
 def flat(
-    keys: np.ndarray, targets: np.ndarray, digests: Sequence[int], reader: Callable[[int], Picture], **columns
+    keys: np.ndarray, targets: np.ndarray, digests: Sequence[int], reader: Callable[[int], Picture], **columns: Any
 ) -> Examples:
-    """Examples of images that stand alone, each its own patient, study and volume unless `columns` say otherwise.
+    """Return examples of images that stand alone, each its own patient, study and volume.
 
-    columns  names, and whatever else the source knows
+    columns  fields of Examples by name: `names`, and whatever else the source knows, in place of these
     """
     count, made = len(keys), np.array(digests, np.uint64)
     alone = {
@@ -141,15 +143,29 @@ def identified(names: Sequence[str], kind: str) -> np.ndarray:
     return np.array([hashes[name] for name in names])
 
 
+def matched(names: Sequence[str], pattern: str, key: str) -> list[str]:
+    """Return what `pattern` (a regular expression) matches of each name: its group, where it has one.
+
+    key  of the configuration, for the SettingsError where a name does not match
+    """
+    found = []
+    for name in names:
+        match = re.search(pattern, name)
+        if match is None:
+            raise SettingsError(f"{key}={pattern!r}: does not match {name!r}")
+        found.append(match.group(1) if match.re.groups else match.group(0))
+    return found
+
+
 def version_of(digests: np.ndarray, targets: np.ndarray, *more: object) -> str:
-    """A hash for `Examples.version` where a data set has none of its own."""
+    """Return a hash for `Examples.version` where a data set has none of its own."""
     digest = hashlib.sha256(np.ascontiguousarray(digests).tobytes() + np.ascontiguousarray(targets).tobytes())
     digest.update(repr(more).encode())
     return digest.hexdigest()
 
 
 def states(targets: np.ndarray, kind: str, classes: int) -> np.ndarray:
-    """(N, O) int8 in {1, 0, −1 unknown} of targets: a column per class (multiclass, retrieval) or per label."""
+    """Return targets as (N, O) int8 in {1, 0, −1 unknown}: a column per class (multiclass, retrieval) or label."""
     unknown = np.isnan(targets)
     if kind in ("multiclass", "retrieval"):
         one_hot = (targets == np.arange(classes)).astype(np.int8)

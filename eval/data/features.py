@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ class StoredFeatures:
 
     cls: np.ndarray
     mean: np.ndarray
-    patches: np.ndarray | None
+    patches: np.ndarray | Rows | None
     blocks: tuple[int, ...] = ()
 
     def take(self, rows: np.ndarray) -> StoredFeatures:
-        """Features of some examples. cls and mean come into memory; patches stay on the disk until they are read."""
+        """Return features of some examples. cls and mean come into memory; patches are read when asked for."""
         patches = None if self.patches is None else Rows(self.patches, rows)
         return StoredFeatures(np.asarray(self.cls[rows]), np.asarray(self.mean[rows]), patches, self.blocks)
 
@@ -59,21 +60,22 @@ class StoredFeatures:
 class Rows:
     """Some rows of a memory-mapped array, read when they are asked for."""
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray | Rows, rows: np.ndarray) -> None:
         self._array, self._rows = array, np.asarray(rows)
-        self.shape, self.dtype = (len(self._rows), *array.shape[1:]), array.dtype
+        self.shape: tuple[int, ...] = (len(self._rows), *array.shape[1:])
+        self.dtype: np.dtype[Any] = array.dtype
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index) -> np.ndarray:
+    def __getitem__(self, index: int | np.integer[Any] | slice | np.ndarray) -> np.ndarray:
         return self._array[self._rows[index]]
 
 
 def encode(
     encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, blocks: Sequence[int]
 ) -> tuple[Tokens, torch.Tensor]:
-    """Tokens of each block for some pictures, and their images (N, S, size, size) in 0…1 (S of the first one).
+    """Return tokens of each block for some pictures, and their images (N, S, size, size) in 0…1.
 
     An encoder of one channel sees the sequences one after the other; the features of those that are there are averaged.
     """
@@ -108,12 +110,12 @@ def encode(
 def extract(
     encoder: FrozenEncoder, examples: Examples, task: TaskConfig, cache: Path, blocks: Sequence[int] = ()
 ) -> StoredFeatures:
-    """Features of all examples, from the cache where they are there.
+    """Return features of all examples, from the cache where they are there.
 
     blocks  counted from 0, whose patch features are wanted too
     """
     if task.size % encoder.patch_size:
-        raise SettingsError(f"size={task.size}: no multiple of the encoder's patch size {encoder.patch_size}")
+        raise SettingsError(f"size={task.size}: not a multiple of the encoder's patch size {encoder.patch_size}")
     folder, there = _folder(cache, _key(encoder, examples, task), tuple(blocks), len(examples))
     folder.mkdir(parents=True, exist_ok=True)
     if _done(folder) < len(examples):
@@ -127,7 +129,7 @@ def extract(
 
 
 def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple[Path, tuple[int, ...]]:
-    """Where the features lie or will, and the blocks there: a finished folder with more blocks serves as well."""
+    """Return where the features are or will be, and the blocks there: a finished folder with more blocks serves."""
     for found in sorted(cache.glob(f"features-{key}*")):
         there = tuple(int(number) for number in found.name.split("-")[2:])
         if set(blocks) <= set(there) and _done(found) == count:
@@ -136,7 +138,7 @@ def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple
 
 
 def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig) -> str:
-    """Hash over all that the features depend on."""
+    """Return a hash over all that the features depend on."""
     content = hashlib.sha256(np.ascontiguousarray(examples.digests).tobytes()).hexdigest()
     parts = (encoder.digest, content, task.size, task.bf16, LAST)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -194,7 +196,7 @@ def _pictures(examples: Examples, start: int, task: TaskConfig) -> list[Picture]
 
 
 def label_maps(examples: Examples, side: int, cache: Path) -> np.ndarray:
-    """(N, side, side) uint8 label maps of the squares that the encoder sees, nearest neighbour; memory-mapped."""
+    """Return (N, side, side) uint8 label maps of the squares that the encoder sees, nearest neighbour; mapped."""
     content = hashlib.sha256(f"{examples.version} {list(examples.keys)}".encode()).hexdigest()
     path = cache / f"maps-{content[:16]}-{side}.npy"
     shape = (len(examples), side, side)
@@ -202,8 +204,10 @@ def label_maps(examples: Examples, side: int, cache: Path) -> np.ndarray:
 
 
 def image_stack(examples: Examples, size: int, window: tuple[float, float], cache: Path) -> np.ndarray:
-    """(N, S, size, size) float16 images in 0…1 as networks see them, memory-mapped; a sequence that an example lacks
-    is 0. S are the sequences of all examples, in the order in which they are met."""
+    """Return (N, S, size, size) float16 images in 0…1 as networks see them, memory-mapped.
+
+    S are the sequences of all examples, in the order in which they are met; one that an example lacks is 0.
+    """
     content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}".encode()).hexdigest()
     path = cache / f"images-{content[:16]}-{size}.npy"
     if path.is_file():
@@ -220,8 +224,8 @@ def image_stack(examples: Examples, size: int, window: tuple[float, float], cach
     return _stored(path, "images", np.float16, (len(examples), len(sequences), size, size), make)
 
 
-def _stored(path: Path, what: str, kind: type, shape: tuple, make: Callable[[int], np.ndarray]) -> np.ndarray:
-    """The array at `path`, whose rows `make` gives where it is not there yet; memory-mapped."""
+def _stored(path: Path, what: str, kind: type, shape: tuple[int, ...], make: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Return the array at `path`, memory-mapped; where it is not there yet, `make` gives its rows."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")

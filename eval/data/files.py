@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], compressed: bool = True) -> None:
     """Write an .npz, whole or not at all."""
     memory = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(memory, **arrays)
+    save: Callable[..., None] = np.savez_compressed if compressed else np.savez
+    save(memory, **arrays)
     write_atomic(path, memory.getvalue())
 
 

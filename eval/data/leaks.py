@@ -1,8 +1,8 @@
 """Whether the test patients were seen before: by pretraining, or by training under another id.
 
 Pretraining's patients are known by hashed id and by digests of their pixels, so that neither another salt nor another
-name hides them. Which data an encoder saw is told by its checkpoint (and by what that was initialised from); of other
-weights the user may tell it with `pretraining=[SHARDS, …]`. What cannot be checked is said.
+name hides them. Which data an encoder saw stands in its checkpoint (and in what that was initialised from); for other
+weights the user may say so with `pretraining=[SHARDS, …]`. What cannot be checked is reported.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Leaks:
         return bool(self.by_id or self.by_pixels or self.in_splits)
 
     def row(self) -> dict[str, object]:
-        """For a row of results: numbers of patients; `unchecked` where it could not be told."""
+        """Return numbers of patients for a row of results."""
         counts = {name: len(getattr(self, name)) for name in ("by_id", "by_pixels", "in_splits")}
         return {"checked": list(self.checked), "unchecked": self.unchecked, **counts}
 
     def lines(self) -> list[str]:
-        """What to tell, the patients named by their hashes."""
+        """Return what to tell the user, the patients named by their hashes."""
         said = []
         texts = {
             "by_id": "are among the patients of pretraining",
@@ -75,8 +75,7 @@ class Leaks:
 
 
 def check(checkpoint: str, task: TaskConfig, examples: Examples, folds: Sequence[Fold], cache: Path) -> Leaks:
-    """Compare the test patients with what was seen before. Raises SettingsError where there are any and
-    `leaks=refuse`."""
+    """Compare the test patients with what was seen before. Raises SettingsError for a leak where `leaks=refuse`."""
     sources, unchecked = _seen(checkpoint, task)
     ids, pixels, checked = set(), [np.empty(0, np.uint64)], []
     for root, split in sources:
@@ -96,12 +95,9 @@ def check(checkpoint: str, task: TaskConfig, examples: Examples, folds: Sequence
     for fold in folds:
         rows, others = fold.rows["test"], np.concatenate([fold.rows["train"], fold.rows["val"]]).astype(np.int64)
         twice[rows] |= np.isin(examples.digests[rows], examples.digests[others])
-    found = Leaks(
-        tuple(checked),
-        unchecked,
-        *(_patients(tested, mask) for mask in (hashed, same, twice[test])),
-        len(np.unique(tested.subjects)),
-    )
+    by_id, by_pixels, in_splits = (_patients(tested, mask) for mask in (hashed, same, twice[test]))
+    patients = len(np.unique(tested.subjects))
+    found = Leaks(tuple(checked), unchecked, by_id, by_pixels, in_splits, patients)
     if found.found and task.leaks == "refuse":
         raise SettingsError(f"{task.data}: {found.lines()[0]}; leaks=mark would mark the table instead")
     return found

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ Tokens = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def kind_of(folder: Path) -> str | None:
-    """`timm` or `transformers` where a folder holds a model of theirs, else None."""
+    """Return `timm` or `transformers` where a folder has a model of theirs, else None."""
     try:
         said = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -35,15 +37,18 @@ def kind_of(folder: Path) -> str | None:
     return "timm" if "architecture" in said else "transformers" if "model_type" in said else None
 
 
-class ThirdPartyEncoder:
+class ThirdPartyEncoder(ABC):
     """What the encoders of other libraries share; see eval.encoders.encoder.FrozenEncoder."""
 
     window = (-160.0, 240.0)  # HU that become 0 and 1: a soft tissue window, as for natural images
+    patch_size: int
+    embed_dim: int
+    depth: int
 
     def __init__(self, folder: Path, model: nn.Module, mean: Sequence[float], std: Sequence[float], bf16: bool) -> None:
         self.device = pick_device("auto")
         self.precision = autocast("auto" if bf16 else "float32", self.device)
-        self._model = model.eval().requires_grad_(False).to(self.device)
+        self._model: Any = model.eval().requires_grad_(False).to(self.device)  # with its library's own methods
         self._mean, self._std = (torch.tensor(each).view(1, -1, 1, 1) for each in (list(mean), list(std)))
         digest = hashlib.sha256(repr((type(model).__name__, list(mean), list(std))).encode())
         used = {name: value for name, value in model.state_dict().items() if not _is_top(name)}
@@ -63,14 +68,18 @@ class ThirdPartyEncoder:
             found = self.tokens(images.to(self.device), [number % self.depth for number in blocks])
         return [_split(each.float().cpu(), patches, self.source) for each in found]
 
+    @abstractmethod
+    def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """Return (N, tokens, D) after each of the blocks, through the final norm."""
+
 
 def _is_top(name: str) -> bool:
-    """Whether a weight makes one vector of the tokens: it is not used, and random where it was not saved."""
+    """Return whether a weight pools the tokens into one vector: it is not used, and random where not saved."""
     return any(word in _TOP for word in name.split("."))
 
 
 def _split(tokens: torch.Tensor, patches: int, source: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """cls and patches of (N, prefix + P, D) tokens; where a model has no cls token, the mean patch takes its place."""
+    """Return cls and patches of (N, prefix + P, D) tokens; without a cls token the mean patch takes its place."""
     prefix = tokens.shape[1] - patches
     if prefix < 0:
         raise SettingsError(f"{source}: gives {tokens.shape[1]} tokens for {patches} patches; is it a plain ViT?")
@@ -96,16 +105,16 @@ class TransformersEncoder(ThirdPartyEncoder):
         model = getattr(whole, "vision_model", whole)
         config = model.config
         sizes = [getattr(config, name, None) for name in ("patch_size", "hidden_size", "num_hidden_layers")]
-        if not all(isinstance(each, int) for each in sizes):
+        whole_numbers = [each for each in sizes if isinstance(each, int)]
+        if len(whole_numbers) < len(sizes):
             raise SettingsError(f"{folder}: {type(model).__name__} has no patches or no blocks; is it a plain ViT?")
-        self.patch_size, self.embed_dim, self.depth = sizes
+        self.patch_size, self.embed_dim, self.depth = whole_numbers
         mean, std = _of_channels(folder, getattr(config, "num_channels", 3))
         super().__init__(folder, model, mean, std, bf16)
         self._norm = next((getattr(model, name) for name in _NORMS if hasattr(model, name)), nn.Identity())
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
-        """(N, tokens, D) after each of the blocks, through the final norm."""
-        # of another size than it was trained on: positions are interpolated where the model can
+        # at another size than it was trained on, positions are interpolated where the model can
         known = inspect.signature(self._model.forward).parameters
         words = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
         states = self._model(images, output_hidden_states=True, **words).hidden_states
@@ -133,13 +142,12 @@ class TimmEncoder(ThirdPartyEncoder):
             **said.get("model_args", {}),
         )
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "blocks"):
-            raise SettingsError(f"{folder}: {said['architecture']} is no plain vision transformer")
+            raise SettingsError(f"{folder}: {said['architecture']} is not a plain vision transformer")
         self.patch_size, self.embed_dim = model.patch_embed.patch_size[0], model.embed_dim
         self.depth = len(model.blocks)
         super().__init__(folder, model, *normalisation(folder), bf16)
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
-        """(N, tokens, D) after each of the blocks, through the final norm."""
         wanted = sorted(set(blocks))
         found = self._model.forward_intermediates(
             images, indices=wanted, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
@@ -149,7 +157,7 @@ class TimmEncoder(ThirdPartyEncoder):
 
 
 def _of_channels(folder: Path, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of as many channels as the model has."""
+    """Return mean and standard deviation for as many channels as the model has."""
     mean, std = normalisation(folder)
     if len(mean) == channels:
         return list(mean), list(std)

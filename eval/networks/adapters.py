@@ -1,4 +1,4 @@
-"""What of a backbone is trained, beside a probe's head: nothing, biases, low-rank updates, or everything.
+"""Which parameters of a backbone are trained beside a probe's head: none, biases, low-rank updates, or all.
 
 LoRA (arXiv 2106.09685) is a parametrisation of the weight itself: a layer multiplies by W + s·BA, so that
 merging writes down the very matrix that was used. BitFit (arXiv 2106.10199) trains biases alone.
@@ -42,10 +42,10 @@ def prepare(
     alpha: float = 8.0,
     targets: Sequence[str] = ATTENTION,
 ) -> list[tuple[str, nn.Parameter]]:
-    """Make `model` trainable by `method`; returns names and parameters that are.
+    """Make `model` trainable by `method`; return the names and parameters that are trained.
 
     targets  last parts of the names of the linear layers that LoRA updates
-    Raises ValueError for a method or a target that there is not.
+    Raises ValueError for an unknown method or target.
     """
     if method not in get_args(Method):
         raise ValueError(f"{method!r}: no such way to adapt; there are {', '.join(get_args(Method))}")
@@ -56,7 +56,8 @@ def prepare(
         if not layers:
             raise ValueError(f"LoRA: the model has no linear layer called {', '.join(targets)}")
         for _, layer in layers:
-            low_rank = LowRank(*layer.weight.shape, rank, alpha, generator).to(layer.weight.device)
+            rows, columns = layer.weight.shape
+            low_rank = LowRank(rows, columns, rank, alpha, generator).to(layer.weight.device)
             parametrize.register_parametrization(layer, "weight", low_rank)
     if method == "bitfit":
         for name, parameter in model.named_parameters():
@@ -73,7 +74,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def share(model: nn.Module) -> float:
-    """Trained parameters by all that the model has without LoRA's own."""
+    """Return the trained parameters as a share of all that the model has without LoRA's own."""
     own = [each for module in model.modules() if isinstance(module, LowRank) for each in module.parameters()]
     added = sum(each.numel() for each in own)
     everything = sum(each.numel() for each in model.parameters())

@@ -15,7 +15,7 @@ GAIN, OFFSET = 0.1, 0.05  # of values in 0…1
 def augment(
     images: torch.Tensor, maps: torch.Tensor | None, generator: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Each image turned, zoomed, shifted, and its contrast and brightness changed, by its own draw.
+    """Turn, zoom and shift each image and change its contrast and brightness, by its own draw.
 
     images (N, C, h, w) in 0…1; maps (N, R, R) uint8 or None move with them, nearest neighbour. No flips: organs have
     sides. What comes in from beyond the edge is the edge (0 in maps).
@@ -26,13 +26,13 @@ def augment(
     cosine, sine = (TURN * turn).cos() * scale, (TURN * turn).sin() * scale
     moved = [torch.stack([cosine, -sine, 2 * SHIFT * column]), torch.stack([sine, cosine, 2 * SHIFT * row])]
     places = torch.stack(moved).permute(2, 0, 1).to(images.device)
-    grid = F.affine_grid(places, images.shape, False)
+    grid = F.affine_grid(places, list(images.shape), False)
     sampled = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     gain, offset = torch.from_numpy(generator.uniform(-1, 1, (2, count, 1, 1, 1))).float().to(images.device)
     sampled = (sampled * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1)
     if maps is None:
         return sampled, None
     planes = maps[:, None].float()
-    grid = F.affine_grid(places, planes.shape, False)
+    grid = F.affine_grid(places, list(planes.shape), False)
     turned = F.grid_sample(planes, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return sampled, turned[:, 0].to(maps.dtype)

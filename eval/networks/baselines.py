@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eval.networks.decoders import PRIOR, convolved
+from eval.networks.decoders import PRIOR, convolved, fill_bias
 from pretrain.model.vit import VisionTransformer
 
 Architecture = Literal["unet", "transunet", "cnn"]
@@ -70,10 +70,10 @@ class TransUnet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose2d(deep, fine, 2, 2) for deep, fine in zip(levels, levels[1:]))
         self.join = nn.ModuleList(convolved(2 * width, width) for width in levels[1:])
         self.out = nn.Conv2d(channels, outputs, 1)
-        nn.init.constant_(self.out.bias, PRIOR)
+        fill_bias(self.out, PRIOR)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError where a side is no multiple of 8."""
+        """Return logits at the images' size. Raises ValueError for a side that is not a multiple of 8."""
         if any(side % 8 for side in images.shape[-2:]):
             raise ValueError(f"image of {images.shape[-2]}×{images.shape[-1]} pixels: not a multiple of 8")
         skips, maps = [], images

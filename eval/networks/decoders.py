@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from eval.config import DecoderKind
+
 PRIOR = -4.0  # first bias: an organ covers about two per cent of an image
 
 
 def spread(depth: int, count: int = 4) -> list[int]:
-    """Blocks that end the quarters of a transformer: 2, 5, 8, 11 of 12; each once where there are fewer."""
+    """Return the blocks that end the quarters of a transformer: 2, 5, 8, 11 of 12; each once where there are fewer."""
     return sorted({math.ceil((number + 1) * depth / count) - 1 for number in range(count)})
 
 
@@ -61,7 +63,7 @@ class LinearDecoder(nn.Module):
         nn.init.zeros_(self.map.weight)
         self.bias = nn.Parameter(torch.full((organs,), PRIOR))
 
-    def forward(self, patches: torch.Tensor, grid: tuple[int, int], images: torch.Tensor | None = None):
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int], images: torch.Tensor | None = None) -> torch.Tensor:
         squares, cells = self.map(patches).float().transpose(1, 2), self.cells
         size = grid[0] * cells, grid[1] * cells
         added = F.fold(squares, size, kernel_size=2 * cells, stride=cells, padding=cells // 2)
@@ -88,15 +90,17 @@ class PrimusDecoder(nn.Module):
         strides = _factors(cells)
         narrowing = (width / (2 * organs)) ** (1 / len(strides))
         inner = [max(8, 8 * round(width / narrowing**stage / 8)) for stage in range(1, len(strides))]
-        channels, layers = [width, *inner, organs], []
+        channels = [width, *inner, organs]
+        layers: list[nn.Module] = []
         for number, stride in enumerate(strides):
-            layers.append(nn.ConvTranspose2d(channels[number], channels[number + 1], stride, stride))
+            grow = nn.ConvTranspose2d(channels[number], channels[number + 1], stride, stride)
+            layers.append(grow)
             if number < len(strides) - 1:
                 layers += [ChannelNorm(channels[number + 1]), nn.GELU()]
-        nn.init.constant_(layers[-1].bias, prior)
+        fill_bias(grow, prior)
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, patches: torch.Tensor, grid: tuple[int, int], images: torch.Tensor | None = None):
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int], images: torch.Tensor | None = None) -> torch.Tensor:
         return self.layers(_as_map(patches, grid)).float()
 
 
@@ -121,10 +125,11 @@ class UnetDecoder(nn.Module):
             self.skip.append(side)
             self.join.append(convolved(2 * widths[number + 1], widths[number + 1]))
         self.out = nn.Conv2d(widths[-1], organs, 1)
-        nn.init.constant_(self.out.bias, PRIOR)
+        fill_bias(self.out, PRIOR)
 
-    def forward(self, patches: torch.Tensor, grid: tuple[int, int], images: torch.Tensor | None = None):
-        """`images` (N, C, h, w), of any size: the finest level sees them at the size of the output."""
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int], images: torch.Tensor | None = None) -> torch.Tensor:
+        """Draw; `images` (N, C, h, w) of any size are seen by the finest level, at the size of the output."""
+        assert images is not None
         levels = _as_map(patches, grid).chunk(self.blocks, dim=1)
         maps = self.deepest(levels[-1])
         for number, (grow, skip, join) in enumerate(zip(self.grow, self.skip, self.join)):
@@ -137,8 +142,10 @@ class UnetDecoder(nn.Module):
         return self.out(maps).float()
 
 
-def build(kind: str, width: int, organs: int, cells: int, blocks: int, channels: int = 16, in_channels: int = 1):
-    """The decoder called `kind`. Raises ValueError for another name or for cells that it cannot draw."""
+def build(
+    kind: DecoderKind, width: int, organs: int, cells: int, blocks: int, channels: int = 16, in_channels: int = 1
+) -> nn.Module:
+    """Build the decoder called `kind`. Raises ValueError for another name or for cells that it cannot draw."""
     if kind == "linear":
         return LinearDecoder(width, organs, cells)
     if kind == "primus":
@@ -149,7 +156,7 @@ def build(kind: str, width: int, organs: int, cells: int, blocks: int, channels:
 
 
 def _factors(cells: int) -> list[int]:
-    """Strides whose product is `cells`, the largest first: 8 → 2 2 2, 14 → 7 2, 1 → 1."""
+    """Return strides whose product is `cells`, the largest first: 8 → 2 2 2, 14 → 7 2, 1 → 1."""
     left, found, prime = cells, [], 2
     while left > 1:
         while left % prime == 0:
@@ -163,13 +170,20 @@ def _as_map(patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return patches.transpose(1, 2).unflatten(2, tuple(grid))
 
 
+def fill_bias(layer: nn.Conv2d | nn.ConvTranspose2d, value: float) -> None:
+    """Set every bias of a layer that has them."""
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, value)
+
+
 def convolved(inputs: int, outputs: int) -> nn.Sequential:
-    layers = []
+    """Return two 3 × 3 convolutions, each with instance norm and a leaky ReLU."""
+    layers: list[nn.Module] = []
     for width in (inputs, outputs):
         layers += [nn.Conv2d(width, outputs, 3, padding=1), nn.InstanceNorm2d(outputs, affine=True), nn.LeakyReLU(0.01)]
     return nn.Sequential(*layers)
 
 
 def _raised(inputs: int, outputs: int, scale: int) -> nn.Sequential:
-    """Patch tokens brought to `scale` times their grid."""
+    """Return what brings patch tokens to `scale` times their grid."""
     return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, scale, scale), nn.InstanceNorm2d(outputs, affine=True))

@@ -39,7 +39,7 @@ class FittedSegmenter(Generic[Drawer]):
         return [Outcome(volume_scores.measure(self.maps, self.thresholds, test, self.config))]
 
     def draw(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
-        """(n, R, R) uint8: the place in `names` plus 1 of the structure that is furthest above its threshold, or 0."""
+        """Return (n, R, R) uint8: the place in `names` plus 1 of the structure furthest above its threshold, or 0."""
         size = cohort.base.task.size
         fine = torch.stack([images.to_native(each, size) for each in self.maps(cohort, rows)]).numpy()
         beyond = fine - self.thresholds[None, :, None, None]
@@ -86,19 +86,20 @@ class PixelCounts:
         self.known = np.zeros((len(subjects), structures), bool)
 
     def add(self, subjects: np.ndarray, drawn: torch.Tensor, true: torch.Tensor, annotated: np.ndarray) -> None:
-        """drawn, true (n, O, h, w) bool, annotated (n, O) bool of n slices of `subjects`."""
+        """Count n slices of `subjects`: drawn, true (n, O, h, w) bool, annotated (n, O) bool."""
         places = np.searchsorted(self.subjects, subjects)
         sums = torch.stack([each.sum(dim=(2, 3)) for each in (drawn & true, drawn, true)]).cpu().numpy()
-        np.add.at(self.counts, (slice(None), places), sums * annotated)
+        for counts, each in zip(self.counts, sums * annotated):
+            np.add.at(counts, places, each)
         np.logical_or.at(self.known, places, annotated)
 
     def dice(self) -> np.ndarray:
-        """(patients, O), NaN where the structure is unlabelled."""
+        """Return (patients, O), NaN where the structure is unlabelled."""
         return np.where(self.known, metrics.dice(*self.counts), np.nan)
 
 
 def targets(maps: np.ndarray | torch.Tensor, examples: Examples) -> torch.Tensor:
-    """(n, O, R, R) 0 or 1 from (n, R, R) label maps."""
+    """Return (n, O, R, R) 0 or 1 from (n, R, R) label maps."""
     found = torch.as_tensor(maps)
     return torch.stack([found == value for value in examples.values], dim=1).float()
 

@@ -30,6 +30,7 @@ class Residual(nn.Module):
         self.norm = ChannelNorm(channels)  # each place by itself, so that a slice sees no further than its neighbours
         self.convolve = nn.Conv3d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.convolve.weight)  # at first the head sees each slice alone
+        assert self.convolve.bias is not None
         nn.init.zeros_(self.convolve.bias)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -157,7 +158,8 @@ def _train(
         count = len(pieces)
 
         def loss_of(chosen: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
-            stack = np.stack([_window(*pieces[number], config, generator) for number in chosen])
+            windows = (_window(study, start, config, generator) for study, start in (pieces[n] for n in chosen))
+            stack = np.stack(list(windows))
             logits = frozen.logits(train, stack).flatten(0, 1)
             rows = stack.ravel()
             wanted = segmentation.targets(train.maps(logits.shape[-1])[rows], examples).to(device)
@@ -179,14 +181,14 @@ def _train(
 
 
 def _window(study: np.ndarray, start: int, config: VolumeHeadConfig, generator: np.random.Generator) -> np.ndarray:
-    """`depth` neighbouring rows of a study from about `start`; the last one again where the study is shorter."""
+    """Return `depth` neighbouring rows of a study from about `start`; the last one again where it is shorter."""
     start = start + int(generator.integers(-config.depth // 2, config.depth // 2 + 1))
     start = min(max(start, 0), max(len(study) - config.depth, 0))
     return study[np.minimum(np.arange(start, start + config.depth), len(study) - 1)]
 
 
 def _evenly(cohort: Cohort, depth: int) -> np.ndarray:
-    """(U, depth) rows of each unit's slices, evenly spaced, in the order of the units."""
+    """Return (U, depth) rows of each unit's slices, evenly spaced, in the order of the units."""
     found = np.zeros((len(cohort), depth), np.int64)
     for study in volume_scores.studies(cohort.examples):
         found[cohort.unit[study[0]]] = study[np.linspace(0, len(study) - 1, depth).round().astype(int)]

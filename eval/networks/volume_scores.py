@@ -20,10 +20,10 @@ _ROWS = 32  # slices at a time
 
 
 def measure(draw: Draw, thresholds: np.ndarray, test: Cohort, config: DrawingConfig) -> Tabled:
-    """Dice, IoU and, if wanted, HD95 and normalised surface distance of every patient and structure.
+    """Return Dice, IoU and, if wanted, HD95 and normalised surface distance of every patient and structure.
 
     Slices of one study are a volume, in the pictures' own pixels; a structure that is unlabelled in a study has no
-    figure there. A patient's figure is the mean over his studies.
+    figure there. A patient's figure is the mean over the patient's studies.
     """
     examples = test.examples
     patients = np.unique(examples.subjects)
@@ -37,7 +37,7 @@ def measure(draw: Draw, thresholds: np.ndarray, test: Cohort, config: DrawingCon
 
 
 def studies(examples: Examples) -> Iterator[np.ndarray]:
-    """Rows of each study, in the order of its slices."""
+    """Yield the rows of each study, in the order of its slices."""
     order = np.lexsort((examples.orders, examples.studies))
     yield from np.split(order, np.flatnonzero(np.diff(np.unique(examples.studies[order], return_inverse=True)[1])) + 1)
 
@@ -46,12 +46,14 @@ def spacing(examples: Examples, rows: np.ndarray) -> tuple[float, float, float]:
     """(slice, row, column) in mm; the first is the median step between the slices there are, 1 for a single one."""
     steps = np.abs(np.diff(examples.positions[rows]))
     step = float(np.median(steps)) if len(steps) and np.isfinite(steps).all() and np.median(steps) > 0 else 1.0
-    return step, *(float(value) for value in examples.read(rows[0]).spacing)
+    row, column = examples.read(rows[0]).spacing
+    return step, float(row), float(column)
 
 
 def _compare(draw: Draw, thresholds: np.ndarray, test: Cohort, rows: np.ndarray, config: DrawingConfig) -> np.ndarray:
-    """(metrics, O) of one study. Raises SettingsError where its slices or label maps differ in shape."""
-    examples, shape = test.examples, None
+    """Return (metrics, O) of one study. Raises SettingsError where its slices or label maps differ in shape."""
+    examples = test.examples
+    shape: tuple[int, ...] | None = None
     drawn, true = ([Pieces() for _ in examples.values] for _ in range(2))
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
@@ -65,28 +67,33 @@ def _compare(draw: Draw, thresholds: np.ndarray, test: Cohort, rows: np.ndarray,
                     f"{examples.keys[row]}: label map of {labelmap.shape} pixels on an image of {plane}"
                 )
             if plane != shape:
-                raise SettingsError(f"study {examples.studies[row]}: its slices differ in shape; they are no volume")
+                raise SettingsError(
+                    f"study {examples.studies[row]}: its slices differ in shape, so they are not a volume"
+                )
             above = images.to_picture(maps, picture).numpy() > thresholds[:, None, None]
             for number, value in enumerate(examples.values):
                 drawn[number].add(place, above[number])
                 true[number].add(place, labelmap == value)
-    unit, whole = spacing(examples, rows), (len(rows), *shape)
-    pairs = (boxed(*pair) for pair in zip(drawn, true))
+    assert shape is not None  # a study has slices
+    height, width = shape
+    unit, whole, columns = spacing(examples, rows), (len(rows), height, width), []
     try:
-        columns = [surfaces.compare(*pair, unit, config.tolerance_mm, config.surfaces, whole) for pair in pairs]
+        for pair in zip(drawn, true):
+            mine, its = boxed(*pair)
+            columns.append(surfaces.compare(mine, its, unit, config.tolerance_mm, config.surfaces, whole))
     except ValueError as error:
         raise SettingsError(f"study {examples.studies[rows[0]]}: {error}") from error
     return np.stack(columns, axis=1)
 
 
 class Pieces:
-    """A structure of a volume slice by slice, each cut to what there is of it: many structures of a large scan."""
+    """A structure of a volume slice by slice, each cut to its box, so that many structures of a large scan fit."""
 
     def __init__(self) -> None:
         self.cut: list[tuple[tuple[slice, slice], int, np.ndarray]] = []
 
     def add(self, place: int, mask: np.ndarray) -> None:
-        """(H, W) bool of slice `place`; nothing is kept of an empty one."""
+        """Add the (H, W) bool mask of slice `place`; nothing is kept of an empty one."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if len(rows):
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -94,7 +101,7 @@ class Pieces:
 
 
 def boxed(*several: Pieces) -> list[np.ndarray]:
-    """Each as (z, h, w) bool in the smallest box that holds them all; one empty voxel where there is nothing."""
+    """Return each as (z, h, w) bool in the smallest box around them all; one empty voxel where there is nothing."""
     every = [piece for pieces in several for piece in pieces.cut]
     if not every:
         return [np.zeros((1, 1, 1), bool) for _ in several]
@@ -112,7 +119,7 @@ def boxed(*several: Pieces) -> list[np.ndarray]:
 
 
 def _mean(table: np.ndarray) -> np.ndarray:
-    """Mean over the first axis, NaN left out; NaN where nothing is left."""
+    """Return the mean over the first axis, NaN left out; NaN where nothing is left."""
     known = ~np.isnan(table)
     with np.errstate(invalid="ignore"):
         return np.where(known, table, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

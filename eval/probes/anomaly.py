@@ -51,11 +51,12 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Memory:
     """
     task, config = context.task, context.task.anomaly
     memory = fill(train, _normal(train), config, task.seed)
-    found, values = distances(memory, val, config.neighbours), {}
+    found = distances(memory, val, config.neighbours)
+    values: dict[tuple[int, float], float] = {}
     for neighbours, top in product(config.neighbours, config.top):
         scores = slice_scores(found[neighbours], top)[:, None]
         values[neighbours, top] = score(scores, val, task)
-    neighbours, top = max(values, key=values.get)
+    neighbours, top = max(values, key=values.__getitem__)
     edges = np.unique(np.quantile(found[neighbours], np.linspace(0, 1, _BINS + 1)[1:-1]))
     if task.refit:
         both = train.plus(val)
@@ -72,7 +73,7 @@ def _normal(cohort: Cohort) -> np.ndarray:
 
 
 def smooth(tokens: torch.Tensor) -> torch.Tensor:
-    """(n, P, F) patches, each averaged with its up to eight neighbours, of unit length."""
+    """Return (n, P, F) patches, each averaged with its up to eight neighbours and scaled to unit length."""
     count, number, width = tokens.shape
     grid = round(number**0.5)
     square = tokens.transpose(1, 2).reshape(count, width, grid, grid)
@@ -81,7 +82,7 @@ def smooth(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def fill(cohort: Cohort, rows: np.ndarray, config: AnomalyConfig, seed: int) -> torch.Tensor:
-    """(M, F) patches of some slices: as many of each slice, drawn at random."""
+    """Return (M, F) patches of some slices, as many of each slice, drawn at random."""
     generator = np.random.default_rng(seed)
     each = max(1, -(-config.memory // len(rows)))
     found = []
@@ -93,8 +94,8 @@ def fill(cohort: Cohort, rows: np.ndarray, config: AnomalyConfig, seed: int) -> 
 
 
 def distances(memory: torch.Tensor, cohort: Cohort, neighbours: list[int]) -> dict[int, np.ndarray]:
-    """For each number of neighbours: (N, P) mean distance of every patch to that many nearest of the memory."""
-    most, shape = max(neighbours), (len(cohort), cohort.features.patches.shape[1])
+    """Return for each number of neighbours the (N, P) mean distance of a patch to that many nearest of the memory."""
+    most, shape = max(neighbours), (len(cohort), cohort.stored_patches.shape[1])
     found = {number: np.empty(shape, np.float32) for number in neighbours}
     for row in range(len(cohort)):
         similarity = smooth(cohort.patches(np.array([row]), _LAST))[0] @ memory.T
@@ -106,13 +107,13 @@ def distances(memory: torch.Tensor, cohort: Cohort, neighbours: list[int]) -> di
 
 
 def slice_scores(maps: np.ndarray, top: float) -> np.ndarray:
-    """(N,) mean of the highest share `top` of each slice's patches; of the highest one where that is none."""
+    """Return (N,) the mean of the highest share `top` of each slice's patches, of the highest one at least."""
     count = max(1, round(maps.shape[1] * top))
     return np.sort(maps, axis=1)[:, -count:].mean(axis=1)
 
 
 def _pixels(maps: np.ndarray, test: Cohort, edges: np.ndarray) -> Binned:
-    """Scores of pixels against the label maps, in cells of a quarter of a patch, counted in bins by patient."""
+    """Return scores of pixels against the label maps, in cells of a quarter of a patch, counted in bins by patient."""
     grid, examples = round(maps.shape[1] ** 0.5), test.examples
     truth = test.maps(grid * _PIXELS)
     patients, which = np.unique(examples.subjects, return_inverse=True)

@@ -35,20 +35,21 @@ class Hazard:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Hazard:
-    """The number of components and the penalty that serve the validation patients best; with `refit` again on training
-    and validation patients. Raises SettingsError where the training patients had fewer than two events."""
-    task, best, inputs = context.task, None, val.pooled()
-    for fitted in _fitted(train, task, list(product(task.cox.components, task.cox.penalties)), False):
-        worth = score(fitted.risk(inputs), val, task)
-        if best is None or worth > best[0]:
-            best = worth, fitted
+    """Choose the number of components and the penalty on the validation patients.
+
+    With `refit` that choice is fitted again on training and validation patients. Raises SettingsError where the
+    training patients had fewer than two events.
+    """
+    task, inputs = context.task, val.pooled()
+    candidates = _fitted(train, task, list(product(task.cox.components, task.cox.penalties)), False)
+    best = max(candidates, key=lambda each: score(each.risk(inputs), val, task))
     if task.refit:
-        return next(_fitted(train.plus(val), task, [tuple(best[1].choices.values())], True))
-    return best[1]
+        return next(_fitted(train.plus(val), task, [(best.choices["components"], best.choices["penalty"])], True))
+    return best
 
 
 def _fitted(cohort: Cohort, task: TaskConfig, choices: list[tuple[int, float]], refitted: bool) -> Iterator[Hazard]:
-    """A line for each number of components and penalty."""
+    """Yield a line for each number of components and penalty."""
     known = ~np.isnan(cohort.targets).any(axis=1)
     time, event = cohort.targets[known].T
     if event.sum() < 2:
@@ -63,10 +64,10 @@ def _fitted(cohort: Cohort, task: TaskConfig, choices: list[tuple[int, float]], 
 
 
 def hazard(inputs: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 50) -> np.ndarray:
-    """(D,) weights that maximise Breslow's partial likelihood per unit minus penalty / 2 · |w|², by Newton's method."""
+    """Return (D,) weights that maximise Breslow's partial likelihood per unit − penalty / 2 · |w|², by Newton's method."""
     order = np.argsort(-time, kind="stable")
     inputs, time, event = inputs[order].astype(np.float64), time[order], event[order]
-    # of each unit the last one, in falling order of time, that is still at risk: units of its own time included
+    # for each unit, the last one in falling order of time that is still at risk, units of its own time included
     last = np.searchsorted(-time, -time, side="right") - 1
     count, width = inputs.shape
     weights = np.zeros(width)

@@ -29,16 +29,16 @@ class FittedKnn:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> FittedKnn:
-    """The k that serves the validation patients best."""
+    """Choose the best k on the validation patients."""
     task = context.task
     found = predict(train, val, task.knn.k, task)
     scores = {k: score(each, val, task) for k, each in found.items()}
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.__getitem__)
     return FittedKnn(train.plus(val) if task.refit else train, task, {"k": best}, task.refit)
 
 
 def predict(train: Cohort, cohort: Cohort, ks: Sequence[int], task: TaskConfig) -> dict[int, np.ndarray]:
-    """For each k: (U, O) share of votes, or (U, T) mean values where the task is a regression."""
+    """Return for each k the (U, O) share of votes, or (U, T) mean values where the task is a regression."""
     regression = task.kind == "regression"
     wanted = train.targets if regression else np.where(train.states >= 0, train.states, np.nan)
     found = votes(train.pooled(), wanted, cohort.pooled(), ks, task.knn.temperature)
@@ -50,10 +50,10 @@ def predict(train: Cohort, cohort: Cohort, ks: Sequence[int], task: TaskConfig) 
 def votes(
     train: np.ndarray, wanted: np.ndarray, queries: np.ndarray, ks: Sequence[int], temperature: float
 ) -> dict[int, np.ndarray]:
-    """For each k: (M, O) weighted mean of `wanted` over the k nearest training units by cosine.
+    """Return for each k the (M, O) weighted mean of `wanted` over the k nearest training units by cosine.
 
     train (N, D), wanted (N, O) with NaN where unknown, queries (M, D). A neighbour weighs exp(cosine / temperature); a
-    unit whose label is unknown is no neighbour for that label. Where a label is known in no training unit: 0.5.
+    unit whose label is unknown has no vote on that label. Where no training unit has a known label: 0.5.
     """
     found = {k: np.full((len(queries), wanted.shape[1]), 0.5) for k in ks}
     known = ~np.isnan(wanted)
@@ -76,7 +76,7 @@ def votes(
 
 
 def _nearest(similarity: np.ndarray, count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the `count` most similar, the nearest first, and their weights (largest 1)."""
+    """Return the places of the `count` most similar, nearest first, and their weights (largest 1)."""
     some = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
     close = np.take_along_axis(similarity, some, axis=1)
     order = np.argsort(-close, axis=1, kind="stable")

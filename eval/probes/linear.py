@@ -29,7 +29,7 @@ class Input:
     mean_patch: bool
 
     def columns(self, deepest: int, width: int) -> slice:
-        """Where they lie in the widest input, `deepest` cls tokens and the mean patch of `width` channels each."""
+        """Return their columns of the widest input: `deepest` cls tokens and the mean patch, `width` channels each."""
         return slice((deepest - self.blocks) * width, (deepest + self.mean_patch) * width)
 
 
@@ -57,7 +57,7 @@ class Best:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Best:
-    """All heads at once; with `refit` the chosen one again on training and validation patients."""
+    """Fit all heads at once; with `refit` the chosen one again on training and validation patients."""
     task, config = context.task, context.task.linear
     heads = train_heads(train, inputs_of(train, config), config.lr, task)
     scores = [score(found, val, task) for found in probabilities(heads, val, task)]
@@ -69,22 +69,22 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Best:
 
 
 def probabilities(heads: Sequence[Head], cohort: Cohort, task: TaskConfig) -> Iterator[np.ndarray]:
-    """(U, O) of every head; those that read the same, one after the other, share their inputs."""
-    for reads, same in groupby(heads, lambda head: head.reads):
-        same = list(same)
+    """Yield (U, O) for every head; neighbours that read the same share their inputs."""
+    for reads, group in groupby(heads, lambda head: head.reads):
+        same = list(group)
         inputs = same[0].line.standard.apply(cohort.pooled(reads.blocks, reads.mean_patch))
         yield from (head.line.of_standard(inputs, task.kind == "multiclass") for head in same)
 
 
 def inputs_of(train: Cohort, config: LinearConfig) -> list[Input]:
-    """Every input, each once: a shallow network has no four blocks."""
+    """Return every input once: a shallow network may lack blocks."""
     there = train.features.cls.shape[1]
     blocks = dict.fromkeys(min(each, there) for each in config.blocks)
     return [Input(*each) for each in product(blocks, config.mean_patch)]
 
 
 def train_heads(train: Cohort, reads: list[Input], rates: list[float], task: TaskConfig) -> list[Head]:
-    """A head for every input and learning rate, on the same batches."""
+    """Return a head for every input and learning rate, trained on the same batches."""
     deepest, width = max(each.blocks for each in reads), train.features.cls.shape[2]
     widest = train.pooled(deepest, True)
     standard = Standard.of(widest)
@@ -115,7 +115,7 @@ class Stretch:
 
     @classmethod
     def all(cls, columns: list[slice], wide: int) -> list[Stretch]:
-        """The columns cut wherever a choice of them begins or ends."""
+        """Return the columns cut wherever a choice of them begins or ends."""
         cuts = sorted({each.start for each in columns} | {each.stop for each in columns})
         found = []
         for start, stop in pairwise(cuts):
@@ -126,7 +126,7 @@ class Stretch:
         return found
 
     def of(self, reader: int, wide: int) -> torch.Tensor:
-        """(columns, wide) of one reader."""
+        """Return the (columns, wide) weights of one reader."""
         return self.weights.view(-1, wide, self.weights.shape[1])[self.readers.index(reader)].T
 
 
@@ -139,7 +139,7 @@ def sgd(
     exclusive: bool,
     seed: int,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """For every choice of columns of the inputs (N, D): weights (D', W · O) and biases (W · O,) of W learning rates.
+    """Return weights (D', W · O) and biases (W · O,) of W learning rates for every choice of columns of inputs (N, D).
 
     The gradient of a linear head is written out, `(probability − truth).T @ inputs`: one product for all heads that
     read a stretch of columns.

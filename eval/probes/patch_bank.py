@@ -31,7 +31,7 @@ class PatchBank:
     cells: int
 
     def draw(self, patches: torch.Tensor, grid: tuple[int, int], ks: list[int], temperature: float) -> torch.Tensor:
-        """(K, N, O, R, R) shares of votes of (N, P, D) patches for each k of `ks`.
+        """Return (K, N, O, R, R) shares of votes of (N, P, D) patches for each k of `ks`.
 
         A neighbour votes with exp(cosine / temperature); 0 where no neighbour may vote.
         """
@@ -46,7 +46,7 @@ class PatchBank:
         return found.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(ks), count, -1, rows * cells, columns * cells)
 
     def _share(self, votes: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        """(n, O, c · c) from votes (n, k, O) of the patches `which` (n, k)."""
+        """Return (n, O, c · c) from votes (n, k, O) of the patches `which` (n, k)."""
         heard = torch.einsum("nko,nkoc->noc", votes, self.drawn[which])
         return heard / votes.sum(dim=1).clamp(min=1e-12).unsqueeze(2)
 
@@ -54,7 +54,7 @@ class PatchBank:
 def collect(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], total: int, size: int, cells: int, seed: int
 ) -> PatchBank:
-    """A bank of about `size` patches out of `total`.
+    """Return a bank of about `size` patches out of `total`.
 
     batches  (features (n, P, D), structures (n, O, R, R) in {0, 1}, annotated (n, O)) of the training slices
     Patches of structures come first: each structure has an equal part of half the bank, the rest is drawn from what
@@ -74,13 +74,14 @@ def collect(
         tokens.append(F.normalize(features.flatten(0, 1)[keep].float(), dim=1).half())
         drawn.append(squares[keep].bool())
         annotated.append(votes[keep].bool())
-    tokens, drawn, annotated = torch.cat(tokens), torch.cat(drawn), torch.cat(annotated)
-    chosen = _thin(drawn.any(dim=2), size, generator)
-    return PatchBank(tokens[chosen].float(), drawn[chosen].float(), annotated[chosen].float(), cells)
+    kept = torch.cat(drawn)
+    chosen = _thin(kept.any(dim=2), size, generator)
+    votes = torch.cat(annotated)[chosen].float()
+    return PatchBank(torch.cat(tokens)[chosen].float(), kept[chosen].float(), votes, cells)
 
 
 def _thin(holds: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Sorted numbers of the patches that stay; holds (M, O) bool."""
+    """Return the sorted numbers of the patches that stay; holds (M, O) bool."""
     order = torch.randperm(len(holds), generator=generator)
     each = max(1, size // (2 * holds.shape[1]))
     chosen = np.zeros(len(holds), bool)

@@ -1,4 +1,4 @@
-"""Region probing: which structure is it, told by the mean of the patches under its mask?
+"""Region probing: which structure is it, from the mean of the patches under its mask?
 
 A unit is one structure in one slice. The masks are given, so this asks what patches know, not where a head draws.
 """
@@ -70,8 +70,8 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Named:
 
 
 def regions(cohort: Cohort, cells: int) -> Regions:
-    """Every structure of every slice that covers at least `min_pixels` there."""
-    examples, grid = cohort.examples, round(cohort.features.patches.shape[1] ** 0.5)
+    """Return every structure of every slice that covers at least `min_pixels` there."""
+    examples, grid = cohort.examples, round(cohort.stored_patches.shape[1] ** 0.5)
     maps, features, structures, rows = cohort.maps(grid * cells), [], [], []
     for row in np.flatnonzero((np.nan_to_num(examples.targets) > 0).any(axis=1)):
         tokens, drawn = cohort.patches(np.array([row]), _LAST)[0].numpy(), torch.from_numpy(np.array(maps[row]))

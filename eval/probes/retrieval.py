@@ -1,4 +1,4 @@
-"""Retrieval: of what is nearest to a test image, how much is of its class? recall@k and mean average precision."""
+"""Retrieval: how many of the images nearest to a test image share its class? recall@k, mean average precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUERIES = 512  # at a time
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is searched. Nothing is fitted and nothing chosen."""
+    """The images that are searched. Nothing is fitted and nothing chosen."""
 
     train: Cohort
     task: TaskConfig
@@ -39,7 +39,7 @@ class Gallery:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Gallery:
-    """The gallery is the training patients (with `refit` the validation patients, too), or the other test patients."""
+    """Return the gallery: the training patients (with `refit` the validation patients too), or the test patients."""
     config = context.task.retrieval
     if not config.k or min(config.k) < 1:
         raise SettingsError(f"retrieval.k={list(config.k)}: give numbers above 0")
@@ -55,7 +55,7 @@ def ranking_figures(
     ks: list[int],
     excluded: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
-    """Of every query (M,): `map`, its average precision, and `recall@k`, 1 where one of the k nearest is of its class.
+    """Return (M,) figures by name: average precision `map`, and `recall@k`, 1 if one of the k nearest has the class.
 
     queries (M, D), wanted (M,) and gallery (G, D), classes (G,), NaN where unknown; excluded (M,): queries and gallery
     are the same images, and those of the query's own patient are left out. NaN where the gallery has none of the class.

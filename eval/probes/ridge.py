@@ -30,15 +30,12 @@ class Ridge:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Ridge:
-    """The strength that serves the validation patients best."""
-    task, best = context.task, None
+    """Choose the best strength on the validation patients."""
+    task = context.task
     standard = Standard.of(train.pooled())
     inputs, tests = standard.apply(train.pooled()), standard.apply(val.pooled())
-    for alpha, weights, intercepts in solutions(inputs, train.targets, task.ridge.strengths, task.data):
-        worth = score(tests @ weights + intercepts, val, task)
-        if best is None or worth > best[0]:
-            best = worth, alpha, weights, intercepts
-    _, alpha, weights, intercepts = best
+    found = solutions(inputs, train.targets, task.ridge.strengths, task.data)
+    alpha, weights, intercepts = max(found, key=lambda one: score(tests @ one[1] + one[2], val, task))
     if task.refit:
         both = train.plus(val)
         standard = Standard.of(both.pooled())
@@ -49,7 +46,10 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Ridge:
 def solutions(
     inputs: np.ndarray, targets: np.ndarray, strengths: list[float], where: str
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """(alpha, weights (D, T), intercepts (T,)): each target on the units where it is known, intercept not penalised."""
+    """Return (alpha, weights (D, T), intercepts (T,)) for each strength.
+
+    Each target is fitted on the units where it is known; the intercept is not penalised.
+    """
     found = [(alpha, np.empty((inputs.shape[1], targets.shape[1])), np.empty(targets.shape[1])) for alpha in strengths]
     for column in range(targets.shape[1]):
         known = ~np.isnan(targets[:, column])

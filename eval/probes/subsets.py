@@ -6,7 +6,7 @@ The line is fitted once, on training patients with all their sequences. Then the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -41,8 +41,7 @@ class FittedSubsets:
 
     def predict(self, test: Cohort) -> list[Outcome]:
         task, exclusive = self.context.task, self.context.task.kind == "multiclass"
-        there = sequences_of(test.examples)
-        found = []
+        there, found = sequences_of(test.examples), []
         for subset in subsets(sorted({name for each in there for name in each}, key=_place(self.context))):
             rows = np.array([set(subset) <= set(each) for each in there])
             if not rows.any():
@@ -56,30 +55,30 @@ class FittedSubsets:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> FittedSubsets:
-    """The line that serves the validation patients best, all sequences given."""
+    """Choose the best line on the validation patients, all sequences given."""
     return FittedSubsets(logistic.fit(train, val, context), context)
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """All subsets of some sequences but the empty one, smaller ones first. Raises SettingsError for too many."""
+    """Return all subsets of some sequences but the empty one, smaller ones first. Raises SettingsError for too many."""
     if len(names) > _MOST:
         raise SettingsError(f"probes: subsets: {2 ** len(names) - 1} of {len(names)} sequences; {_MOST} are the most")
     return [subset for count in range(1, len(names) + 1) for subset in combinations(names, count)]
 
 
-def _place(context: Context):
-    """The order of an encoder's vocabulary, else of the alphabet."""
+def _place(context: Context) -> Callable[[str], tuple[int, str]]:
+    """Return the key that sorts sequences as the encoder's vocabulary has them, others by name."""
     known = list(getattr(context.encoder, "sequences", ()))
     return lambda name: (known.index(name) if name in known else len(known), name)
 
 
 def sequences_of(examples: Examples) -> list[tuple[str, ...]]:
-    """The sequences of each example."""
+    """Return the sequences of each example."""
     return [examples.read(number).sequences for number in range(len(examples))]
 
 
 def only(examples: Examples, names: Sequence[str]) -> Examples:
-    """The examples as if they had these sequences alone; their digests differ, so that features are not mixed up."""
+    """Return the examples as if they had these sequences alone; other digests, so that features are not mixed up."""
 
     def reader(number: int) -> Picture:
         picture = examples.read(number)

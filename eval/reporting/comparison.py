@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from eval.statistics.predictions import Prediction, Scored
 from meddap.settings import SettingsError
 
 
-def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) -> list[dict]:
+def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) -> list[dict[str, Any]]:
     """Return a row per probe, metric and label: the difference after − before with its interval.
 
     probes  one of `before` and one of `after` to compare; None compares each probe that both have with itself
@@ -22,7 +23,7 @@ def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) ->
     other_task, theirs = results.read_predictions(after)
     if task["name"] != other_task["name"]:
         raise SettingsError(f"{after}: probes {other_task['name']}, but {before} {task['name']}; run the same task")
-    rows = []
+    rows: list[dict[str, Any]] = []
     pairs = [probes] if probes else [(name, name) for name in ours if name in theirs]
     for folder, found, wanted in zip((before, after), (ours, theirs), zip(*pairs)):
         if missing := [name for name in wanted if name not in found]:
@@ -45,7 +46,7 @@ def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) ->
     return rows
 
 
-def _mcnemar(one: Prediction, other: Prediction, after: Path) -> list[dict]:
+def _mcnemar(one: Prediction, other: Prediction, after: Path) -> list[dict[str, Any]]:
     """Return rows of McNemar's test where both decide between classes; the value is the gain in accuracy."""
     if not (_decides(one) and _decides(other)):
         return []
@@ -63,5 +64,5 @@ def _mcnemar(one: Prediction, other: Prediction, after: Path) -> list[dict]:
     ]
 
 
-def _decides(prediction: Prediction) -> bool:
+def _decides(prediction: Prediction) -> TypeGuard[Scored]:
     return isinstance(prediction, Scored) and prediction.kind in ("binary", "multilabel", "multiclass")

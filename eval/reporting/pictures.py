@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from eval.config import TaskConfig
-from eval.contract import Fitted
+from eval.contract import Drawing
 from eval.data import files, images
 from eval.data.cohorts import Cohort
 from eval.data.examples import Picture
@@ -19,7 +19,7 @@ _AIR = 0.02  # of 0…1: darker is background
 _SIDE = 32  # pixels of the maps by which slices are chosen
 
 
-def save(path: Path, test: Cohort, drawings: dict[str, Fitted], task: TaskConfig) -> None:
+def save(path: Path, test: Cohort, drawings: Mapping[str, Drawing], task: TaskConfig) -> None:
     """Write `pictures.npz`: images (n, s, s) in 0…1, truth (n, s, s) uint8 (place of the structure in `names` plus 1, 0
     for none), `drawn.<probe>` the same of every probe that draws, components (n, g, g, 3) in 0…1, similarity
     (n, g, g) of the patches to the one at anchors (n, 2) row and column, names, subjects."""
@@ -42,7 +42,7 @@ def save(path: Path, test: Cohort, drawings: dict[str, Fitted], task: TaskConfig
 
 
 def choose(test: Cohort, count: int) -> np.ndarray:
-    """Slices, each of another patient: where most structures are seen, ties by the larger area; else evenly taken."""
+    """Choose slices, each of another patient: where most structures are seen, ties by the larger area."""
     examples = test.examples
     seen = np.nan_to_num(examples.targets) if examples.annotated.shape[1] else np.zeros((len(examples), 1))
     rank = seen.sum(axis=1)
@@ -56,7 +56,7 @@ def choose(test: Cohort, count: int) -> np.ndarray:
 
 
 def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
-    """(n, g, g, 3): the first three principal components of the body's patches over all pictures, air black."""
+    """Return (n, g, g, 3): the first three principal components of the body's patches over all pictures, air black."""
     count, tokens, width = patches.shape
     grid = round(tokens**0.5)
     body = _body(shown, grid).reshape(-1)
@@ -73,7 +73,7 @@ def components(patches: np.ndarray, shown: torch.Tensor) -> np.ndarray:
 
 
 def similarities(patches: np.ndarray, shown: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(n, g, g) cosine of every patch to the one nearest to the middle of the body, and its row and column (n, 2)."""
+    """Return (n, g, g) cosine of every patch to the one nearest to the body's middle, and its row and column (n, 2)."""
     count, tokens, _ = patches.shape
     grid = round(tokens**0.5)
     body, unit = _body(shown, grid), patches / np.maximum(np.linalg.norm(patches, axis=2, keepdims=True), 1e-12)
@@ -86,13 +86,13 @@ def similarities(patches: np.ndarray, shown: torch.Tensor) -> tuple[np.ndarray, 
 
 
 def _body(shown: torch.Tensor, grid: int) -> np.ndarray:
-    """(n, grid, grid) bool: patches of which more than half is no air."""
+    """Return (n, grid, grid) bool: patches of which less than half is air."""
     inside = (shown > _AIR).float()[:, None]
     return torch.nn.functional.adaptive_avg_pool2d(inside, grid).numpy()[:, 0] > 0.5
 
 
 def truth(picture: Picture, size: int, values: Sequence[int]) -> np.ndarray:
-    """(size, size) uint8: the place of the structure in `values` plus 1, 0 for none, on the encoder's square."""
+    """Return (size, size) uint8: the place of the structure in `values` plus 1, 0 for none, on the encoder's square."""
     table = np.zeros(256, np.uint8)
     table[list(values)] = np.arange(1, len(values) + 1)
     return table[images.labels(picture, size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -165,11 +166,11 @@ def similarities(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]
 
 def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
     """First figure of every probe, label by label with intervals: a panel per probe, a colour per encoder."""
-    first = {}
+    first: dict[tuple[Any, ...], str] = {}
     for row in rows:
-        first.setdefault((row["probe"], *row["variant"].items()), row["metric"])
+        first.setdefault(_panel(row), row["metric"])
     with plt.rc_context(STYLE):
-        firsts = [row for row in rows if row["metric"] == first[(row["probe"], *row["variant"].items())]]
+        firsts = [row for row in rows if row["metric"] == first[_panel(row)]]
         labels = list(dict.fromkeys(row["label"] for row in firsts))
         columns = min(len(first), 4)
         figure, axes = plt.subplots(
@@ -183,11 +184,7 @@ def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
         for axis in axes.flat[len(first) :]:
             axis.set_visible(False)
         for axis, ((probe, *variant), metric) in zip(axes.flat, first.items()):
-            shown = [
-                row
-                for row in rows
-                if (row["probe"], *row["variant"].items()) == (probe, *variant) and row["metric"] == metric
-            ]
+            shown = [row for row in rows if _panel(row) == (probe, *variant) and row["metric"] == metric]
             for number, name in enumerate(encoders):
                 shift = (number - (len(encoders) - 1) / 2) * 0.22
                 for row in (each for each in shown if each["run"] == name and each["value"] is not None):
@@ -202,3 +199,8 @@ def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
         handles = [plt.Line2D([], [], color=COLOURS[number], marker="o", ms=4) for number in range(len(encoders))]
         figure.legend(handles, encoders, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return png(figure)
+
+
+def _panel(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the probe of a row and its variant's items."""
+    return (row["probe"], *row["variant"].items())

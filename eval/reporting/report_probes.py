@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.data import files
 from eval.reporting import comparison, curves, overlays, plots, results, tables
 from eval.reporting.results import HEADLINE
 from eval.statistics.bootstrap import shown, shown_p
-from eval.statistics.predictions import LOWER_IS_BETTER, Prediction, Scored
+from eval.statistics.predictions import LOWER_IS_BETTER, Scored
 from meddap.page import dim, figure
 from meddap.settings import SettingsError
 
@@ -52,7 +53,8 @@ def section(folders: Sequence[Path]) -> Iterator[str]:
 
 def differences(folders: Sequence[Path]) -> list[dict]:
     """Return rows of `comparison.compare` for every folder against the first one of its task."""
-    found, first = [], {}
+    found: list[dict[str, Any]] = []
+    first: dict[str, Path] = {}
     for folder in folders:
         task, _ = results.read_predictions(folder)
         if (one := first.setdefault(task["name"], folder)) is not folder:
@@ -156,11 +158,12 @@ def _learning(rows: list[dict], names: list[str], axis: str) -> Iterator[str]:
 
 def _classifiers(folders: Sequence[Path]) -> Iterator[str]:
     """ROC, calibration and confusion of every probe without variants that decides between classes."""
-    found: dict[str, dict[str, Prediction]] = {}
+    found: dict[str, dict[str, Scored]] = {}
     for folder in folders:
         for probe, prediction in results.read_predictions(folder)[1].items():
-            decides = isinstance(prediction, Scored) and prediction.kind in _PROBABLE
-            if decides and " " not in probe and len(prediction.scores) == 1:
+            if not isinstance(prediction, Scored) or " " in probe:
+                continue
+            if prediction.kind in _PROBABLE and len(prediction.scores) == 1:
                 found.setdefault(probe, {})[folder.name] = prediction
     for probe, predictions in found.items():
         yield figure(curves.roc_and_calibration(predictions), f"{probe}: ROC and calibration on the test patients.")

@@ -11,7 +11,7 @@ test_opened.jsonl  a line for every time that the test patients were looked at
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Outcome
+from eval.contract import Choices, Outcome
 from eval.data import files
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import bootstrap
@@ -30,16 +30,21 @@ from meddap.settings import SettingsError
 
 HEADLINE = ("macro", "all")
 _KEYS = ("task", "probe", "variant", "metric", "label", "value", "low", "high", "patients")
-_FORMS = {form.__name__: form for form in (Scored, Tabled, Binned)}
+_FORMS: dict[str, Callable[..., Prediction]] = {form.__name__: form for form in (Scored, Tabled, Binned)}
 
 
-def rows(pooled: dict[str, list[Outcome]], choices: dict[str, dict], task: TaskConfig) -> list[dict]:
-    """A row per probe, variant, metric and label, with intervals by resampling patients."""
+def rows(pooled: dict[str, list[Outcome]], choices: dict[str, Choices], task: TaskConfig) -> list[dict[str, Any]]:
+    """Return a row per probe, variant, metric and label, with intervals by resampling patients."""
     found = []
     for probe, outcomes in pooled.items():
         for outcome in outcomes:
             for metric in metrics_of(outcome.prediction, task.metrics):
-                shared = {"task": task.name, "probe": probe, "variant": outcome.variant, "metric": metric}
+                shared: dict[str, Any] = {
+                    "task": task.name,
+                    "probe": probe,
+                    "variant": outcome.variant,
+                    "metric": metric,
+                }
                 shared |= {"split": "test", **choices[probe], "seed": task.seed, "draws": task.draws}
                 figures = bootstrap.figures(outcome.prediction, metric, task.draws, task.seed)
                 found += [{**shared, "label": label, **figure.row()} for label, figure in figures.items()]
@@ -57,13 +62,13 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def metrics_of(prediction: Prediction, wanted: Sequence[str]) -> list[str]:
-    """The metrics that a prediction has and that are wanted; all that it has where it has none of these."""
+    """Return the wanted metrics that a prediction has; all that it has where it has none of these."""
     there = prediction.metrics()
     return [name for name in wanted if name in there] or list(there)
 
 
 def pooled(folds: Sequence[list[Outcome]]) -> list[Outcome]:
-    """The outcomes of several folds as one: every patient is tested in one fold."""
+    """Return the outcomes of several folds as one: every patient is tested in one fold."""
     joined = []
     for same in zip(*folds):
         predictions = [outcome.prediction for outcome in same]
@@ -71,30 +76,35 @@ def pooled(folds: Sequence[list[Outcome]]) -> list[Outcome]:
     return joined
 
 
-def _joined(parts: list[Prediction]) -> Prediction:
-    first = parts[0]
-    if len(parts) == 1:
+def _joined(folds: Sequence[Prediction]) -> Prediction:
+    """Join the predictions of several folds, all of one form."""
+
+    def column(name: str, axis: int = 0) -> np.ndarray:
+        return np.concatenate([getattr(fold, name) for fold in folds], axis=axis)
+
+    first = folds[0]
+    if len(folds) == 1:
         return first
-    subjects = np.concatenate([part.subjects for part in parts])
     if isinstance(first, Scored):
-        scores = np.concatenate([part.scores for part in parts], axis=1)
-        targets, keys = (np.concatenate([getattr(part, name) for part in parts]) for name in ("targets", "keys"))
-        return replace(first, scores=scores, targets=targets, keys=keys, subjects=subjects)
+        scores, targets, keys = column("scores", axis=1), column("targets"), column("keys")
+        return replace(first, scores=scores, targets=targets, keys=keys, subjects=column("subjects"))
     if isinstance(first, Tabled):
-        values = {name: np.concatenate([part.values[name] for part in parts], axis=1) for name in first.values}
-        return replace(first, values=values, subjects=subjects)
-    positive, negative = (np.concatenate([getattr(part, name) for part in parts]) for name in ("positive", "negative"))
-    return replace(first, positive=positive, negative=negative, subjects=subjects)
+        tables = [fold.values for fold in folds if isinstance(fold, Tabled)]
+        values = {name: np.concatenate([table[name] for table in tables], axis=1) for name in first.values}
+        return replace(first, values=values, subjects=column("subjects"))
+    assert isinstance(first, Binned)
+    positive, negative = column("positive"), column("negative")
+    return replace(first, positive=positive, negative=negative, subjects=column("subjects"))
 
 
 def words(variant: dict) -> str:
-    """A variant as text that follows the probe's name."""
+    """Return a variant as text that follows the probe's name."""
     shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in variant.items()}
     return "".join(f" {key} {value}" for key, value in shown.items())
 
 
 def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task: TaskConfig) -> None:
-    """Every array of every prediction as `<number>.<field>`, and in `made` what they are."""
+    """Write every array of every prediction as `<number>.<field>`, and in `made` what they are."""
     arrays, described = {}, []
     flat = [(probe, outcome) for probe, outcomes in pooled_outcomes.items() for outcome in outcomes]
     for number, (probe, outcome) in enumerate(flat):
@@ -113,7 +123,10 @@ def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task
 
 
 def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
-    """The task and the predictions by probe and variant of a probe's folder. Raises SettingsError where it has none."""
+    """Return the task and the predictions by probe and variant of a probe's folder.
+
+    Raises SettingsError where it has none, FileError where they are damaged.
+    """
     path = folder / "predictions.npz"
     if not path.is_file():
         raise SettingsError(f"{path}: not found; run eval.probe --output {folder} first")
@@ -138,7 +151,7 @@ def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
 
 
 def record_opening(output: Path, encoder: FrozenEncoder, task: TaskConfig, version: str) -> int:
-    """Write down that the test patients are looked at now; how often that was done with this output, now included."""
+    """Record that the test patients are looked at now; return how often this output did so, now included."""
     path = output / "test_opened.jsonl"
     with files.reading(path, "mend it: it counts how often the test patients were looked at"):
         before = path.read_text() if path.is_file() else ""

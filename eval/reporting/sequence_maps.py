@@ -11,6 +11,7 @@ import torch
 from data_prep.figures import INK, grid, png
 from data_prep.schema import Slice, Split
 from eval.data import images
+from eval.data.examples import Picture
 from eval.data.sources import shards
 from eval.encoders.encoder import CheckpointEncoder
 from eval.reporting import pictures
@@ -20,19 +21,19 @@ _PATCHES = 12  # of a side: fine enough to see a shape
 
 
 def draw(run: Path, root: str, count: int = 3) -> bytes:
-    """Slices of different patients: every sequence and, below it, the first three principal components of its patches.
+    """Draw slices of different patients: every sequence and, below it, three principal components of its patches.
 
     Slices come from patients whom the training did not see, where the data set has such. Raises SettingsError,
     CheckpointError.
     """
-    split = next(found for name in ("val", "test", "train") if len(found := Split(root, name)))
-    found = CheckpointEncoder(load_encoder(run), bf16=False)
-    samples = choose(split, found.sequences, count)
+    split = next(each for name in ("val", "test", "train") if len(each := Split(root, name)))
+    encoder = CheckpointEncoder(load_encoder(run), bf16=False)
+    samples = choose(split, encoder.sequences, count)
     seen = [shards.picture(sample) for sample in samples]
-    planes, maps, names = _maps(found, seen, _PATCHES * found.patch_size)
-    figure, axes = grid(2 * len(samples), len(found.sequences), 1.6)
+    planes, maps, names = _maps(encoder, seen, _PATCHES * encoder.patch_size)
+    figure, axes = grid(2 * len(samples), len(encoder.sequences), 1.6)
     for row, (shown, components, there) in enumerate(zip(planes, maps, names)):
-        for column, name in enumerate(found.sequences):
+        for column, name in enumerate(encoder.sequences):
             top, bottom = axes[2 * row][column], axes[2 * row + 1][column]
             if not row:
                 top.set_title(name, color=INK)
@@ -45,7 +46,7 @@ def draw(run: Path, root: str, count: int = 3) -> bytes:
 
 
 def choose(split: Split, sequences: Sequence[str], count: int) -> list[Slice]:
-    """Slices from the middle of series of different patients, spread over the split."""
+    """Choose slices from the middle of series of different patients, spread over the split."""
     subjects, chosen = np.unique(split.index["subject"]), []
     for subject in subjects[:: max(1, len(subjects) // count)][:count]:
         mine = np.flatnonzero(split.index["subject"] == subject)
@@ -56,15 +57,17 @@ def choose(split: Split, sequences: Sequence[str], count: int) -> list[Slice]:
     return chosen
 
 
-def _maps(found: CheckpointEncoder, seen: list, size: int) -> tuple[list[torch.Tensor], list[np.ndarray], list[tuple]]:
-    """Of each picture: its known sequences in 0…1, the components of their patches, and their names."""
+def _maps(
+    encoder: CheckpointEncoder, seen: Sequence[Picture], size: int
+) -> tuple[list[torch.Tensor], list[np.ndarray], list[tuple[str, ...]]]:
+    """Return for each picture its known sequences in 0…1, the components of their patches, and their names."""
     planes, names, tokens = [], [], []
     for picture in seen:
-        places = [place for place, name in enumerate(picture.sequences) if name in found.sequences]
+        places = [place for place, name in enumerate(picture.sequences) if name in encoder.sequences]
         there = tuple(picture.sequences[place] for place in places)
-        unit = images.unit(images.image(picture, size), picture, found.window)[places]
+        unit = images.unit(images.image(picture, size), picture, encoder.window)[places]
         with torch.inference_mode():
-            whole = found.model(found.prepare(unit[None]).to(found.device), sequences=there)
+            whole = encoder.model(encoder.prepare(unit[None]).to(encoder.device), sequences=there)
         planes.append(unit)
         names.append(there)
         tokens.append(whole.patches.cpu().numpy())

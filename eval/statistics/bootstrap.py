@@ -47,16 +47,16 @@ class Figure:
 
 
 def shown(row: dict, sign: str = "") -> tuple[str, str]:
-    """A row's figure and interval as text."""
+    """Return a row's figure and interval as text."""
     if row["value"] is None:
         return "–", "no figure"
     if row["low"] is None:
         return f"{row['value']:{sign}.3f}", "no interval"
-    return tuple(text.format(**row) for text in (f"{{value:{sign}.3f}}", f"{{low:{sign}.3f}} to {{high:{sign}.3f}}"))
+    return f"{row['value']:{sign}.3f}", f"{row['low']:{sign}.3f} to {row['high']:{sign}.3f}"
 
 
 def shown_p(p: float) -> str:
-    """A p-value as text."""
+    """Return a p-value as text."""
     return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 

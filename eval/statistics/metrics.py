@@ -100,7 +100,8 @@ def _at_scores(scores: np.ndarray, positive: np.ndarray, weights: Weights) -> tu
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
     ordered = weights.take(order).full()
-    return tuple(np.add.reduceat(np.where(kind[order], ordered, 0), starts, axis=1) for kind in (positive, ~positive))
+    above, below = (np.where(kind[order], ordered, 0) for kind in (positive, ~positive))
+    return np.add.reduceat(above, starts, axis=1), np.add.reduceat(below, starts, axis=1)
 
 
 def confusion(predicted: np.ndarray, true: np.ndarray, classes: int, weights: Weights | np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ of chance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,11 +32,19 @@ LOWER_IS_BETTER = ("mae", "rmse", "ece", "brier", "hd95")
 PROBABILITIES = ("ece", "brier", "balanced_accuracy", "f1", "mcc", "accuracy")  # need scores in 0…1
 
 
-class Prediction(Protocol):
-    """What intervals and comparisons work on."""
+Figures = Callable[
+    ["Scored", np.ndarray, Weights], np.ndarray
+]  # prediction, scores (M, T) of one fit, weights → (R, T)
 
-    names: tuple[str, ...]
-    subjects: np.ndarray
+
+class Prediction(Protocol):
+    """What intervals and comparisons work on: one of the three forms below."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def subjects(self) -> np.ndarray: ...
 
     def metrics(self) -> tuple[str, ...]:
         """Names of the figures that this prediction can give."""
@@ -70,16 +79,18 @@ class Scored:
         return DEFAULT[self.kind]
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        owner, found = np.searchsorted(patients, self.subjects), None
-        for fit in np.unique(draws):
-            mine = draws == fit
-            part = FIGURES[metric](self, self.scores[fit], Weights(counts[mine].astype(np.float64), owner))
-            found = np.full((len(draws), part.shape[1]), np.nan) if found is None else found
-            found[mine] = part
+        owner, fits = np.searchsorted(patients, self.subjects), np.unique(draws)
+        parts = [
+            FIGURES[metric](self, self.scores[fit], Weights(counts[draws == fit].astype(np.float64), owner))
+            for fit in fits
+        ]
+        found = np.full((len(draws), parts[0].shape[1]), np.nan)
+        for fit, part in zip(fits, parts):
+            found[draws == fit] = part
         return found
 
     def label(self, scores: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of one label or class: rows that are known, their scores, whether they are positive."""
+        """Return for one label or class: the rows that are known (M,), their scores, whether they are positive."""
         if self.kind == "multiclass":
             known = ~np.isnan(self.targets[:, 0])
             return known, scores[known, column], self.targets[known, 0] == column
@@ -130,8 +141,8 @@ class Binned:
         return metrics.auroc_of_counts(weights @ self.positive, weights @ self.negative)[:, None]
 
 
-def _ranked(function):
-    """A metric of scores and a yes or no, for every label."""
+def _ranked(function: Callable[[np.ndarray, np.ndarray, Weights], np.ndarray]) -> Figures:
+    """Return a metric of scores and a yes or no, for every label."""
 
     def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         columns = []
@@ -143,8 +154,8 @@ def _ranked(function):
     return figures
 
 
-def _decided(function):
-    """A metric of a confusion table: of all classes together, or of every label at 0.5."""
+def _decided(function: Callable[[np.ndarray], np.ndarray]) -> Figures:
+    """Return a metric of a confusion table: of all classes together, or of every label at 0.5."""
 
     def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         if prediction.kind == "multiclass":
@@ -180,8 +191,8 @@ def _brier(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarr
     return _ranked(lambda mine, positive, w: metrics.mean((mine - positive) ** 2, w))(prediction, scores, weights)
 
 
-def _valued(function):
-    """A metric of predicted and true values, for every column."""
+def _valued(function: Callable[[np.ndarray, np.ndarray, Weights], np.ndarray]) -> Figures:
+    """Return a metric of predicted and true values, for every column."""
 
     def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         columns = []
@@ -199,7 +210,7 @@ def _c_index(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.nda
     return metrics.c_index(scores[known, 0], time, event > 0, weights.take(known))[:, None]
 
 
-FIGURES = {
+FIGURES: dict[str, Figures] = {
     "auroc": _ranked(metrics.auroc),
     "auprc": _ranked(metrics.auprc),
     "accuracy": _decided(metrics.accuracy),

@@ -49,24 +49,28 @@ def compare(
     return np.array(found[: len(METRICS) if distances else 2])
 
 
-def _distances(drawn: np.ndarray, true: np.ndarray, spacing: tuple, tolerance: float, flat: bool) -> list[float]:
-    """HD95 and normalised surface distance."""
+def _distances(
+    drawn: np.ndarray, true: np.ndarray, spacing: tuple[float, float, float], tolerance: float, flat: bool
+) -> list[float]:
+    """Return HD95 in mm and the normalised surface distance."""
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # takes seconds to import
 
     crop = _around(drawn | true)
-    pair = [torch.from_numpy(each[crop])[None, None].float() for each in (drawn, true)]
+    mine, its = (torch.from_numpy(each[crop])[None, None].float() for each in (drawn, true))
+    steps = list(spacing)
     if flat:
-        pair, spacing = [each[:, :, 0] for each in pair], spacing[1:]
-    options = {"include_background": True, "spacing": list(spacing)}
+        mine, its, steps = mine[:, :, 0], its[:, :, 0], steps[1:]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # one of MONAI's functions calls another's old argument
-        distance = compute_hausdorff_distance(*pair, percentile=95, **options).item()
-        within = compute_surface_dice(*pair, class_thresholds=[tolerance], use_subvoxels=True, **options).item()
-    return [distance, within]
+        distance = compute_hausdorff_distance(mine, its, include_background=True, percentile=95, spacing=steps)
+        within = compute_surface_dice(
+            mine, its, [tolerance], include_background=True, spacing=steps, use_subvoxels=True
+        )
+    return [distance.item(), within.item()]
 
 
 def _around(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box of `mask`."""
+    """Return the smallest box of `mask`."""
     axes = range(mask.ndim)
     seen = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     return tuple(slice(each[0], each[-1] + 1) for each in seen)

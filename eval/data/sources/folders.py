@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from PIL import Image
 
 from data_prep.schema import content_digest
 from eval.config import TaskConfig
-from eval.data.examples import Examples, Picture, flat, identified
+from eval.data.examples import Examples, Picture, Scale, flat, identified, matched
 from meddap.settings import SettingsError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -27,7 +25,7 @@ _SPLITS = {
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """Every image; the folder that it lies in is its class, the one above it its split where it is named so."""
+    """Return every image; its folder is its class, and the folder above its split where that is named so."""
     root = Path(task.data)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not files:
@@ -39,7 +37,7 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     names = sorted(set(classes))
     numbers = np.array([[names.index(each)] for each in classes], np.float64)
     labels, targets = _targets(task, names, numbers)
-    words = [path.as_posix() for path in relative]
+    words, patient, site = [path.as_posix() for path in relative], task.files.patient, task.files.site
     digests = [content_digest(_grey(path)[None]) for path in files]
     return flat(
         identified(words, "source"),  # a name may be a patient's: keys and subjects are hashes or numbers
@@ -47,21 +45,21 @@ def load(task: TaskConfig, cache: Path) -> Examples:
         digests,
         lambda number: _picture(files[number]),
         names=labels,
-        subjects=identified(_matched(words, task.files.patient) or words, "patient"),
+        subjects=identified(matched(words, patient, "files.patient") if patient else words, "patient"),
         studies=identified(words, "series"),
-        sites=np.array(_matched(words, task.files.site) or [""] * len(files)),
+        sites=np.array(matched(words, site, "files.site") if site else [""] * len(files)),
         splits=np.array([_split(path) for path in relative]),
     )
 
 
 def _picture(path: Path) -> Picture:
     pixels = _grey(path)
-    scale = "unit8" if pixels.dtype == np.uint8 else "free"
+    scale: Scale = "unit8" if pixels.dtype == np.uint8 else "free"
     return Picture(pixels[None], ("image",), scale, (0, pixels.shape[0], 0, pixels.shape[1]), span=(0.0, 65535.0))
 
 
 def _grey(path: Path) -> np.ndarray:
-    """(H, W) uint8, or uint16 where the file holds 16 bits; colour becomes grey."""
+    """Return (H, W) uint8, or uint16 where the file has 16 bits; colour becomes grey."""
     try:
         with Image.open(path) as image:
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -73,15 +71,6 @@ def _grey(path: Path) -> np.ndarray:
 
 def _split(path: Path) -> str:
     return _SPLITS.get(path.parts[-3].lower(), "") if len(path.parts) > 2 else ""
-
-
-def _matched(words: Sequence[str], pattern: str | None) -> list[str] | None:
-    if pattern is None:
-        return None
-    found = [re.search(pattern, word) for word in words]
-    if None in found:
-        raise SettingsError(f"files: pattern {pattern!r} matches {words[found.index(None)]!r} nowhere")
-    return [match.group(1) if match.re.groups else match.group(0) for match in found]
 
 
 def _targets(task: TaskConfig, names: list[str], numbers: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -26,24 +27,25 @@ from data_prep.discovery.labelmaps import LabelFile
 from data_prep.schema import content_digest
 from data_prep.volumes import images, slicing
 from data_prep.volumes.scaling import robust
-from data_prep.volumes.volume import RejectedSeries
+from data_prep.volumes.volume import RejectedSeries, Volume
 from eval.config import TaskConfig
-from eval.data.examples import Examples, Picture, identified, version_of
+from eval.data.examples import Examples, Picture, identified, matched, version_of
 from eval.data.sources.shards import for_kind, presence
 from meddap.settings import SettingsError
 
+Config = TypeVar("Config", CtConfig, MriConfig)
 _NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?")
 _FOLDERS = {"": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One volume: its split ("" where imagesTr, test where imagesTs), files of its channels, label map or None."""
+    """One volume: its split ("" where imagesTr, test where imagesTs), files of its channels, label map."""
 
     name: str
     split: str
     files: tuple[Path, ...]
-    labels: Path | None
+    labels: Path
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CaseVolume:
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """Every `files.plane_stride`-th slice that is not air."""
+    """Return every `files.plane_stride`-th slice that is not air."""
     root = Path(task.data)
     labels_there, channels_there = _described(root)
     names = dict(task.organs) or {
@@ -87,22 +89,26 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     def reader(row: int) -> Picture:
         number, place = where[row]
         volume = stack(number)
+        row0, row1, column0, column1 = (int(each) for each in volume.boxes[place])
         return Picture(
             np.ascontiguousarray(volume.pixels[:, place]),
             channels,
             "hu" if volume.pixels.dtype == np.int16 else "mr16",
-            tuple(int(each) for each in volume.boxes[place]),
+            (row0, row1, column0, column1),
             spacing=volume.spacing[1:],
             labelmap=None if volume.labels is None else np.ascontiguousarray(volume.labels[place]),
         )
 
+    if not rows:
+        raise SettingsError(f"{root}: every slice is air; is files.modality={task.files.modality} right?")
     case_names, splits, orders, positions, digests = zip(*rows)
+    pattern = task.files.patient
     studies = identified(case_names, "series")
     examples = Examples(
         names=tuple(names),
         values=tuple(names.values()),
         keys=np.array([f"{study}-{order:05d}" for study, order in zip(studies, orders)]),
-        subjects=identified(_patients(case_names, task.files.patient), "patient"),
+        subjects=identified(matched(case_names, pattern, "files.patient") if pattern else case_names, "patient"),
         studies=studies,
         sites=np.full(len(rows), ""),
         splits=np.array(splits),
@@ -148,52 +154,70 @@ def _cases(root: Path, channels: int) -> list[Case]:
             if maps:  # test cases without labels test nothing
                 found.append(Case(name, split, tuple(mine[number] for number in sorted(mine)), maps[0]))
     if not found:
-        raise SettingsError(f"{root}: holds no imagesTr/CASE_0000.nii.gz")
+        raise SettingsError(f"{root}: has no imagesTr/CASE_0000.nii.gz")
     return found
 
 
 def _stack(case: Case, task: TaskConfig) -> CaseVolume:
-    config = CtConfig() if task.files.modality == "CT" else MriConfig()
+    """Read a case. Raises SettingsError for a file that cannot be used, or that has another grid."""
+    return _ct(case) if task.files.modality == "CT" else _mr(case)
+
+
+def _ct(case: Case) -> CaseVolume:
+    config = CtConfig()
+    volumes, labels = _read(case, images.read_ct, config)
+    pixels = np.stack([volume.voxels for volume in volumes])
+    body = pixels > config.air.threshold_hu
+    return _cut(pixels, labels, body, config.air.min_body_fraction, volumes[0].spacing)
+
+
+def _mr(case: Case) -> CaseVolume:
+    config, scaled = MriConfig(), []
+    volumes, labels = _read(case, images.read_mr, config)
+    body = []
+    for file, volume in zip(case.files, volumes):
+        scale = robust(volume.voxels)
+        if scale is None:
+            raise SettingsError(f"{file}: its foreground has one value only")
+        scaled.append(scale.encode(volume.voxels))
+        body.append(scaled[-1] > scale.level)
+    return _cut(np.stack(scaled), labels, np.stack(body), config.min_foreground, volumes[0].spacing)
+
+
+def _cut(
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    body: np.ndarray,
+    least: float,
+    spacing: tuple[float, float, float],
+) -> CaseVolume:
+    """Return a volume whose slices are kept where at least the share `least` is body in some channel."""
+    inside = np.any(body, axis=0)
+    boxes = np.array([slicing.body_box(plane) for plane in inside])
+    return CaseVolume(pixels, labels, boxes, spacing, inside.mean(axis=(1, 2)) >= least)
+
+
+def _read(case: Case, read: Callable[[Path, Config], Volume], config: Config) -> tuple[list[Volume], np.ndarray | None]:
+    """Return the channels of a case and its label map on their grid."""
     config.geometry.planes = config.geometry.oblique = "reformat"
     config.min_slices = 1
-    read = images.read_ct if task.files.modality == "CT" else images.read_mr
     path = case.files[0]
     try:
-        volumes = [read(path, config) for path in case.files]
+        volumes = []
+        for path in case.files:
+            volumes.append(read(path, config))
         path = case.labels
         labels = labelmaps.of([LabelFile(str(case.labels), certain=True)], volumes[0], config)[0]
         _same_shape(case)
     except RejectedSeries as error:
         raise SettingsError(f"{path}: {error.reason}") from error
-    if task.files.modality == "CT":
-        pixels = np.stack([volume.voxels for volume in volumes])
-        body = pixels > config.air.threshold_hu
-        least = config.air.min_body_fraction
-    else:
-        scales = [robust(volume.voxels) for volume in volumes]
-        if None in scales:
-            raise SettingsError(f"{case.files[scales.index(None)]}: its foreground has one value only")
-        pixels = np.stack([scale.encode(volume.voxels) for scale, volume in zip(scales, volumes)])
-        body = pixels > np.array([scale.level for scale in scales])[:, None, None, None]
-        least = config.min_foreground
-    inside = body.any(axis=0)
-    boxes = np.array([slicing.body_box(plane) for plane in inside])
-    return CaseVolume(pixels, labels, boxes, volumes[0].spacing, inside.mean(axis=(1, 2)) >= least)
+    return volumes, labels
 
 
 def _same_shape(case: Case) -> None:
-    """nnU-Net asks for images and label map of one grid; another shape is somebody's mistake."""
+    """Raise SettingsError for a file of another grid: nnU-Net asks for one; another shape is somebody's mistake."""
     shapes = {path: images.Image(path, CtConfig()).shape for path in (*case.files, case.labels)}
     for path, shape in shapes.items():
         if shape != shapes[case.files[0]]:
             sizes = ["x".join(map(str, each)) for each in (shape, shapes[case.files[0]])]
             raise SettingsError(f"{path}: {sizes[0]} voxels, but {case.files[0].name} has {sizes[1]}; give one grid")
-
-
-def _patients(names: tuple[str, ...], pattern: str | None) -> list[str]:
-    if pattern is None:
-        return list(names)
-    found = [re.search(pattern, name) for name in names]
-    if None in found:
-        raise SettingsError(f"files.patient={pattern!r}: matches {names[found.index(None)]!r} nowhere")
-    return [match.group(1) if match.re.groups else match.group(0) for match in found]

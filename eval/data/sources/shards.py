@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data_prep.schema import Slice, Split, content_digest, read_dataset
 from eval.config import TaskConfig
 from eval.data import files
-from eval.data.examples import Examples, Picture
+from eval.data.examples import Examples, Picture, Scale
 from meddap.settings import SettingsError
 from pretrain.data import labels
 
@@ -23,7 +23,7 @@ _COLUMNS = (
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """Every `stride`-th slice of each series, with what its label map holds, or with its class in column `label`."""
+    """Return every `stride`-th slice of each series, with what its label map shows, or its class in column `label`."""
     dataset = read_dataset(task.data)
     names = structures(task, dataset)
     splits = {name: Split(task.data, name) for name in dataset["splits"]}
@@ -42,7 +42,7 @@ def load(task: TaskConfig, cache: Path) -> Examples:
 
 
 def _labelled(examples: Examples, task: TaskConfig, dataset: dict, splits: dict[str, Split], chosen: list) -> Examples:
-    """The examples with a column of class labels as their targets; unknown where `labelled_share` does not show it."""
+    """Return the examples with a column of class labels as targets, unknown where `labelled_share` hides it."""
     column = dataset["classes"].get(task.label)
     if column is None:
         has = f"it has {', '.join(dataset['classes'])}" if dataset["classes"] else "shard with --labels CSV"
@@ -69,7 +69,7 @@ def _labelled(examples: Examples, task: TaskConfig, dataset: dict, splits: dict[
 
 
 def for_kind(examples: Examples, kind: str) -> Examples:
-    """Examples with label maps (targets: presence of structures) as a task of `kind` sees them.
+    """Return examples with label maps (targets: presence of structures) as a task of `kind` sees them.
 
     segmentation as they are; multilabel without the maps' part; anomaly: a slice that holds any structure is abnormal.
     Raises SettingsError for another kind.
@@ -80,7 +80,7 @@ def for_kind(examples: Examples, kind: str) -> Examples:
     if kind == "multilabel":
         return bare
     if kind != "anomaly":
-        raise SettingsError(f"kind={kind}: label maps do not say it; take segmentation, multilabel or anomaly")
+        raise SettingsError(f"kind={kind}: label maps cannot tell; take segmentation, multilabel or anomaly")
     unknown = np.isnan(examples.targets)
     any_there = np.where(unknown, 0, examples.targets).max(axis=1, initial=0)
     targets = np.where((any_there == 0) & unknown.any(axis=1), np.nan, any_there)
@@ -88,18 +88,18 @@ def for_kind(examples: Examples, kind: str) -> Examples:
 
 
 def structures(task: TaskConfig, dataset: dict) -> dict[str, int]:
-    """Names and label values that are probed: the task's, else all of `dataset.json`; empty where it has none."""
+    """Return names and values of the labels to probe: the task's, else all of `dataset.json`; empty without labels."""
     return dict(task.organs) or {name: int(value) for value, name in dataset["labels"].items()}
 
 
 def picture(sample: Slice) -> Picture:
-    """A slice of ours as a picture."""
-    scale = "hu" if sample.pixels.dtype == np.int16 else "mr16"
+    """Return a slice of ours as a picture."""
+    scale: Scale = "hu" if sample.pixels.dtype == np.int16 else "mr16"
     return Picture(sample.pixels, sample.sequences, scale, sample.box, spacing=sample.spacing, labelmap=sample.labelmap)
 
 
 def presence(labelmap: np.ndarray | None, values: list[int], annotated: list[bool], min_pixels: int) -> list[float]:
-    """Of each structure: 1 present, 0 absent, NaN where it is unlabelled in this series or only grazed by the slice."""
+    """Return for each structure: 1 present, 0 absent, NaN where unlabelled in this series or only grazed here."""
     counts = np.bincount(labelmap.ravel(), minlength=256) if labelmap is not None else np.zeros(256)
     return [
         np.nan if not known or 0 < counts[value] < min_pixels else float(counts[value] > 0)
@@ -117,7 +117,7 @@ def _every(split: Split, stride: int) -> np.ndarray:
 def _columns(
     task: TaskConfig, dataset: dict, names: dict[str, int], splits: dict, chosen: list, cache: Path
 ) -> dict[str, np.ndarray]:
-    """The columns of Examples; read from the cache where the same slices were looked at before."""
+    """Return the columns of Examples, from the cache where the same slices were looked at before."""
     parts = (dataset["digest"], vars(task.stride), sorted(names.items()), task.min_pixels)
     path = cache / f"examples-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.npz"
     if not path.is_file():

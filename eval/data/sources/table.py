@@ -72,7 +72,8 @@ def _matched(path: Path, rows: list, ids: np.ndarray, task: TaskConfig) -> dict[
 
     Errors name lines of the file, never an id: that may be a patient's name.
     """
-    there, secret, places = set(ids.tolist()), salt(), {}
+    there, secret = set(ids.tolist()), salt()
+    places: dict[str, int] = {}
     unknown: list[int] = []
     for place, (line, row) in enumerate(rows):
         given = row[task.table.id].strip()
