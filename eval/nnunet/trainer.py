@@ -4,7 +4,7 @@
     export MEDDAP_CHECKPOINT=RUN
     nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerMedDAP
 
-What the network is lies in the plans under "meddap", which nnU-Net copies beside the weights: prediction
+The network is described in the plans under "meddap", which nnU-Net copies beside the weights: prediction
 needs neither MEDDAP_CHECKPOINT nor the backbone's own file.
 """
 
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -41,10 +43,10 @@ class nnUNetTrainerMedDAP(nnUNetTrainer):
 
     def __init__(
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
     ) -> None:
         if "meddap" not in plans:
@@ -58,21 +60,26 @@ class nnUNetTrainerMedDAP(nnUNetTrainer):
 
     @staticmethod
     def build_network_architecture(
-        plans_manager, configuration_manager, num_input_channels: int, num_output_channels: int,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
         enable_deep_supervision: bool = False,
-    ) -> nn.Module:  # fmt: skip
-        told = plans_manager.plans["meddap"]
-        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), told["model"]))
+    ) -> nn.Module:
+        described = plans_manager.plans["meddap"]
+        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), described["model"]))
+        assert isinstance(model, ModelConfig)
         backbone = build.backbone(model)
         blocks = decoders.spread(model.depth)
         channels = num_input_channels // backbone.patch_embed.proj.in_channels
         width = channels * len(blocks) * model.embed_dim
         decoder = decoders.PrimusDecoder(width, num_output_channels, model.patch_size, prior=0.0)
-        adapters.prepare(backbone, told["adapt"], torch.Generator().manual_seed(0))
+        adapters.prepare(backbone, described["adapt"], torch.Generator().manual_seed(0))
         # the final norm has left the features near unit scale; the decoder learns the rest
         unit = decoders.Standardise(torch.zeros(width), torch.ones(width))
         segmenter = Segmenter(backbone, blocks, decoder, unit)
-        return Padded(nn.Sequential(_Input(plans_manager, configuration_manager, told), segmenter), model.patch_size)
+        prepare = _Input(plans_manager, configuration_manager, described)
+        return Padded(nn.Sequential(prepare, segmenter), model.patch_size)
 
     def initialize(self) -> None:
         super().initialize()
@@ -85,13 +92,13 @@ class nnUNetTrainerMedDAP(nnUNetTrainer):
             share = adapters.share(backbone)
             self.print_to_log_file(f"MedDAP: {len(weights)} tensors from {path}, {share:.1%} trained")
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, _WarmPoly]:
         depth = self.plans_manager.plans["meddap"]["model"]["depth"]
-        parts = groups(self.network, depth, self.layer_decay)
-        for part in parts:
-            part["weight_decay"] = self.weight_decay * part["wd_multiplier"]
-            part["names"] = list(part["names"])
-        optimizer = torch.optim.AdamW(parts, self.initial_lr, betas=(0.9, 0.98))
+        trained = groups(self.network, depth, self.layer_decay)
+        for group in trained:
+            group["weight_decay"] = self.weight_decay * group["wd_multiplier"]
+            group["names"] = list(group["names"])
+        optimizer = torch.optim.AdamW(trained, self.initial_lr, betas=(0.9, 0.98))
         return optimizer, _WarmPoly(optimizer, self.initial_lr, min(self.warmup_epochs, self.num_epochs // 10), self)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -102,10 +109,13 @@ class _Input(nn.Module):
     """nnU-Net's normalised values → the backbone's: CT goes back to HU and through the backbone's window; anything
     else is left as it is, with zero mean and unit spread, which is about what the backbone saw."""
 
-    def __init__(self, plans_manager, configuration_manager, told: dict) -> None:
+    def __init__(
+        self, plans_manager: PlansManager, configuration_manager: ConfigurationManager, described: dict[str, Any]
+    ) -> None:
         super().__init__()
         properties = plans_manager.foreground_intensity_properties_per_channel
-        self.intensity = Intensity(tuple(told["window"]), told["mean"], told["std"])
+        low, high = described["window"]
+        self.intensity = Intensity((low, high), described["mean"], described["std"])
         self.ct = [
             (float(properties[str(number)]["mean"]), max(float(properties[str(number)]["std"]), 1e-8))
             if scheme == "CTNormalization"
@@ -136,14 +146,14 @@ class _WarmPoly:
 
 
 def _read(path: str) -> encoder.Encoder:
-    """A run of ours, or published weights."""
+    """Return the backbone of a run of ours, or of published weights."""
     return (
         initialise.published_encoder(Path(path)) if initialise.is_published(Path(path)) else encoder.load_encoder(path)
     )
 
 
-def _described() -> dict:
-    """What the plans keep of the backbone. Raises RuntimeError where the environment names none."""
+def _described() -> dict[str, Any]:
+    """Return what the plans keep of the backbone. Raises RuntimeError where the environment names none."""
     path = os.environ.get(CHECKPOINT)
     if not path:
         raise RuntimeError(f"set {CHECKPOINT} to the run whose backbone is to be trained further")

@@ -64,7 +64,7 @@ def _fitted(cohort: Cohort, task: TaskConfig, choices: list[tuple[int, float]], 
 
 
 def hazard(inputs: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 50) -> np.ndarray:
-    """Return (D,) weights that maximise Breslow's partial likelihood per unit − penalty / 2 · |w|², by Newton's method."""
+    """Return (D,) weights: Breslow's partial likelihood per unit − penalty / 2 · |w|² maximised by Newton's method."""
     order = np.argsort(-time, kind="stable")
     inputs, time, event = inputs[order].astype(np.float64), time[order], event[order]
     # for each unit, the last one in falling order of time that is still at risk, units of its own time included
