@@ -38,6 +38,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from meddap.disk import file_sha256, flush
+from meddap.errors import MeddapError
 from pretrain.runtime.distributed import divided
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ _TEMPORARY = ".writing-"
 Tensors = dict[str, torch.Tensor]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(MeddapError, ValueError):
     """A checkpoint that is missing, damaged or of another run; the message says which and what to do."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from meddap.errors import MeddapError
 from pretrain.model.layers import FEED_FORWARD
 from pretrain.weights.naming import Tensors
 
@@ -19,7 +20,7 @@ _CONFIG = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps", "ro
 _PRECISIONS = ((torch.bfloat16, 2**-7), (torch.float16, 2**-10), (torch.float32, 1e-5))
 
 
-class WeightsError(ValueError):
+class WeightsError(MeddapError, ValueError):
     """A file of weights that cannot be used; one line that names it and says why."""
 
 
