@@ -23,6 +23,7 @@ from meddap import console
 from meddap.disk import write_atomic
 from meddap.errors import MeddapError
 from meddap.page import dim, figure, page, table
+from meddap.records import read_json_lines
 from meddap.settings import SettingsError
 from pretrain.config import load, recorded
 from pretrain.runtime import metrics
@@ -63,7 +64,7 @@ def _probes(run: Path) -> Iterator[str]:
     yield from report_probes.section(report_probes.folders_of(run))
     for path in sorted(run.glob("*/sweep.jsonl")):
         yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
-        rows = files.read_rows(path, "sweep again")
+        rows = read_json_lines(path, dict, "sweep again")
         yield figure(sweep.picture(rows), "Over the size of the input and of the encoder, with 95 % intervals.")
 
 

@@ -1,4 +1,7 @@
-"""Files that probes leave behind and read again: whatever is wrong with one is a line that names it and the remedy."""
+"""Arrays and rows that probes write and read again; whatever is wrong with a file is one line with the remedy.
+
+JSON is read by meddap.records.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +47,6 @@ def output_errors(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FileError(f"{error.filename or output}: {error.strerror or error}") from error
-
-
-def read_rows(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines."""
-    with reading(path, remedy):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line is not a JSON object")
-    return rows
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

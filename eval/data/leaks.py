@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from data_prep.schema import SchemaError, Split, content_digest, short_hash
 from eval.config import TaskConfig
-from eval.data import files
 from eval.data.examples import Examples
+from eval.data.files import FileError
 from eval.data.splits import Fold
 from meddap.disk import write_atomic
+from meddap.records import read_json
 from meddap.settings import SettingsError
 from pretrain.config import load, recorded
 from pretrain.runtime.checkpoint import CheckpointError
@@ -158,8 +159,8 @@ def _content(split: Split, cache: Path) -> np.ndarray:
     if not path.is_file():
         numbers = tqdm(range(len(split)), "digests of pretraining's pixels", disable=None, leave=False)
         write_atomic(path, json.dumps([content_digest(split[number].pixels) for number in numbers]).encode())
-    with files.reading(path, "delete it and start again"):
-        found = np.array(json.loads(path.read_text()), np.uint64)
-        if found.shape != (len(split),):
-            raise ValueError(f"{found.size} digests")
-    return found
+    remedy = "delete it and start again"
+    found = read_json(path, [int], remedy)
+    if len(found) != len(split):
+        raise FileError(f"{path}: {len(found)} digests for {len(split)} slices; {remedy}")
+    return np.array(found, np.uint64)

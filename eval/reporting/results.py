@@ -22,14 +22,20 @@ import numpy as np
 from eval.config import TaskConfig
 from eval.contract import Choices, Outcome
 from eval.data import files
+from eval.data.files import FileError
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import bootstrap
 from eval.statistics.predictions import Binned, Prediction, Scored, Tabled
 from meddap.disk import write_atomic
+from meddap.records import read_json_lines
 from meddap.settings import SettingsError
 
 HEADLINE = ("macro", "all")
-_KEYS = ("task", "probe", "variant", "metric", "label", "value", "low", "high", "patients")
+_ROW = {  # the form (meddap.records) of a row as far as it is read again; figures may be null
+    **dict.fromkeys(("task", "probe", "metric", "label"), str),
+    **dict.fromkeys(("value", "low", "high"), object),
+    **{"variant": dict, "patients": int},
+}
 _FORMS: dict[str, Callable[..., Prediction]] = {form.__name__: form for form in (Scored, Tabled, Binned)}
 
 
@@ -52,13 +58,8 @@ def rows(pooled: dict[str, list[Outcome]], choices: dict[str, Choices], task: Ta
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a probe's folder. Raises FileError for a file that is damaged or of something else."""
-    path, remedy = folder / "results.jsonl", "probe again"
-    found = files.read_rows(path, remedy)
-    with files.reading(path, remedy):
-        if missing := {name for row in found for name in _KEYS if name not in row}:
-            raise KeyError(*missing)
-    return found
+    """Return the rows of a probe's folder. Raises FileError for a file that is damaged or holds something else."""
+    return read_json_lines(folder / "results.jsonl", _ROW, "probe again", FileError)
 
 
 def metrics_of(prediction: Prediction, wanted: Sequence[str]) -> list[str]:

@@ -50,15 +50,15 @@ def _read(path: Path, task: TaskConfig) -> tuple[list[tuple[int, dict[str, str]]
     with files.reading(path, "give table.file=LABELS.csv"), open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
+            head = list(reader.fieldnames or [])
             rows = [(reader.line_num, row) for row in reader]
         except (UnicodeDecodeError, csv.Error) as error:
             raise SettingsError(f"{path}: not a CSV in UTF-8 ({error})") from error
-    head = reader.fieldnames or []
     wanted = task.table.labels or [
         name for name in head if name not in (task.table.id, task.table.site, task.table.split)
     ]
     if missing := [name for name in (task.table.id, *wanted) if name not in head]:
-        raise SettingsError(f"{path}: has no column {missing[0]!r}; it has {', '.join(head)}")
+        raise SettingsError(f"{path}: has no column {missing[0]!r}; it has {', '.join(head) or 'none'}")
     if not rows or not wanted:
         raise SettingsError(f"{path}: has no {'rows' if not rows else 'column of labels'}")
     if short := [line for line, row in rows if None in row.values() or None in row]:
