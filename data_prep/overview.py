@@ -30,7 +30,7 @@ _EXAMPLES = 16  # tiles
 def overview(root: Path) -> str:
     """Return the page. Raises SchemaError if there is no finished data set or one of its files is damaged."""
     dataset = description.read_dataset(root)
-    rows = description.read_manifest(root)
+    rows = description.read_manifest(root, dataset)
     accepted = [row for row in rows if row["status"] == "accepted"]
     sections = {
         "Patients and slices": _splits(dataset),

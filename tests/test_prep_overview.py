@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -78,3 +79,18 @@ def test_resampled_slices_say_their_spacing(tmp_path: Path) -> None:
         assert sample.pixels.shape == (1, 48, 48) and sample.labelmap.shape == (48, 48)
         assert sample.spacing == pytest.approx((10, 10), rel=0.02)
         assert set(np.unique(sample.labelmap)) <= {0, *sample.annotated}
+
+
+def test_text_in_settings_and_names_stays_text(tmp_path: Path) -> None:
+    """A label's name and a setting that hold HTML are shown, not obeyed."""
+    generate.generate(tmp_path / "in", generate.GenerateConfig(patients=2, slices=4, size=40, odd=False))
+    hostile = {
+        "labels": {"2": "<script>alert('liver')</script>"},
+        "label_maps": {"x-*": "</pre><script>alert(1)</script>"},
+    }
+    (tmp_path / "labels.yaml").write_text(json.dumps(hostile))  # which is YAML
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert shard_ct.main([*words, "--config", str(tmp_path / "labels.yaml"), "split.train=1", "split.test=0"]) == 0
+    page = page_of(tmp_path / "out")
+    assert "<script" not in page and "</pre><" not in page.replace("</pre></details>", "")
+    assert "&lt;script&gt;alert(&#x27;liver&#x27;)" in page and "&lt;script&gt;alert(1)" in page

@@ -181,7 +181,7 @@ def test_what_cannot_be_used_has_a_row_and_a_reason(tmp_path: Path, capsys: pyte
         "four/ct.nii.gz": "4-D image",
         "air/ct.nii.gz": "all voxels are air",
         "masked/ct.nii.gz": "label map: values 300 to 300",
-        "text/a.dcm": "no DICOM file",
+        "text/a.dcm": "not a DICOM file",
         "text/empty.nii": "truncated or damaged",
     }
     for name, reason in expected.items():

@@ -80,7 +80,7 @@ def _merge(output: Path, paths: list[Path]) -> dict[str, Any]:
     for path, one in zip(paths, settings):
         if one != settings[0]:
             raise SettingsError(f"{path}: was made with other settings or another salt than {paths[0].name}")
-    manifest = [row for path in paths for row in description.read_manifest(path)]
+    manifest = [row for path, one in zip(paths, datasets) for row in description.read_manifest(path, one)]
     histograms = description.total_of(description.read_histograms(path) for path in paths)
     shards: dict[str, list[dict]] = {split: [] for split in schema.SPLITS}
     for path, one in zip(paths, datasets):

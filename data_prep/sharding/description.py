@@ -127,8 +127,11 @@ def read_dataset(root: str | os.PathLike) -> dict[str, Any]:
     return dataset
 
 
-def read_manifest(root: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return the rows of `manifest.jsonl`. Raises SchemaError, naming the line, if missing or damaged."""
+def read_manifest(root: str | os.PathLike, dataset: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of `manifest.jsonl`. Raises SchemaError, naming the line, if missing or damaged.
+
+    dataset  the `dataset.json` that it belongs to: then a manifest with other numbers of series is an error too
+    """
     path = Path(root) / "manifest.jsonl"
     rows = read_json_lines(path, {"status": str}, schema.AGAIN, schema.SchemaError)
     for number, row in enumerate(rows, 1):
@@ -138,6 +141,12 @@ def read_manifest(root: str | os.PathLike) -> list[dict[str, Any]]:
             problem = f"spacing_mm has {len(row['spacing_mm'])} values, expected 3"
         if problem:
             raise schema.SchemaError(f"{path}: line {number}: {problem}; {schema.AGAIN}")
+    for split, stated in ({} if dataset is None else dataset["splits"]).items():
+        count = len({row["stack"] for row in rows if row["status"] == "accepted" and row["split"] == split})
+        if count != stated["series"]:
+            raise schema.SchemaError(
+                f"{path}: {count} series in {split}, dataset.json says {stated['series']}; {schema.AGAIN}"
+            )
     return rows
 
 

@@ -234,6 +234,6 @@ def _finished_before(output: Path, fingerprint: str, jobs: list[Job], show_names
         raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
     shutil.rmtree(output / "staging", ignore_errors=True)
     if show_names:
-        _say_rejected(description.read_manifest(output), _names(jobs))
+        _say_rejected(description.read_manifest(output, dataset), _names(jobs))
     samples = sum(part["samples"] for part in dataset["splits"].values())
     say(f"{output}: finished before, {samples} slices")
