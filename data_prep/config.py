@@ -59,7 +59,7 @@ class PrepConfig:
     workers: int = 1  # processes
     part: str = "1/1"  # this start's share of the patients, e.g. 3/64
     samples_per_shard: int = 1000
-    min_slices: int = 3  # a stack with fewer is no volume
+    min_slices: int = 3  # a stack with fewer is left out
     # what names the patient of a file whose header does not; BIDS names take precedence
     patient_from: Literal["first_folder", "parent_folder", "file"] = "first_folder"
     labels: dict[str, str] = field(default_factory=dict)  # label value → name
@@ -77,17 +77,23 @@ class PrepConfig:
 
 @dataclass
 class AirConfig:
+    """Which slices of a CT hold the body."""
+
     threshold_hu: float = -500.0  # above it a pixel is body
     min_body_fraction: float = 0.02  # of a slice's pixels; a slice with less is air and left out
 
 
 @dataclass
 class CtConfig(PrepConfig):
+    """Settings of CT."""
+
     air: AirConfig = field(default_factory=AirConfig)
 
 
 @dataclass
 class MriConfig(PrepConfig):
+    """Settings of MRI."""
+
     # pattern of a file's path below the input, or of a series description → sequence; overrides any guess
     sequences: dict[str, str] = field(default_factory=dict)
     # which files are one study: BIDS entities, else the common start of their names or the folder

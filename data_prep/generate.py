@@ -36,6 +36,8 @@ _FILES = {
 
 @dataclass
 class GenerateConfig:
+    """Settings of the command."""
+
     patients: int = 40
     slices: int = 40
     size: int = 96  # pixels of a side

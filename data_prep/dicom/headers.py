@@ -1,4 +1,4 @@
-"""The header fields that discovery needs: is a file DICOM, and of which patient, study and series."""
+"""The header fields that discovery needs: a DICOM file's patient, study and series."""
 
 from __future__ import annotations
 

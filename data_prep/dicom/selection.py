@@ -25,52 +25,11 @@ _DOCUMENTS = {"SR": "report", "DOC": "document", "PR": "presentation state", "KO
 _MODALITIES = {
     *_STORED,
     *_DOCUMENTS,
-    "AU",
-    "BMD",
-    "CR",
-    "DX",
-    "ECG",
-    "EPS",
-    "ES",
-    "GM",
-    "HC",
-    "HD",
-    "IO",
-    "IVUS",
-    "KER",
-    "M3D",
+    *"AU BMD CR DX ECG EPS ES GM HC HD IO IVUS KER M3D MG NM OAM OCT OP OPM OPT OPV OT PLAN PT PX RESP RF RG".split(),
+    *"RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT SEG SM SMR SRF STAIN US VA XA XC".split(),
 }
-_MODALITIES |= {
-    "MG",
-    "NM",
-    "OAM",
-    "OCT",
-    "OP",
-    "OPM",
-    "OPT",
-    "OPV",
-    "OT",
-    "PLAN",
-    "PT",
-    "PX",
-    "RESP",
-    "RF",
-    "RG",
-    "RTDOSE",
-}
-_MODALITIES |= {"RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SEG", "SM", "SMR", "SRF", "STAIN", "US", "VA", "XA", "XC"}
-_COLOURS = {
-    "PALETTE COLOR",
-    "RGB",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_PARTIAL_420",
-    "YBR_ICT",
-    "YBR_RCT",
-    "XYB",
-    "HSV",
-    "CMYK",
-}
+_COLOURS = {"PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB", "HSV"}
+_COLOURS |= {"CMYK"}
 # Words of ImageType (PS3.3, C.7.6.1.1.2, C.8.2.1.1.1, C.8.16.1) that say what an image is instead of a slice
 _WORDS = {
     "LOCALIZER": "localizer",

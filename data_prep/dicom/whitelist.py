@@ -33,20 +33,8 @@ _BODY_PARTS = {
     *("FEMUR", "FINGER", "FOOT", "FOREARM", "HAND", "HEAD", "HEADNECK", "HEART", "HIP", "HUMERUS", "JAW", "KIDNEY"),
     *("KNEE", "LEG", "LIVER", "LSPINE", "LSSPINE", "LUNG", "MEDIASTINUM", "NECK", "NECKCHEST", "NECKCHESTABDOMEN"),
     *("NECKCHESTABDPELV", "ORBIT", "PANCREAS", "PELVIS", "PROSTATE", "RIB", "SCAPULA", "SHOULDER", "SINUS", "SKULL"),
-    *(
-        "SPINE",
-        "SPLEEN",
-        "SSPINE",
-        "STERNUM",
-        "THIGH",
-        "TLSPINE",
-        "TMJ",
-        "TSPINE",
-        "UTERUS",
-        "WHOLEBODY",
-        "WRIST",
-        "ZYGOMA",
-    ),
+    *("SPINE", "SPLEEN", "SSPINE", "STERNUM", "THIGH", "TLSPINE", "TMJ", "TSPINE", "UTERUS"),
+    *("WHOLEBODY", "WRIST", "ZYGOMA"),
 }
 
 

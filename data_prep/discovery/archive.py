@@ -206,7 +206,7 @@ class _Pairing:
     def _dicom(self, uid: str, files: list[str]) -> studies.Item:
         files.sort()
         folders = {os.path.dirname(file) for file in files}
-        # a folder that holds one series stands for it
+        # a folder that holds one series only names it
         whole = len(folders) == 1 and self._series_in[next(iter(folders))] == 1
         name = next(iter(folders)) if whole else files[0]
         patient, study = self.walked.owners[uid]
