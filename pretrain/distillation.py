@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import nn
@@ -293,7 +294,7 @@ def _koleo_of_batch(
     counts = [each.all_counts for each in batch]
     if not weights.koleo or not koleo.spans_micro_batches(counts, weights.koleo_group):
         return [None] * len(batch)
-    model: Model = getattr(student, "module", student)  # DDP's own forward pass would prepare for gradients
+    model = cast(Model, getattr(student, "module", student))  # DDP's own forward pass would prepare for gradients
     # with gradients, whose graph goes with each micro-batch: without them attention and compiled blocks may round
     # otherwise
     crops = [each.masked_crops(patches=False) for each in batch]

@@ -1,4 +1,4 @@
-"""During training: what the teacher's neighbours know of patients that no gradient saw.
+"""During training: what nearest neighbours in the teacher's features know of patients that no gradient saw.
 
 Slices of validation patients ask their nearest neighbours among training slices which organs (or class labels) they
 hold; the AUROC, averaged over labels, goes into the metrics. It steers nothing: a sign that features get better or
@@ -47,7 +47,7 @@ class OnlineKnn:
         if not columns:
             raise SettingsError(f"knn.every={config.every}: {root} has no labels; set knn.every=0")
         self.train, self.val = (
-            Side(split, numbers, _table(slices, columns)) for split, numbers, slices in chosen.values()
+            Side(split, numbers, label_table(slices, columns)) for split, numbers, slices in chosen.values()
         )
 
     @torch.no_grad()
@@ -74,10 +74,12 @@ class OnlineKnn:
         return F.normalize(torch.cat(found), dim=-1)
 
 
-def votes(memory: torch.Tensor, present: torch.Tensor, queries: torch.Tensor, k: int, temperature: float):
-    """(M,) share of the votes for presence among the k nearest of (N, D) unit vectors, each e^(cosine / temperature).
+def votes(
+    memory: torch.Tensor, present: torch.Tensor, queries: torch.Tensor, k: int, temperature: float
+) -> torch.Tensor:
+    """Return the (M,) share of votes for presence among the k nearest of (N, D) unit vectors.
 
-    present (N,) bool; queries (M, D) unit vectors.
+    A vote is e^(cosine / temperature). present (N,) bool; queries (M, D) unit vectors.
     """
     close, nearest = (queries @ memory.T).topk(min(k, len(memory)), dim=1)
     weights = torch.softmax(close / temperature, dim=1)
@@ -85,7 +87,7 @@ def votes(memory: torch.Tensor, present: torch.Tensor, queries: torch.Tensor, k:
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve by ranks, ties counting half; both classes must be there."""
+    """Return the area under the ROC curve by ranks, ties counting half; both classes must be there."""
     ranks, count = rankdata(scores), int(positive.sum())
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
@@ -106,8 +108,8 @@ def _labels(sample: Slice, names: dict[int, str]) -> dict[str, int]:
     return organs | {f"{name}={value:g}": 1 for name, value in sample.labels.items()}
 
 
-def _table(slices: list[dict[str, int]], columns: list[str]) -> np.ndarray:
-    """(N, L) labels; a class label that a slice has excludes the other values of its name."""
+def label_table(slices: list[dict[str, int]], columns: list[str]) -> np.ndarray:
+    """Return (N, L) labels as in Side; a slice's class label excludes the other values of its name."""
     table = np.full((len(slices), len(columns)), -1, np.int8)
     for row, found in zip(table, slices):
         classes = {name.partition("=")[0] for name in found if "=" in name}

@@ -1,4 +1,4 @@
-"""AdamW with layer-wise decay of the learning rate."""
+"""AdamW with layer-wise decay of the learning rate, and the teacher as the student's moving average."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pretrain.runtime.distributed import local, whole
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a parameter: 0 for embeddings and tokens, 1 … depth for the blocks, depth + 1 for all others.
+    """Return the layer of a parameter: 0 for embeddings and tokens, 1 … depth for the blocks, depth + 1 for all others.
 
     The embedding of sequences is among the others, as MM-DINOv2 has it.
     """
@@ -23,7 +23,7 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def multipliers(name: str, depth: int, layer_decay: float, patch_embed_multiplier: float) -> dict:
-    """lr_multiplier, wd_multiplier and is_last_layer of one parameter, as DINOv3 sets them.
+    """Return lr_multiplier, wd_multiplier and is_last_layer of one parameter, as DINOv3 sets them.
 
     Biases, norms and LayerScale have no weight decay. A head's prototypes are a last layer.
     """
@@ -41,7 +41,7 @@ def multipliers(name: str, depth: int, layer_decay: float, patch_embed_multiplie
 def build_groups(
     named: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float, patch_embed_multiplier: float
 ) -> list[dict]:
-    """Parameters that share their multipliers, in one group each: params, names and the multipliers."""
+    """Group the parameters that share their multipliers: params, names and the multipliers of each group."""
     groups: dict[tuple, dict] = {}
     for name, parameter in named:
         factors = multipliers(name, depth, layer_decay, patch_embed_multiplier)
@@ -52,12 +52,12 @@ def build_groups(
 
 
 def adamw(groups: list[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """One fused kernel per group; `set_step` gives learning rate and weight decay before each step."""
+    """Return AdamW, one fused kernel per group; `set_step` gives learning rate and weight decay before each step."""
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, betas=betas, fused=True)
 
 
 def set_step(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, freeze_last_layer: bool) -> None:
-    """Learning rate and weight decay of this step for every group, by its multipliers."""
+    """Set learning rate and weight decay of this step in every group, by its multipliers."""
     for group in optimizer.param_groups:
         frozen = freeze_last_layer and group["is_last_layer"]
         group["lr"] = 0.0 if frozen else lr * group["lr_multiplier"]
@@ -65,7 +65,7 @@ def set_step(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float
 
 
 def clip(model: nn.Module, limit: float) -> dict[str, torch.Tensor]:
-    """Clip the gradient norm of each part (backbone, heads) on its own; returns the norms before clipping."""
+    """Clip the gradient norm of each part (backbone, heads) on its own; return the norms before clipping."""
     return {
         name: whole(nn.utils.clip_grad_norm_(part.parameters(), limit, foreach=True))
         for name, part in model.named_children()
@@ -76,9 +76,9 @@ def clip(model: nn.Module, limit: float) -> dict[str, torch.Tensor]:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher ← momentum · teacher + (1 − momentum) · student, in one multi-tensor call; buffers are copied.
 
-    Of sharded networks each rank moves its own shard.
+    Where networks are sharded, each rank moves its own shard.
     """
-    kept, fresh = ([local(p.detach()) for p in model.parameters()] for model in (teacher, student))
-    torch._foreach_lerp_(kept, fresh, 1 - momentum)
+    ours, theirs = ([local(p.detach()) for p in model.parameters()] for model in (teacher, student))
+    torch._foreach_lerp_(ours, theirs, 1 - momentum)
     for kept, fresh in zip(teacher.buffers(), student.buffers()):
         kept.copy_(fresh)

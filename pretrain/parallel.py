@@ -22,7 +22,7 @@ KINDS = ("none", "ddp", "fsdp")
 
 
 def kind(wish: str, world: World) -> str:
-    """How a run of this size is spread. One process has nothing to spread. Raises SettingsError."""
+    """Return how a run of this size is spread. One process has nothing to spread. Raises SettingsError."""
     if wish not in KINDS:
         raise SettingsError(f"machine.parallel: {wish!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if wish == "none" and world.size > 1:
@@ -50,7 +50,7 @@ class Spread:
         return self.how == "fsdp"
 
     def student(self, model: Model) -> nn.Module:
-        """What to call instead of `model` so that gradients are averaged. Its parameters are `model`'s."""
+        """Return what to call instead of `model` so that gradients are averaged. Its parameters are `model`'s."""
         if self.how == "ddp":
             here = [self.device.index] if self.device.type == "cuda" else None
             with warnings.catch_warnings():
@@ -61,7 +61,7 @@ class Spread:
         return model
 
     def frozen(self, model: nn.Module) -> None:
-        """Shard a network without gradients. Its parameters change between steps, so that none stays gathered."""
+        """Shard a network without gradients. Its parameters change between steps, so none stays gathered."""
         self._shard(model, True)
 
     def _shard(self, model: nn.Module, reshard: bool) -> None:
@@ -69,16 +69,15 @@ class Spread:
             return
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-        how = {"mesh": self._mesh, "reshard_after_forward": reshard}
         narrow = MixedPrecisionPolicy(torch.bfloat16 if self.bf16 else None, torch.float32, cast_forward_inputs=False)
         backbones = [part for part in model.modules() if isinstance(part, VisionTransformer)]
         for backbone in backbones:
             for block in backbone.blocks:
-                fully_shard(block, mp_policy=narrow, **how)
-        # embeddings, norms and heads stay float32: a head's bf16 would round away what tells directions apart
+                fully_shard(block, mesh=self._mesh, reshard_after_forward=reshard, mp_policy=narrow)
+        # embeddings, norms and heads stay float32: bf16 in a head would round away what tells directions apart
         heads = [] if model in backbones else [part for part in model.children() if part not in backbones]
         for part in backbones + heads:
-            fully_shard(part, **how)
+            fully_shard(part, mesh=self._mesh, reshard_after_forward=reshard)
         # features are views of one row of tokens; nobody writes into them
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for backbone in backbones:

@@ -24,7 +24,7 @@ def groups_of(draws: torch.Tensor, whole: int = 3) -> list[Crops]:
 
 def multiplied(model: VisionTransformer, crops: Crops) -> torch.Tensor:
     """(N, D) cls tokens when each branch is computed for all samples and multiplied by 0 or by 1 / share."""
-    tokens, (packing, *_), _ = model._pack([crops])
+    tokens, (packing, *_), _ = model.embed([crops])
     for block, draws in zip(model.blocks, crops.drop):
         share = 1 - block.drop_path
         factors = ((draws < share) / share).repeat_interleave(packing.runs[0].length, dim=1).unsqueeze(-1)

@@ -70,7 +70,7 @@ def test_sums_are_antialiased_interpolation_of_the_crop(size: int) -> None:
     for _ in range(30):
         height, width = int(draw.integers(1, 141)), int(draw.integers(1, 98))
         places.append((int(draw.integers(0, 141 - height)), int(draw.integers(0, 98 - width)), height, width))
-    wanted = [resize.Crop(box, bool(draw.random() < 0.5), float(draw.choice([0, 0.1, 0.7, 2]))) for box in places]
+    wanted = [resize.CropBox(box, bool(draw.random() < 0.5), float(draw.choice([0, 0.1, 0.7, 2]))) for box in places]
     (found,) = resize.crops(plane, [wanted], [size])
     for crop, made in zip(wanted, found):
         row, column, height, width = crop.box
@@ -146,7 +146,7 @@ def test_a_sample_is_read_into_a_buffer(tiny_dataset) -> None:
 def test_batches_of_changing_sizes_are_padded_to_their_own_largest(tiny_dataset, monkeypatch) -> None:
     """Slices of two sizes, in batches of one, the other or both: each as large as its largest slice, the rest air."""
     split = schema.Split(tiny_dataset(), "train")
-    plain = stream._open
+    plain = stream.read_sample
 
     def smaller(split: schema.Split, number: int, into: memoryview) -> tuple[dict, dict]:
         members, record = plain(split, number, into)
@@ -156,7 +156,7 @@ def test_batches_of_changing_sizes_are_padded_to_their_own_largest(tiny_dataset,
             members["ct.b2"], record["shape"] = memoryview(schema.compress(pixels)), list(pixels.shape)
         return members, record
 
-    monkeypatch.setattr(stream, "_open", smaller)
+    monkeypatch.setattr(stream, "read_sample", smaller)
     height, width = split[0].pixels.shape[1:]
     for batch in (batch for _, batch in zip(range(30), stream.batches(split, batch_size=2, seed=0))):
         odd = batch.sample % 2 == 1

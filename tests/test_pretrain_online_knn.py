@@ -74,7 +74,7 @@ def test_features_that_know_the_organs_score_well_and_noise_at_chance(tiny_datas
 def test_class_labels_are_asked_one_against_the_rest() -> None:
     """A slice with a class excludes that name's other values; one without says nothing of them."""
     columns = ["grade=1", "grade=2", "liver"]
-    found = online_knn._table([{"grade=2": 1, "liver": 0}, {"liver": 1}, {}], columns)
+    found = online_knn.label_table([{"grade=2": 1, "liver": 0}, {"liver": 1}, {}], columns)
     assert found.tolist() == [[0, 1, 0], [-1, -1, 1], [-1, -1, -1]]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.data.masking import masked
-from pretrain.model.tokens import Crops, layout, of_present
+from pretrain.model.tokens import Crops, of_present, unpack
 from pretrain.model.vit import VisionTransformer
 
 NAMES = ("t1", "t1c", "t2", "flair")
@@ -69,7 +69,8 @@ def test_the_multi_sequence_backbone_gives_the_references_numbers(size: str, gol
         plain = model(images, sequences=order)
         masked = model(images, mask.bool(), sequences=order)
         crops = Crops(images, mask.bool(), sequences=order)
-        ((tokens, _),) = model._embed(crops, layout(None, count, len(order)))
+        row, (packing, *_), _ = model.embed([crops])
+        (tokens,) = unpack(row, packing.runs)
     found = {
         "cls": plain.cls,
         "patches": plain.patches.reshape(count, -1, config["embed_dim"]),

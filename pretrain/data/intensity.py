@@ -25,7 +25,7 @@ class Intensity:
         gamma: torch.Tensor | None = None,
         clip: bool = True,
     ) -> torch.Tensor:
-        """Return float32 of HU of any shape and type.
+        """Return the float32 input of HU of any shape and type.
 
         low, width  replace the window's own
         gamma       exponent of the windowed value u before it is standardised; below 0, which only `clip` False leaves,
@@ -33,9 +33,9 @@ class Intensity:
         clip        cut the windowed value to 0…1; without it the map is affine where there is no gamma
         All of them broadcast.
         """
-        low = self.window[0] if low is None else low
-        width = self.window[1] - self.window[0] if width is None else width
-        value = (hu.float() - low) / width
+        start = self.window[0] if low is None else low
+        extent = self.window[1] - self.window[0] if width is None else width
+        value = (hu.float() - start) / extent
         if clip:
             value = value.clamp_(0, 1)
         if gamma is not None:
@@ -45,7 +45,7 @@ class Intensity:
     def normalise_into(
         self, out: np.ndarray, hu: np.ndarray, low: float, width: float, *, gamma: float = 1.0, clip: bool = True
     ) -> None:
-        """Do the same to float32 HU under one window, on the CPU, into `out`."""
+        """Write the same of float32 HU, under one window, into `out`; on the CPU."""
         mean, std = (self.mean, self.std) if gamma == 1 else (0.0, 1.0)  # of what the first affine map gives
         slope = 1 / (width * std)
         np.copyto(out, hu)

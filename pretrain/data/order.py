@@ -1,7 +1,7 @@
 """The order of samples: a pure function of their number, the seed and the epoch.
 
 Global batch b is positions b·B … (b+1)·B − 1 of the endless chain of the epochs' orders, so no sample
-is missed or seen twice within an epoch, and a run can be taken up at any batch.
+is missed or seen twice within an epoch, and a run can be resumed at any batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pretrain.data.randomness import mix64
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """(samples,) int64 permutation of one epoch."""
+    """Return the (samples,) int64 permutation of one epoch."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     return generator.permutation(samples)
 
@@ -27,11 +27,11 @@ class Chain:
         self._orders: dict[int, np.ndarray] = {}
 
     def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sample, epoch), each (size,) int64, of global batch `number`."""
+        """Return (sample, epoch), each (size,) int64, of global batch `number`."""
         return self.positions(number * size, size)
 
     def positions(self, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sample, epoch), each (size,) int64, of the positions from `first` on."""
+        """Return (sample, epoch), each (size,) int64, at the `size` positions from `first` on."""
         epoch, place = np.divmod(np.arange(first, first + size, dtype=np.int64), self.samples)
         needed = range(int(epoch[0]), int(epoch[-1]) + 1)
         kept = {each: self._orders.get(each) for each in needed}
@@ -44,7 +44,7 @@ class Chain:
 
 
 def shares(size: int, world: int) -> list[int]:
-    """Samples of a global batch for each of `world` ranks, as equal as can be; the first ones have one more.
+    """Return the samples of a global batch for each of `world` ranks, as equal as can be; the first ones have one more.
 
     Raises ValueError where there are more ranks than samples.
     """
@@ -54,13 +54,13 @@ def shares(size: int, world: int) -> list[int]:
 
 
 def rank_slice(size: int, rank: int, world: int) -> slice:
-    """A rank's slice of a global batch. Raises ValueError where there are more ranks than samples."""
+    """Return a rank's slice of a global batch. Raises ValueError where there are more ranks than samples."""
     counts = shares(size, world)
     start = sum(counts[:rank])
     return slice(start, start + counts[rank])
 
 
 def fingerprint(sample: np.ndarray, epoch: np.ndarray) -> int:
-    """A number below 2⁴⁸ that tells one set of (sample, epoch) from another; of parts of a set the sum, modulo 2⁴⁸."""
+    """Return a number below 2⁴⁸ that identifies a set of (sample, epoch); additive over disjoint parts, modulo 2⁴⁸."""
     mixed = mix64(sample.astype(np.uint64) ^ mix64(epoch.astype(np.uint64) + np.uint64(1)))
     return int((mixed >> np.uint64(16)).sum(dtype=np.uint64)) % 2**48

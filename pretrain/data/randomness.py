@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def uniforms(
 ) -> np.ndarray:
     """Return (B, count) float64 in [0, 1), one row per (epoch, sample).
 
-    purpose   below 4096; each number of `sequence` gives further independent rows
+    purpose   below 4096; each value of `sequence` gives further independent rows
     count     a longer row begins with the shorter one
     """
     key = [np.full_like(sample, seed), epoch, sample, np.full_like(sample, purpose + _NEXT_SEQUENCE * sequence)]
@@ -37,16 +38,16 @@ def uniforms(
 
 
 def mix64(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, on arrays (their overflow wraps as it must)."""
+    """Apply SplitMix64's finaliser to a uint64 array (overflow wraps, as it must)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
 def gaussian(keys: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """(N, *shape) float32 standard normal values, each row a function of its key alone.
+    """Return (N, *shape) float32 standard normal values, each row a function of its key alone.
 
-    keys (N,) int64 in 0 … 2³² − 1 on the device where the noise is wanted.
+    keys  (N,) int64 in 0 … 2³² − 1 on the device where the noise is wanted
     """
     count = math.prod(shape)
     pairs = (count + 1) // 2
@@ -70,24 +71,27 @@ def _unsigned(value: torch.Tensor) -> torch.Tensor:
     return value.view(torch.uint32).float()
 
 
+RopeScale = tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]
+
+
 @dataclass(frozen=True)
 class Draws:
     """A step's draws for the student; None where the model has no use for them.
 
-    drop     (depth, 2, 2 + L, B) float32 in [0, 1) on the host: of every block's two branches, for global crops and
-             then for local ones
+    drop        (depth, 2, 2 + L, B) float32 in [0, 1) on the host: of every block's two branches, for global crops and
+                then for local ones
     rope_scale  factors of RoPE's coordinates for global and for local crops: one for all blocks or one for each
     """
 
     drop: torch.Tensor | None = None
-    rope_scale: tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None] = (None, None)
+    rope_scale: RopeScale = (None, None)
 
     def select(self, rows: slice) -> Draws:
-        """The draws of some of the batch's images."""
+        """Return the draws of some of the batch's images."""
         return self if self.drop is None else replace(self, drop=self.drop[..., rows])
 
     def of_crops(self, crops: slice) -> torch.Tensor | None:
-        """(depth, 2, crops · B) drop path's numbers of some crops."""
+        """Return (depth, 2, crops · B) drop path's numbers of some crops."""
         return None if self.drop is None else self.drop[:, :, crops].flatten(2)
 
 
@@ -103,15 +107,16 @@ def sample_draws(
     rope_rescale: float | None,
     factors: int = 1,
 ) -> Draws:
-    """The draws of step `step` for (B,) samples seen in (B,) epochs, each with `crops` crops (2 + L).
+    """Draw for step `step` and (B,) samples seen in (B,) epochs, each with `crops` crops (2 + L).
 
-    factors  of RoPE's coordinates for each size of crop: 1, or `depth`
+    factors  RoPE's scales for each size of crop: 1, or `depth`
     """
-    drop, rope_scale = None, (None, None)
+    drop, rope_scale = None, cast(RopeScale, (None, None))
     if drop_path:
         numbers = uniforms(seed, epoch.numpy(), sample.numpy(), _DROP, depth * 2 * crops)
         drop = torch.from_numpy(numbers.astype(np.float32).T.reshape(depth, 2, crops, -1).copy())
     if rope_rescale:
         sizes = uniforms(seed, np.array([step]), np.array([0]), _ROPE_SCALE, 2 * factors).reshape(factors, 2).T
-        rope_scale = tuple(tuple(math.exp((2 * draw - 1) * math.log(rope_rescale)) for draw in size) for size in sizes)
+        whole, small = (tuple(math.exp((2 * draw - 1) * math.log(rope_rescale)) for draw in size) for size in sizes)
+        rope_scale = (whole, small)
     return Draws(drop, rope_scale)

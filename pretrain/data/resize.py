@@ -2,7 +2,13 @@
 
 The weights equal those of `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` on the cropped image. They
 come as whole matrices for a device that multiplies those fastest (`weights`, `blur_weights`, `apply`), and as the few
-of them that are not zero (`taps`, `blur_taps`), for a CPU (`crops`).
+of them that are not zero (`taps`, `blur_taps`) for a CPU (`crops`).
+
+On a CPU whole matrices would multiply by zero nineteen times of twenty. There each row of a crop is the weighted sum of
+the few rows of the slice that lie under its kernel, for which PyTorch's embedding bag is the fastest on a core; columns
+become rows by transposing the image. All crops of a slice go together:
+
+    slice (H, W) → float32 → rows summed (Σ size, W) → boxes transposed (Σ w, size) → summed (Σ size, size) → transposed
 """
 
 from __future__ import annotations
@@ -17,10 +23,12 @@ import numpy as np
 import torch
 
 _A = -0.5  # of the cubic kernel: what antialiased interpolation uses (Keys, 1981)
+_BLUR_REACH = 5  # deviations: 6e-7 of the kernel lies beyond
+_KEPT = 2048  # axes whose weights are kept; some 10 kB each at usual sizes
 
 
 def weights(start: torch.Tensor, length: torch.Tensor, extent: int, size: int, flip: torch.Tensor) -> torch.Tensor:
-    """(N, size, extent) matrices that crop `length` pixels from `start` of an axis and resize them to `size`.
+    """Return (N, size, extent) matrices that crop `length` pixels from `start` of an axis and resize them to `size`.
 
     start, length  (N,) whole numbers as int64, 0 ≤ start, start + length ≤ extent
     flip           (N,) bool, reverses the result
@@ -39,13 +47,13 @@ def weights(start: torch.Tensor, length: torch.Tensor, extent: int, size: int, f
 
 
 def taps(length: int, size: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(size, T) int32 pixels, counted from the crop's start, and their weights: those of `weights` but for zeros."""
+    """Return (size, T) int32 pixels, counted from the crop's start, and their weights: `weights` without its zeros."""
     scale = length / size
     support = max(scale, 1.0)
     count = min(math.ceil(4 * support), length)
     place = torch.arange(size, dtype=torch.float32).unsqueeze(1)
     centre = scale * ((size - 1 - place if flip else place) + 0.5)
-    # at a border the pixels move inwards: those beyond it have no part in the sum
+    # at a border the pixels move inwards: those beyond it do not contribute
     first = (centre - 2 * support + 0.5).floor().clamp_(0, length - count)
     pixel = first + torch.arange(count)
     kernel = _cubic((pixel + 0.5 - centre) / support)
@@ -53,7 +61,7 @@ def taps(length: int, size: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor
 
 
 def blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
-    """(…, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
+    """Return (…, size, size) Gaussian smoothing of one axis; the identity where sigma is 0; rows sum to 1."""
     place = torch.arange(size, device=sigma.device, dtype=torch.float32)
     squared = (place.unsqueeze(0) - place.unsqueeze(1)).square()
     width = 2 * sigma.clamp(min=1e-3).square()[..., None, None]
@@ -62,7 +70,7 @@ def blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def blur_taps(reach: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(size, T) int32 pixels with a part in each of a smoothed axis, and int64 how far away they are: to `reach`."""
+    """Return (size, T) int32 pixels within `reach` of each pixel of a smoothed axis, and their int64 distances."""
     count = min(2 * reach + 1, size)
     place = torch.arange(size, dtype=torch.int32).unsqueeze(1)
     pixel = (place - reach).clamp_(0, size - count) + torch.arange(count, dtype=torch.int32)
@@ -70,7 +78,7 @@ def blur_taps(reach: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def apply(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(N, S, H, W) images by (N, S or 1, h, H) and (N, S or 1, w, W) weights → (N, S, h, w)."""
+    """Resize (N, S, H, W) images by (N, S or 1, h, H) and (N, S or 1, w, W) weights to (N, S, h, w)."""
     return rows @ (images @ columns.transpose(2, 3))
 
 
@@ -81,19 +89,15 @@ def _cubic(distance: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-_BLUR_REACH = 5  # deviations: 6e-7 of the kernel lies beyond
-_KEPT = 2048  # axes whose weights are kept; some 10 kB each at usual sizes
-
-
-class Crop(NamedTuple):
+class CropBox(NamedTuple):
     """A box (row, column, height, width) of a slice, and what becomes of it; sigma 0 does not smooth."""
 
-    box: tuple[int, int, int, int]
+    box: Sequence[int]
     flip: bool
     sigma: float
 
 
-class Bag(NamedTuple):
+class Taps(NamedTuple):
     """Which rows of a table make each row of the result, and their weights: (size, T) both."""
 
     rows: np.ndarray
@@ -101,25 +105,28 @@ class Bag(NamedTuple):
 
 
 @lru_cache(_KEPT)
-def _axis(length: int, size: int, flip: bool) -> Bag:
-    return Bag(*(tensor.numpy() for tensor in taps(length, size, flip)))
+def _axis(length: int, size: int, flip: bool) -> Taps:
+    """The taps that resize an axis."""
+    rows, kernel = taps(length, size, flip)
+    return Taps(rows.numpy(), kernel.numpy())
 
 
 @lru_cache(_KEPT)
-def _neighbours(reach: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _blur_rows(reach: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     rows, distance = blur_taps(reach, size)
     return rows.numpy(), distance.numpy()
 
 
-def _blur(sigma: float, size: int) -> Bag:
-    rows, distance = _neighbours(math.ceil(_BLUR_REACH * sigma), size)
+def _blur(sigma: float, size: int) -> Taps:
+    """The taps that smooth an axis."""
+    rows, distance = _blur_rows(math.ceil(_BLUR_REACH * sigma), size)
     near = np.arange(distance.shape[1], dtype=np.float32)
-    weights = np.exp(near * near / np.float32(-2 * sigma**2)).take(distance)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return Bag(rows, weights)
+    kernel = np.exp(near * near / np.float32(-2 * sigma**2)).take(distance)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    return Taps(rows, kernel)
 
 
-def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[int]) -> list[list[np.ndarray]]:
+def crops(plane: np.ndarray, wanted: Sequence[Sequence[CropBox]], sizes: Sequence[int]) -> list[list[np.ndarray]]:
     """Return the `wanted` crops of an (H, W) int16 or float32 plane by size: (size, size) float32, not contiguous."""
     every = [(crop, size) for of_size, size in zip(wanted, sizes) for crop in of_size]
     top, left = (min(crop.box[side] for crop, _ in every) for side in (0, 1))
@@ -127,9 +134,10 @@ def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[i
     table = _table(bottom - top, right - left)
     table[:, : right - left] = plane[top:bottom, left:right]
     smooth = [_blur(crop.sigma, size) if crop.sigma else None for crop, size in every]
-    bags = [_axis(crop.box[2], size, False) for crop, size in every]
-    rows = iter(_sums(table, bags, [crop.box[0] - top for crop, _ in every], smooth))
-    found, smooth = [], iter(smooth)
+    axes = [_axis(crop.box[2], size, False) for crop, size in every]
+    rows = iter(_sums(table, axes, [crop.box[0] - top for crop, _ in every], smooth))
+    found: list[list[np.ndarray]] = []
+    smooth_columns = iter(smooth)
     for of_size, size in zip(wanted, sizes):
         if not of_size:
             found.append([])
@@ -139,41 +147,42 @@ def crops(plane: np.ndarray, wanted: Sequence[Sequence[Crop]], sizes: Sequence[i
         for crop, begin, summed in zip(of_size, begins, rows):
             column, width = crop.box[1] - left, crop.box[3]
             table[begin : begin + width, :size] = summed[:, column : column + width].T
-        bags = [_axis(crop.box[3], size, crop.flip) for crop in of_size]
-        columns = _sums(table, bags, begins, list(islice(smooth, len(bags))))
+        axes = [_axis(crop.box[3], size, crop.flip) for crop in of_size]
+        columns = _sums(table, axes, begins, list(islice(smooth_columns, len(axes))))
         found.append([each[:, :size].T for each in columns])
     return found
 
 
-def _sums(table: np.ndarray, bags: list[Bag], begins: list[int], smooth: list[Bag | None]) -> list[np.ndarray]:
-    """(size, W) of a (H, W) table for each bag, whose rows count from where it begins; then smoothed where it is."""
-    whole = _bagged(table, bags, begins)
-    ends = list(accumulate(len(bag.rows) for bag in bags))
-    parts = [whole[end - len(bag.rows) : end] for bag, end in zip(bags, ends)]
-    places = [place for place, bag in enumerate(smooth) if bag is not None]
-    if places:
-        rough = [ends[place] - len(bags[place].rows) for place in places]
-        smoothed = _bagged(whole, [smooth[place] for place in places], rough)
-        for place, end in zip(places, accumulate(len(bags[place].rows) for place in places)):
-            parts[place] = smoothed[end - len(bags[place].rows) : end]
-    return parts
+def _sums(table: np.ndarray, axes: list[Taps], begins: list[int], smooth: list[Taps | None]) -> list[np.ndarray]:
+    """(size, W) sums of an (H, W) table's rows for each axis, whose rows count from its begin; smoothed where asked."""
+    whole = _summed(table, axes, begins)
+    ends = list(accumulate(len(axis.rows) for axis in axes))
+    found = [whole[end - len(axis.rows) : end] for axis, end in zip(axes, ends)]
+    blurred = [(place, blur) for place, blur in enumerate(smooth) if blur is not None]
+    if blurred:
+        rough = [ends[place] - len(axes[place].rows) for place, _ in blurred]
+        smoothed = _summed(whole, [blur for _, blur in blurred], rough)
+        places = [place for place, _ in blurred]
+        for place, end in zip(places, accumulate(len(axes[place].rows) for place in places)):
+            found[place] = smoothed[end - len(axes[place].rows) : end]
+    return found
 
 
-def _bagged(table: np.ndarray, bags: list[Bag], begins: list[int]) -> np.ndarray:
-    """(Σ size, W) of a (H, W) table."""
-    rows = np.concatenate([(bag.rows + np.int32(begin)).ravel() for bag, begin in zip(bags, begins)])
-    weights = np.concatenate([bag.weights.ravel() for bag in bags])
-    counts = np.repeat([bag.rows.shape[1] for bag in bags], [len(bag.rows) for bag in bags])
+def _summed(table: np.ndarray, axes: list[Taps], begins: list[int]) -> np.ndarray:
+    """(Σ size, W) weighted sums of an (H, W) table's rows."""
+    rows = np.concatenate([(axis.rows + np.int32(begin)).ravel() for axis, begin in zip(axes, begins)])
+    kernel = np.concatenate([axis.weights.ravel() for axis in axes])
+    counts = np.repeat([axis.rows.shape[1] for axis in axes], [len(axis.rows) for axis in axes])
     offsets = np.zeros(len(counts) + 1, np.int32)
     np.cumsum(counts, out=offsets[1:])
-    table, rows, offsets, weights = (torch.from_numpy(each) for each in (table, rows, offsets, weights))
-    return torch.embedding_bag(table, rows, offsets, False, 0, False, weights, True)[0].numpy()
+    values, index, starts, scale = (torch.from_numpy(each) for each in (table, rows, offsets, kernel))
+    return torch.embedding_bag(values, index, starts, False, 0, False, scale, True)[0].numpy()
 
 
 def _table(height: int, width: int) -> np.ndarray:
     """(height, ≥ width) float32, zero beyond the width.
 
-    A row has an odd number of lines of the cache: columns of another table would drive each other out of it.
+    A row has an odd number of cache lines: with an even number, the rows of a column would evict each other.
     """
     table = np.empty((height, (-(-width // 16) | 1) * 16), np.float32)
     table[:, width:] = 0

@@ -22,6 +22,7 @@ from pretrain.runtime.memory import ArrayPool
 
 _READER_THREADS = "meddap-decode"
 _NOWHERE = np.empty((0, 2), np.int16)
+_RECORD = ("shape", "box", "labels", "sequences", "dtype")  # what a batch needs of a sample's record
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Batch:
     def pin(self) -> Batch:
         """The batch in page-locked memory, from which a GPU copies without waiting."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: None if each is None else each.pin_memory() for name, each in every.items()})
+        pinned = {name: each.pin_memory() for name, each in every.items() if each is not None}
+        return replace(self, **pinned)
 
 
 def batches(
@@ -82,22 +84,22 @@ def batches(
     prefetch: int = 2,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's parts of the global batches `start`, `start + 1`, … without end, or to the last that has a size.
+    """Yield this rank's share of global batches `start`, `start + 1`, … without end, or to the last that has a size.
 
     batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
-    labels      which class labels the batches carry, of whom
+    labels      which class labels the batches carry, and of which patients
     voxels      whether they carry the labelled voxels of their slices; else no label map is decoded
     Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
     """
     blosc2.set_releasegil(True)
     chain = Chain(labels.samples(split), seed)
-    starts = None if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
-    last = None if starts is None else len(starts) - 1
+    last = None if isinstance(batch_size, int) else len(batch_size)
+    starts = np.zeros(1, np.int64) if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
     decoders = _Decoders(split, threads, pin)
     assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
 
     def make(number: int) -> Batch:
-        if starts is None:
+        if isinstance(batch_size, int):
             size, drawn = batch_size, chain.batch(number, batch_size)
         else:
             size = int(starts[number + 1] - starts[number])
@@ -126,7 +128,7 @@ def batches(
 def gather(
     split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
 ) -> Batch:
-    """Samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
+    """Return samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
     decoders = _Decoders(split, threads)
     try:
         return _assemble(decoders, numbers, np.zeros_like(numbers), sequences, Labelling())
@@ -155,8 +157,8 @@ class _Decoders:
         self._buffers = [memoryview(bytearray(largest)) for _ in range(self.threads)]
 
     def run(self, work: Callable[[int, memoryview], None], numbers: Sequence[int]) -> None:
-        """`work` for each of some numbers, with its thread's buffer; an error of one is raised when all have ended."""
-        shared = iter(numbers)  # who is free takes the next
+        """Run `work` for each number with its thread's buffer; the first error is raised when all have ended."""
+        shared = iter(numbers)  # a free thread takes the next
 
         def some(buffer: memoryview) -> None:
             for number in shared:
@@ -168,7 +170,7 @@ class _Decoders:
             task.result()
 
     def pixels(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An int16 array that is its holder's alone."""
+        """Return an int16 array that belongs to its holder alone."""
         if self.pin:
             return torch.empty(shape, dtype=torch.int16, pin_memory=True).numpy()  # PyTorch keeps such memory itself
         return self._arrays.array(shape)
@@ -189,17 +191,17 @@ def _assemble(
     labelled: list[np.ndarray] = [_NOWHERE] * len(sample)
     records: list[dict] = [{}] * len(sample)
     present = np.zeros((len(sample), len(sequences)), bool)
-    # the last batch's shape is most often this one's: a sample that has it is decoded as soon as it is read
+    # the last batch's shape is usually this one's: a sample that has it is decoded as soon as it is read
     shape = decoders.shape
     pixels = decoders.pixels((len(sample), len(sequences), *shape))
 
     def read(place: int, buffer: memoryview) -> None:
-        members, records[place] = _open(decoders.split, int(sample[place]), buffer)
+        members, records[place] = read_sample(decoders.split, int(sample[place]), buffer)
         if tuple(records[place]["shape"]) == shape:
             fill(place, members)
 
     def again(place: int, buffer: memoryview) -> None:
-        fill(place, _open(decoders.split, int(sample[place]), buffer)[0])
+        fill(place, read_sample(decoders.split, int(sample[place]), buffer)[0])
 
     def fill(place: int, members: dict[str, memoryview]) -> None:
         try:
@@ -211,7 +213,7 @@ def _assemble(
 
     decoders.run(read, range(len(sample)))
     shapes = [tuple(record["shape"]) for record in records]
-    left = [place for place, each in enumerate(shapes) if each != shape]
+    left: Sequence[int] = [place for place, each in enumerate(shapes) if each != shape]
     decoders.shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
     if decoders.shape != shape:
         pixels, left = decoders.pixels((len(sample), len(sequences), *decoders.shape)), range(len(sample))
@@ -224,11 +226,15 @@ def _assemble(
     return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
-def _open(split: schema.Split, number: int, into: memoryview) -> tuple[dict[str, memoryview], dict]:
+def read_sample(split: schema.Split, number: int, into: memoryview) -> tuple[dict[str, memoryview], dict]:
+    """Return the members of a sample, read into `into`, and its record. Raises SchemaError, naming shard and sample."""
     try:
         members = schema.members(split.read(number, into))
-        return members, json.loads(bytes(members["json"]))
-    except (schema.SchemaError, KeyError, ValueError) as error:
+        record = json.loads(bytes(members["json"]))
+        if missing := [key for key in _RECORD if key not in record]:
+            raise schema.SchemaError(f"its record lacks {', '.join(missing)}")
+        return members, record
+    except (schema.SchemaError, KeyError, TypeError, ValueError) as error:
         raise _named(split, number, error) from error
 
 

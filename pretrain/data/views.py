@@ -43,8 +43,8 @@ class ViewSettings:
     blur_sigma      range of the blur's deviation in pixels of the crop
     gamma_p         probability of an exponent on the windowed value: global crop 0, global crop 1, local crops; `gamma`
                     its range. Drawn for each sequence (MM-DINOv2 draws one for all)
-    slice           what is changed in the whole slice before it is cropped. Where anything can be, slices are clipped
-                    to the window before they are resampled, and crops are not clipped again
+    slice           distortions of the whole slice before it is cropped. Where any is possible, slices are clipped to
+                    the window before they are resampled, and crops are not clipped again
     gram_size       side of the Gram teacher's crops, or None where there is no Gram teacher
     """
 
@@ -81,7 +81,7 @@ class ViewSettings:
 
     @cached_property
     def lowest(self) -> tuple[int, ...]:
-        """The stored value of each sequence above which a pixel is of the body."""
+        """The stored value of each sequence above which a pixel belongs to the body."""
         return tuple(int(span(name, (self.body_threshold_hu, 0))[0]) for name in self.sequences)
 
 
@@ -105,7 +105,7 @@ class Views:
     labels: torch.Tensor | None = None
 
     def select(self, rows: slice) -> Views:
-        """The views of some of the batch's images."""
+        """Return the views of some of the batch's images."""
         gram = None if self.gram_crops is None else self.gram_crops[:, rows]
         present, labels = (None if each is None else each[rows] for each in (self.present, self.labels))
         return Views(self.global_crops[:, rows], self.local_crops[:, rows], gram, present, self.sequences, labels)
@@ -134,10 +134,10 @@ Distortions = list[list[slices.Distortion]]  # of each sample each sequence's
 
 
 def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None = None) -> Views:
-    """The views of a batch, on the device of its pixels.
+    """Return the views of a batch, on the device of its pixels.
 
-    products  whether by matrix products of whole batches, which suits a GPU, or slice by slice, which suits a CPU; as
-              suits the device where it is None. They agree to float32's last digits
+    products  True: matrix products of whole batches, which suit a GPU; False: slice by slice, which suits a CPU; None:
+              what suits the device. They agree to float32's last digits
     """
     if products is None:
         products = batch.pixels.device.type != "cpu"
@@ -148,13 +148,14 @@ def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None 
     if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
         clean = replace(settings, blur_p=(0.0, 0.0, 0.0), gamma_p=(0.0, 0.0, 0.0), noise_p=0.0)
         kinds.append(([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean))
-    crops = draw(batch, kinds, _distortions(batch, settings, seed) if settings.slice.on else None)
+    distortions = _distortions(batch, settings, seed) if settings.slice.on else None
+    global_crops, local_crops, *gram = draw(batch, kinds, distortions)
     labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
-    return Views(*crops[:2], crops[2] if settings.gram_size else None, batch.present, settings.sequences, labels)
+    return Views(global_crops, local_crops, gram[0] if gram else None, batch.present, settings.sequences, labels)
 
 
 def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, ...] = (CT,)) -> torch.Tensor:
-    """(B, S, size, size) normalised: the foreground's box of every sample, as it is; `sequences` names the S."""
+    """Return (B, S, size, size) normalised foreground boxes, without augmentation; `sequences` names the S."""
     row0, row1, column0, column1 = batch.box.to(batch.pixels.device).unbind(dim=1)
     straight = torch.zeros_like(row0, dtype=torch.bool)
     rows = resize.weights(row0, row1 - row0, batch.pixels.shape[2], size, straight).unsqueeze(1)
@@ -252,7 +253,7 @@ def _by_products(batch: Batch, kinds: list[Kind], distortions: Distortions | Non
 def render(
     pixels: torch.Tensor, body: torch.Tensor, parameters: Parameters, size: int, settings: ViewSettings
 ) -> torch.Tensor:
-    """(B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it."""
+    """Return (B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it."""
     row, column, height, width = boxes.choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
     rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip)).unsqueeze(1)
     columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip).unsqueeze(1)
@@ -270,7 +271,7 @@ def render(
 
 
 def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
-    """The same, slice by slice while it lies in the cache: of each box, and only what it needs."""
+    """The same, slice by slice while it lies in the cache: box by box, and only what each needs."""
     pixels, settings = batch.pixels, kinds[0][2]
     crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
     numbers = [[_numbers(parameters) for parameters in drawn] for drawn, _, _ in kinds]
@@ -282,11 +283,11 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
             [boxes.choose_one(body, candidates, settings.min_body) for candidates, *_ in of_kind] for of_kind in mine
         ]
         if distortions is not None:
-            found = _distorted(pixels[image], batch.box[image].tolist(), distortions[image], settings)
-            planes = [plane.numpy() for plane in found]
+            distorted = _distorted(pixels[image], batch.box[image].tolist(), distortions[image], settings)
+            planes = [plane.numpy() for plane in distorted]
         for place, plane in enumerate(planes):
             wanted = [
-                [resize.Crop(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
+                [resize.CropBox(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
                 for of_boxes, of_kind in zip(chosen, mine)
             ]
             for made, of_kind, found in zip(crops, mine, resize.crops(plane, wanted, sizes)):
@@ -314,7 +315,7 @@ def _numbers(drawn: Parameters) -> list[list]:
 
 
 def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
-    """Add noise to those of (C, B, S, size, size) crops that drew some; a few at once, in the cache."""
+    """Add noise to the (C, B, S, size, size) crops that drew it; a few at once, in the cache."""
     if not drawn:
         return
     strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std

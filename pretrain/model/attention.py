@@ -20,18 +20,19 @@ Kernel = Callable[[torch.Tensor, Packing], torch.Tensor]
 
 
 def by_run(qkv: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """(T, 3, heads, head_dim) queries, keys and values of packed samples → (T, heads · head_dim)."""
+    """Attend run by run: (T, 3, heads, head_dim) queries, keys and values of packed samples → (T, heads · head_dim)."""
     mixed = []
     for part, rotation in zip(unpack(qkv, packing.runs), packing.rotations):
         both, value = part.permute(2, 0, 3, 1, 4).split((2, 1))
         if rotation is not None:
             both = rotate(both, rotation)
-        mixed.append(attend(*both, value[0]).transpose(1, 2).flatten(2))
+        query, key = both.unbind()
+        mixed.append(attend(query, key, value[0]).transpose(1, 2).flatten(2))
     return pack(mixed)[0]
 
 
 def at_once(qkv: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """As `by_run`, in one call of xFormers' memory-efficient attention; `packing.bias` is `bias_of` its runs."""
+    """Attend as `by_run` does, in one call of xFormers' kernel; `packing.bias` is `bias_of` its runs."""
     from xformers.ops import memory_efficient_attention
 
     turned = []
@@ -45,16 +46,19 @@ def at_once(qkv: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def bias_of(runs: Sequence[Run], kernel: Kernel, device: torch.device) -> Any:
-    """What `kernel` needs beside queries, keys and values; None for `by_run`."""
+    """Return what `kernel` needs beside queries, keys and values; None for `by_run`."""
     if kernel is by_run:
         return None
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    return BlockDiagonalMask.from_seqlens([run.length for run in runs for _ in range(run.count)], device=device)
+    return BlockDiagonalMask.from_seqlens([run.length for run in runs for _ in range(run.samples)], device=device)
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v for (N, heads, T, head_dim) tokens."""
+    """Return softmax(q kᵀ / √d) v for (N, heads, T, head_dim) tokens.
+
+    `pretrain/planning` replaces this function to count a GPU's memory on a CPU.
+    """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
         # PyTorch's fused kernel has a backward for this case that is five to ten times slower
         # than plain products (benchmarks/LOG.md, 2026-11-23)
@@ -64,7 +68,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 
 
 def pick(wish: str, device: torch.device) -> Kernel:
-    """The kernel that `machine.attention` names; `auto` is xFormers' where it and a GPU are there.
+    """Return the kernel that `machine.attention` names; `auto` is xFormers' where it and a GPU are available.
 
     Raises SettingsError for another word, or for xFormers where it cannot run.
     """

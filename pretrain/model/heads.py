@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class ProjectionHead(nn.Module):
                     its gain fixed at 1). Free rows may shrink until every prototype is equally likely,
                     which few images or small batches do not undo.
     learned_gain    rows of unit norm are multiplied by a factor each, which starts at 1 and is learned (DINOv2)
-    Raises ValueError for a gain without rows of unit norm.
+    Raises ValueError for a learned gain without rows of unit norm.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ProjectionHead(nn.Module):
         self.unit_norm_rows = unit_norm_rows
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Fresh weights; see `init_linear`."""
+        """Draw fresh weights; see `init_linear`."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module, generator)
@@ -54,9 +55,9 @@ class ProjectionHead(nn.Module):
             nn.init.ones_(self.last_layer_gain)
 
     def forward(
-        self, features: torch.Tensor, comparison: Targets | None = None, with_logits: bool = False
+        self, features: torch.Tensor, targets: Targets | None = None, with_logits: bool = False
     ) -> torch.Tensor | LossAndTerms | tuple[LossAndTerms, torch.Tensor]:
-        """Logits, or what their comparison with targets gives, or both."""
+        """Return the logits; with `targets` the cross-entropy with them instead; `with_logits` both."""
         bottleneck = self.mlp(features)
         rows = self.last_layer.weight
         if self.unit_norm_rows:
@@ -64,10 +65,10 @@ class ProjectionHead(nn.Module):
         if self.last_layer_gain is not None:
             rows = rows * self.last_layer_gain
         directions = F.normalize(bottleneck.float(), dim=-1, eps=1e-12)
-        if comparison is None:
+        if targets is None:
             return Prototypes.of(rows, directions).logits(directions)
-        compared = cross_entropy(directions, rows, comparison)
-        return (compared, Prototypes.of(rows, directions).logits(directions)) if with_logits else compared
+        loss = cross_entropy(directions, rows, targets)
+        return (loss, Prototypes.of(rows, directions).logits(directions)) if with_logits else loss
 
 
 class ClassHeads(nn.ModuleDict):
@@ -77,9 +78,9 @@ class ClassHeads(nn.ModuleDict):
         super().__init__({column: nn.Linear(in_dim, count) for column, count in classes.items()})
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Fresh weights; see `init_linear`."""
+        """Draw fresh weights; see `init_linear`."""
         for head in self.values():
-            init_linear(head, generator)
+            init_linear(cast(nn.Linear, head), generator)
 
     def forward(self, cls: torch.Tensor) -> dict[str, torch.Tensor]:
         return {column: head(cls).float() for column, head in self.items()}

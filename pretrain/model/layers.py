@@ -12,7 +12,7 @@ from pretrain.model.tokens import Packing
 
 
 def init_linear(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Truncated normal of 0.02 for the matrix, zero for the bias."""
+    """Draw the matrix from a truncated normal of 0.02 and set the bias to zero."""
     nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError where the image is not whole patches."""
+        """Embed images. Raises ValueError where a side is not a multiple of the patch size."""
         p = self.patch_size
         count, channels, height, width = images.shape
         if height % p or width % p:
@@ -39,6 +39,8 @@ class PatchEmbed(nn.Module):
 
 class QkvLinear(nn.Linear):
     """Query, key and value in one product; with `mask_k` the key's bias is held at zero."""
+
+    bias_mask: torch.Tensor
 
     def __init__(self, dim: int, bias: bool, mask_k: bool) -> None:
         super().__init__(dim, 3 * dim, bias=bias)
@@ -64,7 +66,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: torch.Tensor, packing: Packing, read_tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """(T, D) → (A, D) for the tokens at `read_tokens`; None: for all of them."""
+        """(T, D) → (A, D), of the tokens at `read_tokens`; None: of all."""
         return self.proj(select(self.kernel(self.qkv(tokens).unflatten(1, (3, self.heads, -1)), packing), read_tokens))
 
 
@@ -110,7 +112,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each in a residual branch that samples may go without."""
+    """Pre-norm attention and feed-forward, each in a residual branch that samples may skip."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens: torch.Tensor, route: BlockRoute) -> torch.Tensor:
-        """(T, D) packed tokens → (A, D), those that the route reads."""
+        """(T, D) packed tokens → (A, D), those that are read."""
         one, other = route.attention, route.feed_forward
         mixed = self.attn(self.norm1(select(tokens, one.rows)), one.packing, one.read_tokens)
         tokens = one.add_to(select(tokens, route.read_tokens), self.ls1(mixed))

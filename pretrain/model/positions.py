@@ -29,10 +29,10 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("periods", base**exponents)
 
     def forward(self, rows: int, columns: int, prefix: int = 0, rope_scale: float = 1.0) -> Rotation:
-        """(sine, cosine), each (prefix + rows · columns, head_dim) float32, patches in row-major order.
+        """Return (sine, cosine), each (prefix + rows · columns, head_dim) float32, patches in row-major order.
 
         Coordinates are multiplied by `rope_scale`. The `prefix` tokens before the patches (cls, registers) have no
-        place: they turn by nothing. The sine carries the sign of the rotation, minus in the first half of the channels.
+        position and are not rotated. The sine carries the rotation's sign, minus in the first half of the channels.
         """
         device = self.periods.device
         axes = [(torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n * 2 - 1 for n in (rows, columns)]
@@ -43,7 +43,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(tokens: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """(…, T, head_dim) tokens of any float type turned by two times (T, head_dim) float32, computed in float32."""
+    """Rotate (…, T, head_dim) tokens of any float type by 2 × (T, head_dim) float32; computed in float32."""
     sine, cosine = rotation
     swapped = tokens.roll(tokens.shape[-1] // 2, dims=-1)  # halves exchanged: the partner of every channel
     return torch.addcmul(tokens * cosine, swapped, sine).to(tokens.dtype)
@@ -54,7 +54,7 @@ _PLAIN, _ANTIALIASED = -0.75, -0.5
 
 
 def resampled(places: torch.Tensor, rows: int, columns: int, antialias: bool = False) -> torch.Tensor:
-    """(1, 1 + g·g, D) positions → (1, 1 + rows · columns, D); the cls token's stays.
+    """Resample (1, 1 + g·g, D) learned positions to (1, 1 + rows · columns, D); the cls token's stays.
 
     antialias  as DINOv2's models with registers have it: F.interpolate(size=…, mode="bicubic", antialias=True).
                Without it, as those without: the scale is computed from the size plus 0.1, which shifts the sampling

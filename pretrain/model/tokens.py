@@ -36,11 +36,11 @@ class Features:
     present: torch.Tensor | None = None
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
-        """(n, D) the patch tokens at some of the M·P places (`masking.Masked.places`)."""
+        """Return (n, D) the patch tokens at some of the M·P places (`masking.Masked.places`)."""
         return self.patches.flatten(0, 1)[places]
 
     def merged(self) -> torch.Tensor:
-        """(N, P, D) the mean over each sample's sequences of the patches at a place."""
+        """Return (N, P, D) patches, the mean over each sample's sequences."""
         count = len(self.cls)
         if self.present is None or bool(self.present.all()):
             return self.patches.unflatten(0, (count, -1)).mean(dim=1) if len(self.patches) > count else self.patches
@@ -51,7 +51,7 @@ class Features:
 
 @dataclass(frozen=True)
 class SelectedFeatures:
-    """Tokens that were asked for, after the final norm: cls (N, D), and patches (n, D) those at `Crops.read_tokens`."""
+    """Tokens that are read, after the final norm: cls (N, D), and patches (n, D) at `Crops.read_tokens`."""
 
     cls: torch.Tensor
     patches: torch.Tensor
@@ -87,15 +87,15 @@ class Crops:
 
 
 class Run(NamedTuple):
-    """`count` samples of `length` tokens each, one after the other."""
+    """`samples` samples of `length` tokens each, one after the other."""
 
-    count: int
+    samples: int
     length: int
 
 
 def length(runs: Sequence[Run]) -> int:
-    """How many tokens runs have together."""
-    return sum(run.count * run.length for run in runs)
+    """Return how many tokens runs have together."""
+    return sum(run.samples * run.length for run in runs)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Packing:
 
     runs       from the row's start to its end
     rotations  of each run: (length, head_dim) as RoPE gives them, or None where positions are learned
-    bias       what a block-diagonal kernel needs to keep samples apart, or None
+    bias       what a block-diagonal kernel needs to keep samples apart (its type is the kernel's), or None
     """
 
     runs: tuple[Run, ...]
@@ -113,15 +113,15 @@ class Packing:
 
 
 def pack(groups: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[Run, ...]]:
-    """(N, T, …) tensors, each with its own N and T → (ΣN·T, …) row and the runs in it."""
-    runs = tuple(Run(*group.shape[:2]) for group in groups)
+    """Pack (N, T, …) tensors, each with its own N and T, into a (ΣN·T, …) row; return it and its runs."""
+    runs = tuple(Run(group.shape[0], group.shape[1]) for group in groups)
     rows = [group.flatten(0, 1) for group in groups]
     return rows[0] if len(rows) == 1 else torch.cat(rows), runs
 
 
 def unpack(row: torch.Tensor, runs: Sequence[Run]) -> list[torch.Tensor]:
-    """The (N, T, …) views of a row, one for each run."""
-    parts = row.split([run.count * run.length for run in runs])
+    """Return the (N, T, …) views of a row, one for each run."""
+    parts = row.split([run.samples * run.length for run in runs])
     return [part.unflatten(0, run) for part, run in zip(parts, runs)]
 
 
@@ -143,9 +143,10 @@ class Layout:
 
 
 def layout(present: torch.Tensor | None, count: int, sequences: int) -> Layout:
-    """The layout of `count` samples of which `present` (N, S), bool and on the host, says which sequences they have.
+    """Return the layout of `count` samples with the sequences that `present`, (N, S) bool on the host, marks.
 
-    None: all of them. Raises ValueError for a sample without any.
+    present  None: every sample has all sequences
+    Raises ValueError for a sample without any.
     """
     if present is None or bool(present.all()):
         return Layout(((count, sequences),))
@@ -162,24 +163,26 @@ def layout(present: torch.Tensor | None, count: int, sequences: int) -> Layout:
 
 
 def token_places(place: Layout, prefix: int, patches: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) places of the cls tokens and (M,) of every image's first patch, in a row of tokens that begins at `start`.
+    """Return (N,) places of the cls tokens and (M,) of every image's first patch, in a row that begins at `start`.
 
     A sample has `prefix` tokens, then `patches` of each of its sequences. In the order of samples, and of present
     images.
     """
-    cls, first = [], []
+    every_cls, every_first = [], []
     for count, sequences in place.runs:
         length = prefix + sequences * patches
         begins = start + length * torch.arange(count)
-        cls.append(begins)
-        first.append((begins.unsqueeze(1) + prefix + patches * torch.arange(sequences)).flatten())
+        every_cls.append(begins)
+        every_first.append((begins.unsqueeze(1) + prefix + patches * torch.arange(sequences)).flatten())
         start += count * length
-    cls, first = torch.cat(cls), torch.cat(first)
-    return (cls, first) if place.back is None else (cls[place.back], first[place.images_back])
+    cls, first = torch.cat(every_cls), torch.cat(every_first)
+    if place.back is None or place.images_back is None:
+        return cls, first
+    return cls[place.back], first[place.images_back]
 
 
 def of_present(values: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
-    """(N, S·P) values → (M, P), those of the present images in row-major order of `present`."""
+    """Return (M, P) of (N, S·P) values: those of the present images, in row-major order of `present`."""
     if present is None:
         return values
     each = values.unflatten(1, (present.shape[1], -1)).flatten(0, 1)
@@ -187,5 +190,5 @@ def of_present(values: torch.Tensor, present: torch.Tensor | None) -> torch.Tens
 
 
 def repeated(present: torch.Tensor | None, crops: int) -> torch.Tensor | None:
-    """The presence of `crops` crops of the same samples, one crop after the other."""
+    """Return the presence of `crops` crops of the same samples, one crop after the other."""
     return None if present is None else present.repeat(crops, 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +42,14 @@ class VisionTransformer(nn.Module):
     """(N, C, h, w) images, h and w multiples of the patch size → Features.
 
     grid        side of the learned position grid in patches (`position="learned"` only)
-    ffn_ratio   hidden size of the feed-forward part by the embedding size; SwiGLU takes two thirds of it
+    ffn_ratio   hidden size of the feed-forward part relative to the embedding size; SwiGLU takes two thirds of it
     layer_scale initial value, or None for no LayerScale
     drop_path   share of samples that skip a residual branch in training: in every block (`uniform`), or rising
                 linearly from 0 at the first block to this at the last (`linear`)
-    rope_rescale  in training coordinates are stretched by a factor up to this one or down to its inverse, the same
-                for all crops of a size, so that other resolutions are nothing new (DINOv3, section 3.2)
+    rope_rescale  in training, coordinates are scaled by a factor between this one and its inverse, the same for all
+                crops of a size, so that the model knows other resolutions (DINOv3, section 3.2)
     sequences   names of the sequences that the model knows; (): one sequence without a name
-    Raises ValueError for a word or size that does not fit.
+    Raises ValueError for an unknown word or a size that does not fit.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         if ffn not in FEED_FORWARD:
             raise ValueError(f"ffn {ffn!r}: use {' or '.join(FEED_FORWARD)}")
         if position not in ("rope", "learned") or (position == "learned") != (grid is not None):
@@ -93,7 +94,7 @@ class VisionTransformer(nn.Module):
         if registers:
             self.storage_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dim))
-        if position == "learned":
+        if grid is not None:
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, embed_dim))
         self.sequence_embed = nn.Embedding(len(self.sequences), embed_dim) if self.sequences else None
         self.rope_embed = RotaryEmbedding(embed_dim // num_heads, rope_base) if position == "rope" else None
@@ -120,7 +121,7 @@ class VisionTransformer(nn.Module):
         self.local_cls_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if local_norm else None
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Fresh weights: truncated normal of 0.02 for matrices, zero biases, unit norms."""
+        """Draw fresh weights: truncated normal of 0.02 for matrices, zero biases, unit norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module, generator)
@@ -128,6 +129,7 @@ class VisionTransformer(nn.Module):
                 # the bound of a linear layer over the same number of inputs
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                assert module.bias is not None
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
@@ -138,7 +140,7 @@ class VisionTransformer(nn.Module):
             if hasattr(self, name):
                 nn.init.normal_(getattr(self, name), std=0.02, generator=generator)
         if self.sequence_embed is not None:
-            # as MM-DINOv2: it is normalised, so that its length is how slowly it turns
+            # as MM-DINOv2: it is normalised when used, so its length only sets how slowly it turns
             nn.init.normal_(self.sequence_embed.weight, std=1.0, generator=generator)
         nn.init.zeros_(self.mask_token)
 
@@ -149,15 +151,16 @@ class VisionTransformer(nn.Module):
         present: torch.Tensor | None = None,
         sequences: tuple[str, ...] = (),
     ) -> Features:
-        """Features of the last block for images of one size; the arguments are those of Crops."""
-        return self.packed([Crops(images, mask, present=present, sequences=sequences)])[0]
+        """Return the features of the last block for images of one size; the arguments are those of Crops."""
+        found = self.packed([Crops(images, mask, present=present, sequences=sequences)])[0]
+        return cast(Features, found)  # no tokens are selected
 
     def packed(self, groups: Sequence[Crops]) -> list[Features | SelectedFeatures]:
-        """Features of the last block for crops of several sizes, through the blocks in one row of tokens.
+        """Return the features of the last block for crops of several sizes, all in one row of tokens.
 
-        Of groups that ask for some tokens, those.
+        Of a group that reads some tokens (`Crops.read_tokens`), those.
         """
-        tokens, packings, layouts = self._pack(groups)
+        tokens, packings, layouts = self.embed(groups)
         read_tokens = self._read_tokens(groups, layouts, packings[0])
         again = self.recompute and torch.is_grad_enabled()
         for block, route in zip(self.blocks, self._routes(groups, layouts, packings, read_tokens, tokens.device)):
@@ -171,30 +174,35 @@ class VisionTransformer(nn.Module):
         present: torch.Tensor | None = None,
         sequences: tuple[str, ...] = (),
     ) -> list[Features]:
-        """Features after each of `blocks` (counted from 0, negative from the end), all through the final norm."""
+        """Return the features after each of `blocks` (from 0, negative from the end), all through the final norm."""
         wanted = [number % self.depth for number in blocks]
         groups = [Crops(images, present=present, sequences=sequences)]
-        tokens, (packing, *_), layouts = self._pack(groups)
+        tokens, (packing, *_), layouts = self.embed(groups)
         found = {}
         route = BlockRoute(Branch(packing=packing))
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             tokens = block(tokens, route)
             if number in wanted:
-                found[number] = self._finish(tokens, packing, groups, layouts)[0]
+                found[number] = cast(Features, self._finish(tokens, packing, groups, layouts)[0])
         return [found[number] for number in wanted]
 
     def attend_with(self, kernel: Kernel) -> None:
         """Use another of `pretrain.model.attention`'s kernels: the same numbers."""
-        for block in self.blocks:
+        for block in self._blocks:
             block.attn.kernel = kernel
 
-    def _pack(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, list[Packing], list[Layout]]:
-        """The row of tokens before the first block, how it is packed for each block, and the groups' layouts."""
+    @property
+    def _blocks(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast("list[Block]", list(self.blocks))
+
+    def embed(self, groups: Sequence[Crops]) -> tuple[torch.Tensor, list[Packing], list[Layout]]:
+        """Return the (T, D) row of tokens before the first block, its packing in each block, the groups' layouts."""
         # not the images' len: an exported graph keeps their number open
         layouts = [layout(group.present, group.images.shape[0], self._count(group)) for group in groups]
-        embedded = [each for group, place in zip(groups, layouts) for each in self._embed(group, place)]
+        embedded = [each for group, place in zip(groups, layouts) for each in self._embed_group(group, place)]
         tokens, runs = pack([part for part, _ in embedded])
-        bias = bias_of(runs, self.blocks[0].attn.kernel, tokens.device)
+        bias = bias_of(runs, self._blocks[0].attn.kernel, tokens.device)
         packings = [
             Packing(runs, tuple(each[block % len(each)] for _, each in embedded), bias)
             for block in range(max(len(each) for _, each in embedded))
@@ -202,7 +210,7 @@ class VisionTransformer(nn.Module):
         return tokens, packings if len(packings) > 1 else packings * self.depth, layouts
 
     def _count(self, group: Crops) -> int:
-        """How many sequences a group's images are of. Raises ValueError where the model does not know them."""
+        """The number of sequences of a group's images. Raises ValueError where the model does not know them."""
         count = group.images.shape[1] // self.channels
         names = group.sequences or self.sequences
         if self.sequences and len(names) != count:
@@ -216,7 +224,7 @@ class VisionTransformer(nn.Module):
     def _read_tokens(
         self, groups: Sequence[Crops], layouts: Sequence[Layout], packing: Packing
     ) -> list[torch.Tensor] | None:
-        """Places in the row, on the host, of the tokens that each group asks for; None: all of all groups."""
+        """Places in the row, on the host, of the tokens that are read of each group; None: all of all groups."""
         if all(group.read_tokens is None for group in groups):
             return None
         found, start = [], 0
@@ -244,15 +252,16 @@ class VisionTransformer(nn.Module):
         read_tokens: list[torch.Tensor] | None,
         device: torch.device,
     ) -> list[BlockRoute]:
-        """The way through each block. Raises ValueError where training lacks draws."""
-        rates, draws = [block.drop_path for block in self.blocks], None
+        """The route through each block. Raises ValueError where training lacks draws."""
+        rates, draws = [block.drop_path for block in self._blocks], None
         if self.training and any(rates):
-            if any(group.drop is None for group in groups):
+            drawn = [group.drop for group in groups if group.drop is not None]
+            if len(drawn) < len(groups):
                 raise ValueError("drop_path: training needs draws, so that a run can be repeated")
-            draws = [select(group.drop.movedim(-1, 0), place.order) for group, place in zip(groups, layouts)]
-            draws = torch.cat(draws).movedim(0, -1)
+            each = [select(drop.movedim(-1, 0), place.order) for drop, place in zip(drawn, layouts)]
+            draws = torch.cat(each).movedim(0, -1)
         places = None if read_tokens is None else torch.cat(read_tokens)
-        return routes(draws, rates, packings, places, self.blocks[0].attn.kernel, device)
+        return routes(draws, rates, packings, places, self._blocks[0].attn.kernel, device)
 
     def _rope_scale(self, group: Crops) -> tuple[float, ...]:
         """Factors of the coordinates: one for all blocks, or one for each. Raises ValueError."""
@@ -262,8 +271,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"rope_rescale: training needs 1 or {self.depth} RoPE scales, drawn repeatably")
         return group.rope_scale
 
-    def _embed(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, tuple[Rotation | None, ...]]]:
-        """Of each run: (n, 1 + R + k·P, D) tokens before the first block, and the rotations of a sample's tokens."""
+    def _embed_group(self, group: Crops, place: Layout) -> list[tuple[torch.Tensor, tuple[Rotation | None, ...]]]:
+        """For each run, (n, 1 + R + k·P, D) tokens before the first block, and the rotations of a sample's tokens."""
         rows, columns = self._grid(group)
         images = group.images.unflatten(1, (-1, self.channels)).flatten(0, 1)
         patches = self.patch_embed(images if place.take is None else images[place.take])
@@ -271,7 +280,7 @@ class VisionTransformer(nn.Module):
             mask = group.mask.reshape(images.shape[0], -1)
             mask = mask if place.take is None else mask[place.take]
             patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        # with no mask the token takes part all the same, so that every parameter has a gradient
+        # without a mask the token still takes part, so that every parameter has a gradient
         cls = self.cls_token if group.mask is not None else self.cls_token + 0 * self.mask_token
         if self.rope_embed is None:
             places = resampled(self.pos_embed, rows, columns, antialias=self.register_count > 0)
@@ -293,16 +302,18 @@ class VisionTransformer(nn.Module):
     def _names(self, group: Crops, place: Layout) -> torch.Tensor:
         """(M, 1, D) unit vectors that tell the sequences of a group's images apart."""
         names = [self.sequences.index(name) for name in group.sequences or self.sequences]
+        assert self.sequence_embed is not None
         each = F.normalize(self.sequence_embed.weight[names], dim=-1)
         each = each.repeat(group.images.shape[0], 1) if place.take is None else each[place.take % len(names)]
         return each.unsqueeze(1)
 
     def _repeated(self, rotation: Rotation | None, sequences: int) -> Rotation | None:
-        """The rotation of a sample with so many sequences: a patch has the same place in each."""
+        """The rotation of a sample with this many sequences: a patch has the same position in each."""
         if rotation is None or sequences == 1:
             return rotation
         prefix = 1 + self.register_count
-        return tuple(torch.cat([part[:prefix], part[prefix:].repeat(sequences, 1)]) for part in rotation)
+        sine, cosine = (torch.cat([part[:prefix], part[prefix:].repeat(sequences, 1)]) for part in rotation)
+        return sine, cosine
 
     def _finish(
         self,
@@ -312,17 +323,19 @@ class VisionTransformer(nn.Module):
         layouts: Sequence[Layout],
         read_tokens: list[torch.Tensor] | None = None,
     ) -> list[Features | SelectedFeatures]:
-        """What the groups ask for, their samples and sequences in the order in which they came."""
+        """What is read of the groups, their samples and sequences in the order in which they came."""
         by_group = _by_group(packing, layouts)
         sizes = [length(runs) for runs in by_group] if read_tokens is None else [len(each) for each in read_tokens]
         rows = tokens.split(sizes) if len(sizes) > 1 else [tokens]
         return [
-            self._whole(row, runs, group, place) if group.read_tokens is None else self._some(row, group)
+            self._whole(row, runs, group, place)
+            if group.read_tokens is None
+            else self._selected(row, len(group.read_tokens), group.local)
             for row, runs, group, place in zip(rows, by_group, groups, layouts)
         ]
 
     def _whole(self, row: torch.Tensor, runs: Sequence[Run], group: Crops, place: Layout) -> Features:
-        """Of a group's (T, D) tokens."""
+        """The features of a group whose (T, D) tokens are all read."""
         parts = [
             self._normed(part, sequences, group.local) for part, (_, sequences) in zip(unpack(row, runs), place.runs)
         ]
@@ -331,10 +344,10 @@ class VisionTransformer(nn.Module):
             prefix, patches = prefix[place.back], patches[place.images_back]
         return Features(prefix[:, 0], prefix[:, 1:], patches, group.present)
 
-    def _some(self, row: torch.Tensor, group: Crops) -> SelectedFeatures:
-        """Of (N + n, D) cls tokens and patches that a group asks for."""
-        cls, patches = row.split([len(row) - len(group.read_tokens), len(group.read_tokens)])
-        return SelectedFeatures(self._norm_of(group.local)(cls), self.norm(patches))
+    def _selected(self, row: torch.Tensor, patches: int, local: bool) -> SelectedFeatures:
+        """The features of a group of which (N + `patches`, D) cls tokens and patches are read."""
+        cls, read = row.split([len(row) - patches, patches])
+        return SelectedFeatures(self._norm_of(local)(cls), self.norm(read))
 
     def _normed(self, tokens: torch.Tensor, sequences: int, local: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, 1 + R, D) cls tokens and registers, and (n·k, P, D) patches of a run, after their norms."""

@@ -13,16 +13,17 @@ _SAME = 1e-6  # distance of unit vectors below which they are one and the same
 
 
 def koleo_loss(features: torch.Tensor, group: int | None = None, eps: float = 1e-8) -> torch.Tensor:
-    """Minus the mean logarithm of the distance to the nearest neighbour, for (B, D) features.
+    """Return minus the mean logarithm of the distance to the nearest neighbour, for (B, D) features.
 
     Spreads the batch over the sphere. Neighbours are sought among `group` consecutive samples, None for all. A sample
-    without another in its group adds 0. Duplicates (two slices of air), nearer than rounding can tell, have the value
-    that the reference gives equal ones, held finite by `eps`, and no gradient: theirs points nowhere and is a million
-    times everyone else's.
+    alone in its group adds 0. Duplicates (two slices of air), closer than rounding can tell, have the value that the
+    reference gives equal ones, kept finite by `eps`, and no gradient: theirs has no meaningful direction and is a
+    million times everyone else's.
     """
     directions = F.normalize(features.float(), dim=-1, eps=eps)
     size = max(len(features) if group is None else group, 1)
-    return sum(_spread(part, eps) for part in directions.split(size)) / max(len(features), 1)
+    sums = [_spread(part, eps) for part in directions.split(size)]
+    return sum(sums[1:], sums[0]) / max(len(features), 1)
 
 
 def _spread(directions: torch.Tensor, eps: float) -> torch.Tensor:
@@ -40,19 +41,19 @@ def _spread(directions: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def marginal_entropy(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Loss of a student that knows no more than how often each prototype is the target in each group.
+    """Return the loss of a student that knows only how often each prototype is the target in each group.
 
-    sums (G, K) of the targets of each group, counts (G,) of them; the mean over all targets.
+    sums (G, K) of the targets of each group, counts (G,) of targets; the mean over all targets.
     """
     entropy = torch.special.entr(sums / counts.clamp(min=1).unsqueeze(1)).sum(dim=1)
     return (entropy * counts).sum() / counts.sum()
 
 
 def class_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Cross-entropy with smoothed labels where there are any, times the share of samples that have one.
+    """Return the cross-entropy with smoothed labels, times the share of samples that have one.
 
-    logits (N, K), labels (N,) int64 or −1 where unlabelled, weights (K,) of the classes. A sum over the labelled by the
-    number of all, so that it is a mean over samples and parts of a batch add up.
+    logits (N, K), labels (N,) int64 or −1 where unlabelled, weights (K,) of the classes. The sum over labelled samples
+    is divided by the number of all, so it is a mean over samples and micro-batches add up.
     """
     known = labels >= 0
     target = labels.clamp(min=0)
@@ -65,10 +66,11 @@ def class_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 def prototype_class_loss(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, temperature: float, smoothing: float
 ) -> torch.Tensor:
-    """MM-DINOv2's cross-entropy of the DINO head's prototypes, which are the classes.
+    """Return MM-DINOv2's cross-entropy of the DINO head's prototypes, which are the classes.
 
     logits (N, K) of the head, labels (N,) int64 or −1 where unlabelled, weights (K,) of the classes. Every class of a
-    smoothed label counts by its own weight. A sum over the labelled by the number of all, as `class_loss`.
+    smoothed label counts by its own weight. The sum over labelled samples is divided by the number of all, as in
+    `class_loss`.
     """
     known = labels >= 0
     target = F.one_hot(labels.clamp(min=0), logits.shape[1]).float()
@@ -78,35 +80,32 @@ def prototype_class_loss(
 
 
 def batch_class_weights(counts: torch.Tensor) -> torch.Tensor:
-    """(K,) ln(N / n) of each class from its (K,) number n among the N labelled images of a batch (MM-DINOv2).
+    """Return (K,) weights ln(N / n) from the (K,) numbers n of classes among a batch's N labelled images (MM-DINOv2).
 
-    A class that the batch lacks weighs ln(N / 1e-6), which counts through label smoothing alone; all are 0 where no
-    image is labelled.
+    A class missing from the batch has the weight ln(N / 1e-6), which acts through label smoothing alone; all weights
+    are 0 where no image is labelled.
     """
     total = counts.sum()
     return torch.where(total > 0, (total / (counts + 1e-6)).clamp(min=1e-6).log(), 0.0)
 
 
-def gram_loss(student: torch.Tensor, teacher: torch.Tensor, *, level: str = "image", remove_negatives: bool = False):
-    """Mean squared difference of the patches' cosine similarities, student against Gram teacher.
+def gram_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference of patches' cosine similarities within an image, student against Gram teacher.
 
-    student, teacher (N, P, D). `level="image"` compares patches within an image, `"batch"` all with
-    all. With `remove_negatives` negative similarities of both count as zero.
-    Raises ValueError for another level.
+    student, teacher  (N, P, D)
     """
-    if level not in ("image", "batch"):
-        raise ValueError(f"level {level!r}: use image or batch")
-    pair = [F.normalize(tokens.float(), dim=-1) for tokens in (student, teacher)]
-    if level == "batch":
-        pair = [tokens.flatten(0, 1) for tokens in pair]
-    of_student, of_teacher = (tokens @ tokens.transpose(-1, -2) for tokens in pair)
-    if remove_negatives:
-        of_student, of_teacher = of_student.clamp(min=0), of_teacher.clamp(min=0)
+    of_student, of_teacher = (_similarities(tokens) for tokens in (student, teacher))
     return F.mse_loss(of_student, of_teacher)
 
 
+def _similarities(tokens: torch.Tensor) -> torch.Tensor:
+    """(N, P, P) cosine similarities of (N, P, D) patches."""
+    directions = F.normalize(tokens.float(), dim=-1)
+    return directions @ directions.transpose(-1, -2)
+
+
 def resize_patches(tokens: torch.Tensor, rows: int, columns: int, to: tuple[int, int]) -> torch.Tensor:
-    """(N, rows · columns, D) patch features, bicubic on their grid to (N, to[0] · to[1], D), not antialiased."""
+    """Resize (N, rows · columns, D) patch features on their grid to (N, to[0] · to[1], D): bicubic, not antialiased."""
     if (rows, columns) == to:
         return tokens
     square = tokens.transpose(1, 2).unflatten(2, (rows, columns)).float()
