@@ -137,3 +137,14 @@ def test_citation_and_changelog_name_the_version() -> None:
     cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert cited and newest and cited[1] == newest[1] == meddap.__version__
+
+
+def test_every_test_says_what_it_states() -> None:
+    """Each test has a docstring."""
+    silent = [
+        f"{path.name}:{node.lineno}: {node.name}"
+        for path in files("tests")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not ast.get_docstring(node)
+    ]
+    assert not silent, "\n".join(silent)
