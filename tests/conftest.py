@@ -11,7 +11,12 @@ from helpers.golden import SHARED, GoldenFiles
 from data_prep import generate, identity, shard_mri
 
 STRESS_SECONDS = 1800
-LONG = ("test_pretrain_parallel.py", "test_pretrain_train.py", "test_pretrain_three_stages.py", "test_pretrain_step.py")
+LONG = (
+    "test_pretrain_parallel.py",
+    "test_pretrain_train.py",
+    "test_pretrain_three_stages.py",
+    "test_pretrain_distillation.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
