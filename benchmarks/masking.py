@@ -101,6 +101,9 @@ class Mean:
         """Scores of one of the predictions, which has as many fits as all others."""
         return self.parts[0].scores
 
+    def metrics(self) -> tuple[str, ...]:
+        return self.parts[0].metrics()
+
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """(R, 1), see eval.statistics.predictions.Prediction."""
         each = [metrics.macro(part.figures(metric, counts, patients, draws)) for part in self.parts]

@@ -20,6 +20,7 @@ from typing import Any
 
 from meddap.disk import write_atomic
 from meddap.errors import MeddapError
+from meddap.records import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUEUED = 75  # exit status of a training that was asked to stop, and saved
@@ -82,12 +83,10 @@ def ask(run: Path, asked: dict[str, Any]) -> None:
 
 def asked_before(run: Path) -> dict[str, Any]:
     """Return what `ask` recorded; nothing where no pipeline was begun."""
-    asked = read(folder(run) / _ASKED)
-    if "words" in asked:  # an earlier version's name
-        asked["overrides"] = asked.pop("words")
-    if asked and set(asked) != {"config", "overrides", "tasks", "shard"}:
-        raise PipelineError(f"{folder(run) / _ASKED}: damaged, keys are missing; delete it and submit again")
-    return asked
+    path = folder(run) / _ASKED
+    overrides = "words" if "words" in read(path) else "overrides"  # an earlier version's name
+    asked = read(path, {"config": str, overrides: [str], "tasks": [str], "shard": [str]})
+    return {name.replace(overrides, "overrides"): value for name, value in asked.items()}
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
@@ -100,18 +99,13 @@ def write(path: Path, record: dict[str, Any]) -> None:
         ) from error
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return a record; an empty one where there is none. Raises PipelineError for a damaged file."""
+def read(path: Path, form: Any = None) -> dict[str, Any]:
+    """Return a record of `form` (meddap.records); an empty one where there is none. Raises PipelineError if damaged."""
     if not path.is_file():
         return {}
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        raise PipelineError(f"{path}: {error.strerror}") from error
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise PipelineError(f"{path}: damaged, not a JSON object; delete it, and its step runs again")
+    record: dict[str, Any] = read_json(
+        path, form or {}, "delete it; what it records then counts as not begun", PipelineError
+    )
     return record
 
 
@@ -119,6 +113,11 @@ def record_of(run: Path, step: Step, task: int = 0) -> Path:
     """Return where `Work` records how a step, or a task of it, ended."""
     name = step.name.replace("/", "-") + (f"-{task + 1}" if len(step.commands) > 1 else "")
     return folder(run) / f"{name}.json"
+
+
+def recorded(run: Path, step: Step, task: int = 0) -> dict[str, Any]:
+    """Return what `Work` recorded of a step, or of a task of it; nothing before it began."""
+    return read(record_of(run, step, task), {"command": [str], "state": str})
 
 
 def steps(
@@ -190,7 +189,7 @@ def state(run: Path, step: Step) -> str:
     """
     states = []
     for task, command in enumerate(step.commands):
-        record = read(record_of(run, step, task))
+        record = recorded(run, step, task)
         states.append(record.get("state", "") if record.get("command") == list(command) else "")
     for worst in ("failed", "running", "requeued", ""):
         if worst in states:

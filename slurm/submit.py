@@ -22,7 +22,7 @@ from pretrain import checks
 from pretrain.config import load
 from slurm import cluster as clusters
 from slurm import pipeline
-from slurm.pipeline import PipelineError, Step, Work, read, record_of, shown, state, write
+from slurm.pipeline import PipelineError, Step, Work, read, record_of, recorded, shown, state, write
 
 
 def submit(run: Path, steps: list[Step], cluster: clusters.Cluster) -> None:
@@ -124,14 +124,14 @@ def progress(run: Path, step: Step, word: str) -> str:
         found = sorted(path.name for path in (run / step.name).glob("[0-9]" * 8))
         return f", last checkpoint at step {int(found[-1])}" if found else ""
     if len(step.commands) > 1:
-        done = sum(read(record_of(run, step, task)).get("state") == "done" for task in range(len(step.commands)))
+        done = sum(recorded(run, step, task).get("state") == "done" for task in range(len(step.commands)))
         return f", {done} of {len(step.commands)} parts"
     return ""
 
 
 def jobs(run: Path) -> dict[str, str]:
     """Return step → job id of the last submission."""
-    return read(pipeline.folder(run) / "jobs.json")
+    return read(pipeline.folder(run) / "jobs.json", {...: str})
 
 
 def queue(known: dict[str, str]) -> dict[str, str]:
@@ -157,7 +157,7 @@ def log_of(run: Path, step: Step, job: str | None) -> Path:
     logs = pipeline.folder(run) / "logs"
     if job is None:
         return logs / f"{record_of(run, step).stem}.log"
-    task = next((n for n in range(len(step.commands)) if read(record_of(run, step, n)).get("state") == "failed"), 0)
+    task = next((n for n in range(len(step.commands)) if recorded(run, step, n).get("state") == "failed"), 0)
     name = f"{job}_{task}" if len(step.commands) > 1 else job
     found = sorted(logs.glob(f"*/{name}_0_log.out"))
     return found[0] if found else logs / name / f"{name}_0_log.out"

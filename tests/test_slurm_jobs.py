@@ -216,14 +216,16 @@ def test_a_pipeline_of_an_earlier_version_goes_on(finished: list[str], tmp_path:
 
 
 @pytest.mark.parametrize("name", ["asked.json", "jobs.json", "adapt.json"])
-@pytest.mark.parametrize("damage", ["", "[1]", '{"config": "run.ya'], ids=["empty", "list", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["", "[1]", '{"config": "run.ya', '{"config": 1}'], ids=["empty", "list", "cut", "key"]
+)
 def test_a_damaged_record_is_one_line(name: str, damage: str, finished: list[str], tmp_path: Path, capsys) -> None:
     """A file of RUN/pipeline that was cut or is something else: which one, and what to do."""
     path = tmp_path / "run" / "pipeline" / name
     path.write_text(damage)
     assert submit.main([*finished, "--status"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"error: {path}: damaged") and "delete it" in lines[0]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {path}: ") and "delete it" in lines[0]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(finished: list[str], tmp_path: Path, capsys) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields, replace
 
@@ -83,7 +83,7 @@ def batches(
     threads: int = 2,
     prefetch: int = 2,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this rank's share of global batches `start`, `start + 1`, … without end, or to the last that has a size.
 
     batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
