@@ -15,7 +15,7 @@ from meddap import console
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     lines = ["| probe | metric | label | difference | 95 % interval | p | patients |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         figure = " | ".join(bootstrap.shown(row, "+"))

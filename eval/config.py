@@ -1,4 +1,4 @@
-"""What a task is and what its probes do: data, split, images, features, probes, and the choices that validation makes.
+"""A task and its probes: data, split, images, features, and the values among which validation patients choose.
 
 A task is one YAML file of these keys; any key may be given on the command line. A probe's settings are one dataclass
 here and one field of TaskConfig, named as the probe.
@@ -6,7 +6,7 @@ here and one field of TaskConfig, named as the probe.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Literal
 
 from omegaconf import MISSING
@@ -23,7 +23,7 @@ DecoderKind = Literal["linear", "primus", "unet"]
 class TaskSplitConfig:
     """Who trains, who chooses, who is tested; always whole patients."""
 
-    by: Literal["given", "patient", "kfold", "site"] = "given"  # as the data say; hash; k-fold; leave one site out
+    by: Literal["given", "patient", "kfold", "site"] = "given"  # as in the data; by hash; k-fold; leave one site out
     train: float = 0.6  # shares of the patients where the split is by `patient`
     val: float = 0.2  # of the patients that are not tested, where the split is `kfold` or `site`
     test: float = 0.2
@@ -33,7 +33,7 @@ class TaskSplitConfig:
 
 @dataclass
 class TableConfig:
-    """A CSV with labels: one column says whose they are, the others are labels."""
+    """A CSV with labels: one column names the patient, study or slice, the others are labels."""
 
     file: str | None = None
     by: Literal["patient", "study", "slice"] = "patient"
@@ -45,9 +45,9 @@ class TableConfig:
 
 @dataclass
 class FilesConfig:
-    """How names of files say what they are (sources `folders` and `nnunet`)."""
+    """What file names mean (sources `folders` and `nnunet`)."""
 
-    patient: str | None = None  # pattern with one group that is the patient; none: every file is a patient of its own
+    patient: str | None = None  # regular expression whose group is the patient; none: every file is a patient
     site: str | None = None  # the same of the site
     modality: Literal["CT", "MR"] = "CT"  # of NIfTI volumes
     channels: list[str] = field(default_factory=list)  # names of nnU-Net's channels; empty: those of dataset.json
@@ -132,10 +132,10 @@ class FractionConfig:
 
 @dataclass
 class RegionConfig:
-    """Structures told apart by the mean of the patches under their mask."""
+    """Structures classified by the mean of the patches under their mask."""
 
     strength: float = 1.0
-    cells: int = 4  # the mask is laid on the patches by the share of a patch that it covers, in cells² parts
+    cells: int = 4  # per patch and axis, in which the share of a patch that a mask covers is counted
 
 
 @dataclass
@@ -246,7 +246,7 @@ class TaskConfig:
     files: FilesConfig = field(default_factory=FilesConfig)
     metrics: list[str] = field(default_factory=list)  # empty: those that suit the kind
     label: str = ""  # source shards, multiclass or binary: the column of class labels that the shards carry
-    # of the training and of the validation patients, whose labels are used: those that data.labelled_share shows
+    # share of training and validation patients whose labels are used: those that data.labelled_share shows
     labelled_share: float = 1.0
     positive: list[str] = field(default_factory=list)  # classes that count as 1 (binary, anomaly); empty: the second
     size: int = 128  # pixels to which a square around the body is resized; a multiple of the patch size
@@ -293,8 +293,11 @@ class TaskConfig:
 
 
 def check(task: TaskConfig) -> None:
-    """Raises SettingsError for cells that a probe cannot draw in."""
+    """Raise SettingsError for cells that a probe cannot draw in, or a choice between no values."""
     for name, settings in vars(task).items():
         cells, even = getattr(settings, "cells", 1), name in _EVEN
         if cells < 1 or (even and cells % 2):
             raise SettingsError(f"{name}.cells={cells}: give {'an even' if even else 'a'} number above 0")
+        for key in vars(settings) if is_dataclass(settings) else ():
+            if getattr(settings, key) == [] and getattr(type(settings)(), key):
+                raise SettingsError(f"{name}.{key}=[]: give one value or more")

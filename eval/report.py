@@ -30,7 +30,7 @@ from pretrain.runtime import metrics
 
 
 def report(runs: Sequence[Path]) -> str:
-    """The page for any number of runs and of folders of probes. Raises SettingsError for a folder that is neither."""
+    """Return the page on runs and folders of probes. Raises SettingsError for a folder that is neither."""
     body, loose = [], []
     for run in runs:
         if (run / "results.jsonl").is_file():
@@ -50,7 +50,7 @@ def report(runs: Sequence[Path]) -> str:
 
 
 def write(runs: Sequence[Path], output: Path) -> None:
-    """The page, and beside it every figure as CSV and the headlines as LaTeX."""
+    """Write the page, and beside it every figure as CSV and the headlines as LaTeX."""
     write_atomic(output, report(runs).encode())
     folders = [folder for run in runs for folder in report_probes.folders_of(run)]
     rows = tables.read(folders)
@@ -69,7 +69,7 @@ def _probes(run: Path) -> Iterator[str]:
 
 
 def _or_say_why(section: Callable[[Path], Iterator[str]], run: Path) -> Iterator[str]:
-    """A section, or one sentence on why it is missing: a report of half a run is still a report."""
+    """Yield a section, or a sentence on why it is missing: a report of half a run is still a report."""
     try:
         yield from section(run)
     except (MeddapError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""The scaling question: one task over encoders and input sizes, as a table and a picture.
+"""Scaling: one task over encoders and input sizes, as a table and a picture.
 
     python -m eval.sweep --checkpoints SMALL BASE --sizes 96 160 224 --task FILE --output DIR data=SHARDS
 
@@ -38,7 +38,7 @@ class Point:
 
 
 def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Path) -> list[Point]:
-    """All points. Raises SettingsError where a size does not fit an encoder: before any of them is computed."""
+    """Return all points. Raises SettingsError for a size that does not fit an encoder, before any is computed."""
     points: list[Point] = []
     known: dict[str, str] = {}
     for checkpoint in checkpoints:
@@ -55,13 +55,13 @@ def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Pat
 
 
 def parameters(found: encoder.FrozenEncoder) -> int:
-    """How many an encoder has; 0 where it is not a network."""
+    """Return how many parameters an encoder has; 0 where it is not a network."""
     model = getattr(found, "model", None)
     return sum(each.numel() for each in model.parameters()) if isinstance(model, torch.nn.Module) else 0
 
 
 def run(points: list[Point], task_file: str, overrides: list[str]) -> list[dict]:
-    """The headline figures of every point, computed where they are missing."""
+    """Return the headline figures of every point, computed where they are missing."""
     rows = []
     for point in points:
         path = point.folder / "results.jsonl"
@@ -75,7 +75,7 @@ def run(points: list[Point], task_file: str, overrides: list[str]) -> list[dict]
 
 
 def main_figures(rows: list[dict]) -> list[dict]:
-    """Of every probe and variant the first metric only."""
+    """Return the rows of the first metric of every probe and variant."""
     first: dict[str, str] = {}
     for row in rows:
         first.setdefault(row["probe"] + results.words(row["variant"]), row["metric"])
@@ -83,7 +83,7 @@ def main_figures(rows: list[dict]) -> list[dict]:
 
 
 def picture(rows: list[dict]) -> bytes:
-    """For every probe its figure over the input size, a line per encoder, and over parameters, a line per size.
+    """Draw every probe's figure over the input size, a line per encoder, and over parameters, a line per size.
 
     Parameters are left out where all encoders have equally many.
     """
@@ -104,7 +104,7 @@ def picture(rows: list[dict]) -> bytes:
         for line, (name, metric) in zip(axes, probes):
             mine = [row for row in shown if row["probe"] + results.words(row["variant"]) == name]
             for axis, (place, label, title) in zip(line, views):
-                placed = [row for row in mine if row[place]]  # what is no network has no place among parameters
+                placed = [row for row in mine if row[place]]  # without a network there are no parameters
                 for number, one in enumerate(dict.fromkeys(row[label] for row in placed)):
                     points = sorted((row for row in placed if row[label] == one), key=lambda row: row[place])
                     values = [row["value"] for row in points]
@@ -126,7 +126,7 @@ def picture(rows: list[dict]) -> bytes:
 
 
 def table(rows: list[dict]) -> str:
-    """The main figure of each probe as a Markdown table."""
+    """Return the main figure of each probe as a Markdown table."""
     head = "| encoder | parameters | pixels | probe | metric | test | 95 % interval |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for row in main_figures(rows):
@@ -137,7 +137,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _name(checkpoint: str) -> str:
-    """A run's name, a step's with its run and stage, a file's without its ending: fit for a folder."""
+    """Return a folder's name for an encoder: a run's name, a step's with run and stage, a file's without its ending."""
     path = Path(checkpoint.rpartition(":")[0] or checkpoint)
     parts = path.parts[-3:] if (path / "state.json").is_file() else (path.stem if path.suffix else path.name,)
     return "-".join(parts)

@@ -179,11 +179,12 @@ def test_bad_input_is_one_line(tiny_dataset, tmp_path: Path, capsys) -> None:
 
 
 def test_settings_that_cannot_be_drawn_are_one_line(tiny_dataset, tmp_path: Path, capsys) -> None:
-    """Before anything is read: odd cells of a head whose squares overlap by half, none at all."""
+    """Before anything is read: odd cells of a head whose squares overlap by half, none, nothing to choose from."""
     (tmp_path / "task.yaml").write_text("name: x\n")
     for words, expected in (
         ("segmentation.cells=3", "error: segmentation.cells=3: give an even number above 0\n"),
         ("region.cells=0", "error: region.cells=0: give a number above 0\n"),
+        ("knn.k=[]", "error: knn.k=[]: give one value or more\n"),
     ):
         common = ["--checkpoint", "pixels", "--task", str(tmp_path / "task.yaml"), "--output", str(tmp_path / "out")]
         assert probe.main([*common, f"data={tmp_path}", words]) == 1

@@ -196,11 +196,16 @@ def test_test_patients_choose_nothing(data: Path, encoder: Pixels, tmp_path: Pat
     assert rows[2]["value"] != others[2]["value"]
 
 
-def test_features_are_extracted_once(data: Path, encoder: Pixels, tmp_path: Path, monkeypatch) -> None:
+def test_features_are_extracted_once(data: Path, encoder: Pixels, tmp_path: Path) -> None:
     """A second run reads the cache; another size or encoder does not."""
     examples = sources.load(task(data), tmp_path)
     first = features.extract(encoder, examples, task(data), tmp_path, BLOCKS)
-    monkeypatch.setattr(features, "_write", lambda *_: pytest.fail("extracted again"))
+
+    class Finished(Pixels):
+        def features(self, images: torch.Tensor, blocks, present=None):
+            pytest.fail("extracted again")
+
+    encoder = Finished()
     again = features.extract(encoder, examples, task(data), tmp_path, BLOCKS)
     assert np.array_equal(first.cls, again.cls) and np.array_equal(first.patches, again.patches)
     assert features.extract(encoder, examples, task(data), tmp_path).patches is None

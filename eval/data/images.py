@@ -12,14 +12,14 @@ from eval.data.examples import Picture
 
 
 def square(picture: Picture) -> tuple[int, int, int]:
-    """(row, column, side) in pixels of the square around the body; it may reach beyond the picture."""
+    """Return (row, column, side) in pixels of the square around the body; it may reach beyond the picture."""
     row0, row1, column0, column1 = picture.box
     side = max(row1 - row0, column1 - column0)
     return (row0 + row1 - side) // 2, (column0 + column1 - side) // 2, side
 
 
 def cut(plane: np.ndarray, place: tuple[int, int, int], fill: float) -> np.ndarray:
-    """(side, side) of an (H, W) array, `fill` where the square reaches beyond it."""
+    """Return (side, side) of an (H, W) array, `fill` where the square reaches beyond it."""
     row, column, side = place
     out = np.full((side, side), fill, plane.dtype)
     top, left = max(row, 0), max(column, 0)
@@ -29,7 +29,7 @@ def cut(plane: np.ndarray, place: tuple[int, int, int], fill: float) -> np.ndarr
 
 
 def image(picture: Picture, size: int) -> torch.Tensor:
-    """(S, size, size) float32 stored values: the square around the body, antialiased bicubic."""
+    """Return (S, size, size) float32 stored values: the square around the body, antialiased bicubic."""
     place = square(picture)
     # beyond the edge lies air; in a picture without units, whatever is darkest in it
     planes = [cut(each, place, AIR_HU if picture.scale == "hu" else each.min()) for each in picture.pixels]
@@ -38,26 +38,26 @@ def image(picture: Picture, size: int) -> torch.Tensor:
 
 
 def unit(stored: torch.Tensor, picture: Picture, window: tuple[float, float]) -> torch.Tensor:
-    """Stored values of `picture` → 0…1, clipped. `window` are the HU that an encoder maps to 0 and 1."""
+    """Map stored values of `picture` to 0…1, clipped. `window` are the HU that an encoder maps to 0 and 1."""
     low, high = {"hu": window, "unit8": (0.0, 255.0), "mr16": (LOW, HIGH), "free": picture.span}[picture.scale]
     return ((stored - low) / (high - low)).clamp(0, 1)
 
 
 def labels(picture: Picture, size: int) -> np.ndarray:
-    """(size, size) uint8 labels of the square around the body, nearest neighbour."""
+    """Return (size, size) uint8 labels of the square around the body, nearest neighbour."""
     native = native_labels(picture)
     place = ((np.arange(size) + 0.5) * len(native) / size).astype(np.int64)
     return native[np.ix_(place, place)]
 
 
 def native_labels(picture: Picture) -> np.ndarray:
-    """(side, side) uint8 labels of the square around the body, in the picture's own pixels."""
+    """Return (side, side) uint8 labels of the square around the body, in the picture's own pixels."""
     plane = picture.labelmap if picture.labelmap is not None else np.zeros(picture.pixels.shape[1:], np.uint8)
     return cut(plane, square(picture), 0)
 
 
 def to_picture(maps: torch.Tensor, picture: Picture) -> torch.Tensor:
-    """(O, size, size) values on the resized square → (O, H, W) in the picture's pixels, 0 beyond the square."""
+    """Map (O, size, size) on the resized square to (O, H, W) in the picture's pixels, 0 beyond the square."""
     row, column, side = square(picture)
     native, (height, width) = to_native(maps, side), picture.pixels.shape[1:]
     out = torch.zeros(len(maps), height, width)
@@ -68,5 +68,5 @@ def to_picture(maps: torch.Tensor, picture: Picture) -> torch.Tensor:
 
 
 def to_native(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """(O, size, size) values on the resized square → (O, side, side), bilinear."""
+    """Resize (O, size, size) values on the square to (O, side, side), bilinear."""
     return F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]

@@ -116,7 +116,7 @@ def _short(subject: str) -> int | None:
 
 
 def _seen(checkpoint: str, task: TaskConfig) -> tuple[list[tuple[str, str]], str]:
-    """(folder, split) of every data set that the encoder learned from, and why more is not known."""
+    """Return (folder, split) of every data set that the encoder learned from, and why more is not known, or ""."""
     named = [_named(word) for word in task.pretraining]
     if checkpoint in ("random", "pixels"):
         return named, ""
@@ -133,7 +133,7 @@ def _named(word: str) -> tuple[str, str]:
 
 
 def _of_run(path: Path, known: frozenset[Path] = frozenset()) -> tuple[list[tuple[str, str]], str]:
-    """The data of a run, and of the runs that it was initialised from; of `known` ones, itself too, nothing more."""
+    """Return the data of a run and of the runs that it was initialised from; nothing more for `known` runs."""
     step = encoder.find(path).path.resolve()
     run = step.parents[1]
     if run in known:
@@ -151,7 +151,7 @@ def _of_run(path: Path, known: frozenset[Path] = frozenset()) -> tuple[list[tupl
 
 
 def _content(split: Split, cache: Path) -> np.ndarray:
-    """Digests of the pixels of a split; read from its slices, once, where the data set has none."""
+    """Return digests of the pixels of a split; read from its slices, once, where the data set has none."""
     if (content := split.content()) is not None:
         return content
     name = hashlib.sha256(f"{split.dataset['digest']} {split.name}".encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ class Fold:
 
 
 def folds(examples: Examples, task: TaskConfig) -> list[Fold]:
-    """The divisions that `task.split` asks for; every one is checked.
+    """Return the divisions that `task.split` asks for, each checked.
 
     Raises SettingsError for a patient in two splits, or a split without patients.
     """
@@ -46,7 +46,7 @@ def folds(examples: Examples, task: TaskConfig) -> list[Fold]:
 
 
 def _places(subjects: np.ndarray, salt: str) -> np.ndarray:
-    """(N,) in 0…1, a pure function of the patient."""
+    """Return (N,) in 0…1, a pure function of the patient."""
     places = {
         each: int(hashlib.sha256(f"split:{salt}:{each}".encode()).hexdigest()[:16], 16) / 2**64
         for each in np.unique(subjects)
@@ -55,7 +55,7 @@ def _places(subjects: np.ndarray, salt: str) -> np.ndarray:
 
 
 def _given(examples: Examples, config: TaskSplitConfig) -> Fold:
-    """The data's own splits. Where they have no validation patients, some of the training patients become that.
+    """Return the data's own splits; without validation patients, some of the training patients take their place.
 
     Examples of no split belong to training where the data know others, for that is what test folders mean.
     """
@@ -70,7 +70,7 @@ def _given(examples: Examples, config: TaskSplitConfig) -> Fold:
 
 
 def _rest(examples: Examples, test: np.ndarray, config: TaskSplitConfig, name: str) -> Fold:
-    """A fold whose `test` rows are given; validation patients are drawn from the others."""
+    """Return a fold whose `test` rows are given; validation patients are drawn from the others."""
     val = ~test & (_places(examples.subjects, f"val:{config.salt}") < config.val)
     parts = {"train": ~test & ~val, "val": val, "test": test}
     return Fold(name, {each: np.flatnonzero(mask) for each, mask in parts.items()})
@@ -98,7 +98,7 @@ def _check(examples: Examples, fold: Fold, task: TaskConfig) -> None:
     patients = {name: set(examples.subjects[rows].tolist()) for name, rows in fold.rows.items()}
     for name, mine in patients.items():
         if not mine:
-            raise SettingsError(f"{where}split {name!r} holds no patients; give it more, or another split.salt")
+            raise SettingsError(f"{where}split {name!r} has no patients; give it more, or another split.salt")
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := patients[one] & patients[other]:
             hint = "shard again" if task.source == "shards" else "mend the split, or take split.by=patient"

@@ -46,11 +46,14 @@ class FrozenEncoder(Protocol):
     window: tuple[float, float]
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, S, h, w) float32 in 0…1 → the network's input. S is 1 where there is no `sequences`."""
+        """Map (N, S, h, w) float32 in 0…1 to the network's input; S is 1 for an encoder without `sequences`."""
 
     def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
-        """Of each block (counted from 0, negative from the end): cls (N, D) and patches (N, P, D) in row-major order,
-        float32. present (N, S) bool says which sequences an image has, given only where there is `sequences`."""
+        """Return cls (N, D) and patches (N, P, D), row-major, float32, after each block.
+
+        blocks   counted from 0, negative from the end
+        present  (N, S) bool, the sequences that each image has; only for an encoder with `sequences`
+        """
 
 
 class CheckpointEncoder:
@@ -76,14 +79,14 @@ class CheckpointEncoder:
 
 
 def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
-    """The encoder that `--checkpoint` names. Raises SettingsError, CheckpointError, WeightsError.
+    """Load the encoder that `--checkpoint` names. Raises SettingsError, CheckpointError, WeightsError.
 
     RUN, stage or step folder of ours    its teacher
     file or folder of published weights  DINOv3, DINOv2, timm in every layout that `init_from` reads; other vision
                                          transformers in transformers' or timm's folders (eval.encoders.third_party)
     FILE.py:FUNCTION                     an encoder of your own
     random                               a fresh backbone of the architecture of `like`
-    pixels                               no network: statistics of the pixels, the floor under every table
+    pixels                               no network: statistics of the pixels, the baseline of every table
     """
     if checkpoint == "pixels":
         return pixel_baseline.PixelBaseline()
@@ -100,7 +103,7 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
 
 
 def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
-    """Weights of DINO's kinds in a backbone of ours, others by the library that made them."""
+    """Load weights of DINO's kinds into a backbone of ours, others by the library that made them."""
     kind = third_party.kind_of(path)
     try:
         return CheckpointEncoder(initialise.published_encoder(path), task.bf16)
@@ -114,7 +117,7 @@ def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
 
 
 def _own(file: Path, function: str) -> FrozenEncoder:
-    """What FUNCTION() of the user's FILE returns, checked against the contract."""
+    """Return what FUNCTION() of the user's FILE returns, checked against the contract."""
     if not file.is_file():
         raise SettingsError(f"{file}: no such file; --checkpoint FILE.py:FUNCTION names a file of yours")
     spec = importlib.util.spec_from_file_location(f"encoder_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}", file)

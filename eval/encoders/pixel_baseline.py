@@ -1,4 +1,4 @@
-"""Encoders that are no network of ours."""
+"""The baseline under every table: statistics of pixels instead of a network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch.nn.functional as F
 
 
 class PixelBaseline:
-    """No network: a patch's features are mean, spread, minimum, maximum and four coarse cells of its pixels; the cls
-    token's are 16 quantiles and the 4 × 4 thumbnail of the image. What beats chance here is no merit of a network."""
+    """Statistics of pixels; what beats chance here owes nothing to a network.
+
+    A patch's features are mean, spread, minimum, maximum and four coarse cells of its pixels, padded with zeros;
+    those of the cls token are 16 quantiles and the 4 × 4 thumbnail of the image.
+    """
 
     source, digest = "pixels", hashlib.sha256(b"pixel statistics 1").hexdigest()
     patch_size, embed_dim, depth, window = 8, 32, 1, (-1000.0, 1000.0)

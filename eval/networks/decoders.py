@@ -51,8 +51,11 @@ class Standardise(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """Every patch's features mapped linearly to a square of 2·cells pixels a side that overlaps its neighbours'
-    by half and is added up: a transposed convolution with twice its stride as kernel, no nonlinearity."""
+    """A transposed convolution whose kernel is twice its stride, and nothing else.
+
+    Every patch's features become a square of 2·cells pixels a side that overlaps its neighbours' by half;
+    overlaps add up.
+    """
 
     def __init__(self, width: int, organs: int, cells: int) -> None:
         super().__init__()

@@ -36,13 +36,13 @@ class Segmenter(nn.Module):
         return self.decoder(self.standardise(self.features(images)), grid, images)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, P, F) patch features of all blocks (and channels), side by side."""
+        """Return (N, P, F) patch features of all blocks (and channels), side by side."""
         takes = self.backbone.patch_embed.proj.in_channels
         if images.shape[1] % takes:
             raise ValueError(f"images of {images.shape[1]} channels, but the backbone takes {takes}")
-        parts = images.unflatten(1, (-1, takes))
-        found = self.backbone.intermediate(parts.flatten(0, 1), self.blocks)
-        tokens = torch.cat([each.patches for each in found], dim=2).unflatten(0, parts.shape[:2])
+        stacked = images.unflatten(1, (-1, takes))
+        found = self.backbone.intermediate(stacked.flatten(0, 1), self.blocks)
+        tokens = torch.cat([each.patches for each in found], dim=2).unflatten(0, stacked.shape[:2])
         return tokens.movedim(1, 2).flatten(2)
 
 
@@ -60,6 +60,6 @@ class Padded(nn.Module):
 
 
 def groups(model: nn.Module, depth: int, layer_decay: float) -> list[dict]:
-    """Trainable parameters in optimizer groups: the backbone's rate falls by `layer_decay` per block from the top."""
+    """Return the trained parameters as optimizer groups; the rate falls by `layer_decay` per block from the top."""
     named = [(name.rpartition("backbone.")[2], each) for name, each in model.named_parameters() if each.requires_grad]
     return optim.build_groups(named, depth, layer_decay, patch_embed_multiplier=1.0)

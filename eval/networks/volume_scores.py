@@ -43,7 +43,7 @@ def studies(examples: Examples) -> Iterator[np.ndarray]:
 
 
 def spacing(examples: Examples, rows: np.ndarray) -> tuple[float, float, float]:
-    """(slice, row, column) in mm; the first is the median step between the slices there are, 1 for a single one."""
+    """Return (slice, row, column) in mm; the first is the median step between slices, 1 for a single slice."""
     steps = np.abs(np.diff(examples.positions[rows]))
     step = float(np.median(steps)) if len(steps) and np.isfinite(steps).all() and np.median(steps) > 0 else 1.0
     row, column = examples.read(rows[0]).spacing

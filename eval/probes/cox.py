@@ -30,7 +30,7 @@ class Hazard:
         return [Outcome(prediction_of(self.risk(test.pooled()), test, self.task))]
 
     def risk(self, features: np.ndarray) -> np.ndarray:
-        """(U, 1)."""
+        """Return (U, 1) log hazards of (U, D) features."""
         return (self.standard.apply(features) @ self.axes @ self.weights)[:, None].astype(np.float64)
 
 

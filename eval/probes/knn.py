@@ -1,4 +1,4 @@
-"""k nearest neighbours on frozen features, for several labels of which some are unknown, or for values."""
+"""k nearest neighbours on frozen features, for labels, some of them unknown, or for values."""
 
 from __future__ import annotations
 

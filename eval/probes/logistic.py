@@ -34,7 +34,7 @@ class Standard:
         return cls(features.mean(axis=0, dtype=np.float64), np.where(std > 1e-8, std, 1.0))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        """float32, as the features are."""
+        """Standardise (N, D) features; float32, as they are."""
         found = features - self.mean.astype(np.float32)
         found /= self.std.astype(np.float32)
         return found
@@ -143,7 +143,7 @@ class Axes:
         return cls(rows @ vectors, vectors, squares.float())
 
     def back(self, weights: np.ndarray) -> np.ndarray:
-        """(R, O) weights on the axes → (D, O) on the features."""
+        """Map (R, O) weights on the axes to (D, O) on the features."""
         return (self.vectors @ torch.from_numpy(weights)).numpy()
 
     def solve(

@@ -69,7 +69,7 @@ def collect(
         squares = squares.reshape(count * side * side, organs, cells * cells)
         votes = known.float().repeat_interleave(side * side, dim=0)
         holds = squares.sum(dim=2) > 0
-        # twice the wanted share of what is anywhere, all of what holds a structure: thinned at the end
+        # twice the wanted share of all patches, every patch of a structure: thinned at the end
         keep = (torch.rand(len(squares), generator=generator) < 2 * size / total) | holds.any(dim=1)
         tokens.append(F.normalize(features.flatten(0, 1)[keep].float(), dim=1).half())
         drawn.append(squares[keep].bool())

@@ -58,7 +58,7 @@ class Named:
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> Named:
-    """Logistic regression of fixed strength: nothing is chosen; with `refit` on validation patients as well."""
+    """Fit logistic regression of fixed strength: nothing is chosen; with `refit` on validation patients as well."""
     task, config = context.task, context.task.region
     found = regions(train.plus(val) if task.refit else train, config.cells)
     if len(np.unique(found.structure)) < 2:

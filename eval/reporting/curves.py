@@ -15,7 +15,7 @@ _BINS = 10
 
 
 def learning(rows: Sequence[dict], runs: Sequence[str], axis_name: str) -> bytes:
-    """A figure against the number of labels (`shots` or `percent`), a line for each run with its interval as a band."""
+    """Draw a figure against the number of labels (`shots` or `percent`), a line per run with its interval as a band."""
     metric = rows[0]["metric"]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -41,8 +41,8 @@ def learning(rows: Sequence[dict], runs: Sequence[str], axis_name: str) -> bytes
 
 
 def roc_and_calibration(predictions: dict[str, Scored]) -> bytes:
-    """Left the ROC curve, right what share is positive where the probe says so with what probability; a colour for
-    each run, a line style for each of the first four labels or classes."""
+    """Draw the ROC curve (left) and the calibration curve (right): a colour for each run, a line style for each of the
+    first four labels or classes."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")
         for axis in (left, right):
@@ -68,7 +68,7 @@ def roc_and_calibration(predictions: dict[str, Scored]) -> bytes:
 
 
 def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rate at every distinct threshold, from (0, 0) to (1, 1)."""
+    """Return false and true positive rate at every distinct threshold, from (0, 0) to (1, 1)."""
     order = np.argsort(-scores, kind="stable")
     last = np.r_[np.diff(scores[order]) != 0, True]
     hits, alarms = np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
@@ -76,7 +76,7 @@ def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def reliability(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean probability and share that is positive in each of ten equal bins that hold something."""
+    """Return mean probability and share of positives in each of ten equal bins that is not empty."""
     place = np.minimum((scores * _BINS).astype(np.int64), _BINS - 1)
     count = np.bincount(place, minlength=_BINS)
     there = count > 0
@@ -85,7 +85,7 @@ def reliability(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, n
 
 
 def confusions(predictions: dict[str, Scored]) -> bytes:
-    """Of every run a table: rows the true class, columns the predicted one, shares of the row."""
+    """Draw a confusion matrix per run: rows the true class, columns the predicted one, shares of the row."""
     with plt.rc_context(STYLE):
         count = len(predictions)
         classes = next(iter(predictions.values())).names
@@ -108,7 +108,7 @@ def confusions(predictions: dict[str, Scored]) -> bytes:
 
 
 def confusion(prediction: Scored) -> np.ndarray:
-    """(C, C) counts: true, predicted."""
+    """Return (C, C) counts by true and predicted class."""
     known = ~np.isnan(prediction.targets[:, 0])
     classes = len(prediction.names)
     pairs = prediction.targets[known, 0].astype(np.int64) * classes + prediction.scores[0][known].argmax(axis=1)

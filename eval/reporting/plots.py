@@ -15,7 +15,7 @@ _GREY = {"cmap": "gray", "vmin": 0, "vmax": 1}
 
 
 def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> bytes:
-    """Two global and up to two local crops of the first samples, a column each; arrays as `Views` holds them."""
+    """Draw two global and up to two local crops of the first samples, a column each; arrays as `Views` holds them."""
     kinds = [("global 1", global_crops[0]), ("global 2", global_crops[1])]
     kinds += [(f"local {number + 1}", local) for number, local in enumerate(local_crops[:2])]
     count = min(count, global_crops.shape[1])
@@ -28,7 +28,7 @@ def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> 
 
 
 def curves(rows: Sequence[dict]) -> bytes:
-    """Loss terms, learning rate and signs of collapse over the steps."""
+    """Draw loss terms, learning rate and signs of collapse over the steps."""
     steps = [row["step"] for row in rows]
     terms = [name for name in rows[0] if name.startswith("loss/") and name != "loss/total"]
     with plt.rc_context(STYLE):
@@ -61,7 +61,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
-    """Per slice: image, truth, then each encoder's prediction. Arrays as eval.reporting.pictures writes them."""
+    """Draw for each slice image, truth and each encoder's prediction; arrays as eval.reporting.pictures writes them."""
     drawn = [
         (f"{name}\n{key[6:]}" if len(pictures) > 1 else key[6:], each[key])
         for name, each in zip(names, pictures)
@@ -93,7 +93,7 @@ def segmentations(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]
 
 
 def components(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
-    """Per encoder a row: the three principal components of its patch features as colours."""
+    """Draw a row per encoder: the three principal components of its patch features as colours."""
     figure, axes = grid(1 + len(names), len(pictures[0]["images"]), 2.0)
     rows = [("image", pictures[0]["images"].astype(np.float32), _GREY)]
     rows += [(name, each["components"], {"interpolation": "nearest"}) for name, each in zip(names, pictures)]
@@ -137,7 +137,7 @@ def _by_count(axis: plt.Axes, rows: Sequence[dict], shift: float, colour: tuple,
 
 
 def lost_sequences(rows: Sequence[dict]) -> bytes:
-    """Loss on entirely masked sequences over the steps, and what knowing each sequence's marginal would give."""
+    """Draw the loss on entirely masked sequences over the steps, and that of knowing each sequence's marginal."""
     shown = [row for row in rows if "sequences/loss" in row]
     steps = [row["step"] for row in shown]
     with plt.rc_context(STYLE):
@@ -151,7 +151,7 @@ def lost_sequences(rows: Sequence[dict]) -> bytes:
 
 
 def similarities(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]) -> bytes:
-    """Per encoder a row: how similar every patch is to the one that is marked."""
+    """Draw a row per encoder: how similar every patch is to the marked one."""
     figure, axes = grid(1 + len(names), len(pictures[0]["images"]), 2.0)
     axes[0][0].set_ylabel("image", color=INK)
     for axis, image in zip(axes[0], pictures[0]["images"]):
@@ -165,7 +165,7 @@ def similarities(names: Sequence[str], pictures: Sequence[dict[str, np.ndarray]]
 
 
 def intervals(rows: Sequence[dict], encoders: Sequence[str]) -> bytes:
-    """First figure of every probe, label by label with intervals: a panel per probe, a colour per encoder."""
+    """Draw the first figure of every probe, label by label with intervals: a panel per probe, a colour per encoder."""
     first: dict[tuple[Any, ...], str] = {}
     for row in rows:
         first.setdefault(_panel(row), row["metric"])

@@ -20,7 +20,7 @@ _PROBABLE = ("binary", "multiclass", "multilabel")  # kinds whose scores are pro
 
 
 def folders_of(run: Path) -> list[Path]:
-    """The folders of probes below a run, `before` first; or the folder itself where eval.probe wrote it."""
+    """Return the folders of probes below a run, `before` first; or the folder itself where eval.probe wrote it."""
     if (run / "results.jsonl").is_file():
         return [run]
     return sorted(
@@ -29,7 +29,7 @@ def folders_of(run: Path) -> list[Path]:
 
 
 def section(folders: Sequence[Path]) -> Iterator[str]:
-    """Every task with its tables and pictures; encoders are named as their folders."""
+    """Yield every task with its tables and pictures; encoders are named as their folders."""
     if not folders:
         yield dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
         return
@@ -90,7 +90,7 @@ def _task(rows: list[dict], folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _marks(rows: list[dict]) -> Iterator[str]:
-    """What the guards found, for every encoder: a table is no better than its patients are unseen."""
+    """Yield what the guards found for every encoder: a table is only as good as its patients are unseen."""
     for run in dict.fromkeys(row["run"] for row in rows):
         leaks = next(row.get("leaks") for row in rows if row["run"] == run) or {}
         said = [
@@ -157,7 +157,7 @@ def _learning(rows: list[dict], names: list[str], axis: str) -> Iterator[str]:
 
 
 def _classifiers(folders: Sequence[Path]) -> Iterator[str]:
-    """ROC, calibration and confusion of every probe without variants that decides between classes."""
+    """Yield ROC, calibration and confusion of every probe without variants that decides between classes."""
     found: dict[str, dict[str, Scored]] = {}
     for folder in folders:
         for probe, prediction in results.read_predictions(folder)[1].items():

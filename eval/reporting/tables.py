@@ -21,7 +21,7 @@ _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "–": "--", "±": r"$\p
 
 @dataclass(frozen=True)
 class Key:
-    """What stands in one line of a table."""
+    """What one line of a table is about."""
 
     probe: str
     metric: str
@@ -34,12 +34,12 @@ def read(folders: Iterable[Path]) -> list[dict]:
 
 
 def key_of(row: dict) -> Key:
-    """The line that a row of results belongs to."""
+    """Return the line of the table that a row of results belongs to."""
     return Key(row["probe"] + words(row["variant"]), row["metric"], row["label"])
 
 
 def cells(rows: Sequence[dict]) -> dict[Key, dict[str, dict]]:
-    """Line → run → row, lines in the order in which they are met."""
+    """Return line → run → row, lines in the order of their first rows."""
     found: dict[Key, dict[str, dict]] = {}
     for row in rows:
         found.setdefault(key_of(row), {})[row["run"]] = row
@@ -47,7 +47,7 @@ def cells(rows: Sequence[dict]) -> dict[Key, dict[str, dict]]:
 
 
 def joined(rows: Sequence[dict], differences: Sequence[dict]) -> list[dict]:
-    """Rows of results with the difference to the first run beside them, where there is one."""
+    """Return rows of results with their difference to the first run, where there is one."""
     known = {(row["after"], row["probe"], row["metric"], row["label"]): row for row in differences}
     found = []
     for row in rows:
@@ -58,7 +58,7 @@ def joined(rows: Sequence[dict], differences: Sequence[dict]) -> list[dict]:
 
 
 def as_csv(rows: Sequence[dict]) -> str:
-    """Every row of `joined`."""
+    """Return every row of `joined` as CSV."""
     memory = io.StringIO()
     writer = csv.writer(memory, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -79,8 +79,8 @@ def as_csv(rows: Sequence[dict]) -> str:
 
 
 def as_latex(rows: Sequence[dict]) -> str:
-    """The headline figures of each task: a line per probe and metric, a column per run; † where p < 0.05 against the
-    first run. Needs booktabs."""
+    """Return the headline figures of each task as LaTeX with booktabs: a line per probe and metric, a column per run;
+    † where p < 0.05 against the first run."""
     parts = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task and row["label"] in HEADLINE]

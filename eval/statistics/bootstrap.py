@@ -1,4 +1,4 @@
-"""Intervals by resampling patients, not slices: slices of one patient are no independent witnesses.
+"""Intervals by resampling patients, not slices: slices of one patient are not independent.
 
 The calibration error is a sum of absolute gaps, which chance widens: it is larger in a sample than in the population
 (0.037 instead of 0 for a calibrated classifier, 30 patients of 40 slices), and larger again in a resample of the
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.statistics import metrics
-from eval.statistics.predictions import Prediction
+from eval.statistics.predictions import Resampled
 
 _CHUNK = 250  # resamples at a time
 _LEVEL = (2.5, 97.5)
@@ -37,7 +37,7 @@ class Figure:
     p: float | None = None
 
     def row(self) -> dict[str, float | int | None]:
-        """For JSON: null where there is no figure (an organ that all test slices hold, or none)."""
+        """Return the figure for JSON: null where there is none (an organ that all test slices show, or none does)."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         row = {key: value if np.isfinite(value) else None for key, value in numbers.items()}
         row["patients"] = self.patients
@@ -61,20 +61,20 @@ def shown_p(p: float) -> str:
 
 
 def resamples(patients: int, draws: int, seed: int) -> np.ndarray:
-    """(draws, patients) how often each patient is in each resample; the same for the same seed and number."""
+    """Return (draws, patients) how often each patient is in each resample; a pure function of its arguments."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(patients, np.full(patients, 1 / patients), size=draws)
 
 
-def figures(prediction: Prediction, metric: str, draws: int, seed: int) -> dict[str, Figure]:
-    """Figure of every name and, where there are several, `macro`, their average; else `all` alone."""
+def figures(prediction: Resampled, metric: str, draws: int, seed: int) -> dict[str, Figure]:
+    """Return the figure of every name and, where there are several, their average `macro`; else `all` alone."""
     patients, whole, drawn = _resampled(prediction, metric, draws, seed)
     drawn = np.maximum(drawn, 0) if metric in _CENTRED else drawn
     return _named(prediction, whole, drawn, len(patients))
 
 
-def differences(one: Prediction, other: Prediction, metric: str, draws: int, seed: int) -> dict[str, Figure]:
-    """Figures of `other` minus those of `one` on the same patients and resamples.
+def differences(one: Resampled, other: Resampled, metric: str, draws: int, seed: int) -> dict[str, Figure]:
+    """Return figures of `other` minus those of `one` on the same patients and resamples.
 
     Raises ValueError where the two do not rest on the same patients.
     """
@@ -87,8 +87,8 @@ def differences(one: Prediction, other: Prediction, metric: str, draws: int, see
     return _named(one, whole, second_drawn - first_drawn, len(patients), paired=True)
 
 
-def _resampled(prediction: Prediction, metric: str, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Patients; (fits, T) figures of the whole; (draws, T) figures of the resamples. Macro average last."""
+def _resampled(prediction: Resampled, metric: str, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the patients, (fits, T) figures of the whole, (draws, T) figures of the resamples; macro average last."""
     patients, fits = np.unique(prediction.subjects), fits_of(prediction)
     whole = prediction.figures(metric, np.ones((fits, len(patients))), patients, np.arange(fits))
     counts, which = resamples(len(patients), draws, seed), np.arange(draws) % fits
@@ -102,8 +102,8 @@ def _resampled(prediction: Prediction, metric: str, draws: int, seed: int) -> tu
     return patients, whole, drawn
 
 
-def fits_of(prediction: Prediction) -> int:
-    """How many fits a prediction holds."""
+def fits_of(prediction: Resampled) -> int:
+    """Return how many fits a prediction has."""
     held = getattr(prediction, "scores", None)
     if held is None:
         held = next(iter(getattr(prediction, "values", {}).values()), np.zeros(1))
@@ -115,7 +115,7 @@ def _with_macro(table: np.ndarray) -> np.ndarray:
 
 
 def _named(
-    prediction: Prediction, whole: np.ndarray, drawn: np.ndarray, patients: int, paired: bool = False
+    prediction: Resampled, whole: np.ndarray, drawn: np.ndarray, patients: int, paired: bool = False
 ) -> dict[str, Figure]:
     names = [*prediction.names, "macro"] if whole.shape[1] > 1 else ["all"]
     values = _mean(whole)
@@ -134,7 +134,7 @@ def _figure(value: float, drawn: np.ndarray, patients: int, fits: int, spread: f
     known = drawn[~np.isnan(drawn)]
     low, high = np.percentile(known, _LEVEL) if len(known) and patients > 1 else (np.nan, np.nan)
     p = None
-    if paired:  # of the resamples, those on the other side of zero, twice; never 0, for there are so many draws only
+    if paired:  # twice the share of resamples on the other side of zero; never 0, as the draws are finite
         beyond = min((known <= 0).sum(), (known >= 0).sum())
         p = float(min(1.0, 2 * (beyond + 1) / (len(known) + 1))) if len(known) else 1.0
     return Figure(float(value), float(low), float(high), patients, fits, float(spread), p)

@@ -14,7 +14,7 @@ _EXACT = 25  # discordant units below which the binomial takes the place of χ²
 
 @dataclass(frozen=True)
 class Discordance:
-    """better: units that the second alone has right; worse: that the first alone has; units; two-sided p."""
+    """Units that only the second classifies correctly (better), that only the first does (worse), all; two-sided p."""
 
     better: int
     worse: int
@@ -23,15 +23,16 @@ class Discordance:
 
     @property
     def gain(self) -> float:
-        """Share of units that are right, second minus first."""
+        """Accuracy of the second minus that of the first."""
         return (self.better - self.worse) / max(self.units, 1)
 
 
 def mcnemar(one: Scored, other: Scored) -> dict[str, Discordance]:
-    """Of every label (of all classes together: `all`). Raises ValueError where the two rest on different units.
+    """Return the test for every label, or for all classes together as `all`.
 
-    Slices of one patient are no independent witnesses: the statistic is (Σ d)² / Σ d² over patients, d being a
-    patient's better minus worse units, which is McNemar's own where every patient has one unit.
+    Slices of one patient are not independent: the statistic is (Σ d)² / Σ d² over patients, d being a patient's better
+    minus worse units, which is McNemar's own where every patient has one unit.
+    Raises ValueError where the two rest on different units.
     """
     if not np.array_equal(np.sort(one.keys), np.sort(other.keys)):
         raise ValueError("the two probes rest on different units; run both on the same data and task")
@@ -47,7 +48,7 @@ def mcnemar(one: Scored, other: Scored) -> dict[str, Discordance]:
 
 
 def right(prediction: Scored) -> np.ndarray:
-    """(M, T) whether the first fit decides rightly: the likeliest class, or a label's probability above one half."""
+    """Return (M, T) whether the first fit is right: by the likeliest class, or a label's probability above one half."""
     scores = prediction.scores[0]
     if prediction.kind == "multiclass":
         return scores.argmax(axis=1)[:, None] == prediction.targets

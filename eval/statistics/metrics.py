@@ -23,7 +23,7 @@ class Weights:
     owner: np.ndarray
 
     def take(self, rows: np.ndarray) -> Weights:
-        """The same of some predictions."""
+        """Return the weights of some predictions."""
         return Weights(self.counts, self.owner[rows])
 
     def by_patient(self, values: np.ndarray) -> np.ndarray:
@@ -44,22 +44,22 @@ class Weights:
         return self.counts @ np.bincount(self.owner, minlength=self.counts.shape[1])
 
     def full(self) -> np.ndarray:
-        """(R, M)."""
+        """Return (R, M) weights of the predictions."""
         return self.counts[:, self.owner]
 
 
 def weights_of(weights: Weights | np.ndarray | None, count: int) -> Weights:
-    """Weights from (R, M) numbers, each prediction a patient of its own; ones where there are none."""
+    """Return weights from (R, M) numbers, each prediction a patient of its own; ones where none are given."""
     if isinstance(weights, Weights):
         return weights
     return Weights(np.ones((1, count)) if weights is None else np.asarray(weights, np.float64), np.arange(count))
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: Weights | np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve, ties counting half.
+    """Return (R,) area under the ROC curve, ties counting half; NaN where a resample lacks one of the classes.
 
-    scores (M,), positive (M,) bool, weights of R resamples (default: one of ones). Returns (R,), NaN where a resample
-    lacks one of the classes.
+    scores (M,), positive (M,) bool, weights of R resamples (default: one of ones). With few patients the pairs of
+    patients are counted once for all resamples: the same figures, 25 times as fast for 30 patients of 40 slices.
     """
     weights = weights_of(weights, len(scores))
     if not len(scores):
@@ -70,14 +70,14 @@ def auroc(scores: np.ndarray, positive: np.ndarray, weights: Weights | np.ndarra
         return auroc_of_counts(*_at_scores(scores, positive, weights))
     held = np.zeros((2, level.max(initial=0) + 1, patients))  # positives and negatives at each score by patient
     np.add.at(held, ((~positive).astype(np.int64), level, weights.owner), 1.0)
-    # of every pair of patients, how often the first one's positives beat the second one's negatives
+    # for every pair of patients, how often the first one's positives beat the second one's negatives
     beaten = held[0].T @ (np.cumsum(held[1], axis=0) - held[1] / 2)
     pairs = np.prod([weights.counts @ each.sum(axis=0) for each in held], axis=0)
     return _ratio(((weights.counts @ beaten) * weights.counts).sum(axis=1), pairs)
 
 
 def auroc_of_counts(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The same from the weight of positives and negatives at each distinct score, ascending, (R, K) each."""
+    """Return (R,) AUROC from the weights of positives and negatives at each distinct score, ascending, (R, K) each."""
     beaten = np.cumsum(below, axis=1) - below / 2
     return _ratio((above * beaten).sum(axis=1), above.sum(axis=1) * below.sum(axis=1))
 
@@ -122,7 +122,7 @@ def balanced_accuracy(table: np.ndarray) -> np.ndarray:
 
 
 def f1(table: np.ndarray) -> np.ndarray:
-    """(R, C) F1 of each class; 0 where a class is there and never found, NaN where it is neither there nor found."""
+    """(R, C) F1 of each class; 0 if a class is never predicted rightly, NaN if it is neither true nor predicted."""
     return _ratio(2 * np.diagonal(table, axis1=1, axis2=2), table.sum(axis=1) + table.sum(axis=2))
 
 
@@ -173,7 +173,7 @@ def pearson(predicted: np.ndarray, true: np.ndarray, weights: Weights | np.ndarr
 
 
 def c_index(risk: np.ndarray, time: np.ndarray, event: np.ndarray, weights: Weights | np.ndarray) -> np.ndarray:
-    """Harrell's concordance: of the pairs of which it is known who came first, those that the risk orders rightly.
+    """Return Harrell's concordance: the share of comparable pairs that the risk puts in the right order.
 
     A pair is comparable where the one with the shorter time had the event (equal times: where only one had it).
     Ties of the risk count half.

@@ -1,4 +1,4 @@
-"""What a probe says of the test examples, in three forms, and which figures can be drawn from each.
+"""What a probe predicts for the test examples, in three forms, and the figures of each.
 
 Every form has `subjects`, whose patients are resampled, and `figures(metric, counts, patients, draws)`: the figures of
 one metric under R resamples. A probe that is fitted several times (few-shot draws, label fractions) keeps all of its
@@ -37,8 +37,8 @@ Figures = Callable[
 ]  # prediction, scores (M, T) of one fit, weights → (R, T)
 
 
-class Prediction(Protocol):
-    """What intervals and comparisons work on: one of the three forms below."""
+class Resampled(Protocol):
+    """What intervals and comparisons work on."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -46,14 +46,18 @@ class Prediction(Protocol):
     @property
     def subjects(self) -> np.ndarray: ...
 
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the figures that this prediction can give."""
-
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """(R, T) figure of every name (or (R, 1) of all together) under (R, patients) resampling counts.
+        """Return (R, T) figures of every name, or (R, 1) of all together, under (R, patients) resampling counts.
 
-        draws (R,) which fit each resample takes.
+        draws  (R,) which fit each resample takes
         """
+
+
+class Prediction(Resampled, Protocol):
+    """One of the three forms below."""
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the names of the figures that this prediction can give."""
 
 
 @dataclass(frozen=True)

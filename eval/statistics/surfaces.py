@@ -23,7 +23,7 @@ def compare(
     distances: bool = True,
     whole: tuple[int, int, int] | None = None,
 ) -> np.ndarray:
-    """(4,) figures of METRICS for one structure of one volume; the first two of them without `distances`.
+    """Return (4,) figures of METRICS for one structure of one volume; without `distances` the first two.
 
     drawn, true  (Z, H, W) bool
     spacing      (slice, row, column) in mm

@@ -22,7 +22,7 @@ _HASHED = {"patient": "patient", "study": "series", "slice": None}
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """The slices that the table has a row for; the others are left out."""
+    """Return the slices that the table has a row for; the others are left out."""
     if task.table.file is None:
         raise SettingsError("table.file is required; give table.file=LABELS.csv")
     path = Path(task.table.file)
