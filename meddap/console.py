@@ -69,6 +69,13 @@ def fail(line: str) -> int:
     return FAILED
 
 
+def unexpected(error: Exception) -> int:
+    """Print the traceback of an error that nobody foresaw under a line that says where to report it; return 70."""
+    say(f"unexpected {type(error).__name__} in meddap {__version__}: {_REPORT}")
+    traceback.print_exception(error)
+    return UNEXPECTED
+
+
 def parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of a command, whose usage line starts with what the user typed."""
     return argparse.ArgumentParser(prog=_program, description=description, epilog=epilog)
@@ -117,9 +124,7 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
         if isinstance(error, BrokenPipeError) and _close_broken():
             status = PIPE_CLOSED
         else:
-            say(f"unexpected {type(error).__name__} in meddap {__version__}: {_REPORT}")
-            traceback.print_exc()
-            status = UNEXPECTED
+            status = unexpected(error)
     sys.exit(status)
 
 

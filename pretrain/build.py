@@ -1,11 +1,12 @@
-"""From the configuration to the parts: the only file beside `train.py` that sees both."""
+"""From the configuration to what it describes: networks, views, masks, schedules, the optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,6 @@ from pretrain import optim
 from pretrain.config import (
     Config,
     DataConfig,
-    GramConfig,
-    HeadConfig,
     IntensityConfig,
     MachineConfig,
     ModelConfig,
@@ -26,7 +25,7 @@ from pretrain.config import (
     head_count,
 )
 from pretrain.data import labels, masking, randomness
-from pretrain.data.batch_plan import BatchPlan, plan_batches
+from pretrain.data.batch_plan import BatchPlan, plan_batches, plan_micro_batches
 from pretrain.data.intensity import Intensity
 from pretrain.data.labels import Labelling
 from pretrain.data.randomness import Draws
@@ -39,80 +38,48 @@ from pretrain.model.heads import ClassHeads, ProjectionHead
 from pretrain.model.student_teacher import Model
 from pretrain.model.vit import VisionTransformer
 from pretrain.objective.sinkhorn import Centring
-from pretrain.schedules import summary
 
 SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 
 
 def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer:
-    """A transformer with one input channel, its weights not yet initialised. Raises SettingsError.
+    """Return a transformer with one input channel, its weights not yet initialised. Raises SettingsError.
 
     student  with what is drawn in training: drop path and RoPE's scale
     """
-    heads = head_count(config)
+    settings = vars(config) | {"num_heads": head_count(config)}
+    del settings["rope_rescale_per"]  # of `draws`
+    if not student:
+        settings |= {"drop_path": 0.0, "rope_rescale": None}
     try:
-        return _backbone(config, heads, student)
+        return VisionTransformer(in_channels=1, **settings)
     except (ValueError, KeyError) as error:
         raise SettingsError(f"model: {error}") from error
 
 
-def _backbone(config: ModelConfig, heads: int, student: bool) -> VisionTransformer:
-    return VisionTransformer(
-        patch_size=config.patch_size,
-        in_channels=1,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=heads,
-        ffn=config.ffn,
-        ffn_ratio=config.ffn_ratio,
-        qkv_bias=config.qkv_bias,
-        registers=config.registers,
-        mask_k_bias=config.mask_k_bias,
-        position=config.position,
-        grid=config.grid,
-        layer_scale=config.layer_scale,
-        norm_eps=config.norm_eps,
-        local_norm=config.local_norm,
-        rope_base=config.rope_base,
-        drop_path=config.drop_path if student else 0.0,
-        drop_path_over_depth=config.drop_path_over_depth,
-        rope_rescale=config.rope_rescale if student else None,
-        sequences=config.sequences,
-    )
-
-
-def _head(config: HeadConfig, width: int) -> ProjectionHead:
-    return ProjectionHead(
-        width,
-        prototypes=config.prototypes,
-        hidden_dim=config.hidden_dim,
-        bottleneck_dim=config.bottleneck_dim,
-        layers=config.layers,
-        unit_norm_rows=config.unit_norm_rows,
-        learned_gain=config.learned_gain,
-    )
-
-
 def networks(config: Config, classes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> tuple[Model, Model]:
-    """Student and teacher, their weights not yet initialised; `classes` of each label column that they learn.
+    """Return student and teacher, their weights not yet initialised.
 
+
+    classes  names of the classes of each label column that they learn
     Raises SettingsError.
     """
     width, prototypes = config.model.embed_dim, config.classifier == "prototypes"
     if prototypes:
         _check_prototypes(config.dino_head.prototypes, classes)
     linear = {} if prototypes else {column: len(names) for column, names in classes.items()}
-    try:
-        return tuple(
-            Model(
-                backbone(config.model, student=role == "student"),
-                _head(config.dino_head, width),
-                None if config.ibot_head is None else _head(config.ibot_head, width),
-                ClassHeads(width, linear),
-                next(iter(classes)) if prototypes else None,
-            )
-            for role in ("student", "teacher")
+
+    def model(student: bool) -> Model:
+        return Model(
+            backbone(config.model, student=student),
+            ProjectionHead(width, **vars(config.dino_head)),
+            None if config.ibot_head is None else ProjectionHead(width, **vars(config.ibot_head)),
+            ClassHeads(width, linear),
+            next(iter(classes)) if prototypes else None,
         )
+
+    try:
+        return model(student=True), model(student=False)
     except ValueError as error:
         raise error if isinstance(error, SettingsError) else SettingsError(f"dino_head, ibot_head: {error}") from error
 
@@ -132,7 +99,7 @@ def _check_prototypes(prototypes: int, classes: Mapping[str, Sequence[str]]) -> 
 
 
 def centring(config: Config, stage: StageConfig, device: torch.device) -> Centring | None:
-    """The centres of both heads' targets, at 0; None where a stage balances by Sinkhorn-Knopp."""
+    """Return the centres of both heads' targets, at 0; None where a stage balances by Sinkhorn-Knopp."""
     if stage.loss.targets == "sinkhorn":
         return None
     heads = (config.dino_head, config.dino_head if config.ibot_head is None else config.ibot_head)
@@ -142,7 +109,7 @@ def centring(config: Config, stage: StageConfig, device: torch.device) -> Centri
 def student_and_teacher(
     config: Config, device: torch.device, classes: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> tuple[Model, Model]:
-    """Both networks with the weights that the seed gives; the teacher starts as the student's copy."""
+    """Return both networks with the weights that the seed gives; the teacher starts as the student's copy."""
     student, teacher = networks(config, classes)
     student.init_weights(torch.Generator().manual_seed(config.seed))
     teacher.load_state_dict(student.state_dict())
@@ -150,15 +117,15 @@ def student_and_teacher(
 
 
 def prepare(model: VisionTransformer, machine: MachineConfig, device: torch.device) -> None:
-    """What changes a backbone's speed and memory and none of its numbers. Raises SettingsError."""
+    """Set up a backbone's speed and memory; its numbers stay the same. Raises SettingsError."""
     model.recompute = machine.recompute
     model.attend_with(attention.pick(machine.attention, device))
     if machine.compile and len(model.sequences) > 1:
         raise SettingsError(
-            "machine.compile=true: patients with different sequences make every batch's shapes new; use compile=false"
+            "machine.compile=true: patients with different sequences give every batch new shapes; use compile=false"
         )
     if machine.cuda_graphs and not machine.compile:
-        raise SettingsError("machine.cuda_graphs=true: what is recorded is compiled blocks; set machine.compile=true")
+        raise SettingsError("machine.cuda_graphs=true: only compiled blocks are recorded; set machine.compile=true")
     if machine.cuda_graphs and machine.parallel == "fsdp":
         raise SettingsError("machine.cuda_graphs=true: sharded parameters move; use machine.parallel=ddp")
     if machine.compile:
@@ -167,21 +134,23 @@ def prepare(model: VisionTransformer, machine: MachineConfig, device: torch.devi
 
 
 def intensity(config: IntensityConfig) -> Intensity:
-    """How HU become the network's input, in pretraining and in every probe."""
-    return Intensity(window=tuple(config.window), mean=config.mean, std=config.std)
+    """Return how HU become the network's input, in pretraining and in every probe."""
+    low, high = config.window
+    return Intensity(window=(low, high), mean=config.mean, std=config.std)
 
 
 def labelling(config: DataConfig, split: Split) -> Labelling:
-    """Whose class labels a training sees. Raises SettingsError for a column that the data set lacks."""
+    """Return whose class labels a training sees. Raises SettingsError for a column that the data set lacks."""
     there = split.dataset["classes"]
     if strange := [column for column in config.labels if column not in there]:
         has = f"it has {', '.join(there)}" if there else "it has none; shard with --labels CSV"
-        raise SettingsError(f"data.labels: {strange[0]} is no label of {config.root}: {has}")
+        raise SettingsError(f"data.labels: {strange[0]} is not a label column of {config.root}: {has}")
     if config.only_labelled and not config.labels:
         raise SettingsError("data.only_labelled: no label column is named; set data.labels")
-    known = labels.known(split, config.labelled_share, config.labels) if config.labels else None
-    only = np.flatnonzero(known) if config.only_labelled else None
-    return Labelling(tuple(config.labels), known, only)
+    if not config.labels:
+        return Labelling()
+    known = labels.known(split, config.labelled_share, config.labels)
+    return Labelling(tuple(config.labels), known, np.flatnonzero(known) if config.only_labelled else None)
 
 
 def reads_voxels(name: str, stage: StageConfig, split: Split) -> bool:
@@ -195,12 +164,12 @@ def reads_voxels(name: str, stage: StageConfig, split: Split) -> bool:
 
 
 def classes(config: DataConfig, split: Split) -> dict[str, list[str]]:
-    """The classes of each label column that a training learns."""
+    """Return the names of the classes of each label column that a training learns."""
     return {column: split.dataset["classes"][column]["names"] for column in config.labels}
 
 
 def class_weights(config: DataConfig, split: Split) -> dict[str, tuple[float, ...]]:
-    """Weights of the classes of each label column, by inverse frequency in the split."""
+    """Return the weights of the classes of each label column, by inverse frequency in the split."""
     found = split.dataset["classes"]
     return {column: labels.balanced(found[column]["samples"][split.name]) for column in config.labels}
 
@@ -208,40 +177,25 @@ def class_weights(config: DataConfig, split: Split) -> dict[str, tuple[float, ..
 def view_settings(
     stage: StageConfig, intensity_config: IntensityConfig, sequences: Sequence[str] = (CT,)
 ) -> ViewSettings:
-    """Crops and intensity augmentation of a stage."""
-    crops, augment = stage.crops, stage.augment
-    once = {key: tuple(each) if isinstance(each, list) else each for key, each in vars(augment.slice).items()}
+    """Return crops and intensity augmentation of a stage."""
+    drawn = _tuples(vars(stage.crops) | vars(stage.augment))
+    del drawn["mixture"]  # of `crop_variants`
+    drawn["slice"] = SliceSettings(**_tuples(vars(stage.augment.slice)))
     return ViewSettings(
-        global_size=crops.global_size,
-        global_scale=tuple(crops.global_scale),
-        local_size=crops.local_size,
-        local_number=crops.local_number,
-        local_scale=tuple(crops.local_scale),
-        scale_of=crops.scale_of,
-        around_labels=crops.around_labels,
-        aspect=tuple(crops.aspect),
-        min_body=crops.min_body,
-        body_threshold_hu=crops.body_threshold_hu,
-        candidates=crops.candidates,
-        flip=crops.flip,
+        **drawn,
         sequences=tuple(sequences),
-        window_shift=augment.window_shift,
-        mr_shift=augment.mr_shift,
-        window_stretch=augment.window_stretch,
-        noise_p=augment.noise_p,
-        noise_std=augment.noise_std,
-        blur_p=tuple(augment.blur_p),
-        blur_sigma=tuple(augment.blur_sigma),
-        gamma_p=tuple(augment.gamma_p),
-        gamma=tuple(augment.gamma),
-        slice=SliceSettings(**once),
         intensity=intensity(intensity_config),
         gram_size=stage.gram.size if stage.gram.teacher_from else None,
     )
 
 
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with lists as tuples: YAML has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
 def crop_variants(stage: StageConfig) -> list[StageConfig]:
-    """The stage with each of its pairs of crop sizes: of its mixture, or its own alone."""
+    """Return the stage with each of its pairs of crop sizes: those of its mixture, or its own alone."""
     if not stage.crops.mixture:
         return [stage]
     variants = []
@@ -253,27 +207,36 @@ def crop_variants(stage: StageConfig) -> list[StageConfig]:
 
 
 def batch_plan(stage: StageConfig, seed: int) -> BatchPlan:
-    """Crop sizes (a number among `crop_variants`) and batch of every step of a stage."""
+    """Return crop sizes (an index into `crop_variants`) and batch of every step of a stage."""
     ratios = [pair.ratio for pair in stage.crops.mixture] or [1.0]
     scales = [Fraction(_pixels(variant), _pixels(stage)) for variant in crop_variants(stage)]
     return plan_batches(stage.steps, stage.batch_size, seed, ratios, scales)
 
 
+def micro_batches(
+    config: Config, name: str, stage: StageConfig, plan: BatchPlan, processes: int
+) -> list[list[tuple[int, ...]]]:
+    """Return every process's images of each micro-batch, for each of `crop_variants`. Raises SettingsError."""
+    count, group = config.machine.accumulate, stage.loss.koleo_group
+    return plan_micro_batches(stage.batch_size, count, plan.scales, group, name, processes)
+
+
 def _pixels(stage: StageConfig) -> int:
-    """Pixels that the student sees of one sample."""
+    """Return the pixels that the student sees of one sample."""
     return 2 * stage.crops.global_size**2 + stage.crops.local_number * stage.crops.local_size**2
 
 
 def masks(stage: StageConfig, config: Config, batch: Batch, size: int) -> torch.Tensor:
-    """(2·B, S·P) masks of a batch's global crops of `size` pixels."""
+    """Return (2·B, S·P) masks of a batch's global crops of `size` pixels."""
     chosen = stage.masks
+    low, high = chosen.ratio
     patches = masking.sample(
         (size // config.model.patch_size,) * 2,
         batch.sample,
         batch.epoch,
         config.seed,
         probability=chosen.probability,
-        ratio=tuple(chosen.ratio),
+        ratio=(low, high),
         min_aspect=chosen.min_aspect,
         whole=batch.whole,
     )
@@ -294,27 +257,18 @@ def step_weights(
     class_weights: Mapping[str, Sequence[float]] = MappingProxyType({}),
     classifier: str = "linear",
 ) -> StepWeights:
-    """Weights and temperatures of the losses at one step, `now` being the schedules' values."""
-    loss = stage.loss
-    return StepWeights(
-        student_temp=loss.student_temp,
-        teacher_temp=now["teacher_temp"],
-        dino=loss.dino,
-        ibot=loss.ibot,
-        dino_local=now["dino_local"],
-        koleo=loss.koleo,
-        classes=loss.classes,
-        label_smoothing=loss.label_smoothing,
-        class_weights=class_weights,
-        class_temp=loss.class_temp if classifier == "prototypes" else None,
-        koleo_group=loss.koleo_group,
-        gram=now.get("gram_weight", 0.0),
-        sinkhorn_iterations=loss.sinkhorn_iterations,
-    )
+    """Return weights and temperatures of the losses at one step; `now` holds the schedules' values."""
+    names = {field.name for field in fields(StepWeights)}
+    settings = {key: value for key, value in vars(stage.loss).items() if key in names}
+    settings |= {"teacher_temp": now["teacher_temp"], "dino_local": now["dino_local"], "class_weights": class_weights}
+    settings |= {"gram": now.get("gram_weight", 0.0)}
+    if classifier != "prototypes":
+        settings["class_temp"] = None
+    return StepWeights(**settings)
 
 
 def draws(config: Config, stage: StageConfig, batch: Batch, step: int) -> Draws:
-    """What the student draws at one step of a stage beside views and masks."""
+    """Return what the student draws at one step of a stage beside views and masks."""
     return randomness.sample_draws(
         batch.sample,
         batch.epoch,
@@ -328,15 +282,8 @@ def draws(config: Config, stage: StageConfig, batch: Batch, step: int) -> Draws:
     )
 
 
-def refreshes(gram: GramConfig, done: int) -> bool:
-    """Whether the Gram teacher becomes the present teacher after `done` steps of its stage."""
-    if not gram.refresh_every or done % gram.refresh_every:
-        return False
-    return gram.refresh_most is None or done // gram.refresh_every <= gram.refresh_most
-
-
 def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
-    """(steps,) values of what changes over a stage, by name."""
+    """Return the (steps,) values of what changes over a stage, by name."""
     found = {name: getattr(stage.optim, name).values(stage.steps) for name in SCHEDULES}
     found["dino_local"] = stage.loss.dino_local.values(stage.steps)
     if stage.gram.teacher_from:
@@ -344,14 +291,10 @@ def schedules(stage: StageConfig) -> dict[str, np.ndarray]:
     return found
 
 
-def described(values: Mapping[str, np.ndarray]) -> str:
-    """The schedules of a stage in one line: first, peak and its step, last."""
-    return ", ".join(f"{name} {summary(each)}" for name, each in values.items())
-
-
 def optimizer(stage: StageConfig, student: nn.Module, depth: int) -> torch.optim.Optimizer:
-    """AdamW over the student's groups of layer-wise decay."""
+    """Return AdamW over the student's groups of layer-wise decay."""
+    first, second = stage.optim.betas
     groups = optim.build_groups(
         student.named_parameters(), depth, stage.optim.layer_decay, stage.optim.patch_embed_multiplier
     )
-    return optim.adamw(groups, betas=tuple(stage.optim.betas))
+    return optim.adamw(groups, betas=(first, second))

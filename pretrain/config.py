@@ -221,6 +221,12 @@ class GramConfig:
     refresh_every: int = 0  # steps after which the present teacher becomes the anchor; 0: never
     refresh_most: int | None = None  # how often at most; null: to the end
 
+    def refreshes_after(self, done: int) -> bool:
+        """Return whether the Gram teacher becomes the present teacher after `done` steps of its stage."""
+        if not self.refresh_every or done % self.refresh_every:
+            return False
+        return self.refresh_most is None or done // self.refresh_every <= self.refresh_most
+
 
 @dataclass
 class StageConfig:

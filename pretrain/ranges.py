@@ -1,14 +1,14 @@
-"""What each number of a configuration may be: the settings that a range alone can refuse, as a table.
+"""The range of each number of a configuration, as a table.
 
-A probability of 2, a scale from large to small or a negative loss weight would be taken as they are and change what is
-learned, or end in an error somewhere else that names neither key nor value.
+A probability of 2, a scale from large to small or a negative loss weight would otherwise change what is learned, or end
+in an error somewhere else that names neither key nor value.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from meddap.settings import SettingsError
 
@@ -136,9 +136,9 @@ PAIR = {"ratio": _POSITIVE, "global_size": _COUNT, "local_size": _COUNT, "gram_s
 
 
 def check(where: str, tree: object, table: Mapping[str, Allowed]) -> None:
-    """Raise SettingsError for the first setting of the table that is not what it may be; null is passed over.
+    """Raise SettingsError for the first setting outside its range; null is passed over.
 
-    where  what stands before the keys: "" or "stages.NAME."
+    where  prefix of the keys: "" or "stages.NAME."
     """
     for key, allowed in table.items():
         value = _at(tree, key)
@@ -146,14 +146,14 @@ def check(where: str, tree: object, table: Mapping[str, Allowed]) -> None:
             raise SettingsError(f"{where}{key}={value}: expected {allowed}")
 
 
-def _at(tree: object, key: str) -> object:
+def _at(tree: object, key: str) -> Any:
     for name in key.split("."):
         tree = getattr(tree, name, None)
     return tree
 
 
-def _fits(value: object, allowed: Allowed) -> bool:
-    numbers = list(value) if isinstance(value, list) else [value]
+def _fits(value: Any, allowed: Allowed) -> bool:
+    numbers: list[float] = list(value) if isinstance(value, list) else [value]
     if allowed.length not in (None, len(numbers)):
         return False
     # written so that NaN fits nowhere

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -65,3 +67,8 @@ def summary(values: np.ndarray) -> str:
     settled = int(np.argmax(values == last))
     at = f" at step {settled}" * (settled < len(values) - 1)
     return f"{first:.3g} → {last:.3g}{at}"
+
+
+def described(values: Mapping[str, np.ndarray]) -> str:
+    """Return a stage's schedules in one line: `summary` of each."""
+    return ", ".join(f"{name} {summary(each)}" for name, each in values.items())

@@ -27,6 +27,7 @@ WINGS = {
             "build",
             "weights",
             "runs",
+            "networks",
             "online_knn",
             "planning",
             "stage",

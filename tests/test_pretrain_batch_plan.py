@@ -18,7 +18,6 @@ from pretrain.data import batch_plan, randomness, stream
 from pretrain.data.order import Chain
 from pretrain.model.tokens import Crops
 from pretrain.model.vit import VisionTransformer
-from pretrain.runtime.distributed import ALONE
 
 PAIRS = [PairConfig(3.0, 32, 16), PairConfig(1.0, 64, 16, 96), PairConfig(1.0, 96, 32)]
 MIXED = CONFIG.replace(
@@ -157,7 +156,7 @@ def test_every_configuration_that_is_handed_out_builds(path: Path) -> None:
         assert len(plan.sizes) == each.steps and set(plan.sizes) == {each.batch_size}
         assert all(len(values) == each.steps for values in build.schedules(each).values())
         assert all(build.view_settings(variant, config.intensity) for variant in build.crop_variants(each))
-        assert train.parts_of(config, name, each, plan, ALONE)
+        assert build.micro_batches(config, name, each, plan, 1)
 
 
 def test_recomputed_activations_give_the_same_gradients_from_less_memory() -> None:

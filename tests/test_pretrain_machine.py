@@ -33,7 +33,7 @@ def test_what_is_no_precision_or_device_is_one_line() -> None:
     """The value and what to use instead."""
     with pytest.raises(SettingsError, match="machine.precision: 'half'; use auto, bf16 or float32"):
         uses_bf16("half", CPU)
-    with pytest.raises(SettingsError, match="machine.device: 'gpu' is no device; use auto, cpu or cuda"):
+    with pytest.raises(SettingsError, match="machine.device: 'gpu' is not a device; use auto, cpu or cuda"):
         pick_device("gpu")
 
 

@@ -270,7 +270,7 @@ def test_names_are_added_to_trained_weights_in_any_order(run, tmp_path: Path) ->
         (["model.sequences=[t1,t2]"], "data.sequences: t1c is not in model.sequences"),
         (["model.sequences=[]"], "model.sequences is empty; set model.sequences="),
         (["data.sequences=[t1,t1]"], "duplicate name"),
-        (["data.labels=[grade]"], "grade is no label of"),
+        (["data.labels=[grade]"], "grade is not a label column of"),
         (["data.labels=[]", "data.only_labelled=true"], "no label column is named"),
         ([*PROTOTYPES, "dino_head.prototypes=3"], "tumour has 2 (match, mismatch); set dino_head.prototypes=2"),
         (["classifier=prototypes", "data.labels=[]"], "data.labels names 0; name one, or set classifier=linear"),

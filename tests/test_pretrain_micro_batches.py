@@ -224,8 +224,10 @@ def test_a_run_in_parts_is_the_run(tiny_dataset, tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO", "pretrain"):
         for name, count in (("whole", 1), ("parts", 9)):
             assert train.main([*words, f"name={name}", f"machine.accumulate={count}"]) == 0
-    (note, _) = [line for line in caplog.messages if "one a part" in line]  # one for each stage
-    assert "crops of 32 and 16 pixels should go through the student in 9 parts, but a process has only 8" in note
+    (note, _) = [line for line in caplog.messages if "one per micro-batch" in line]  # one for each stage
+    assert (
+        "crops of 32 and 16 pixels should go through the student in 9 micro-batches, but a process has only 8" in note
+    )
     for one, other in zip(rows(tmp_path / "whole" / "adapt"), rows(tmp_path / "parts" / "adapt")):
         assert one.keys() == other.keys()
         numbers = [key for key, value in one.items() if not isinstance(value, str)]

@@ -14,7 +14,7 @@ from meddap.settings import SettingsError
 from pretrain import build, checks, optim
 from pretrain.config import Config, GramConfig, ScheduleConfig
 from pretrain.model.vit import VisionTransformer
-from pretrain.schedules import warmup_cosine
+from pretrain.schedules import described, warmup_cosine
 
 
 def test_schedules_are_the_references(golden_dir: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_stage_that_names_a_peak_alone_has_it_in_every_step() -> None:
 )
 def test_a_schedule_is_described_by_its_first_highest_and_last_value(schedule: dict, steps: int, said: str) -> None:
     """In the line that every stage logs when it starts."""
-    assert build.described({"lr": ScheduleConfig(**schedule).values(steps)}) == f"lr {said}"
+    assert described({"lr": ScheduleConfig(**schedule).values(steps)}) == f"lr {said}"
 
 
 def test_parameter_groups_are_the_references(golden_dir: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_teacher_follows_the_student() -> None:
 
 def test_a_gram_teacher_is_refreshed_as_often_as_it_may() -> None:
     """Every n steps, at most so many times; never where n is 0."""
-    times = [done for done in range(1, 21) if build.refreshes(GramConfig(refresh_every=4, refresh_most=3), done)]
+    times = [done for done in range(1, 21) if GramConfig(refresh_every=4, refresh_most=3).refreshes_after(done)]
     assert times == [4, 8, 12]
-    assert [done for done in range(1, 9) if build.refreshes(GramConfig(refresh_every=4), done)] == [4, 8]
-    assert not any(build.refreshes(GramConfig(), done) for done in range(20))
+    assert [done for done in range(1, 9) if GramConfig(refresh_every=4).refreshes_after(done)] == [4, 8]
+    assert not any(GramConfig().refreshes_after(done) for done in range(20))

@@ -29,9 +29,10 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,12 +42,16 @@ from meddap.disk import file_sha256, flush
 from meddap.errors import MeddapError
 from pretrain.runtime.distributed import divided
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
 log = logging.getLogger(__name__)
 
 VERSION = 2
 READABLE = (1, 2)  # 1 had no shards
 SHARDS = "shards"
 _TEMPORARY = ".writing-"
+_STATE = {"step": int, "stage": str, "data_digest": str, "recipe": dict, "files": dict}  # what is read of state.json
 Tensors = dict[str, torch.Tensor]
 
 
@@ -71,11 +76,11 @@ class Checkpoint:
 
     @property
     def in_shards(self) -> bool:
-        """Whether student and optimizer are in `shards/`."""
+        """Whether student and optimizer lie in `shards/`."""
         return (self.path / SHARDS).is_dir()
 
     def tensors(self, name: str) -> Tensors:
-        """All of `student`, `teacher`, `optimizer` or `gram`, whole; CheckpointError where a file is damaged."""
+        """Return all of `student`, `teacher`, `optimizer` or `gram`. Raises CheckpointError for a damaged file."""
         path = self.path / f"{name}.safetensors"
         if path.is_file() or not self.in_shards:
             _verify(path, self.state["files"].get(path.name))
@@ -83,10 +88,9 @@ class Checkpoint:
                 return load_file(path)
             except SafetensorError as error:
                 raise CheckpointError(f"{path}: {error}; take another checkpoint") from error
-        known = self._reader().read_metadata().state_dict_metadata
         found = {
-            key: torch.empty(known[key].size, dtype=known[key].properties.dtype)
-            for key in known
+            key: torch.empty(each.size, dtype=each.properties.dtype)
+            for key, each in self._known().items()
             if key.startswith(f"{name}.")
         }
         self._read_shards(found)
@@ -119,10 +123,14 @@ class Checkpoint:
     def _shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         path = self.path / f"{name}.safetensors"
         if path.is_file() or not self.in_shards:
-            with safe_open(path, "pt") as file:
-                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 safe_open cannot be iterated
-        known = self._reader().read_metadata().state_dict_metadata
-        return {key.partition(".")[2]: tuple(each.size) for key, each in known.items() if key.startswith(f"{name}.")}
+            try:
+                with safe_open(path, "pt") as file:
+                    names = file.keys()
+                    return {key: tuple(file.get_slice(key).get_shape()) for key in names}
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path}: damaged or missing ({error}); take another checkpoint") from error
+        known = self._known().items()
+        return {key.partition(".")[2]: tuple(each.size) for key, each in known if key.startswith(f"{name}.")}
 
     def _check(self, name: str, targets: Tensors) -> None:
         shapes = self._shapes(name)
@@ -130,23 +138,35 @@ class Checkpoint:
             key for key, target in targets.items() if tuple(shapes[key]) != tuple(target.shape)
         ]
         if wrong:
-            raise CheckpointError(f"{self.path}: {name}: {wrong[0]} is not this model's; give the run another name=")
+            raise CheckpointError(
+                f"{self.path}: {name}: {wrong[0]} does not belong to this model; give the run another name="
+            )
 
-    def _reader(self):
+    def _known(self) -> dict[str, TensorStorageMetadata]:
+        """Return name → size and type of all tensors in `shards/`."""
         from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-        return HuggingFaceStorageReader(str(self.path / SHARDS))
+        try:
+            return HuggingFaceStorageReader(str(self.path / SHARDS)).read_metadata().state_dict_metadata
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise self._damaged_shards(error) from error
 
     def _read_shards(self, targets: Tensors) -> None:
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
+        reader = dcp.HuggingFaceStorageReader(str(self.path / SHARDS))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that every rank reads for itself is what is wanted
-            dcp.load(targets, storage_reader=self._reader(), no_dist=True)
+            try:
+                dcp.load(targets, storage_reader=reader, no_dist=True)
+            except (CheckpointException, SafetensorError, OSError, ValueError, KeyError) as error:
+                raise self._damaged_shards(error) from error
 
-    @property
-    def config_text(self) -> str:
-        return (self.path / "config.yaml").read_text()
+    def _damaged_shards(self, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path / SHARDS}: damaged or missing ({type(error).__name__}); take another checkpoint"
+        )
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -170,7 +190,7 @@ def write(temporary: Path, tensors: dict[str, Tensors], config_text: str) -> dic
 
 
 def sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of files below `folder`, flushed to the disk."""
+    """Return the SHA-256 of files below `folder`, which are flushed to the disk."""
     found = {}
     for name in names:
         flush(folder / name)
@@ -193,28 +213,33 @@ def finish(temporary: Path, state: dict) -> Checkpoint:
 
 
 def abandon(temporary: Path) -> None:
-    """Make room again after a checkpoint that could not be written."""
+    """Remove a checkpoint that could not be written."""
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in one step folder. Raises CheckpointError where it is none."""
+    """Return the checkpoint in one step folder. Raises CheckpointError where there is none, or a damaged one."""
     try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        state = json.loads((path / "state.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no checkpoint there (state.json: {type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: no checkpoint there (state.json holds a {type(state).__name__})")
     if state.get("version") not in READABLE:
         raise CheckpointError(f"{path}: checkpoint version {state.get('version')}, this program reads {VERSION}")
+    for key, kind in _STATE.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path}: state.json has no usable {key!r}; take another checkpoint")
     return Checkpoint(path, state)
 
 
 def steps(folder: Path) -> list[Path]:
-    """Step folders of a stage, oldest first."""
+    """Return the step folders of a stage, oldest first."""
     return sorted(path for path in folder.glob("[0-9]" * 8) if path.is_dir())
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a stage. A damaged one is skipped with a warning for the one before."""
+    """Return the newest whole checkpoint of a stage. A damaged one is skipped, with a warning."""
     for path in reversed(steps(folder)):
         try:
             checkpoint = read(path)
@@ -236,7 +261,7 @@ def prune(folder: Path, keep_last: int, keep_every: int, wanted: Container[int] 
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, or None where it is not a checkout."""
+    """Return the commit of the code that runs, or None where it is not a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -244,8 +269,8 @@ def git_commit() -> str | None:
         return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]) -> Tensors:
-    """The optimizer's moments as `<moment>.<parameter name>`."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> Tensors:
+    """Return the optimizer's moments as `<moment>.<parameter name>`."""
     return {
         f"{moment}.{names[parameter]}": value
         for parameter, moments in optimizer.state.items()
@@ -253,9 +278,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[torch.nn.Par
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, found: Checkpoint, names: dict[torch.nn.Parameter, str]) -> None:
-    """Put moments back that `optimizer_tensors` took. Raises CheckpointError where they are not this model's."""
-    kept, targets = found.names("optimizer"), {}
+def load_optimizer(optimizer: torch.optim.Optimizer, found: Checkpoint, names: Mapping[torch.Tensor, str]) -> None:
+    """Restore the moments that `optimizer_tensors` gave. Raises CheckpointError where they are another model's."""
+    kept = found.names("optimizer")
+    targets: Tensors = {}
     for parameter, name in names.items():
         if f"step.{name}" not in kept:
             continue  # it has not been moved yet

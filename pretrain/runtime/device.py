@@ -22,7 +22,7 @@ def pick_device(wish: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(wish)
     except RuntimeError as error:
-        raise SettingsError(f"machine.device: {wish!r} is no device; use auto, cpu or cuda") from error
+        raise SettingsError(f"machine.device: {wish!r} is not a device; use auto, cpu or cuda") from error
     if device.type == "cuda" and not available:
         raise SettingsError(f"machine.device: {wish}, but PyTorch finds no GPU; use machine.device=cpu")
     return device
@@ -47,7 +47,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pretrain
+from meddap.errors import MeddapError
 from meddap.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class StoppedElsewhere(RuntimeError):
+class StoppedElsewhere(MeddapError, RuntimeError):
     """Another process ended the run and has said why."""
 
 
@@ -56,19 +57,19 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The elementwise sum over all ranks, in place."""
+        """Sum elementwise over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def max_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The elementwise maximum over all ranks, in place."""
+        """Take the elementwise maximum over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def gather(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """The rows of all ranks in their order, `counts` of each; this rank has `rows`.
+        """Return the rows of all ranks in their order, `counts` of each; this rank has `rows`.
 
         The gradient reaches this rank's rows alone, times all / own: right where every rank computes the same from the
         whole and its result counts by the rank's share of the rows, as a mean over images does.
@@ -76,7 +77,7 @@ class World:
         return rows if self.size == 1 else _Gather.apply(rows, tuple(counts), self.rank)
 
     def table(self, values: Sequence[float]) -> list[list[float]]:
-        """(size, n): what every rank gives, the same number of values each, in float64."""
+        """Return (size, n) float64: the n values that each rank gives."""
         mine = torch.tensor(values, dtype=torch.float64)
         if self.size == 1:
             return [mine.tolist()]
@@ -86,23 +87,24 @@ class World:
         return [row.tolist() for row in every]
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """What `work` returns to the first rank, on all of them. Where it raises there, StoppedElsewhere on the others.
+        """Return on all ranks what `work` returns on the first. If it raises there, the others raise StoppedElsewhere.
 
         The result travels pickled, between the processes of one run alone.
         """
         if self.size == 1:
             return work()
-        result, error = None, None
+        result: list[T] = []
+        error: Exception | None = None
         if self.first:
             try:
-                result = work()
+                result = [work()]
             except Exception as caught:
                 error = caught
-        box = [(result, error is None)]
+        box = [result]
         dist.broadcast_object_list(box, src=0)
         if error is not None:
             raise error
-        if not box[0][1]:
+        if not box[0]:
             raise StoppedElsewhere("the first process ended the run")
         return box[0][0]
 
@@ -116,7 +118,7 @@ ALONE = World()
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, counts: tuple[int, ...], rank: int) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, counts: tuple[int, ...], rank: int) -> torch.Tensor:
         ctx.mine = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         ctx.factor = sum(counts) / counts[rank]
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
@@ -126,7 +128,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(every, counts)])
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gradient[ctx.mine] * ctx.factor, None, None
 
 
@@ -159,16 +161,17 @@ def divided(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def without_averaging(student: nn.Module, wanted: bool) -> AbstractContextManager:
-    """Within it, where `wanted`, DDP only adds gradients up: they are averaged with the last part of a batch."""
+    """Return a context in which, where `wanted`, DDP only adds gradients up: the last micro-batch averages them."""
     return student.no_sync() if wanted and isinstance(student, DistributedDataParallel) else nullcontext()
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> dict[str, int] | None:
-    """rank, size and local_rank as torchrun or srun gives them; None for a process that was started alone."""
+def launched(environment: Mapping[str, str] = os.environ) -> World | None:
+    """Return which process of how many torchrun or srun says this is; None for one that was started alone."""
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
         if all(name in environment for name in names):
-            found = dict(zip(("rank", "size", "local_rank"), (int(environment[name]) for name in names)))
-            return found if found["size"] > 1 else None
+            rank, size, local_rank = (int(environment[name]) for name in names)
+            found = World(rank, size, local_rank)
+            return found if found.size > 1 else None
     return None
 
 
@@ -197,14 +200,20 @@ def start(device: torch.device, hang_timeout: float) -> World:
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _slurm_address(os.environ)
     # the defaults of a launcher that sets neither
-    os.environ.setdefault("RANK", str(who["rank"]))
-    os.environ.setdefault("WORLD_SIZE", str(who["size"]))
+    os.environ.setdefault("RANK", str(who.rank))
+    os.environ.setdefault("WORLD_SIZE", str(who.size))
     limit = timedelta(seconds=3 * hang_timeout + 120) if hang_timeout else timedelta(days=1)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=limit, device_id=device if device.type == "cuda" else None)
-    hosts: list[str] = [""] * who["size"]
+    try:
+        dist.init_process_group(backend, timeout=limit, device_id=device if device.type == "cuda" else None)
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise SettingsError(f"MASTER_PORT={port}: another process listens there; set another port") from error
+    hosts: list[str] = [""] * who.size
     dist.all_gather_object(hosts, socket.gethostname())
-    world = World(**who, hosts=tuple(hosts), background=dist.new_group(backend="gloo", timeout=limit))
+    world = replace(who, hosts=tuple(hosts), background=dist.new_group(backend="gloo", timeout=limit))
     world.barrier()  # a rank that ends at once does not break another one's start
     return world
 
@@ -215,8 +224,20 @@ def end(world: World) -> None:
         dist.destroy_process_group()
 
 
+def fails_first() -> bool | None:
+    """Return whether this rank is the first one that asks; None where the others cannot be asked any more.
+
+    Of an error that all ranks run into, the first one prints the traceback.
+    """
+    try:
+        # what the ranks met through; PyTorch has no public name for it
+        return dist.distributed_c10d._get_default_store().add("meddap/failed", 1) == 1
+    except (RuntimeError, ValueError):
+        return None
+
+
 def lost(error: BaseException) -> str | None:
-    """What `error` says of another process's end; None where it is about something else."""
+    """Return what `error` says of another process's end; None where it is about something else."""
     words = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
     text = str(error)
     found = [word for word in words if word in text.lower()]
@@ -224,7 +245,7 @@ def lost(error: BaseException) -> str | None:
 
 
 def _slurm_address(environment: Mapping[str, str]) -> tuple[str, str]:
-    """Address and port at which the processes of a SLURM step meet: those of its first node."""
+    """Return address and port at which the processes of a SLURM step meet: those of its first node."""
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     try:
         names = ["scontrol", "show", "hostnames", nodes]

@@ -47,7 +47,7 @@ class Heartbeat:
         self._last = (step, turn, time.monotonic())
         if self.limit:
             # should the thread itself be blocked (by code that keeps the interpreter's lock), this ends the process
-            faulthandler.dump_traceback_later(2 * self.limit + _GRACE, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(2 * self.limit + _GRACE, exit=True, file=sys.__stderr__ or 2)
 
     def close(self) -> None:
         """Stop looking."""

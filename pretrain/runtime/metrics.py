@@ -1,4 +1,4 @@
-"""What a run says about itself: `metrics.jsonl`, TensorBoard and a line on the console.
+"""What a run reports about itself: `metrics.jsonl`, TensorBoard and a line on the console.
 
 A row of `metrics.jsonl` is one step. Everything but what the clock says (`TIMING`) is a function of configuration, data
 and seed, so that the rows of a resumed run equal those of an undisturbed one; on another number of processes to the
@@ -12,9 +12,20 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meddap.errors import MeddapError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 TIMING = ("images_per_s", "wait_share", "memory_gb", "ranks")
+
+
+class MetricsError(MeddapError, ValueError):
+    """Metrics that cannot be read or written; one line that names the file and says what to do."""
 
 
 class Metrics:
@@ -40,8 +51,11 @@ class Metrics:
         """Append a row (`step` counts from 0) and show it."""
         if self.silent:
             return
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise MetricsError(f"{self.path}: {error.strerror}; make room and start again to go on") from error
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, float):
@@ -80,11 +94,23 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    """Return the rows of a `metrics.jsonl`, [] where there is none; a last line cut by a kill is left out.
+
+    Raises MetricsError for any other line that is not a row.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline was never finished
+    rows = []
+    # what follows the last newline was never finished
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise MetricsError(f"{path}: line {number} is not a row of metrics; delete the line, or the file")
+        rows.append(row)
+    return rows
 
 
 def _truncate(path: Path, start: int) -> None:
@@ -94,10 +120,15 @@ def _truncate(path: Path, start: int) -> None:
     os.replace(temporary, path)
 
 
-def _board(folder: Path, start: int):
+def _board(folder: Path, start: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    target = folder / "tensorboard"
+    try:
+        return SummaryWriter(str(target), purge_step=start)
+    except OSError as error:
+        reason = f"{target}: cannot be written ({error.strerror})"
+        raise MetricsError(f"{reason}; make it writable, or set machine.tensorboard=false") from error
 
 
 def _clock(seconds: float) -> str:
@@ -107,7 +138,7 @@ def _clock(seconds: float) -> str:
 
 
 # by name in the metrics: over how many steps it must hold, what is bad, and the likely cause
-_SIGNS = {
+_SIGNS: dict[str, tuple[int, Callable[[float], bool], str]] = {
     "lr": (
         100,
         lambda value: value == 0,

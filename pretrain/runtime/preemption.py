@@ -1,18 +1,25 @@
 """Asked to stop: the step is finished and saved, then the process ends.
 
 SLURM asks with USR1 before the time limit or a preemption (the batch script then requeues the job); TERM comes from
-`scancel`, torchrun or `kill`.
+`scancel`, torchrun or `kill`, INT from Ctrl-C.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from types import FrameType
+from typing import Any
 
-STATUS = {signal.SIGUSR1: 75, signal.SIGTERM: 128 + signal.SIGTERM}  # exit statuses; 75: start me again
+from meddap.console import INTERRUPTED
+from meddap.errors import MeddapError
+
+# exit statuses; 75: start me again
+STATUS = {signal.SIGUSR1: 75, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: INTERRUPTED}
 
 
-class Stopped(RuntimeError):
+class Stopped(MeddapError, RuntimeError):
     """The run was asked to stop and has saved. `status` is the exit status."""
 
     def __init__(self, number: int, where: str) -> None:
@@ -21,20 +28,28 @@ class Stopped(RuntimeError):
 
 
 class Stop:
-    """Listens for signals within its `with`. `stop_signal` is its number, 0 while there was none."""
+    """Listens for signals within its `with`. `stop_signal` is the number of one that came, 0 while there was none.
 
-    def __init__(self) -> None:
-        self.stop_signal = 0
-        self._before: dict[int, object] = {}
+    alone  no other process has a part in the run: a second Ctrl-C ends it at once
+    """
+
+    def __init__(self, alone: bool = False) -> None:
+        self.stop_signal, self.alone = 0, alone
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # only there may a program listen
             self._before = {number: signal.signal(number, self._note) for number in STATUS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.alone:
+            if self.stop_signal == number:
+                raise KeyboardInterrupt
+            # a step may take long; not `print`, which the signal may have interrupted
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and what is not saved is lost\n")
         self.stop_signal = max(self.stop_signal, number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,14 +38,16 @@ class Saver:
         temporary = self.world.first_does(lambda: checkpoint.begin(self.folder, state["step"]))
         apart = IN_SHARDS if self.sharded else ()
         complete = {name: self._on_first_host(group) for name, group in tensors.items() if name not in apart}
-        shards = None
+        shards: Future[Any] | None = None
         if apart:
             import torch.distributed.checkpoint as dcp
 
             # DCP copies from a GPU itself; what lies on the host already it would write as it changes
             parts = {f"{name}.{key}": _frozen(value) for name in apart for key, value in tensors[name].items()}
             writer = dcp.HuggingFaceStorageWriter(str(temporary / SHARDS), save_distributed=True)
-            shards = dcp.async_save(parts, storage_writer=writer, process_group=self.world.background)
+            writing = dcp.async_save(parts, storage_writer=writer, process_group=self.world.background)
+            assert isinstance(writing, Future)  # the default way of saving
+            shards = writing
         self._writing = self._thread.submit(self._write, temporary, complete, shards, state, config_text, then)
 
     @property
@@ -64,7 +67,7 @@ class Saver:
 
     def _on_first_host(self, group: Tensors) -> Tensors:
         """Copies of whole tensors on the first rank; nothing on the others, which help to gather."""
-        found = {}
+        found: Tensors = {}
         for key, value in group.items():
             value = whole(value.detach())
             if self.world.first:
@@ -81,7 +84,8 @@ class Saver:
         then: Callable[[], None],
     ) -> None:
         """Every rank's thread: its part, then what the others say of theirs, then the first one names the folder."""
-        files, error = {}, None
+        files: dict[str, str] = {}
+        error: Exception | None = None
         try:
             if shards is not None:
                 files |= self._own_shard(shards, temporary)

@@ -25,7 +25,7 @@ class WeightsError(MeddapError, ValueError):
 
 
 class DamagedError(WeightsError):
-    """A file that nobody should use, whatever kind of model it is of."""
+    """A file that nobody should use, whatever its kind of model."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from meddap.disk import write_atomic
+from meddap.errors import MeddapError
 from pretrain.config import ModelConfig, head_count
 from pretrain.model.vit import VisionTransformer
 from pretrain.weights import initialise
@@ -52,8 +53,8 @@ _FFN = {
 }
 
 
-class ExportError(RuntimeError):
-    """What cannot be handed out; one line that says why."""
+class ExportError(MeddapError, RuntimeError):
+    """What cannot be exported; one line that says why."""
 
 
 def write(loaded: Encoder, output: Path) -> None:
@@ -62,7 +63,7 @@ def write(loaded: Encoder, output: Path) -> None:
     kind = "dinov3" if config.position == "rope" else "dinov2"
     if kind == "dinov2" and (config.ffn != "mlp" or config.ffn_ratio % 1):
         raise ExportError(
-            "learned positions with SwiGLU or a broken ffn_ratio: transformers has none; use --format dinov3"
+            "transformers has no model of learned positions with SwiGLU or a fractional ffn_ratio; use --format dinov3"
         )
     output.mkdir(parents=True, exist_ok=True)
     weights = _renamed(
