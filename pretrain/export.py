@@ -1,4 +1,4 @@
-"""Hand out a trained backbone in layouts that others load.
+"""Export a trained backbone in layouts that others load.
 
     python -m pretrain.export --checkpoint RUN --format huggingface|dinov3|onnx --output PATH [--which teacher]
 
@@ -10,34 +10,30 @@ is done. `--which both` writes teacher and student below PATH.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from data_prep.schema import CT
+from meddap import console
 from meddap.disk import write_atomic
-from meddap.settings import SettingsError
 from pretrain import build
 from pretrain.config import head_count, load
 from pretrain.model.tokens import Features
 from pretrain.model.vit import VisionTransformer
-from pretrain.runtime.checkpoint import CheckpointError
 from pretrain.weights import card, encoder, export_huggingface, export_onnx, initialise, published
 from pretrain.weights.encoder import Encoder
 from pretrain.weights.export_huggingface import ExportError
-from pretrain.weights.published import WeightsError
 
 _SUFFIX = {"huggingface": "", "dinov3": ".pth", "onnx": ".onnx"}
-_CLOSE = 1e-4  # largest difference of features between ours and what was handed out
+_CLOSE = 1e-4  # largest difference of features between ours and the exported ones
 _OTHER = (5, 9)  # rows and columns of patches beside the native size: oblong, so never native
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Features of what was handed out beside ours.
+    """Exported features beside ours.
 
     grids       (rows, columns) in patches of the images on which they are equal
     difference  the largest on these
@@ -50,8 +46,8 @@ class Comparison:
     otherwise: float | None = None
 
     def __str__(self) -> str:
-        words = [f"{rows} × {columns}" for rows, columns in self.grids]
-        joined = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+        grids = [f"{rows} × {columns}" for rows, columns in self.grids]
+        joined = " and ".join([", ".join(grids[:-1]), grids[-1]]) if len(grids) > 1 else grids[0]
         equal = f"features equal to {self.difference:.0e} at {joined} patches"
         if self.otherwise is None:
             return equal
@@ -63,7 +59,7 @@ class Comparison:
 
 
 def dinov3(loaded: Encoder, output: Path) -> None:
-    """One file in the layout of Meta's releases: the backbone's state dict, one input channel."""
+    """Write one file in the layout of Meta's releases: the backbone's state dict, one input channel."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
     weights = dict(loaded.model.state_dict())
@@ -98,7 +94,7 @@ def check(loaded: Encoder, output: Path) -> Comparison:
 
 
 def _difference(loaded: Encoder, other: torch.nn.Module, grid: tuple[int, int]) -> float:
-    """Largest difference of features on random images of (rows, columns) patches."""
+    """Return the largest difference of features on random images of (rows, columns) patches."""
     rows, columns = (count * loaded.model.patch_size for count in grid)
     channels = max(len(loaded.model.sequences), 1)
     images = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0))
@@ -151,13 +147,13 @@ def _transformers(folder: Path) -> torch.nn.Module | None:
             their_console.enable_progress_bar()
 
 
-def hand_out(checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None) -> None:
-    """Write one network of a checkpoint, read it again and say so. Raises ExportError.
+def export(checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None) -> None:
+    """Write one network of a checkpoint, read it again and say so. Raises MeddapError.
 
-    sequence  of a model of several: the one that is handed out, None for all (`dinov3` alone can)
+    sequence  which one of a model of several sequences, None for all (`dinov3` alone can)
     """
     if output.exists():
-        raise ExportError(f"{output}: is there already; name another --output")
+        raise ExportError(f"{output}: exists; name another --output")
     found, loaded = encoder.find(checkpoint), encoder.load_encoder(checkpoint, which)
     if not loaded.model.sequences and load(found.path / "config.yaml").data.sequences != [CT]:
         loaded = encoder.of_shares(loaded)
@@ -166,48 +162,53 @@ def hand_out(checkpoint: Path, which: str, kind: str, output: Path, sequence: st
     elif loaded.model.sequences and kind != "dinov3":
         names = ", ".join(loaded.model.sequences)
         raise ExportError(f"{output}: --format {kind} has one sequence; give --sequence NAME, one of {names}")
+    try:
+        compared = _write_and_check(loaded, kind, output)
+        if kind == "huggingface":
+            write_atomic(output / "README.md", card.card(found, loaded, str(compared)).encode())
+    except ImportError as error:
+        raise ExportError(f"--format onnx needs {error.name}; pip install 'meddap[onnx]'") from error
+    except OSError as error:
+        raise ExportError(f"{error.filename or output}: {error.strerror}") from error
+    console.show(f"{output}: {loaded.source}; read again, {compared}")
+
+
+def _write_and_check(loaded: Encoder, kind: str, output: Path) -> Comparison:
     if kind == "huggingface":
         export_huggingface.write(loaded, output)
     elif kind == "dinov3":
         dinov3(loaded, output)
     else:
-        # HU; of MR shares of the way from the foreground's 0.5th to its 99.5th percentile
+        # HU; for MR, shares of the way from the foreground's 0.5th to its 99.5th percentile
         clip = {"clip": list(loaded.intensity.window)}
         export_onnx.write(loaded, output, export_huggingface.preprocessing(loaded) | clip)
-    compared = check(loaded, output)
-    if kind == "huggingface":
-        write_atomic(output / "README.md", card.card(found, loaded, str(compared)).encode())
-    print(f"{output}: {loaded.source}; read again, {compared}")
+    return check(loaded, output)
 
 
+@console.command
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.export", description="Hand out a trained backbone.")
+    """Export a run's encoder; return the exit status."""
+    parser = console.parser(
+        "Write a trained encoder for others to load, and check that what was written gives the same features.",
+        "huggingface: a folder for transformers.AutoModel. dinov3: a .pth file in Meta's layout. onnx: an .onnx file.",
+    )
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run, stage or step folder")
     parser.add_argument("--format", required=True, choices=tuple(_SUFFIX))
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new folder, .pth or .onnx file")
-    parser.add_argument("--which", default="teacher", choices=("teacher", "student", "both"))
-    parser.add_argument("--sequence", metavar="NAME", help="of a model of several sequences the one to hand out")
+    parser.add_argument(
+        "--which", default="teacher", choices=("teacher", "student", "both"), help="both: two exports below PATH"
+    )
+    parser.add_argument("--sequence", metavar="NAME", help="which sequence of a model of several")
     options = parser.parse_args(arguments)
     suffix, output = _SUFFIX[options.format], options.output
     both = options.which == "both"
-    try:
-        if suffix and not both and output.suffix != suffix:
-            raise ExportError(f"{output}: --format {options.format} writes one file; name it {output.name}{suffix}")
-        for which in ("teacher", "student") if both else (options.which,):
-            path = output / f"{which}{suffix}" if both else output
-            hand_out(options.checkpoint, which, options.format, path, options.sequence)
-    except (ExportError, CheckpointError, WeightsError, SettingsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(f"error: --format onnx needs {error.name}; pip install 'meddap[onnx]'", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or output}: {error.strerror}", file=sys.stderr)
-        return 1
+    if suffix and not both and output.suffix != suffix:
+        raise ExportError(f"{output}: --format {options.format} writes one file; name it {output.name}{suffix}")
+    for which in ("teacher", "student") if both else (options.which,):
+        path = output / f"{which}{suffix}" if both else output
+        export(options.checkpoint, which, options.format, path, options.sequence)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.launch(main)

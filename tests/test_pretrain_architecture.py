@@ -82,7 +82,7 @@ def test_the_configuration_beside_the_weights_tells_the_heads(tmp_path: Path) ->
     with pytest.raises(WeightsError, match="config.json says num_heads=8, the RoPE periods 4"):
         published.read(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match="config.json: no JSON"):
+    with pytest.raises(WeightsError, match="config.json: not valid JSON"):
         published.read(tmp_path)
 
 

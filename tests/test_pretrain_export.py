@@ -104,7 +104,7 @@ def test_init_from_with_another_intensity_warns(
     initialise.load(build.backbone(loaded.config), initialise.weights_of(tmp_path / "out"), loaded.config, intensity)
     assert len(caplog.messages) == said
     if said:
-        ours = initialise.intensity_words(intensity)
+        ours = initialise.intensity_settings(intensity)
         assert "trained with intensity.window=[-250,450]" in caplog.text and f"here it is {ours}" in caplog.text
 
 
@@ -196,7 +196,7 @@ def test_the_command_hands_out_a_run(tiny_dataset, tmp_path: Path, capsys: pytes
     loaded = IntensityConfig()
     expected = ((hu - loaded.window[0]) / 2000 - loaded.mean) / loaded.std
     assert np.allclose((hu - processor["image_mean"][0]) / processor["image_std"][0], expected)
-    assert export.main(command) == 1 and "is there already" in capsys.readouterr().err
+    assert export.main(command) == 1 and "exists; name another --output" in capsys.readouterr().err
     both = ["--checkpoint", str(run), "--format", "dinov3", "--output", str(tmp_path / "both"), "--which", "both"]
     assert export.main(both) == 0
     for which in ("teacher", "student"):

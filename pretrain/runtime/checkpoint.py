@@ -145,9 +145,11 @@ class Checkpoint:
     def _known(self) -> dict[str, TensorStorageMetadata]:
         """Return name → size and type of all tensors in `shards/`."""
         from torch.distributed.checkpoint import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
         try:
-            return HuggingFaceStorageReader(str(self.path / SHARDS)).read_metadata().state_dict_metadata
+            known = HuggingFaceStorageReader(str(self.path / SHARDS)).read_metadata().state_dict_metadata
+            return {key: each for key, each in known.items() if isinstance(each, TensorStorageMetadata)}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise self._damaged_shards(error) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ class WeightsError(MeddapError, ValueError):
 
 
 class DamagedError(WeightsError):
-    """A file that nobody should use, whatever its kind of model."""
+    """A file that must not be used, whatever its kind of model."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ SIZES = {
 }
 
 
-def settings(source: str, weights: Tensors, described: dict) -> tuple[dict[str, object], frozenset[str]]:
-    """ModelConfig's settings for a file, and the names of those among them that come from the table alone.
+def settings(source: str, weights: Tensors, described: dict) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return ModelConfig's settings for a file, and the names of those that come from the table alone.
 
     weights    under our names, derived buffers among them
     described  the configuration beside the weights, as transformers writes it; {} where there is none
@@ -63,18 +64,18 @@ def settings(source: str, weights: Tensors, described: dict) -> tuple[dict[str, 
     width, depth, position = found["embed_dim"], found["depth"], found["position"]
     _check_described(source, weights, found, described)
     periods = _periods(weights) if position == "rope" else None
-    told = _told(source, width, described)
+    given = _described_settings(source, width, described)
     if position != "rope":
-        told.pop("rope_base", None)
+        given.pop("rope_base", None)
     if periods is not None:
-        told = _of_periods(source, width, periods) | told
-        _check_agreement(source, width, periods, told)
+        given = _of_periods(source, width, periods) | given
+        _check_agreement(source, width, periods, given)
     size = SIZES.get((width, depth))
-    usual: dict[str, object] = {}
+    usual: dict[str, Any] = {}
     # MoCo's and MAE's have the same sizes with other heads; without LayerScale no model of the table
     if size is not None and size.position in (None, position) and "blocks.0.ls1.gamma" in weights:
         usual = {"num_heads": size.heads, "norm_eps": size.norm_eps or usual_eps(position)}
-    return found | usual | told, frozenset(usual) - set(told)
+    return found | usual | given, frozenset(usual) - set(given)
 
 
 def usual_eps(position: str) -> float:
@@ -83,7 +84,7 @@ def usual_eps(position: str) -> float:
 
 
 def hidden(ffn: str, width: int, ratio: float) -> int:
-    """Hidden channels of a feed-forward part: what `model.ffn_ratio` comes to."""
+    """Return the hidden channels of a feed-forward part, from `model.ffn_ratio`."""
     with torch.device("meta"):
         return len(next(FEED_FORWARD[ffn](width, int(width * ratio)).parameters()))
 
@@ -120,19 +121,19 @@ def _rounded_to(dtype: torch.dtype, periods: torch.Tensor) -> bool:
 
 
 def _apart(base: float, periods: torch.Tensor, dtype: torch.dtype) -> float:
-    """Largest relative difference from the base's periods computed in `dtype`, as DINOv3 does in its model's."""
+    """Return the largest relative difference from the base's periods, computed in `dtype` as DINOv3 does."""
     exponents = 2 * torch.arange(len(periods), dtype=dtype) / (2 * len(periods))
     return float(((base**exponents).double() / periods - 1).abs().max())
 
 
-def _shapes(source: str, weights: Tensors) -> dict[str, object]:
+def _shapes(source: str, weights: Tensors) -> dict[str, Any]:
     width = weights["cls_token"].shape[-1]
     registers, places = weights.get("storage_tokens"), weights.get("pos_embed")
     ffn = "swiglu" if "blocks.0.mlp.w3.weight" in weights else "mlp"
     first = weights.get(f"blocks.0.mlp.{'w1' if ffn == 'swiglu' else 'fc1'}.weight")
     if first is None:
         raise WeightsError(f"{source}: blocks without DINO's feed-forward part (mlp.fc1 or mlp.w1); not supported")
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         "embed_dim": width,
         "depth": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         "registers": 0 if registers is None else registers.shape[1],
@@ -154,8 +155,8 @@ def _ratio(ffn: str, width: int, wide: int) -> float:
     return ratio if hidden(ffn, width, ratio) >= wide else math.nextafter(ratio, math.inf)
 
 
-def _attention(weights: Tensors) -> dict[str, object]:
-    """Whether the key's bias counts, where it is there: with RoPE it changes the features."""
+def _attention(weights: Tensors) -> dict[str, Any]:
+    """Return whether an existing bias of the keys counts: with RoPE it changes the features."""
     bias = weights.get("blocks.0.attn.qkv.bias")
     if bias is None or "pos_embed" in weights:
         return {}
@@ -165,38 +166,39 @@ def _attention(weights: Tensors) -> dict[str, object]:
     return {"mask_k_bias": any(name.endswith("attn.qkv.bias_mask") for name in weights)}
 
 
-def _told(source: str, width: int, described: dict) -> dict[str, object]:
-    """The settings that config.json adds to the weights', checked on their own."""
-    told = {theirs: described[theirs] for theirs in _CONFIG if described.get(theirs) is not None}
-    for theirs, value in told.items():
+def _described_settings(source: str, width: int, described: dict) -> dict[str, Any]:
+    """Return the settings that config.json adds to the weights', checked on their own."""
+    given = {theirs: described[theirs] for theirs in _CONFIG if described.get(theirs) is not None}
+    for theirs, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise _contradiction(source, theirs, value, "a positive number is needed")
-    heads = told.get("num_attention_heads", 1)
+    heads = given.get("num_attention_heads", 1)
     if not isinstance(heads, int) or width % heads:
         raise _contradiction(source, "num_attention_heads", heads, f"a whole number that divides {width} is needed")
-    return {_CONFIG[theirs]: value for theirs, value in told.items()}
+    return {_CONFIG[theirs]: value for theirs, value in given.items()}
 
 
-def _check_described(source: str, weights: Tensors, found: dict[str, object], described: dict) -> None:
+def _check_described(source: str, weights: Tensors, found: dict[str, Any], described: dict) -> None:
     """Refuse a config.json that belongs to other weights; what it does not name, or names as null, is not compared."""
-    kernel, width, gated = weights.get("patch_embed.proj.weight"), found["embed_dim"], found["ffn"] == "swiglu"
-    held: dict[str, object] = {
-        "hidden_size": width,
+    kernel, gated = weights.get("patch_embed.proj.weight"), found["ffn"] == "swiglu"
+    patch = None if kernel is None else kernel.shape[-1]
+    held: dict[str, Any] = {
+        "hidden_size": found["embed_dim"],
         "num_hidden_layers": found["depth"],
         "num_register_tokens": found["registers"],
-        "intermediate_size": hidden(found["ffn"], width, found["ffn_ratio"]),
+        "intermediate_size": hidden(found["ffn"], found["embed_dim"], found["ffn_ratio"]),
         "use_gated_mlp": gated,
         "use_swiglu_ffn": gated,
         "qkv_bias": found["qkv_bias"],
     }
     if kernel is not None:
-        held |= {"num_channels": kernel.shape[1], "patch_size": kernel.shape[-1]}
-    if kernel is not None and found["position"] == "learned":
-        held["image_size"] = found["grid"] * kernel.shape[-1]
+        held |= {"num_channels": kernel.shape[1], "patch_size": patch}
+    if patch is not None and found["position"] == "learned":
+        held["image_size"] = found["grid"] * patch
     for name, value in held.items():
         said = described.get(name)
-        # an image that is no multiple of the patch size is cut to one
-        whole = said // kernel.shape[-1] * kernel.shape[-1] if name == "image_size" and isinstance(said, int) else said
+        # an image whose sides are not multiples of the patch size is cut
+        whole = said // patch * patch if name == "image_size" and isinstance(said, int) and patch else said
         if said is not None and whole not in (value, [value, value]):
             raise _contradiction(source, name, said, f"the weights have {_word(value)}")
     if "layerscale_value" in described or str(described.get("model_type")).startswith(("dinov2", "dinov3")):
@@ -224,32 +226,32 @@ def _word(value: object) -> str:
 
 
 def _periods(weights: Tensors) -> torch.Tensor | None:
-    """(d / 4,) periods for heads of d channels, as the file holds them."""
+    """Return (d / 4,) periods for heads of d channels, as the file holds them."""
     for name in _PERIODS:
         if (value := weights.get(name)) is not None:
             return 1 / value.float() if name.endswith("inv_freq") else value.flatten()
     return None
 
 
-def _of_periods(source: str, width: int, periods: torch.Tensor) -> dict[str, object]:
+def _of_periods(source: str, width: int, periods: torch.Tensor) -> dict[str, Any]:
     each = 4 * len(periods)
     if width % each:
         raise WeightsError(f"{source}: {len(periods)} RoPE periods mean heads of {each} channels, but it has {width}")
-    told: dict[str, object] = {"num_heads": width // each}
-    if not bool(periods.isfinite().all()):  # a buffer that nobody filled: its length counts
-        return told
+    given: dict[str, Any] = {"num_heads": width // each}
+    if not bool(periods.isfinite().all()):  # a buffer that was never filled: its length counts
+        return given
     try:
         base = base_of(periods)
     except ValueError as error:
         raise WeightsError(f"{source}: its RoPE periods belong to no base ({error}); not supported") from error
-    return told if base is None else told | {"rope_base": base}
+    return given if base is None else given | {"rope_base": base}
 
 
-def _check_agreement(source: str, width: int, periods: torch.Tensor, told: dict[str, object]) -> None:
+def _check_agreement(source: str, width: int, periods: torch.Tensor, given: dict[str, Any]) -> None:
     by_file = _of_periods(source, width, periods)
     for name, value in by_file.items():
-        if not math.isclose(told[name], value, rel_tol=1e-6):
+        if not math.isclose(given[name], value, rel_tol=1e-6):
             raise DamagedError(
-                f"{source}: config.json says {name}={told[name]}, the RoPE periods {value:g}; "
+                f"{source}: config.json says {name}={given[name]}, the RoPE periods {value:g}; "
                 "put the weights' own config.json there"
             )

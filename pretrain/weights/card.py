@@ -11,7 +11,7 @@ from pretrain.weights.encoder import Encoder
 
 
 def card(found: Checkpoint, loaded: Encoder, compared: str) -> str:
-    """Markdown with the front matter that hubs read; `compared` says how equal the exported features are.
+    """Return Markdown with the front matter that hubs read; `compared` says how equal the exported features are.
 
     The Python blocks run one after the other in one namespace that has FOLDER and the image they name.
     """
@@ -56,7 +56,7 @@ not in the training data may be served badly. Measure on your own patients befor
 
 
 def _use(loaded: Encoder) -> str:
-    """How pixels become features, in code that runs: clipping is no image processor's, so it is written out."""
+    """Return code that turns pixels into features. It clips by itself, since no image processor does."""
     (low, high), mean, std = loaded.intensity.window, loaded.intensity.mean, loaded.intensity.std
     name, unit = "hu", "axial slices in HU"
     if (low, high) == (0, 1):
@@ -103,7 +103,7 @@ tokens = extractor.forward({{"pixel_values": prepare({name})}}).last_hidden_stat
 
 
 def _walked(found: Checkpoint) -> Iterator[tuple[str, StageConfig, list[dict]]]:
-    """The stages up to the checkpoint's: name, settings and the rows of its metrics."""
+    """Yield the stages up to the checkpoint's: name, settings and the rows of its metrics."""
     config, run = load(found.path / "config.yaml"), found.path.parent.parent
     for name in config.stages:
         yield name, recorded(config, name), metrics.read(run / name / "metrics.jsonl")

@@ -37,7 +37,7 @@ class Encoder:
 
 
 def find(path: str | Path) -> checkpoint.Checkpoint:
-    """The checkpoint in a step folder, or the newest of a stage folder, or of a run's last stage that has one.
+    """Return the checkpoint in a step folder, or the newest of a stage folder or of a run's last stage that has one.
 
     Raises CheckpointError where there is none.
     """
@@ -54,7 +54,7 @@ def find(path: str | Path) -> checkpoint.Checkpoint:
 
 
 def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
-    """The `teacher`'s or `student`'s backbone of a checkpoint (see `find`). Raises CheckpointError."""
+    """Return the `teacher`'s or `student`'s backbone of a checkpoint (see `find`). Raises CheckpointError."""
     found = find(path)
     config = load(found.path / "config.yaml")
     weights = {
@@ -69,9 +69,9 @@ def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
 
 
 def of_one_sequence(loaded: Encoder, name: str) -> Encoder:
-    """A model of several sequences as one of sequence `name` alone: the same features, for those who know no other.
+    """Return a model of several sequences as one of sequence `name` alone, with the same features.
 
-    What tells the sequence apart goes into the bias of the patch embedding and into the mask token.
+    The sequence's embedding goes into the bias of the patch embedding and into the mask token.
     Raises CheckpointError where the model does not know the name.
     """
     known = loaded.model.sequences
@@ -90,12 +90,12 @@ def of_one_sequence(loaded: Encoder, name: str) -> Encoder:
 
 
 def of_shares(loaded: Encoder) -> Encoder:
-    """An encoder of MR whose window is in MR's own unit: 0 … 1 from the foreground's 0.5th to its 99.5th percentile."""
+    """Return an MR encoder with its window in MR's unit: 0 … 1 from the foreground's 0.5th to its 99.5th percentile."""
     return replace(loaded, intensity=replace(loaded.intensity, window=(0.0, 1.0)))
 
 
 def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
-    """A fresh backbone of the architecture of the checkpoint `like`."""
+    """Return a fresh backbone with the architecture of the checkpoint `like`."""
     config = load(find(like).path / "config.yaml")
     model = build.backbone(config.model)
     model.init_weights(torch.Generator().manual_seed(seed))
@@ -103,8 +103,8 @@ def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
 
 
 def frozen(model: VisionTransformer, intensity: Intensity, config: ModelConfig, source: str) -> Encoder:
-    """A model whose weights are in place as an Encoder."""
-    config = replace(config, num_heads=head_count(config))  # one digest, whether they were named or not
+    """Return a model whose weights are in place as an Encoder."""
+    config = replace(config, num_heads=head_count(config))  # one digest, whether num_heads was set or not
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())

@@ -58,7 +58,7 @@ class ExportError(MeddapError, RuntimeError):
 
 
 def write(loaded: Encoder, output: Path) -> None:
-    """A folder that transformers loads. Raises ExportError for an architecture that it does not have."""
+    """Write a folder that transformers loads. Raises ExportError for an architecture that it does not have."""
     config = loaded.config
     kind = "dinov3" if config.position == "rope" else "dinov2"
     if kind == "dinov2" and (config.ffn != "mlp" or config.ffn_ratio % 1):
@@ -71,7 +71,7 @@ def write(loaded: Encoder, output: Path) -> None:
         (*_SHARED, *_NAMES[kind], *(_FFN[config.ffn] if kind == "dinov3" else ())),
     )
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
-    # a key that transformers ignores: our reader knows the window again
+    # a key that transformers ignores, so that our reader knows the window
     _write_json(output / "config.json", _config(config, kind, weights) | {"meddap": asdict(loaded.intensity)})
     _write_json(output / "preprocessor_config.json", preprocessing(loaded))
 
@@ -142,6 +142,7 @@ def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
             "value_bias": config.qkv_bias,
             "rope_theta": config.rope_base,
         }
+    assert config.grid is not None  # learned positions lie on one
     with_registers = config.registers > 0
     return {
         **shared,
@@ -155,7 +156,7 @@ def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
 
 
 def preprocessing(loaded: Encoder) -> dict:
-    """Settings of an image processor: (x − mean) / std for values already clipped to the window.
+    """Return the settings of an image processor: (x − mean) / std for values already clipped to the window.
 
     No image processor of transformers clips, so the model card has the lines that do.
     """

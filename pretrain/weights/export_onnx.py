@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ class Tokens(nn.Module):
 
 def write(loaded: Encoder, output: Path, normalisation: dict) -> None:
     """Write the file, whole or not at all; normalisation and source lie in its metadata. Raises ImportError."""
-    import onnxscript  # noqa: F401  what torch.onnx needs, missing before minutes are spent
+    import onnxscript  # noqa: F401  needed by torch.onnx: fail before minutes are spent
 
     patch = loaded.model.patch_size
     count, rows, columns = (
@@ -49,6 +50,7 @@ def write(loaded: Encoder, output: Path, normalisation: dict) -> None:
             input_names=["images"],
             output_names=["cls", "registers", "patches"],
         )
+    assert program is not None  # which it is only without dynamo
     said = {"source": loaded.source, "patch_size": patch, **normalisation}
     program.model.metadata_props.update({name: str(value) for name, value in said.items()})
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ def write(loaded: Encoder, output: Path, normalisation: dict) -> None:
 
 
 def difference(loaded: Encoder, path: Path) -> float:
-    """Largest difference of features on random images of several sizes, by onnxruntime. Raises ImportError."""
+    """Return the largest difference of features on random images of several sizes. Raises ImportError."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -74,7 +76,7 @@ def difference(loaded: Encoder, path: Path) -> float:
 
 
 def grids(loaded: Encoder) -> tuple[tuple[int, int], ...]:
-    """Rows and columns in patches of the images that `difference` compares."""
+    """Return rows and columns, in patches, of the images that `difference` compares."""
     return tuple((rows, columns) for _, rows, columns in _compared(loaded))
 
 
@@ -84,8 +86,8 @@ def _compared(loaded: Encoder) -> tuple[tuple[int, int, int], ...]:
 
 
 @contextlib.contextmanager
-def _quiet():
-    """The exporter tells of every optional package that is not there."""
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which reports every optional package that is missing."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -30,7 +30,7 @@ log = logging.getLogger("pretrain")
 # where a file does not say: a window of soft tissue with ImageNet's statistics; weights of three channels absorb these
 _ASSUMED = Intensity(window=(-160.0, 240.0), mean=0.449, std=0.226)
 _PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
-# settings that the names and shapes of our own weights do not tell
+# settings that a checkpoint of ours has beside its weights
 _OURS = (
     *("embed_dim", "depth", "ffn", "ffn_ratio", "qkv_bias", "registers", "mask_k_bias", "position", "grid"),
     *("norm_eps", "local_norm", "rope_base"),
@@ -38,7 +38,7 @@ _OURS = (
 
 
 def weights_of(path: str | Path) -> Published:
-    """The backbone that a run, stage or step folder of ours holds (its teacher's), or a published one.
+    """Return the teacher's backbone of a run, stage or step folder of ours, or a published one.
 
     Raises WeightsError, CheckpointError.
     """
@@ -54,21 +54,21 @@ def weights_of(path: str | Path) -> Published:
 
 
 def buffers(model: VisionTransformer) -> set[str]:
-    """Names of what follows from the architecture."""
+    """Return the names of the tensors that follow from the architecture."""
     return {name for name, _ in model.named_buffers()}
 
 
 def load(
     model: VisionTransformer, found: Published, config: ModelConfig, intensity: IntensityConfig | Intensity | None
 ) -> None:
-    """Fill `model` with the weights. Raises WeightsError that names what does not fit, on both sides.
+    """Fill `model` with the weights. Raises WeightsError, naming what does not fit on either side.
 
     intensity  how our images are normalised; weights of three channels need it. One that differs from what the weights
                were trained with is a warning
     """
     _check_settings(found, config)
     if intensity is not None and found.intensity is not None:
-        _warn_of_intensity(found, intensity)
+        _warn_of_intensity(found.source, found.intensity, intensity)
     weights = dict(found.weights)
     kernel, bias = weights[f"{_PROJ}.weight"], weights.get(f"{_PROJ}.bias")
     bias = torch.zeros(len(kernel)) if bias is None else bias
@@ -77,6 +77,7 @@ def load(
     elif kernel.shape[1] == 3:
         if len(found.mean) != 3 or len(found.std) != 3:
             raise WeightsError(f"{found.source}: three channels, but a mean of {len(found.mean)}; name one for each")
+        assert intensity is not None, "weights of three channels need to know how our images are normalised"
         kernel, bias = one_channel(kernel, bias, found, intensity)
     weights[f"{_PROJ}.weight"], weights[f"{_PROJ}.bias"] = resample_kernel(kernel, config.patch_size), bias
     if "pos_embed" in weights and config.grid:
@@ -113,7 +114,7 @@ def published_encoder(path: Path) -> Encoder:
         log.warning(
             "%s: does not say its intensity; assumed is %s, which may be wrong: name a run or a folder exported "
             "with its intensity to be sure",
-            *(path, intensity_words(intensity)),
+            *(path, intensity_settings(intensity)),
         )
     whole = encoder.frozen(model, intensity, config, f"{path.name} ({found.kind})")
     if found.intensity is None:
@@ -124,9 +125,9 @@ def published_encoder(path: Path) -> Encoder:
 
 
 def _model_config(found: Published) -> ModelConfig:
-    """The architecture of the weights. Raises WeightsError where the number of heads cannot be read from them."""
+    """Return the architecture of the weights. Raises WeightsError where they do not say their number of heads."""
     if "num_heads" not in found.settings:
-        raise WeightsError(untold_heads(found))
+        raise WeightsError(unknown_heads(found))
     learned = found.settings["position"] == "learned"
     usual = {
         "mask_k_bias": not learned,  # DINOv3's; where a file has no such bias, nothing changes
@@ -143,7 +144,7 @@ def _model_config(found: Published) -> ModelConfig:
 def sequence_rows(
     fresh: torch.Tensor, names: Sequence[str], given: torch.Tensor | None, given_names: Sequence[str]
 ) -> torch.Tensor:
-    """(V, D) embeddings of `names`: those that were given by their names, others as they are in `fresh`.
+    """Return (V, D) embeddings of `names`: the given ones by name, the others from `fresh`.
 
     The weights may name fewer sequences than the model, in another order, or none.
     """
@@ -154,9 +155,10 @@ def sequence_rows(
 def one_channel(
     kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig | Intensity
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The patch embedding of a grey image x, seen as (x·std + mean), ours, in three channels with their normalisation.
+    """Fold three channels into one: for a grey image that our normalisation gives, seen through theirs.
 
-    kernel (D, 3, p, p) and bias (D,) become (D, 1, p, p) and (D,); in float64, so that nothing is lost.
+    kernel (D, 3, p, p) and bias (D,) become (D, 1, p, p) and (D,): the patch embedding of x is theirs of
+    (x · std + mean), ours, three times, normalised with their mean and std. In float64, so that nothing is lost.
     """
     theirs_mean, theirs_std = (torch.tensor(each, dtype=torch.float64) for each in (theirs.mean, theirs.std))
     exact = kernel.double()
@@ -166,7 +168,7 @@ def one_channel(
 
 
 def resample_kernel(kernel: torch.Tensor, size: int) -> torch.Tensor:
-    """(D, C, p, p) → (D, C, size, size): of all kernels the one that answers a resized patch as before.
+    """Resample (D, C, p, p) to (D, C, size, size) so that a resized patch gives the same embedding.
 
     The pseudo-inverse of antialiased bicubic resizing, which is how our images are resized (FlexiViT, arXiv
     2212.08013, section 3.4).
@@ -180,57 +182,60 @@ def resample_kernel(kernel: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _check_settings(found: Published, config: ModelConfig) -> None:
-    """Every setting that differs is named at once, as the words that would mend it."""
-    told = found.settings
+    """Name every setting that differs at once, as the overrides that mend it."""
+    known = found.settings
     wanted = {
-        name: told[name]
-        for name in told
-        if name not in ("num_heads", "ffn_ratio", "grid") and not _same(getattr(config, name), told[name])
+        name: known[name]
+        for name in known
+        if name not in ("num_heads", "ffn_ratio", "grid") and not _same(getattr(config, name), known[name])
     }
-    if "ffn_ratio" in told:
-        ratios = config.ffn_ratio, told["ffn_ratio"]
-        given, theirs = (architecture.hidden(told["ffn"], told["embed_dim"], ratio) for ratio in ratios)
-        wanted |= {"ffn_ratio": told["ffn_ratio"]} if given != theirs else {}
-    if (config.grid is None) != (told.get("grid") is None):  # another grid than the file's is resampled
-        wanted["grid"] = told.get("grid")
+    if "ffn_ratio" in known:
+        ratios = config.ffn_ratio, known["ffn_ratio"]
+        given, theirs = (architecture.hidden(known["ffn"], known["embed_dim"], ratio) for ratio in ratios)
+        wanted |= {"ffn_ratio": known["ffn_ratio"]} if given != theirs else {}
+    if (config.grid is None) != (known.get("grid") is None):  # another grid than the file's is resampled
+        wanted["grid"] = known.get("grid")
     if (config.layer_scale is not None) != ("blocks.0.ls1.gamma" in found.weights):
         wanted["layer_scale"] = 1e-5 if config.layer_scale is None else None
     if found.sequences and not config.sequences:
         wanted["sequences"] = list(found.sequences)
-    heads = told.get("num_heads", config.num_heads)
-    if config.num_heads != heads and (config.num_heads is not None or told["embed_dim"] != 64 * heads):
+    heads = known.get("num_heads", config.num_heads)
+    if (
+        heads is not None
+        and config.num_heads != heads
+        and (config.num_heads is not None or known["embed_dim"] != 64 * heads)
+    ):
         wanted["num_heads"] = heads
     if wanted:
-        words = " ".join(f"model.{name}={_word(value)}" for name, value in wanted.items())
+        overrides = " ".join(f"model.{name}={_written(value)}" for name, value in wanted.items())
         more = "" if heads else " and model.num_heads, which the file does not hold"
-        raise WeightsError(f"{found.source}: belongs to another model; set {words}{more}")
+        raise WeightsError(f"{found.source}: belongs to another model; set {overrides}{more}")
     if heads is None:
-        raise WeightsError(untold_heads(found))
+        raise WeightsError(unknown_heads(found))
 
 
-def _warn_of_intensity(found: Published, ours: IntensityConfig | Intensity) -> None:
-    theirs = found.intensity
+def _warn_of_intensity(source: str, theirs: Intensity, ours: IntensityConfig | Intensity) -> None:
     pairs = zip((*theirs.window, theirs.mean, theirs.std), (*ours.window, ours.mean, ours.std))
     if not all(math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one, other in pairs):
         log.warning(
-            "%s: trained with %s, but here it is %s; the weights see other values than they know",
-            *(found.source, intensity_words(theirs), intensity_words(ours)),
+            "%s: trained with %s, but here it is %s; the weights get other values than in their training",
+            *(source, intensity_settings(theirs), intensity_settings(ours)),
         )
 
 
-def intensity_words(intensity: IntensityConfig | Intensity) -> str:
-    """The settings of an intensity as a user writes them."""
+def intensity_settings(intensity: IntensityConfig | Intensity) -> str:
+    """Return the settings of an intensity as a user writes them."""
     (low, high), mean, std = intensity.window, intensity.mean, intensity.std
     return f"intensity.window=[{low:g},{high:g}] intensity.mean={mean:g} intensity.std={std:g}"
 
 
-def untold_heads(found: Published) -> str:
-    """The error line about weights from which the number of heads cannot be read."""
+def unknown_heads(found: Published) -> str:
+    """Return the error line for weights that do not say their number of heads."""
     size = f"embed_dim={found.settings['embed_dim']}, depth={found.settings['depth']}"
     return f"{found.source}: cannot tell num_heads for {size}; set model.num_heads, or add config.json beside it"
 
 
-def _word(value: object) -> str:
+def _written(value: object) -> str:
     if value is None:
         return "null"
     return f"[{','.join(value)}]" if isinstance(value, list) else str(value).lower()

@@ -59,7 +59,7 @@ _HEADS = re.compile(r"(head|fc_norm|classifier|pooler|dino_head|ibot_head)\b")
 
 
 def unwrapped(name: str) -> str:
-    """The name without the words of torch.compile, DataParallel, checkpoint_wrapper and FSDP, wherever they stand."""
+    """Return the name without the words of torch.compile, DataParallel, checkpoint_wrapper and FSDP."""
     return _WRAPPERS.sub(r"\1", name)
 
 
@@ -73,7 +73,7 @@ def kind_of(tensors: Tensors, embedded: bool) -> str:
 
 
 def renamed(tensors: Tensors, kind: str) -> Tensors:
-    """The same tensors in the same order under our names."""
+    """Return the same tensors in the same order under our names."""
     gated = any(".mlp.gate_proj." in name or ".mlp.fc1_g." in name for name in tensors)
     found = {}
     for name, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Weights that others published, under our names.
+"""Published weights of other projects, under our names.
 
 Known are Meta's files of DINOv2 and DINOv3 (a backbone alone, or a teacher's with prefixes, as MedDINOv3 and FlexiCT
 hand them out), MM-DINOv2's with its sequences, Hugging Face's folders of both, and timm's vision transformers. The kind
@@ -11,8 +11,10 @@ import json
 import math
 import pickle
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -48,7 +50,7 @@ class Published:
     source: str
     kind: str
     weights: Tensors
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     usual: frozenset[str] = frozenset()
     sequences: tuple[str, ...] = ()
     grey: bool = False
@@ -58,7 +60,7 @@ class Published:
 
 
 def read(path: str | Path) -> Published:
-    """The weights in a file or in a folder of Hugging Face's. Raises WeightsError."""
+    """Return the weights in a file or in a Hugging Face folder. Raises WeightsError."""
     path = Path(path)
     tensors = _unwrapped(path, _tensors(path))
     root, embedded = _root(path, tensors)
@@ -68,7 +70,7 @@ def read(path: str | Path) -> Published:
     _check_finite(path, root, mine, ours)
     weights = naming.one_matrix(ours)
     if not any(name.startswith("blocks.0.attn.qkv.") for name in weights):
-        raise WeightsError(f"{path}: a cls token, but no attention blocks that are known; its keys begin {_some(mine)}")
+        raise WeightsError(f"{path}: a cls token, but no known attention blocks; its keys begin {_some(mine)}")
     grey, beside = "sequence_embed.weight" in weights, _beside(path)
     sequences = _sequences(path, weights)
     tidy = _tidied(weights)
@@ -78,14 +80,14 @@ def read(path: str | Path) -> Published:
 
 
 def _beside(path: Path) -> Path:
-    """The folder whose configuration belongs to the weights: that of a file with one of Hugging Face's names."""
+    """Return the folder with the weights' configuration: the one around a file with one of Hugging Face's names."""
     return path.parent if path.name in _WHOLE and path.is_file() else path
 
 
 def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel as transformers' or timm's file in a folder says, else ImageNet's.
+    """Return mean and standard deviation per channel from transformers' or timm's file in a folder, else ImageNet's.
 
-    Raises WeightsError for values that are no such thing, and for images that are not scaled to 0 … 1 before it.
+    Raises WeightsError for values that cannot be either, and for images that are not scaled to 0 … 1 before.
     """
     processor, config = path / "preprocessor_config.json", path / "config.json"
     said, timm = _described(processor), _described(config).get("pretrained_cfg") or {}
@@ -103,7 +105,7 @@ def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _channels(path: Path, said: dict, key: str) -> tuple[float, ...] | None:
-    """The finite numbers under a key, one for each channel, above 0 for a deviation; None where it names none."""
+    """Return the finite numbers under a key, one per channel, above 0 for a deviation, or None where it is missing."""
     values = said.get(key)
     if values is None:
         return None
@@ -127,11 +129,14 @@ def _check_rescaling(path: Path, said: dict) -> None:
 
 
 def _intensity(folder: Path) -> Intensity | None:
-    """What our export wrote into config.json, checked."""
+    """Return what our export wrote into config.json, checked."""
     path = folder / "config.json"
     said = _described(path).get("meddap")
     if said is None:
         return None
+    window: Any
+    mean: Any
+    std: Any
     window, mean, std = (said.get(key) for key in ("window", "mean", "std")) if isinstance(said, dict) else (None,) * 3
     if (
         not isinstance(window, list)
@@ -147,14 +152,14 @@ def _described(path: Path) -> dict:
     try:
         said = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise DamagedError(f"{path}: no JSON ({error}); copy it again") from error
+        raise DamagedError(f"{path}: not valid JSON ({error}); copy it again") from error
     if not isinstance(said, dict):
         raise DamagedError(f"{path}: holds a {type(said).__name__}, not a JSON object; copy it again")
     return said
 
 
 def _tensors(path: Path) -> Tensors:
-    """All tensors of a file or folder, nested dictionaries made flat."""
+    """Return all tensors of a file or folder, nested dictionaries flattened."""
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
@@ -165,7 +170,7 @@ def _tensors(path: Path) -> Tensors:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DamagedError(
-            f"{path}: holds more than weights, or is no file of weights; only plain tensors are loaded"
+            f"{path}: holds more than weights, or is not a file of weights; only plain tensors are loaded"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise DamagedError(f"{path}: damaged or cut short ({type(error).__name__}); copy it again") from error
@@ -190,7 +195,7 @@ def _folder(path: Path) -> Tensors:
     raise WeightsError(f"{path}: holds none of {', '.join((_SHARDED, *_WHOLE))}")
 
 
-def _flat(prefix: str, tree: dict):
+def _flat(prefix: str, tree: dict) -> Iterator[tuple[str, torch.Tensor]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(f"{prefix}{key}.", value)
@@ -215,12 +220,10 @@ def _check_finite(path: Path, root: str, mine: Tensors, ours: Tensors) -> None:
 
 
 def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
-    """What stands before a backbone's names, and whether its tokens lie in `embeddings.`"""
+    """Return the prefix of a backbone's names, and whether its tokens are in `embeddings.`"""
     found = [name[: -len(_CLS)] for name in tensors if name == _CLS or name.endswith(f".{_CLS}")]
     if not found:
-        raise WeightsError(
-            f"{path}: no cls token, so no vision transformer that is known; its keys begin {_some(tensors)}"
-        )
+        raise WeightsError(f"{path}: no cls token, so not a known vision transformer; its keys begin {_some(tensors)}")
 
     def rank(prefix: str) -> int:
         return next((place for place, word in enumerate(_PREFERRED) if word in prefix), len(_PREFERRED))
@@ -231,7 +234,7 @@ def _root(path: Path, tensors: Tensors) -> tuple[str, bool]:
 
 
 def _tidied(weights: Tensors) -> Tensors:
-    """Without heads and derived buffers; shapes as ours are."""
+    """Return the weights without heads and derived buffers, in our shapes."""
     tidy = {name: value.float() for name, value in weights.items() if naming.kept(name)}
     if "mask_token" in tidy:
         tidy["mask_token"] = tidy["mask_token"].reshape(1, -1)
@@ -247,7 +250,7 @@ def _tidied(weights: Tensors) -> Tensors:
 
 
 def _sequences(path: Path, weights: Tensors) -> tuple[str, ...]:
-    """Names of the rows of a sequence embedding: in ours each row has its name; MM-DINOv2's files hold none."""
+    """Return the names of a sequence embedding's rows: ours have names, MM-DINOv2's files do not."""
     rows = weights.get("sequence_embed.weight")
     if rows is None:
         names = [name for name in weights if name.startswith("sequence_embed.")]
