@@ -70,7 +70,9 @@ def read(path: str | Path) -> Published:
     _check_finite(path, root, mine, ours)
     weights = naming.one_matrix(ours)
     if not any(name.startswith("blocks.0.attn.qkv.") for name in weights):
-        raise WeightsError(f"{path}: a cls token, but no known attention blocks; its keys begin {_some(mine)}")
+        raise WeightsError(
+            f"{path}: a cls token, but no attention blocks of a known kind; its keys begin {_some(mine)}"
+        )
     grey, beside = "sequence_embed.weight" in weights, _beside(path)
     sequences = _sequences(path, weights)
     tidy = _tidied(weights)
