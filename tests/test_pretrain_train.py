@@ -150,7 +150,7 @@ def test_errors_are_one_line(run, tmp_path: Path, capsys) -> None:
         (("b", "data.root=/nowhere"), "no finished data set there"),
         (("b", "data.split=tset"), "no split 'tset'"),
         (("b", "machine.device=gpu9"), "machine.device"),
-        (("b", "model.num_heads=5"), "model: embed_dim 32 is no multiple of num_heads 5"),
+        (("b", "model.num_heads=5"), "model: embed_dim 32 is not a multiple of num_heads 5"),
         (("b", "stages.second.crops.local_size=20"), "local_size=20: not a multiple of model.patch_size=8"),
         (("b", "--stage", "third"), "no such stage, the configuration has adapt, second"),
         (("a", "stages.adapt.optim.lr.peak=1"), "stages.adapt.optim.lr.peak was 0.001 when this run began, now 1.0"),
