@@ -174,5 +174,5 @@ def test_show_names_is_the_only_way_to_see_a_name(tmp_path: Path) -> None:
     done = subprocess.run(
         [*script, "--output", str(tmp_path / "out")], capture_output=True, env={**os.environ, "MEDDAP_SALT": "x"}
     )
-    assert done.returncode == 0 and f"{WORD}.dcm: no DICOM file".encode() in done.stderr
+    assert done.returncode == 0 and f"{WORD}.dcm: not a DICOM file".encode() in done.stderr
     assert not leaks((tmp_path / "out" / "manifest.jsonl").read_bytes())

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,18 +119,19 @@ def test_killed_anywhere_and_started_again_it_ends_the_same(kills: int, tmp_path
     """kill -9 of every process at random moments, started again until it ends: each file is an undisturbed run's."""
     generate.generate(tmp_path / "in", generate.GenerateConfig(patients=30, slices=16, size=160))
     killed, draws, left = tmp_path / "killed", random.Random(0), set()
-    began = time.monotonic()
-    whole = subprocess.Popen(command_of(tmp_path / "in", tmp_path / "whole", "workers=2"), stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "whole").rglob("*.tar")):
-        time.sleep(0.01)
-    first = time.monotonic() - began
-    assert whole.wait() == 0
-    last = time.monotonic() - began
+    assert (
+        subprocess.run(command_of(tmp_path / "in", tmp_path / "whole", "workers=2"), capture_output=True).returncode
+        == 0
+    )
     for _ in range(kills):
         command = command_of(tmp_path / "in", killed, "workers=2")
+        wanted = len(list(killed.rglob("*.tar"))) + draws.randrange(8)  # files that are there when it is killed
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(draws.uniform(0.9 * first, min(first + 0.15, last)))
-        os.killpg(process.pid, signal.SIGKILL)
+        while len(list(killed.rglob("*.tar"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draws.uniform(0, 0.05))
+        with suppress(ProcessLookupError):  # it was done
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         left.add(len(list(killed.rglob("*.tar"))))
         if (killed / "dataset.json").is_file():  # all but done: the next start clears up; then begin anew
