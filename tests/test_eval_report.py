@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_a_report_of_half_a_run_says_what_is_missing(run: Path) -> None:
     (run.parent / "data" / "dataset.json").unlink()
     page = report.report([run])
     assert "Missing: " in page and "no finished data set there" in page and "No probe was run" in page
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_a_report_of_a_damaged_run_names_the_file(run: Path, damage: str) -> None:
+    """The page is written and says which file a missing section wants; a step that a kill cut is just left out."""
+    files = [run.parent / "data" / "manifest.jsonl", run / "adapt" / "crops.npz", run / "adapt" / "metrics.jsonl"]
+    for path in (*files, run / "config.yaml"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff\x00" * 99)
+        page = html.unescape(report.report([run]))
+        kill = path.name == "metrics.jsonl" and damage == "cut"
+        assert (f"Missing: {path}: " in page) is not kill, path
+        path.write_bytes(whole)
 
 
 def test_errors_are_one_line(run: Path, capsys: pytest.CaptureFixture) -> None:
