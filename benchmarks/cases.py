@@ -67,12 +67,12 @@ class Scale:
     matrix: int | None = None
 
     def stage(self, config: Config, number: int) -> tuple[StageConfig, int]:
-        """Stage `number` with its largest crops, and the parts of its batch."""
-        _, stage, parts = list(peak_memory.variants(config))[number - 1]
+        """Stage `number` with its largest crops, and its micro-batches."""
+        _, stage, accumulate = list(peak_memory.variants(config))[number - 1]
         if not self.overrides:
-            return stage, parts
+            return stage, accumulate
         crops = replace(stage.crops, global_size=48 if number == 3 else 32, local_size=16, local_number=2)
-        return replace(stage, crops=crops, gram=replace(stage.gram, size=64)), parts
+        return replace(stage, crops=crops, gram=replace(stage.gram, size=64)), accumulate
 
 
 QUICK = Scale(tuple(_TINY), images=2, least=0.0, side=64, patients=1, matrix=128)
@@ -103,11 +103,11 @@ class Run:
     def arm(self, case: Case) -> Arm:
         """The case's step, warm; of half as many images until it fits."""
         config = self.config(case)
-        stage, parts = self.scale.stage(config, case.stage)
+        stage, accumulate = self.scale.stage(config, case.stage)
         images = self.scale.images
         while True:
             try:
-                arm = Arm(config, stage, images, self.device, parts=parts, side=self.scale.side)
+                arm = Arm(config, stage, images, self.device, accumulate=accumulate, side=self.scale.side)
                 for _ in range(2):
                     arm.step()
                 return arm

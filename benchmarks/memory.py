@@ -30,9 +30,11 @@ IMAGES = 64  # on one GPU of the configurations' 8 and 32
 GPUS = (24, 40, 80, 141)
 
 
-def measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int = 1) -> int:
+def measured(config: Config, stage: StageConfig, images: int, device: torch.device, accumulate: int = 1) -> int:
     """The most bytes that PyTorch's allocator gave out during real steps on a GPU. Raises torch.OutOfMemoryError."""
-    arm = training_step.Arm(config, stage, images, device, parts=parts, masked=most_masked(stage.masks, images))
+    arm = training_step.Arm(
+        config, stage, images, device, accumulate=accumulate, masked=most_masked(stage.masks, images)
+    )
     arm.step()  # the moments are made here
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -47,23 +49,23 @@ def with_recompute(config: Config, wanted: bool) -> Config:
 
 def report(files: Sequence[Path], device: torch.device) -> Iterator[str]:
     """The table, line by line."""
-    columns = "images | parts | networks | moments | inputs | logits | kept | rest | peak | measured"
+    columns = "images | micro-batches | networks | moments | inputs | logits | kept | rest | peak | measured"
     yield f"| {'stage':28} | {'crops':>7} | {columns} |"
     yield "|---" * 12 + "|"
     fits = []
     for file in files:
         config = load(file, ["data.root=none"])
-        for name, stage, parts in variants(config):
+        for name, stage, accumulate in variants(config):
             for again in (False, True):
                 with_ = with_recompute(config, again)
                 label = f"{config.name} {name}" + (", recompute" if again else "")
-                found = computed(with_, stage, IMAGES, parts=parts)
+                found = computed(with_, stage, IMAGES, accumulate=accumulate)
                 each = (found.networks, found.moments, found.inputs, found.logits, found.activations, found.rest)
-                real = _measured(with_, stage, IMAGES, device, parts)
+                real = _measured(with_, stage, IMAGES, device, accumulate)
                 crops = "/".join(map(str, crop_sizes(stage)))
                 sizes = " | ".join(f"{size / 2**30:.1f}" for size in (*each, found.peak))
-                yield f"| {label:28} | {crops:>7} | {IMAGES} | {parts} | {sizes} | {real} |"
-                fits.append((label, crops, largest(with_, stage, found, GPUS, parts)))
+                yield f"| {label:28} | {crops:>7} | {IMAGES} | {accumulate} | {sizes} | {real} |"
+                fits.append((label, crops, largest(with_, stage, found, GPUS, accumulate)))
     yield ""
     yield f"| {'images that fit a GPU of':28} | {'crops':>7} | " + " | ".join(f"{size} GB" for size in GPUS) + " |"
     yield "|---" * (2 + len(GPUS)) + "|"
@@ -71,11 +73,11 @@ def report(files: Sequence[Path], device: torch.device) -> Iterator[str]:
         yield f"| {label:28} | {crops:>7} | " + " | ".join(f"{each or 'none'}" for each in most) + " |"
 
 
-def _measured(config: Config, stage: StageConfig, images: int, device: torch.device, parts: int) -> str:
+def _measured(config: Config, stage: StageConfig, images: int, device: torch.device, accumulate: int) -> str:
     if device.type != "cuda":
         return "not measured"
     try:
-        return f"{measured(config, stage, images, device, parts) / 2**30:.1f}"
+        return f"{measured(config, stage, images, device, accumulate) / 2**30:.1f}"
     except torch.OutOfMemoryError:
         return "does not fit"
     finally:

@@ -30,21 +30,21 @@ from pretrain.runtime.device import autocast
 def networks(config: Config, stage: StageConfig, device: torch.device) -> tuple[Model, Model, VisionTransformer | None]:
     """Student, teacher and Gram teacher (None where the stage has none) with the weights that the seed gives."""
     student, teacher = build.student_and_teacher(counting.unlabelled(config), device)
-    anchor = None
+    gram_teacher = None
     if stage.gram.teacher_from:
-        anchor = build.backbone(config.model).to(device).requires_grad_(False).eval()
-        anchor.load_state_dict(teacher.backbone.state_dict())
-    for network in backbones(student, teacher, anchor):
+        gram_teacher = build.backbone(config.model).to(device).requires_grad_(False).eval()
+        gram_teacher.load_state_dict(teacher.backbone.state_dict())
+    for network in backbones(student, teacher, gram_teacher):
         build.prepare(network, config.machine, device)
-    return student, teacher, anchor
+    return student, teacher, gram_teacher
 
 
 class Arm:
     """One of a stage's variants (`build.crop_variants`) on a device.
 
-    parts   in which the batch goes through the networks, at most
-    masked  share of the global crops' patches that are masked; None: as many as are expected
-    side    of a slice in pixels
+    accumulate  micro-batches in which the batch goes through the networks, at most
+    masked      share of the global crops' patches that are masked; None: as many as are expected
+    side        of a slice in pixels
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Arm:
         images: int,
         device: torch.device,
         *,
-        parts: int = 1,
+        accumulate: int = 1,
         masked: float | None = None,
         side: int = 512,
     ) -> None:
-        self.counts = batch_plan.divide_batch(images, parts, stage.loss.koleo_group)
+        self.counts = batch_plan.divide_batch(images, accumulate, stage.loss.koleo_group)
         self.config, self.stage, self.images, self.device = config, stage, images, device
-        self.student, self.teacher, self.anchor = networks(config, stage, device)
+        self.student, self.teacher, self.gram_teacher = networks(config, stage, device)
         self.optimizer = build.optimizer(stage, self.student, config.model.depth)
         names = tuple(config.data.sequences)
         self.settings = build.view_settings(stage, config.intensity, names)
@@ -84,13 +84,13 @@ class Arm:
         return distillation.backward(
             self.student,
             self.teacher,
-            self.parts(crops),
+            self.micro_batches(crops),
             self.weights,
-            gram_teacher=self.anchor,
+            gram_teacher=self.gram_teacher,
             precision=self.precision,
         )
 
-    def parts(self, crops: Views) -> list[MicroBatch]:
+    def micro_batches(self, crops: Views) -> list[MicroBatch]:
         """The batch as the networks get it."""
         draws = build.draws(self.config, self.stage, self.batch, 0)
         return micro_batches(crops, self.masks, draws, self.counts)

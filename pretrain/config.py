@@ -97,7 +97,8 @@ class CropsConfig:
     candidates: int = 4  # boxes tried per crop before the one with most body is taken
     flip: float = 0.0  # probability of a left-right flip; a body's sides differ
     # sizes drawn per step. Every step has batch_size images; one of more pixels than the sizes above give goes through
-    # the student in more parts (machine.accumulate): more time instead of more memory, the teacher's logits excepted
+    # the student in more micro-batches (machine.accumulate): more time instead of more memory, except for the teacher's
+    # logits
     mixture: list[PairConfig] = field(default_factory=list)
 
     @property
@@ -267,9 +268,9 @@ class MachineConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: Literal["auto", "bf16", "float32"] = "auto"  # auto is bf16 where the device multiplies it in hardware
     recompute: bool = False  # less memory, a quarter more time: activations are computed again for the gradient
-    # parts of a batch that go through the student one after the other: less memory, same results. For the stage's own
-    # crop sizes; a pair of crops.mixture has as many more as it has more pixels. KoLeo among images of several parts
-    # (loss.koleo_group) takes one more forward pass of the global crops
+    # micro-batches of a batch, which go through the student one after the other: less memory, same results. For the
+    # stage's own crop sizes; a pair of crops.mixture has as many more as it has more pixels. KoLeo among images of
+    # several micro-batches (loss.koleo_group) takes one more forward pass of the global crops
     accumulate: int = 1
     compile: bool = False  # blocks by torch.compile: faster after some minutes
     cuda_graphs: bool = False  # with compile: a teacher's kernels are recorded once and started together

@@ -52,7 +52,7 @@ class OnlineKnn:
 
     @torch.no_grad()
     def score(self, model: VisionTransformer, precision: AbstractContextManager) -> dict[str, float]:
-        """`knn/auroc`: mean over the labels that some validation slices have and others lack; nothing where none is."""
+        """Return `knn/auroc`, the mean over labels that some validation slices have and others lack, if any."""
         memory, queries = (self._features(model, side, precision) for side in (self.train, self.val))
         found = []
         for column in range(self.train.labels.shape[1]):
@@ -93,7 +93,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _chosen(split: Split, count: int) -> tuple[Split, np.ndarray, list[dict[str, int]]]:
-    """At most `count` slices of a split, evenly spaced (a shard is a random sample already), and their labels."""
+    """Choose at most `count` evenly spaced slices of a split (shards are random samples), and their labels."""
     if not len(split):
         raise SettingsError(f"{split.root}: split {split.name!r} holds no slices, which knn.every needs")
     numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(np.int64))

@@ -115,17 +115,17 @@ def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_n
     stage = checks.stage(config, name)
     plan, known = build.batch_plan(stage, config.seed), counting.costs(config)
     count, group, images = config.machine.accumulate, stage.loss.koleo_group, math.ceil(stage.batch_size / devices)
-    parts = batch_plan.plan_micro_batches(stage.batch_size, count, plan.scales, group, name, devices)
+    divided = batch_plan.plan_micro_batches(stage.batch_size, count, plan.scales, group, name, devices)
     link = machine.inside if devices <= per_node else machine.outside
     total, operations = [0.0] * 4, 0.0
     for number, variant in enumerate(build.crop_variants(stage)):
         taken = plan.choice == number
         if not taken.any():
             continue
-        first = spans_micro_batches(parts[number], stage.loss.koleo_group)
+        first = spans_micro_batches(divided[number], stage.loss.koleo_group)
         counted = counting.step(config, variant, images, pixels=(side, side), first_pass=first, known=known)
         found = seconds(counted, machine)
-        told = messages(config, variant, images, devices, len(parts[number]), first)
+        told = messages(config, variant, images, devices, len(divided[number]), first)
         said = sum(each.sent for each in told) / (link * _SHARE)
         hidden = found.low * counted.gradient.total / counted.total  # by the backward pass
         each = (found.low, found.float32, found.bytes, max(said - hidden, 0.0))
@@ -137,8 +137,10 @@ def of_stage(config: Config, name: str, devices: int, machine: Machine, *, per_n
 
 def _peak(config: Config, name: str, images: int, devices: int) -> int:
     """Return the bytes of a device with `images` in the step with the largest crops."""
-    variant, parts = next((variant, parts) for each, variant, parts in peak_memory.variants(config) if each == name)
-    found = peak_memory.computed(config, variant, images, parts=parts)
+    variant, accumulate = next(
+        (variant, accumulate) for each, variant, accumulate in peak_memory.variants(config) if each == name
+    )
+    found = peak_memory.computed(config, variant, images, accumulate=accumulate)
     if config.machine.parallel != "fsdp" or devices == 1:
         return found.peak
     own = found.networks + found.moments

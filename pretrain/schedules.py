@@ -1,4 +1,4 @@
-"""Values over the steps of a stage, and what makes a schedule mean something else than it says."""
+"""Values over the steps of a stage, and the numbers of a schedule that would not take effect."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 def warmup_cosine(
     *, start: float, peak: float, end: float, warmup_steps: int, total_steps: int, cosine_steps: int | None = None
 ) -> np.ndarray:
-    """(total_steps,) float64: linear from `start` to `peak`, half a cosine to `end`, then constant.
+    """Return (total_steps,) float64: linear from `start` to `peak`, half a cosine to `end`, then constant.
 
     The warm-up reaches `peak` on the first step after it; the cosine takes `cosine_steps` (by default all that are
-    left) and stands at `end` on its last one. Raises ValueError where they take more steps than there are.
+    left) and reaches `end` on its last one. Raises ValueError where they take more steps than there are.
     """
     rest = total_steps - warmup_steps
     falling = rest if cosine_steps is None else cosine_steps
@@ -34,7 +34,7 @@ def fault(
     total_steps: int,
     cosine_steps: int | None,
 ) -> tuple[str, str] | None:
-    """The number of a schedule that would not take effect in `total_steps`, and the remedy; None where all do.
+    """Return the number of a schedule that would not take effect in `total_steps`, and the remedy; None where all do.
 
     A warm-up or cosine that does not fit would have to be cut or squeezed, which changes every value of the stage.
     """

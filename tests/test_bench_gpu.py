@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_tried_with_half_the_images(few: None, monkeypatch:
     made, fits = [], 1
 
     class Arm:
-        def __init__(self, config, stage, images, device, parts, side) -> None:
+        def __init__(self, config, stage, images, device, accumulate, side) -> None:
             made.append(images)
             if images > fits:
                 raise torch.OutOfMemoryError("no room")

@@ -64,9 +64,9 @@ def test_pairs_are_drawn_by_their_ratio_and_all_have_the_batch() -> None:
 
 @pytest.mark.parametrize(("batch", "count", "processes"), [(64, 1, 1), (64, 3, 1), (61, 2, 4), (9, 2, 4)])
 def test_more_pixels_take_more_parts_and_no_more_memory(batch: int, count: int, processes: int) -> None:
-    """Pixels of a part on a process exceed those of the plain stage's parts by less than one image's.
+    """Pixels of a micro-batch on a process exceed those of the plain stage's by less than one image's.
 
-    Where a process has too few images for that, parts have one, or two on a process that has one image more.
+    Where a process has too few images for that, micro-batches have one, or two on a process that has one image more.
     """
     plan = build.batch_plan(stage(1, batch), seed=0)
     plain = max(map(max, batch_plan.plan_micro_batches(batch, count, [Fraction(1)], None, "adapt", processes)[0]))

@@ -40,11 +40,11 @@ def run(
 ) -> tuple[float, float, int]:
     """Operations that PyTorch counts in a step and in its views, and the masked patches of the step.
 
-    sizes  of the batch's parts; (): one part
+    sizes  of the micro-batches; (): one
     """
     device, names = torch.device("cpu"), tuple(config.data.sequences)
     student, teacher = build.student_and_teacher(config, device)
-    anchor = build.backbone(config.model).eval().requires_grad_(False) if of.gram.teacher_from else None
+    gram_teacher = build.backbone(config.model).eval().requires_grad_(False) if of.gram.teacher_from else None
     for network in (student.backbone, teacher.backbone):
         build.prepare(network, config.machine, device)
     batch = batch_of(images, len(names))
@@ -54,11 +54,11 @@ def run(
     draws = build.draws(config, of, batch, 0)
     draws = draws if drop is None else dataclasses.replace(draws, drop=drop)
     now = {name: float(values[0]) for name, values in build.schedules(of).items()}
-    parts = micro_batches(crops, masks, draws, [(size,) for size in sizes or (images,)])
+    batch = micro_batches(crops, masks, draws, [(size,) for size in sizes or (images,)])
     # fused attention is not counted on a CPU, written as products it is; nor are products added to what is there
     in_place = {torch.ops.aten.addmm_: added}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as of_step:
-        distillation.backward(student, teacher, parts, build.step_weights(of, now), gram_teacher=anchor)
+        distillation.backward(student, teacher, batch, build.step_weights(of, now), gram_teacher=gram_teacher)
     return of_step.get_total_flops(), of_views.get_total_flops(), int(masks.sum())
 
 
@@ -86,7 +86,7 @@ def test_products_are_those_that_a_step_makes(name: str, more: dict) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"machine": {"recompute": True}}], ids=["plain", "recompute"])
 def test_the_first_pass_of_koleo_is_counted(more: dict) -> None:
-    """Every operation of a step whose parts share KoLeo's neighbours: one more forward pass of the global crops."""
+    """Every operation of a step whose micro-batches share KoLeo's neighbours: one more pass of the global crops."""
     config = config_of(**more)
     of = checks.stage(config, "adapt")
     made, _, masked = run(config, of, images=5, sizes=(2, 3))

@@ -1,4 +1,4 @@
-"""A batch in parts: the gradients of the whole."""
+"""A batch in micro-batches: the gradients of the whole."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ IMAGES, CROPS = 8, 3
 
 def networks() -> tuple[Model, Model, VisionTransformer]:
     """Student, teacher and Gram teacher with different weights."""
-    student, teacher, anchor = model_of().train(), model_of().eval(), model_of().backbone.eval()
+    student, teacher, gram_teacher = model_of().train(), model_of().eval(), model_of().backbone.eval()
     for network, seed in ((student, 1), (teacher, 2)):
         network.init_weights(torch.Generator().manual_seed(seed))
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-    return student, teacher, anchor
+    return student, teacher, gram_teacher
 
 
-def in_parts(*sizes: int) -> list[MicroBatch]:
-    """The same random batch in parts of so many images."""
+def divided(*sizes: int) -> list[MicroBatch]:
+    """The same random batch in micro-batches of so many images."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(2, IMAGES, 1, 32, 32), (CROPS, IMAGES, 1, 16, 16), (2, IMAGES, 1, 64, 64)]
     views = Views(*(torch.randn(shape, generator=generator) for shape in shapes))
@@ -63,14 +63,14 @@ def in_parts(*sizes: int) -> list[MicroBatch]:
 
 
 @pytest.mark.parametrize("group", [2, 3, 5, 6, None])
-def test_parts_add_up_to_the_batch(group: int | None) -> None:
+def test_micro_batches_add_up_to_the_batch(group: int | None) -> None:
     """Every term, monitor and gradient, with Gram, drop path, RoPE's scale and any KoLeo group, whole, even, uneven."""
-    student, teacher, anchor = networks()
+    student, teacher, gram_teacher = networks()
     settings = StepWeights(teacher_temp=0.05, gram=2.0, dino_local=0.5, koleo=1.0, koleo_group=group)
     found = {}
     for sizes in ((8,), (4, 4), (2, 2, 2, 2), (6, 2), (1, 4, 3)):
         student.zero_grad()
-        terms = distillation.backward(student, teacher, in_parts(*sizes), settings, gram_teacher=anchor)
+        terms = distillation.backward(student, teacher, divided(*sizes), settings, gram_teacher=gram_teacher)
         found[sizes] = terms, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     whole, gradients = found.pop((8,))
     assert set(whole) > {"dino_global", "dino_local", "ibot", "koleo", "gram", "total"} and len(found) == 4
@@ -106,7 +106,7 @@ def test_a_first_pass_is_made_where_groups_span_parts(
         return packed(model, groups)
 
     monkeypatch.setattr(VisionTransformer, "packed", counted)
-    distillation.backward(student, teacher, in_parts(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
+    distillation.backward(student, teacher, divided(*sizes), StepWeights(0.05, koleo=koleo_weight, koleo_group=group))
     of_student = [groups for own, groups in seen if own]  # global crops alone, then local ones too
     assert of_student == [1] * (passes - len(sizes)) + [2] * len(sizes)
 
@@ -121,7 +121,7 @@ def test_neighbours_in_other_parts_count() -> None:
             student.zero_grad()
             precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
             distillation.backward(
-                student, teacher, in_parts(*sizes), replace(alone, koleo_group=group), precision=precision
+                student, teacher, divided(*sizes), replace(alone, koleo_group=group), precision=precision
             )
             found.append(student.backbone.blocks[0].attn.qkv.weight.grad.clone())
         whole, exact, within = found
@@ -174,8 +174,8 @@ def test_duplicates_do_not_own_the_gradient() -> None:
         (12, 4, 5, [5, 5, 2]),
     ],
 )
-def test_parts_are_whole_groups(batch: int, count: int, group: int, expected: list[int]) -> None:
-    """As equal as groups allow, in order, nothing lost; never more parts than groups."""
+def test_micro_batches_are_whole_groups(batch: int, count: int, group: int, expected: list[int]) -> None:
+    """As equal as groups allow, in order, nothing lost; never more micro-batches than groups."""
     found = batch_plan.micro_batch_sizes(batch, count, group)
     assert found == expected and sum(found) == batch
     assert all(size % group == 0 for size in found[:-1])
@@ -188,18 +188,18 @@ def test_parts_are_whole_groups(batch: int, count: int, group: int, expected: li
         (8, 2, None, 1, [(4,), (4,)], True),
         (9, 2, 3, 1, [(4,), (5,)], True),  # whole groups would be 3 and 6
         (12, 2, 3, 1, [(6,), (6,)], False),
-        (11, 2, 6, 1, [(6,), (5,)], False),  # even parts would be 5 and 6
+        (11, 2, 6, 1, [(6,), (5,)], False),  # even ones would be 5 and 6
         (3, 4, 2, 1, [(1,), (1,), (1,)], True),
         (7, 1, 4, 3, [(3, 2, 2)], False),
         (16, 2, 4, 2, [(4, 4), (4, 4)], False),
         (12, 2, 4, 2, [(3, 3), (3, 3)], True),  # a process's share cuts a group
-        (7, 4, None, 3, [(1, 1, 1), (2, 1, 1)], True),  # no more parts than the smallest share has images
+        (7, 4, None, 3, [(1, 1, 1), (2, 1, 1)], True),  # no more micro-batches than the smallest share has images
     ],
 )
-def test_a_batch_in_parts_for_every_process(
+def test_a_batch_in_micro_batches_for_every_process(
     batch: int, count: int, group: int | None, processes: int, expected: list[tuple[int, ...]], spans: bool
 ) -> None:
-    """Even parts, and whole groups where they are no larger; never one that is empty on a process."""
+    """Even micro-batches, and whole groups where they are no larger; never one that is empty on a process."""
     found = batch_plan.divide_batch(batch, count, group, processes)
     assert found == expected and sum(map(sum, found)) == batch
     assert koleo.spans_micro_batches(found, group) == spans
@@ -216,8 +216,8 @@ def test_more_pixels_are_more_parts_and_what_cannot_be_is_a_line() -> None:
         batch_plan.plan_micro_batches(3, 1, scales, None, "adapt", 4)
 
 
-def test_a_run_in_parts_is_the_run(tiny_dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Metrics of every step to 1e-4 (sums are rounded in another order), weights too; too many parts are a note."""
+def test_a_run_in_micro_batches_is_the_run(tiny_dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Metrics of every step to 1e-4 (sums are rounded in another order), weights too; too many are a note."""
     config = tmp_path / "c.yaml"
     config.write_text(CONFIG)
     words = ["--config", str(config), f"output={tmp_path}", f"data.root={tiny_dataset()}"]

@@ -78,8 +78,8 @@ def test_activation_checkpointing_and_parts_take_less() -> None:
     """Both keep fewer activations and lower the peak; networks and moments stay what they are."""
     plain = peak_memory.computed(config_of(), checks.stage(config_of(), "gram"), 12)
     again = peak_memory.computed(config_of(machine={"recompute": True}), checks.stage(config_of(), "gram"), 12)
-    parts = peak_memory.computed(config_of(machine={"accumulate": 3}), checks.stage(config_of(), "gram"), 12)
-    for less in (again, parts):
+    divided = peak_memory.computed(config_of(machine={"accumulate": 3}), checks.stage(config_of(), "gram"), 12)
+    for less in (again, divided):
         assert less.activations < 0.6 * plain.activations and less.peak < plain.peak
         assert (less.networks, less.moments) == (plain.networks, plain.moments)
 

@@ -45,7 +45,9 @@ def test_messages_are_those_of_a_step(counts: list[tuple[int, int]], group: int,
     arm = training_step.Arm(config, of, 4, CPU, side=64)
     draws = build.draws(config, of, arm.batch, 0)
     batch = micro_batches(arm.views(), arm.masks, draws, counts)
-    distillation.backward(arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.anchor, world=Counting(0, 2))
+    distillation.backward(
+        arm.student, arm.teacher, batch, arm.weights, gram_teacher=arm.gram_teacher, world=Counting(0, 2)
+    )
     found = {each.what: each for each in communication.messages(config, of, 4, 2, len(counts), first_pass)}
     sums = [size for kind, size in said if kind == "sinkhorn"]
     gathered = [size for kind, size in said if kind == "gather"]
@@ -61,13 +63,13 @@ def test_checkpoints_are_as_large_and_as_many_as_planned(tmp_path: Path) -> None
     """A checkpoint's files within two in a hundred of the plan's, and as many folders as pruning leaves."""
     config = config_of(model={"embed_dim": 64}, dino_head={"prototypes": 4096})
     of = checks.stage(config, "gram")
-    student, teacher, anchor = training_step.networks(config, of, CPU)
+    student, teacher, gram_teacher = training_step.networks(config, of, CPU)
     optimizer = build.optimizer(of, student, config.model.depth)
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     names = {parameter: name for name, parameter in student.named_parameters()}
-    groups = {"student": student.state_dict(), "teacher": teacher.state_dict(), "gram": anchor.state_dict()}
+    groups = {"student": student.state_dict(), "teacher": teacher.state_dict(), "gram": gram_teacher.state_dict()}
     groups["optimizer"] = checkpoint.optimizer_tensors(optimizer, names)
     for name, tensors in groups.items():
         save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / f"{name}.safetensors")

@@ -73,7 +73,7 @@ def _by_area(
 
 
 def _central(sides: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
-    """The largest height and width with an allowed aspect."""
+    """Return the largest height and width with an allowed aspect."""
     tall, broad = sides[..., 0], sides[..., 1]
     height = np.where(broad < aspect[0] * tall, np.rint(broad / aspect[0]), tall)
     width = np.where(broad > aspect[1] * tall, np.rint(tall * aspect[1]), broad)
@@ -113,7 +113,7 @@ def body_sums(pixels: torch.Tensor, lowest: tuple[int, ...]) -> torch.Tensor:
 
 
 def choose(sums: torch.Tensor, candidates: torch.Tensor, min_body: float) -> torch.Tensor:
-    """Return (B, 4): of each sample's (B, K, 4) candidates the first with enough body, else the one with most."""
+    """Return (B, 4), the first of each sample's (B, K, 4) candidates with enough body, else the one with most."""
     row, column, height, width = candidates.unbind(dim=-1)
     image = torch.arange(len(candidates), device=candidates.device).unsqueeze(1)
     inside = (

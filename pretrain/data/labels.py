@@ -1,4 +1,4 @@
-"""Whose class labels are learned from: those of a share of the patients, the same ones at every start."""
+"""Which class labels are learned from: those of a share of the patients, the same ones at every start."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Labelling:
     only: np.ndarray | None = None
 
     def samples(self, split: Split) -> int:
-        """How many samples an epoch has."""
+        """Return how many samples an epoch has."""
         return len(split) if self.only is None else len(self.only)
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
-        """The samples of the split at places of an epoch's samples."""
+        """Return the samples of the split at some places of an epoch's samples."""
         return places if self.only is None else self.only[places]
 
     def of(self, samples: np.ndarray, said: Sequence[Mapping[str, float]]) -> np.ndarray:
-        """(B, C) int64 classes of samples whose slices say `said`; −1 where they say nothing or may not be seen."""
+        """Return (B, C) int64 classes of samples labelled `said`; −1 where there is none or it may not be seen."""
         found = np.full((len(samples), len(self.columns)), -1, np.int64)
         for row, (sample, labels) in enumerate(zip(samples, said)):
             if self.known is None or self.known[sample]:
@@ -45,8 +45,9 @@ UNLABELLED = Labelling()
 
 
 def known(split: Split, share: float, columns: Sequence[str]) -> np.ndarray:
-    """(N,) bool: the samples of `share` of the split's patients of each class (of each combination of classes, where
-    there are several columns), rounded up. A larger share holds a smaller one.
+    """Return (N,) bool: the samples of `share` of the split's patients of each class, rounded up.
+
+    Where there are several columns, of each combination of their classes. A larger share includes a smaller one.
 
     The patients are drawn by a hash of their hashed ids, so that a probe and a training draw the same.
     """
@@ -65,6 +66,6 @@ def known(split: Split, share: float, columns: Sequence[str]) -> np.ndarray:
 
 
 def balanced(counts: Sequence[int]) -> tuple[float, ...]:
-    """Weights of classes by inverse frequency, 1 on average over the samples; 0 for a class without any."""
+    """Return weights of classes by inverse frequency, 1 on average over the samples; 0 for a class without samples."""
     total, classes = sum(counts), sum(count > 0 for count in counts)
     return tuple(total / (classes * count) if count else 0.0 for count in counts)

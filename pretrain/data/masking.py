@@ -13,7 +13,7 @@ from pretrain.model.tokens import of_present
 from pretrain.runtime.device import to_device_async
 
 _PURPOSE, _WHOLE = 4, 6  # of the randomness; views take 0 and 1
-_SMALLEST = 4  # patches of a block, as far as so many are lacking
+_SMALLEST = 4  # patches of a block, where so many are still to be masked
 _FAILURES = 10  # blocks in a row that cannot be placed, before the rest is filled patch by patch
 _TRIES = 128  # blocks drawn at most; of 3,000 masks of up to 48 × 48 patches the longest took 38
 
@@ -68,7 +68,7 @@ def _ranks(
     wanted = mine[1].numpy() * width + mine[0].numpy()
     place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     if not np.array_equal(keys[place], wanted):
-        raise ValueError("masks are wanted of images that are not in the whole batch")
+        raise ValueError("masks are wanted for images that are not in the whole batch")
     return rank.reshape(2, -1)[:, place], len(chance)
 
 
@@ -82,7 +82,7 @@ def over_sequences(
     probability: float,
     count: int,
 ) -> torch.Tensor:
-    """(2·B, S·P) masks of all sequences: the (2·B, P) `masks` in each of them, and some sequences entirely.
+    """Return (2·B, S·P) masks of all sequences: the (2·B, P) `masks` in each of them, and some sequences entirely.
 
     With `probability` a crop loses `count` of its sequences, always keeping one, drawn anew for each crop. An absent
     sequence (present (B, S)) is masked nowhere.
@@ -100,7 +100,7 @@ def over_sequences(
 
 @dataclass(frozen=True)
 class Masked:
-    """The masks of N crops on a device, with what the host knows of them, so that nobody waits for the device to tell.
+    """The masks of N crops on a device, with what the host knows of them, so that it never waits for the device.
 
     listed    (M,) int64 on the host: the masked patches among those of the present sequences, flat, in row-major order
     patches   (N, S·P) bool
@@ -118,7 +118,7 @@ class Masked:
 
 
 def masked(masks: torch.Tensor, present: torch.Tensor | None, sequences: int, device: torch.device) -> Masked:
-    """(N, S·P) bool masks and (N, S) presence, both on the host, for a device."""
+    """Put (N, S·P) bool masks on a device; masks and (N, S) presence are on the host."""
     places = of_present(masks, present).flatten().nonzero().squeeze(1)
     share = (1 / masks.sum(dim=1).clamp(min=1) / len(masks)).unsqueeze(1).expand_as(masks)[masks]
     each = masks.unflatten(1, (sequences, -1))

@@ -1,4 +1,4 @@
-"""What is changed once in a whole slice, before it is cropped, so that all of its crops share it (FlexiCT).
+"""Distortions of a whole slice before it is cropped, which all of its crops share (FlexiCT).
 
 noise → smoothing → scaling → low resolution → gamma
 
@@ -28,7 +28,7 @@ _FLAT = 1e-7  # smallest range of values that gamma stretches
 
 @dataclass(frozen=True)
 class SliceSettings:
-    """With which probability what is done to a slice, in units of the standardised value.
+    """Probabilities and strengths of a slice's distortions, in units of the standardised value.
 
     noise_std       largest deviation of the noise; it is uniform from 0
     smooth_sigma    range of the Gaussian's deviation in pixels of the slice, drawn for each axis
@@ -55,7 +55,7 @@ class SliceSettings:
 
 
 class Distortion(NamedTuple):
-    """What is done to one slice; the defaults do nothing. `key` seeds the noise, in 0 … 2³² − 1."""
+    """The distortion of one slice; the defaults do nothing. `key` seeds the noise, in 0 … 2³² − 1."""
 
     noise: float = 0.0
     key: int = 0
@@ -71,7 +71,7 @@ NONE = Distortion()
 def sample(
     settings: SliceSettings, seed: int, epoch: np.ndarray, sample: np.ndarray, sequence: int
 ) -> list[Distortion]:
-    """Draw what is done to each of B samples' slice of the sequence with this number."""
+    """Draw the distortion of each of B samples' slice of the sequence with this number."""
     draws = uniforms(seed, epoch, sample, _PURPOSE, _NUMBERS, sequence)
     return [_drawn(settings, *row) for row in draws.tolist()]
 
@@ -114,7 +114,7 @@ def distorted(
 
 
 def apply(image: torch.Tensor, drawn: Distortion) -> torch.Tensor:
-    """Return an (H, W) float32 standardised image with what was drawn for it done to it."""
+    """Return an (H, W) float32 standardised image with the distortion that was drawn for it."""
     if drawn.noise:
         keys = torch.tensor([drawn.key], device=image.device)
         image = image + drawn.noise * gaussian(keys, tuple(image.shape))[0]

@@ -59,11 +59,11 @@ class Batch:
         return self.whole_sample, self.whole_epoch
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its images on `device`; what views, masks and layouts are made from stays on the host."""
+        """Return the batch with its images on `device`; what views, masks and layouts need stays on the host."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
-        """The batch in page-locked memory, from which a GPU copies without waiting."""
+        """Return the batch in page-locked memory, from which a GPU copies without waiting."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
         pinned = {name: each.pin_memory() for name, each in every.items() if each is not None}
         return replace(self, **pinned)
@@ -72,7 +72,7 @@ class Batch:
 def batches(
     split: schema.Split,
     *,
-    batch_size: int | Sequence[int],
+    batch_size: int | Sequence[int] | np.ndarray,
     seed: int,
     start: int = 0,
     rank: int = 0,

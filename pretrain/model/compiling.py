@@ -19,15 +19,16 @@ _GRAPHS = 128  # student, teacher and Gram teacher, each with every pair of crop
 def compile_blocks(model: VisionTransformer, *, replayed: bool = False) -> None:
     """Compile every block in place; parameters keep their names. A break in a block's graph is an error.
 
-    The forward function alone is compiled: what gathers and frees sharded parameters runs around it.
-    replayed  on a GPU each graph's kernels are recorded once and started as one (CUDA graphs), but the last block's:
-              for a network without gradients, whose crops have one size
+    The forward function alone is compiled: the code that gathers and frees sharded parameters runs around it.
+
+    replayed  on a GPU, each graph's kernels are recorded once and started together (CUDA graphs), except the last
+              block's: for a network without gradients whose crops have one size
     """
     torch.fx.experimental._config.use_duck_shape = False  # numbers that happen to be equal once need not stay so
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     for block in model.blocks:
-        # drop path lets other numbers of samples through in every step, and other numbers of masked patches are asked
-        # of the last block: once seen to change, they are any number
+        # drop path lets another number of samples through in every step, and another number of masked patches is read
+        # behind the last block: once a size is seen to change, it may be any number
         varies = block.drop_path or block is model.blocks[-1]
         dynamic = None if varies else False
         mode = "reduce-overhead" if replayed and not varies else None
@@ -37,9 +38,9 @@ def compile_blocks(model: VisionTransformer, *, replayed: bool = False) -> None:
 
 
 def _beginning(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The first block's forward function, which says that what the graphs gave before may be written over.
+    """Wrap the first block's forward function to say that earlier outputs of the graphs may be overwritten.
 
-    Nobody holds that: features are what the final norm made of it.
+    Nothing holds those: features are what the final norm made of them.
     """
 
     def begun(*arguments: Any) -> torch.Tensor:
@@ -50,5 +51,5 @@ def _beginning(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 
 def failed(error: BaseException) -> bool:
-    """Whether `error` is the compiler's."""
+    """Return whether `error` is the compiler's."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -21,11 +21,11 @@ class Message:
 
 
 def messages(
-    config: Config, stage: StageConfig, images: int, devices: int, parts: int = 1, first_pass: bool = False
+    config: Config, stage: StageConfig, images: int, devices: int, accumulate: int = 1, first_pass: bool = False
 ) -> list[Message]:
     """Return the messages of a step between `devices` devices with `images` each; none where there is one device.
 
-    parts, first_pass  of the batch, and whether KoLeo's groups span them (`pretrain.objective.koleo`)
+    accumulate  micro-batches of the batch; first_pass, whether KoLeo's groups span them (`pretrain.objective.koleo`)
     """
     if devices == 1:
         return []
@@ -34,7 +34,7 @@ def messages(
     columns, dim, sums = sum(known.columns), known.dim, 1 + stage.loss.sinkhorn_iterations
     said = [
         Message("Sinkhorn's sums", sums, sums * 4 * columns * 2 * others),
-        Message("cls tokens for KoLeo", 2 if first_pass else 2 * parts, 4 * 2 * images * dim * (devices - 1)),
+        Message("cls tokens for KoLeo", 2 if first_pass else 2 * accumulate, 4 * 2 * images * dim * (devices - 1)),
         Message("cls tokens for the monitors", 1, 4 * 2 * images * (dim + 2) * (devices - 1)),
         Message("losses and timing", 1, 8 * 32 * (devices - 1)),
     ]
@@ -45,13 +45,13 @@ def messages(
     depth, width = config.model.depth, 2 if config.machine.precision != "float32" else 4
     blocks, rest = known.block_parameters, known.parameters - known.block_parameters
     # the teacher's for each part, the student's too, and again for its gradients where they did not stay
-    times = (3 if config.machine.reshard else 2) * parts
-    extra = parts if first_pass and config.machine.reshard else 0  # its backbone's in the first pass
-    anchors = extra + (parts if stage.gram.teacher_from else 0)
+    times = (3 if config.machine.reshard else 2) * accumulate
+    extra = accumulate if first_pass and config.machine.reshard else 0  # its backbone's in the first pass
+    anchors = extra + (accumulate if stage.gram.teacher_from else 0)
     gathered = times * (width * blocks + 4 * rest)
     count = times * (depth + 3) + anchors * (depth + 1)
     return [
         Message("parameters", count, (gathered + anchors * width * blocks) * others),
-        Message("gradients", parts * (depth + 3), parts * 4 * known.parameters * others),
+        Message("gradients", accumulate * (depth + 3), accumulate * 4 * known.parameters * others),
         *said,
     ]

@@ -230,7 +230,7 @@ def step(
     pixels     of a slice
     sequences  that every image has; None: all of `data.sequences`
     masked     patches of the 2 · images global crops that are masked; None: as many as are expected
-    first_pass KoLeo's groups span the parts of the batch (`pretrain.objective.koleo`)
+    first_pass KoLeo's groups span micro-batches (`pretrain.objective.koleo`)
     known      `costs(config)`, where they are at hand
     """
     found, crops = known or costs(config), stage.crops

@@ -120,24 +120,24 @@ def computed(
     stage: StageConfig,
     images: int,
     *,
-    parts: int | None = None,
+    accumulate: int | None = None,
     masked: float | None = None,
     side: int = 512,
     gpu: bool = True,
 ) -> Peak:
     """The peak of a step with one of a stage's pairs of crop sizes, without making it.
 
-    parts   of the batch; None: machine.accumulate, right for the stage's own sizes
-    masked  share of masked patches; None: `most_masked`
-    side    of a slice, pixels
-    gpu     as on a GPU; else as on this machine's CPU
+    accumulate  micro-batches of the batch; None: machine.accumulate, right for the stage's own sizes
+    masked      share of masked patches; None: `most_masked`
+    side        of a slice, pixels
+    gpu         as on a GPU; else as on this machine's CPU
     """
     machine = replace(config.machine, compile=False, attention="sdpa", device="cpu")
     config, nowhere = replace(config, machine=machine), FakeTensorMode(allow_non_fake_inputs=True)
     with torch.device("meta"):
         student, teacher = build.networks(counting.unlabelled(config))
-        anchor = build.backbone(config.model) if stage.gram.teacher_from else None
-    models = [model for model in (student, teacher, anchor) if model is not None]
+        gram_teacher = build.backbone(config.model) if stage.gram.teacher_from else None
+    models = [model for model in (student, teacher, gram_teacher) if model is not None]
     with nowhere:
         for model in models:
             model.to_empty(device="cpu")
@@ -150,18 +150,20 @@ def computed(
     share = most_masked(stage.masks, images) if masked is None else masked
     masks = masks_of(config, stage, images, share)
     draws = build.draws(config, stage, batch_of(images, 1, 1, torch.device("cpu")), 0)
-    counts = batch_plan.divide_batch(images, parts or machine.accumulate, stage.loss.koleo_group)
+    counts = batch_plan.divide_batch(images, accumulate or machine.accumulate, stage.loss.koleo_group)
     batch = micro_batches(crops, masks, draws, counts)
     live, low = Live(GPU_BLOCK if gpu else 1), machine.precision != "float32"
     with as_on_a_gpu() if gpu else ExitStack(), live:
         precision = torch.autocast("cpu", torch.bfloat16, enabled=low)
-        distillation.backward(student, teacher, batch, weights_of(stage), gram_teacher=anchor, precision=precision)
-    weights, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_tensors(crops)])
+        distillation.backward(
+            student, teacher, batch, weights_of(stage), gram_teacher=gram_teacher, precision=precision
+        )
+    sizes, inputs = [_bytes(model.state_dict().values()) for model in models], _bytes([slices, *_tensors(crops)])
     columns = (head.last_layer.out_features for head in (student.dino_head, student.patch_head))
     logits = 4 * sum(rows * width for rows, width in zip((2 * images, int(masks.sum())), columns))
-    static = sum(weights) + 2 * weights[0] + inputs
+    static = sum(sizes) + 2 * sizes[0] + inputs
     assert live.kept is not None  # the step has a backward pass
-    return Peak(images, sum(weights), 2 * weights[0], inputs, logits, live.kept - logits, static + live.peak)
+    return Peak(images, sum(sizes), 2 * sizes[0], inputs, logits, live.kept - logits, static + live.peak)
 
 
 def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple[Views, torch.Tensor]:
@@ -195,11 +197,11 @@ def room(gigabytes: float) -> float:
 
 
 def largest(
-    config: Config, stage: StageConfig, known: Peak, sizes: Sequence[float], parts: int | None = None
+    config: Config, stage: StageConfig, known: Peak, sizes: Sequence[float], accumulate: int | None = None
 ) -> list[int]:
     """How many images fit GPUs of so many GB (2³⁰ bytes), to one in a hundred; 0 where not even one does.
 
-    known  one peak of the stage; parts as for `computed`
+    known  one peak of the stage; accumulate as for `computed`
     """
     peaks = {0: 0, known.images: known.peak}
     found = []
@@ -211,7 +213,7 @@ def largest(
             if above is not None and above - below <= max(1, below // 100):
                 break
             images = _between(peaks, below, above, space)
-            peaks[images] = computed(config, stage, images, parts=parts).peak
+            peaks[images] = computed(config, stage, images, accumulate=accumulate).peak
         found.append(below)
     return found
 
@@ -229,7 +231,7 @@ def _between(peaks: Mapping[int, int], below: int, above: int | None, space: flo
 
 
 def variants(config: Config) -> Iterator[tuple[str, StageConfig, int]]:
-    """Each stage's name, the stage with its largest crops, and the parts in which these have a batch computed."""
+    """Each stage's name, the stage with its largest crops, and the micro-batches that a batch of these takes."""
     for name in config.stages:
         stage = checks.stage(config, name)
         plan, pairs = build.batch_plan(stage, config.seed), build.crop_variants(stage)
