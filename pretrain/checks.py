@@ -1,7 +1,7 @@
 """What a stage's settings must satisfy so that it can be trained and each of them does what it says.
 
-Tens of GPUs may run for weeks on a rate that a forgotten warm-up turned into another one. So whatever is named over
-the steps of a stage takes effect in it, or the stage is refused before it begins. All raise SettingsError.
+Tens of GPUs may run for weeks at a rate that a forgotten warm-up turned into another one. So every number that is set
+over a stage's steps takes effect, or the stage is refused before it begins. All checks raise SettingsError.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _check_sizes(where: str, stage: StageConfig, patch_size: int) -> None:
 
 
 def _check_gram_size(where: str, stage: StageConfig) -> None:
-    """The Gram teacher's crops are no coarser than those of the student that is held to it."""
+    """Check that the Gram teacher's crops are not coarser than the student's."""
     if not stage.gram.teacher_from:
         return
     pairs = [(pair.gram_size or stage.gram.size, pair.global_size) for pair in stage.crops.mixture]
@@ -104,7 +104,7 @@ def _check_gram_size(where: str, stage: StageConfig) -> None:
 
 
 def _check_masks(where: str, stage: StageConfig) -> None:
-    """Something is masked where iBOT is to learn from it."""
+    """Check that patches are masked where iBOT learns from them."""
     masks = stage.masks
     if stage.loss.ibot and not masks.sequence_probability and not int(2 * stage.batch_size * masks.probability):
         raise SettingsError(
@@ -114,19 +114,19 @@ def _check_masks(where: str, stage: StageConfig) -> None:
 
 
 def _check_steps(where: str, stage: StageConfig) -> None:
-    """Nothing that is named over a stage's steps is without effect, and no rate leaves it learning nothing."""
+    """Check that every number over a stage's steps takes effect and that no rate leaves it learning nothing."""
     if stage.steps < 1:
         raise SettingsError(f"{where}.steps={stage.steps}: give 1 or more")
     found = list(_without_effect(stage))
     if found:
         others = ", ".join(setting for setting, _ in found[1:])
-        also = f" (and mend {others})" if others else ""
+        also = f" (and correct {others})" if others else ""
         setting, remedy = found[0]
         raise SettingsError(f"{where}.{setting}: {remedy}{also}")
 
 
 def _without_effect(stage: StageConfig) -> Iterator[tuple[str, str]]:
-    """`key=value` below the stage, and what to do, of each number that does not fit the stage's steps."""
+    """Yield `key=value` below the stage, and the remedy, for each number that does not fit the stage's steps."""
     optim, steps = stage.optim, stage.steps
     yield from _of_schedule("optim.lr", optim.lr, steps, idle=0.0, why="the student would learn nothing")
     yield from _of_schedule("optim.weight_decay", optim.weight_decay, steps)
@@ -158,7 +158,7 @@ def _of_schedule(
     idle: float | None = None,
     why: str = "",
 ) -> Iterator[tuple[str, str]]:
-    """A number without effect, values outside floor … top, or nothing but `idle`, which is what it must not be."""
+    """Yield a number without effect, values outside floor … top, or a schedule that is `idle` throughout."""
     found = schedules.fault(
         start=schedule.start,
         peak=schedule.peak,

@@ -168,7 +168,7 @@ class ScheduleConfig:
         return max(each for each in (self.start, self.peak, self.end) if each is not None)
 
     def values(self, steps: int) -> np.ndarray:
-        """(steps,) float64 values of a stage. Raises ValueError where the schedule takes more steps."""
+        """Return the (steps,) float64 values of a stage. Raises ValueError where the schedule takes more steps."""
         return warmup_cosine(
             start=0.0 if self.start is None else self.start,
             peak=self.peak,

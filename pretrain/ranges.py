@@ -165,5 +165,5 @@ def _fits(value: Any, allowed: Allowed) -> bool:
 
 
 def _rises(numbers: list[float], strictly: bool) -> bool:
-    """A window that begins where it ends holds no value; a range may be a single one."""
+    """Return whether a pair rises: a window strictly, since an empty one holds no value."""
     return numbers[0] < numbers[1] if strictly else numbers[0] <= numbers[1]

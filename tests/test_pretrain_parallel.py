@@ -176,10 +176,10 @@ class AskToStop:
     def __call__(self) -> None:
         before = Heartbeat.beat
 
-        def beat(pulse: Heartbeat, step: int, turn: str) -> None:
-            if step == self.last - 1 and turn == "loading" and pulse.world.rank == pulse.world.size - 1:
+        def beat(heartbeat: Heartbeat, step: int, turn: str) -> None:
+            if step == self.last - 1 and turn == "loading" and heartbeat.world.rank == heartbeat.world.size - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            before(pulse, step, turn)
+            before(heartbeat, step, turn)
 
         Heartbeat.beat = beat
 
@@ -195,9 +195,9 @@ class Hang:
     def __call__(self) -> None:
         before = Heartbeat.beat
 
-        def beat(pulse: Heartbeat, step: int, turn: str) -> None:
-            before(pulse, step, turn)
-            if step == self.step and turn == "loading" and pulse.world.rank == self.rank:
+        def beat(heartbeat: Heartbeat, step: int, turn: str) -> None:
+            before(heartbeat, step, turn)
+            if step == self.step and turn == "loading" and heartbeat.world.rank == self.rank:
                 os.kill(os.getpid(), signal.SIGSTOP) if self.how == "stopped" else time.sleep(1000)
 
         Heartbeat.beat = beat

@@ -81,7 +81,7 @@ def test_all_that_has_no_effect_is_named_at_once() -> None:
     late = {"lr": schedule, "teacher_temp": schedule, "freeze_last_layer_steps": 12}
     with pytest.raises(SettingsError) as caught:
         checks.stage(Config(stages={"only": {"steps": 10, "optim": late}}), "only")
-    expected = "(and mend optim.teacher_temp.warmup_steps=30, optim.freeze_last_layer_steps=12)"
+    expected = "(and correct optim.teacher_temp.warmup_steps=30, optim.freeze_last_layer_steps=12)"
     assert str(caught.value).startswith("stages.only.optim.lr.warmup_steps=30: ") and expected in str(caught.value)
 
 

@@ -101,7 +101,7 @@ class Checkpoint:
         return f"{name}.safetensors" in self.state["files"]
 
     def names(self, name: str) -> set[str]:
-        """Names of the tensors of a group."""
+        """Return the names of a group's tensors."""
         return set(self._shapes(name))
 
     def fill(self, name: str, targets: Tensors) -> None:
@@ -172,7 +172,7 @@ class Checkpoint:
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty temporary folder for the checkpoint of `step`."""
+    """Return an empty temporary folder for the checkpoint of `step`."""
     temporary = folder / f"{_TEMPORARY}{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -8,7 +8,7 @@ from meddap.settings import SettingsError
 
 
 def pick_device(wish: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the GPU where there is one; of several on a host, each process has its own.
+    """Return a run's device. `auto` is the GPU where there is one; of several on a host, each process has its own.
 
     Raises SettingsError for a device that is not there.
     """
@@ -29,7 +29,7 @@ def pick_device(wish: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a run: bfloat16, or disabled for float32."""
+    """Return the autocast context of a run: bfloat16, or disabled for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device))
 
 
@@ -52,12 +52,12 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`; the host does not wait until it is there."""
+    """Copy a tensor from the host to `device`; the host does not wait for it."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()  # from other memory the copy would wait
     return tensor.to(device, non_blocking=True)
 
 
 def gigabytes(device: torch.device) -> float:
-    """The most memory of a GPU that this process has had in use; 0 on a CPU."""
+    """Return the most GB of GPU memory that this process has used so far; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

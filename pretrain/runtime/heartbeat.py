@@ -1,4 +1,4 @@
-"""A run that stands still is found: after a while every rank writes where it stands, and one line says which one hangs.
+"""Finds a run that hangs: after a while every rank writes where it is, and one line says which one hangs.
 
 The training loop calls `beat` at every turn of a step. A thread of each rank looks at the clock. Ranks that wait for
 another one in a collective stop beating too, so that all of them report, each from its own process and into a folder
@@ -43,7 +43,7 @@ class Heartbeat:
             self._thread.start()
 
     def beat(self, step: int, turn: str) -> None:
-        """The loop is at `turn` of `step` now."""
+        """Note that the loop is at `turn` of `step` now."""
         self._last = (step, turn, time.monotonic())
         if self.limit:
             # should the thread itself be blocked (by code that keeps the interpreter's lock), this ends the process
@@ -82,7 +82,7 @@ class Heartbeat:
 
 
 def stacks() -> str:
-    """Where every thread of this process stands."""
+    """Return the stack of every thread of this process."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found = []
     for ident, frame in sys._current_frames().items():
@@ -91,7 +91,7 @@ def stacks() -> str:
 
 
 def read(folder: Path) -> dict[int, tuple[int, str]]:
-    """(step, turn) of every rank that reported."""
+    """Return (step, turn) of every rank that reported."""
     found = {}
     for path in folder.glob("rank-*.txt"):
         step, turn, _ = path.read_text().split("\n")[0].split(", ")
@@ -100,7 +100,7 @@ def read(folder: Path) -> dict[int, tuple[int, str]]:
 
 
 def verdict(reports: dict[int, tuple[int, str]], world: World) -> str:
-    """One line: who is behind the others, or silent."""
+    """Return the line that says which rank is behind the others, or silent."""
     silent = [rank for rank in range(world.size) if rank not in reports]
     if silent:
         return f"hang: {_named(silent, world)} said nothing: stopped, or the machine is gone"

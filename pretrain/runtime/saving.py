@@ -56,7 +56,7 @@ class Saver:
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
-        """Until the checkpoint is there. Raises what went wrong."""
+        """Wait until the checkpoint is there. Raises what went wrong."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -66,7 +66,7 @@ class Saver:
         self._thread.shutdown()
 
     def _on_first_host(self, group: Tensors) -> Tensors:
-        """Copies of whole tensors on the first rank; nothing on the others, which help to gather."""
+        """Return copies of whole tensors on the first rank; nothing on the others, which help to gather."""
         found: Tensors = {}
         for key, value in group.items():
             value = whole(value.detach())
@@ -83,7 +83,7 @@ class Saver:
         config_text: str,
         then: Callable[[], None],
     ) -> None:
-        """Every rank's thread: its part, then what the others say of theirs, then the first one names the folder."""
+        """Write this rank's part and compare with the others; then the first rank gives the folder its name."""
         files: dict[str, str] = {}
         error: Exception | None = None
         try:
@@ -109,7 +109,7 @@ class Saver:
             raise
 
     def _own_shard(self, shards: Future, temporary: Path) -> dict[str, str]:
-        """SHA-256 of what this rank wrote, once every rank has written."""
+        """Return the SHA-256 of what this rank wrote, once every rank has written."""
         from torch.distributed.checkpoint.api import CheckpointException
 
         try:
@@ -123,7 +123,7 @@ class Saver:
         return checkpoint.sums(temporary, [f"{SHARDS}/{path.name}" for path in own])
 
     def _compare(self, files: dict[str, str], error: Exception | None) -> tuple[dict[str, str], Exception | None]:
-        """Everybody's sums, and what went wrong on another rank."""
+        """Return the sums of all ranks, and what went wrong on another one."""
         every: list = [None] * self.world.size
         dist.all_gather_object(every, (files, None if error is None else str(error)), group=self.world.background)
         wrong = [text for _, text in every if text is not None]

@@ -86,7 +86,7 @@ def _weights(model: VisionTransformer) -> Tensors:
 
 
 def _split(weights: Tensors, config: ModelConfig, kind: str) -> Tensors:
-    """Query, key and value apart; LayerScale of ones where there is none; the mask token in transformers' shape."""
+    """Split query, key and value; add LayerScale of ones where there is none; reshape the mask token."""
     ours: Tensors = {}
     for name, value in weights.items():
         if ".attn.qkv." in name:

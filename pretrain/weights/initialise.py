@@ -100,7 +100,7 @@ def is_published(path: Path) -> bool:
 
 
 def published_encoder(path: Path) -> Encoder:
-    """Published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError.
+    """Return published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError.
 
     Its intensity is the file's own, else a window of soft tissue. That is a warning for weights of grey images: they
     were trained with an intensity that the file does not name.

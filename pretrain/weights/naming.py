@@ -1,7 +1,7 @@
 """Names that other projects give to a vision transformer's weights, turned into ours.
 
 The kind of a file shows in its names: Hugging Face's, Meta's (with MM-DINOv2's and FlexiCT's additions) or timm's.
-Wrappers of compiled, parallel and recomputed modules leave words in the names, which mean nothing and are dropped.
+Wrappers of compiled, parallel and recomputed modules leave words in the names, which are dropped.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def unwrapped(name: str) -> str:
 
 
 def kind_of(tensors: Tensors, embedded: bool) -> str:
-    """huggingface, meta or timm; `embedded`: the tokens lie in `embeddings.`"""
+    """Return huggingface, meta or timm. `embedded`: the tokens are in `embeddings.`"""
     if embedded:
         return "huggingface"
     if any(name == "reg_token" or ".gamma_1" in name or name.startswith("rope.") for name in tensors):
@@ -91,7 +91,7 @@ def kept(name: str) -> bool:
 
 
 def one_matrix(tensors: Tensors) -> Tensors:
-    """Query, key and value as one matrix; a bias that one of them lacks is zero. The two inputs of SwiGLU apart."""
+    """Join query, key and value, where a missing bias is zero, and split the two inputs of SwiGLU."""
     ours: Tensors = {}
     parts: dict[str, Tensors] = {}
     for name, value in tensors.items():

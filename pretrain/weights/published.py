@@ -215,7 +215,7 @@ def _unwrapped(path: Path, tensors: Tensors) -> Tensors:
 
 
 def _check_finite(path: Path, root: str, mine: Tensors, ours: Tensors) -> None:
-    """Derived buffers and heads may hold anything: they are not read."""
+    """Raise DamagedError for NaN or infinity, except in derived buffers and heads, which are not read."""
     for (name, value), new in zip(mine.items(), ours):
         if naming.kept(new) and not bool(value.float().isfinite().all()):
             raise DamagedError(f"{path}: {root}{name} holds NaN or infinity; copy it again or take another checkpoint")
