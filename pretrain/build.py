@@ -60,7 +60,6 @@ def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer
 def networks(config: Config, classes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> tuple[Model, Model]:
     """Return student and teacher, their weights not yet initialised.
 
-
     classes  names of the classes of each label column that they learn
     Raises SettingsError.
     """

@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     who = distributed.launched()
     first = who is None or who.rank == 0
     level = logging.INFO if first else logging.ERROR  # what all ranks know, one says
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[console.log_handler(level)])
     if who is None:
         return _train(options, None)
     status = _train_as_rank(options, who)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from meddap import console
 from pretrain.objective.monitors import collapse_signs
 from pretrain.objective.sinkhorn import SoftTargets
-from pretrain.runtime.metrics import CollapseMonitor
+from pretrain.runtime.metrics import CollapseMonitor, Metrics
 
 
 def monitors(features: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, float]:
@@ -63,3 +68,28 @@ def test_a_rate_of_zero_that_stays_is_reported_once() -> None:
         rate = 0.0 if step % 99 == 0 or step >= 300 else 1e-9
         lines += monitor.update({"step": step, "lr": rate})
     assert len(lines) == 1 and lines[0].startswith("step 399: lr 0.000: the learning rate is 0")
+
+
+class Terminal(io.StringIO):
+    """What a terminal is sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_warning_does_not_tear_the_line_of_a_step(stream: type, tmp_path: Path, monkeypatch) -> None:
+    """On a terminal one line moves, and a warning stands above it; in a log there is a line every so often."""
+    monkeypatch.setattr(sys, "stderr", stream())
+    settings = {"stage": "adapt", "start": 0, "steps": 10, "log_every": 4, "tensorboard": False}
+    written = Metrics(tmp_path, **settings)
+    for step in range(10):
+        written.write({"step": step, "loss/total": 1.0, "lr": 1e-3, "images_per_s": 2.0, "wait_share": 0.0})
+        if step == 4:
+            console.say("warning: something")
+    written.close()
+    sent = sys.stderr.getvalue()
+    assert "warning: something" in [line.rpartition("\r")[2] for line in sent.split("\n")]
+    shown = [step + 1 for step in range(10) if f"adapt {step + 1}/10" in sent]
+    assert shown == (list(range(1, 11)) if stream is Terminal else [1, 4, 8, 10])
+    assert sent.count("\n") == (2 if stream is Terminal else 5)

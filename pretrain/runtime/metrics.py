@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
+from meddap import console
 from meddap.errors import MeddapError
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class Metrics:
         _truncate(self.path, start)
         self._file = open(self.path, "a")  # noqa: SIM115 closed by `close`
         self._board = _board(folder, start) if tensorboard else None
+        # a terminal keeps one moving line, a log gets a line every so often
+        self._moving = tqdm(bar_format="{desc}", file=sys.stderr, disable=not sys.stderr.isatty())
         self._began, self._first = time.monotonic(), start
 
     def write(self, row: dict) -> None:
@@ -65,14 +70,16 @@ class Metrics:
     def close(self) -> None:
         if self.silent:
             return
+        self._moving.close()
         self._file.close()
         if self._board is not None:
             self._board.close()
 
     def _show(self, row: dict) -> None:
         done, last = row["step"] + 1, row["step"] + 1 == self.steps
-        terminal = sys.stderr.isatty()
-        if not (terminal or last or done == self._first + 1 or done % self.log_every == 0 or "knn/auroc" in row):
+        if self._moving.disable and not (
+            last or done == self._first + 1 or done % self.log_every == 0 or "knn/auroc" in row
+        ):
             return
         elapsed = time.monotonic() - self._began
         left = elapsed / (done - self._first) * (self.steps - done)
@@ -84,13 +91,10 @@ class Metrics:
             f"{self.stage} {done}/{self.steps}  loss {row['loss/total']:.4f} ({terms})  lr {row['lr']:.1e}  "
             f"{row['images_per_s']:.1f} img/s  waiting {row['wait_share']:.0%}  left {_clock(left)}{known}"
         )
-        # a terminal keeps one moving line, a log gets a line every so often
-        print(
-            f"\r\033[K{line}" if terminal else line,
-            end="" if terminal and not last else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self._moving.disable:
+            console.say(line)
+        else:
+            self._moving.set_description_str(line)
 
 
 def read(path: Path) -> list[dict]:
