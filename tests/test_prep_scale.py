@@ -42,9 +42,12 @@ def test_five_million_samples_open_in_two_seconds_and_500_mb(tmp_path: Path) -> 
         name = f"train/{number:06d}.tar"
         rows["order"] = np.arange(PER_SHARD) + number
         np.save(schema.index_of(tmp_path / name), rows)
-        shards.append({"name": name, "samples": PER_SHARD, "sha256": "0" * 64})
+        sums = dict.fromkeys(("sha256", "index_sha256"), "0" * 64)
+        shards.append({"name": name, "samples": PER_SHARD, "bytes": 10**9, **sums})
     splits = {"train": {"shards": shards, "samples": SHARDS * PER_SHARD, "series": 1, "subjects": 1}}
-    (tmp_path / "dataset.json").write_text(json.dumps({"schema": schema.VERSION, "splits": splits}))
+    described = {"schema": schema.VERSION, "digest": schema.dataset_digest(splits), "splits": splits}
+    described |= {"statistics": {}, "labels": {}, "classes": {}, "made_with": {}}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
     done = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["samples"] == 5_000_000 and found["permutation"] and found["at"] == [0, 0, 1, 1999]
