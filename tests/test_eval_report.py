@@ -103,7 +103,7 @@ def test_a_report_of_a_damaged_run_names_the_file(run: Path, damage: str) -> Non
     files = [run.parent / "data" / "manifest.jsonl", run / "adapt" / "crops.npz", run / "adapt" / "metrics.jsonl"]
     for path in (*files, run / "config.yaml"):
         whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff\x00" * 99)
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff\x00\n" * 99)
         page = html.unescape(report.report([run]))
         kill = path.name == "metrics.jsonl" and damage == "cut"
         assert (f"Missing: {path}: " in page) is not kill, path
