@@ -205,3 +205,12 @@ def test_noise_is_standard_normal_and_belongs_to_its_key() -> None:
         flat = values.flatten(1)
         assert (flat[:, shift:] * flat[:, :-shift]).mean().abs() < 0.02
     assert torch.equal(randomness.gaussian(keys[2:], (1, 200, 200))[0], values[2])
+
+
+def test_a_record_that_lacks_a_key_is_named_with_its_sample(tiny_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch needs of a record and does not find is one error, with shard, sample and remedy."""
+    split = Split(tiny_dataset(), "train")
+    monkeypatch.setattr(stream.schema, "members", lambda _: {"json": b'{"shape": [8, 8]}'})
+    buffer = memoryview(bytearray(int(split.index["size"].max())))
+    with pytest.raises(SchemaError, match="sample 0: its record lacks box, labels, .*; make the shard again"):
+        stream.read_sample(split, 0, buffer)

@@ -60,7 +60,7 @@ class Step:
 
     student, gradient   forward and backward pass over global and local crops
     again     what is computed a second time: by activation checkpointing, and by KoLeo's first pass
-    teacher   over global crops, and `anchor`, the Gram teacher's over its finer ones: forward alone
+    teacher   over global crops, and `gram_teacher` over its finer ones: forward alone
     losses    similarities of Gram anchoring, KoLeo and the monitors, cross-entropies; float32
     views     crop, resize and blur of every crop; float32
     logit_bytes   read and written by Sinkhorn and the losses
@@ -72,7 +72,7 @@ class Step:
     gradient: Products
     again: Products
     teacher: Products
-    anchor: Products
+    gram_teacher: Products
     losses: float
     views: float
     logit_bytes: float
@@ -81,7 +81,7 @@ class Step:
     @property
     def model(self) -> float:
         """Operations that the method needs, by which the share of a machine's matrix rate is computed."""
-        networks = (self.student, self.gradient, self.teacher, self.anchor)
+        networks = (self.student, self.gradient, self.teacher, self.gram_teacher)
         return sum(each.total for each in networks) + self.losses
 
     @property
@@ -271,7 +271,7 @@ def step(
         again=Products(linear=student.linear, attention=student.attention) * config.machine.recompute
         + first * first_pass,
         teacher=whole + Products(linear=-unread * found.last) + found.rows(2 * images, masked),
-        anchor=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
+        gram_teacher=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
         losses=_losses(found, stage, images, masked, count),
         views=images * views(stage, pixels, count),
         logit_bytes=logits * (_TARGET_PASSES + _ITERATION_PASSES * stage.loss.sinkhorn_iterations)
@@ -289,7 +289,7 @@ def _losses(known: Costs, stage: StageConfig, images: int, masked: float, sequen
     total += 2.0 * (2 * images) ** 2 * known.dim  # the monitors' covariance
     if stage.gram.teacher_from:
         patches = (crops.global_size // known.patch_size) ** 2
-        # the student's similarities with their gradient, and the anchor's
+        # the student's similarities with their gradient, and the Gram teacher's
         total += 4 * 2 * images * sequences * 2.0 * patches**2 * known.dim
     return total
 
