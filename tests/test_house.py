@@ -8,40 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.house import PAGE, WINGS, modules, page
 
 ROOT = Path(__file__).resolve().parent.parent
-# Each package's wings, folders or single files, from the ground up: a wing imports those before it, and itself.
-WINGS = {
-    "meddap": ["errors", "records", "console", "settings", "disk", "page", "cli", "__main__"],
-    "data_prep": [
-        *("schema", "config", "identity", "workers", "volumes", "figures"),
-        *("dicom", "discovery", "sharding", "synthetic"),
-        *("command", "shard_ct", "shard_mri", "merge", "verify", "overview", "generate"),
-    ],
-    "pretrain": [
-        *("schedules", "ranges", "config", "checks"),
-        *("runtime", "objective", "model", "data", "optim"),
-        *(
-            "distillation",
-            "parallel",
-            "build",
-            "weights",
-            "runs",
-            "networks",
-            "online_knn",
-            "planning",
-            "stage",
-            "train",
-            "export",
-            "plan",
-        ),
-    ],
-    "eval": [
-        *("config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),
-        *("nnunet", "probe", "compare", "choose", "embed", "predict", "sweep", "report"),
-    ],
-    "slurm": ["cluster", "pipeline", "submit"],
-}
 # What a package may import of others; None: everything.
 ALLOWED = {
     "meddap": {},
@@ -60,14 +29,6 @@ FORBIDDEN = {
     "data_prep": {"torch"},
     "pretrain": {"pydicom", "nibabel"},
 }
-
-
-def modules() -> dict[str, Path]:
-    """Every module of the packages by its dotted name."""
-    paths = [path for package in WINGS for path in sorted((ROOT / package).rglob("*.py"))]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
-
-
 MODULES = modules()
 
 
@@ -176,3 +137,9 @@ def test_the_schema_needs_little() -> None:
     names = [name for module in ("data_prep.schema", *ground) for name in imported(MODULES[module])]
     libraries = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
     assert libraries - {"meddap"} == {"numpy", "blosc2"}
+
+
+def test_the_design_shows_the_house_as_it_is() -> None:
+    """docs/design.md lists every file with the first line of its docstring (`python tests/helpers/house.py`)."""
+    text = PAGE.read_text()
+    assert page(text) == text

@@ -1,0 +1,1 @@
+"""DICOM: from headers to series, stacks and segmentations."""

@@ -1,0 +1,1 @@
+"""What lies in an input folder: series, studies, label maps, classes."""

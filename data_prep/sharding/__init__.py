@@ -1,0 +1,1 @@
+"""From volumes to a finished data set, whole or not at all."""

@@ -1,0 +1,1 @@
+"""A volume, its grid and its scale, from reader to slice."""

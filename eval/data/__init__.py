@@ -1,0 +1,1 @@
+"""Examples, splits and features of a task."""

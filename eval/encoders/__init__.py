@@ -1,0 +1,1 @@
+"""Frozen encoders: checkpoints, other libraries, the pixel baseline."""

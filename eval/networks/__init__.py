@@ -1,0 +1,1 @@
+"""Trained heads, decoders and networks."""

@@ -1,0 +1,1 @@
+"""Losses and targets, on plain tensors."""

@@ -1,0 +1,1 @@
+"""Processes, devices, checkpoints and metrics: what a run needs whatever it trains."""
