@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from data_prep.schema import Split
 from meddap.settings import SettingsError
 from pretrain import build, checks, train
 from pretrain.config import CropsConfig, PairConfig, StageConfig, load
-from pretrain.data import batch_plan, randomness, stream
+from pretrain.data import batch_plan, order, randomness, stream
 from pretrain.data.order import Chain
 from pretrain.model.tokens import Crops
 from pretrain.model.vit import VisionTransformer
@@ -202,3 +203,12 @@ def test_rope_is_stretched_in_training_alone() -> None:
         flat = [each for pair in draws for size in pair for each in size]
         assert 0.5 <= min(flat) < 0.53 and 1.9 < max(flat) <= 2.0
         assert abs(np.log2(flat).mean()) < 0.08 and len(set(flat)) == 600 * factors
+
+
+def test_shares_of_a_batch_are_even_and_complete() -> None:
+    """Any batch over any number of ranks: contiguous, complete, at most one apart."""
+    for size, world in ((8, 3), (512, 512), (10, 4)):
+        parts = [order.rank_slice(size, rank, world) for rank in range(world)]
+        assert parts[0].start == 0 and parts[-1].stop == size
+        assert all(a.stop == b.start for a, b in pairwise(parts))
+        assert {p.stop - p.start for p in parts} <= {size // world, size // world + 1}

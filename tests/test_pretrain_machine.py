@@ -1,4 +1,4 @@
-"""Which precision `auto` is, words that are none, and what a GPU must never be asked within a step."""
+"""What a process runs on: precision, launcher, and what a GPU must never be asked within a step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pretrain.config import MachineConfig
 from pretrain.data import views
 from pretrain.data.micro_batch import micro_batches
 from pretrain.model.vit import VisionTransformer
+from pretrain.runtime import distributed
 from pretrain.runtime.device import autocast, pick_device, uses_bf16
 
 CPU = torch.device("cpu")
@@ -69,3 +70,22 @@ def test_a_step_never_waits_for_the_gpu() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert found["total"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, {"rank": 3, "size": 8, "local_rank": 1}),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"},
+            {"rank": 1, "size": 2, "local_rank": 0},
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, None),  # the batch script, not a step
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_who_a_process_is_follows_from_its_launcher(environment: dict, expected: dict | None) -> None:
+    """torchrun's and srun's variables; a batch script without srun, a launcher of one and no launcher are alone."""
+    found = distributed.launched(environment)
+    assert (found and {"rank": found.rank, "size": found.size, "local_rank": found.local_rank}) == expected

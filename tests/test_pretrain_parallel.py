@@ -14,7 +14,6 @@ import tarfile
 import time
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -32,7 +31,7 @@ from pretrain.data import batch_plan, order
 from pretrain.data.order import Chain
 from pretrain.objective.sinkhorn import Centring, SoftTargets, scalings
 from pretrain.runs import keep_code
-from pretrain.runtime import checkpoint, distributed, metrics, ranks
+from pretrain.runtime import checkpoint, metrics, ranks
 from pretrain.runtime.distributed import World
 from pretrain.runtime.heartbeat import Heartbeat
 
@@ -434,30 +433,3 @@ def test_a_centre_moves_with_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPa
         one = Centring([6])
         one.move([[logits[mine]]], World(0, 2))
         torch.testing.assert_close(one.centres[0], whole.centres[0])
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, {"rank": 3, "size": 8, "local_rank": 1}),
-        (
-            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"},
-            {"rank": 1, "size": 2, "local_rank": 0},
-        ),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, None),  # the batch script, not a step
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
-        ({}, None),
-    ],
-)
-def test_who_a_process_is_follows_from_its_launcher(environment: dict, expected: dict | None) -> None:
-    """torchrun's and srun's variables; a batch script without srun, a launcher of one and no launcher are alone."""
-    assert distributed.launched(environment) == expected
-
-
-def test_shares_of_a_batch_are_even_and_complete() -> None:
-    """Any batch over any number of ranks: contiguous, complete, at most one apart."""
-    for size, world in ((8, 3), (512, 512), (10, 4)):
-        parts = [order.rank_slice(size, rank, world) for rank in range(world)]
-        assert parts[0].start == 0 and parts[-1].stop == size
-        assert all(a.stop == b.start for a, b in pairwise(parts))
-        assert {p.stop - p.start for p in parts} <= {size // world, size // world + 1}
