@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from meddap.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Allowed
+
 
 @dataclass
 class SplitConfig:
@@ -103,5 +105,25 @@ class MriConfig(PrepConfig):
     min_foreground: float = 0.02  # of a slice's pixels in some sequence; a slice with less is left out
 
 
+# Range of each number
+RANGES = {
+    "workers": COUNT,
+    "samples_per_shard": COUNT,
+    "min_slices": NOT_NEGATIVE,
+    "split.train": NOT_NEGATIVE,
+    "split.val": NOT_NEGATIVE,
+    "split.test": NOT_NEGATIVE,
+    "geometry.max_tilt_degrees": Allowed(0, 90),
+    "geometry.max_oblique_degrees": Allowed(0, 90),
+    "stacks.max_gap": COUNT,
+    "grid.in_plane_mm": POSITIVE,
+    "grid.size": Allowed(1, 16384),
+    "limits.volume_gb": POSITIVE,
+    "limits.minutes": NOT_NEGATIVE,
+    "air.threshold_hu": Allowed(),
+    "air.min_body_fraction": SHARE,
+    "min_overlap": SHARE,
+    "min_foreground": SHARE,
+}
 # Settings that change only speed: a second start may differ in them.
 MACHINE_KEYS = ("workers", "limits")

@@ -22,6 +22,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from data_prep.synthetic import brain, phantom
 from meddap.console import command, launch, parser, progress, say
 from meddap.disk import disk_errors
+from meddap.ranges import COUNT, NOT_NEGATIVE, SHARE, Allowed, check_ranges
 from meddap.settings import SettingsError, load
 
 _DONE = "README.txt"
@@ -48,11 +49,16 @@ class GenerateConfig:
     missing: float = 0.0  # MRI: probability that a sequence is missing; every patient keeps at least one
 
 
+# Range of each number
+RANGES = {"patients": COUNT, "slices": COUNT, "size": Allowed(1, 4096), "seed": NOT_NEGATIVE, "missing": SHARE}
+
+
 def generate(output: Path, config: GenerateConfig) -> None:
     """Write patients below `output`, for MRI their labels.csv; a note that the folder is complete comes last.
 
     Raises SettingsError.
     """
+    check_ranges("", config, RANGES)
     kind, made_with = config.modality.upper(), asdict(config)
     note = f"Synthetic {kind} patients, made by data_prep.generate with {made_with}. No real person is in them.\n"
     if (output / _DONE).is_file():

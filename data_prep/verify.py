@@ -21,6 +21,7 @@ from data_prep.sharding import archive_parts, check, description
 from data_prep.sharding.check import ShardCheck, ShardReport
 from data_prep.workers import LostJob, Workers
 from meddap.console import command, fail, launch, parser, progress, say
+from meddap.ranges import COUNT, check_ranges
 from meddap.settings import load
 
 _MINUTES, _GIGABYTES = 60.0, 4.0  # what one shard may take
@@ -143,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     options_parser.add_argument("overrides", nargs="*", metavar="key=value", help="workers=N: processes (1)")
     options = options_parser.parse_intermixed_args(arguments)
     config = load(VerifyConfig, None, options.overrides)
+    check_ranges("", config, {"workers": COUNT})
     count = 0
     for problem in problems(options.root, config.workers):
         say(problem)

@@ -11,6 +11,8 @@ from typing import Literal
 
 from omegaconf import MISSING
 
+from eval import ranges
+from meddap.ranges import check_ranges
 from meddap.settings import SettingsError
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression", "segmentation", "retrieval", "anomaly", "survival"]
@@ -293,11 +295,12 @@ class TaskConfig:
 
 
 def check(task: TaskConfig) -> None:
-    """Raise SettingsError for cells that a probe cannot draw in, or a choice between no values."""
+    """Raise SettingsError for a number out of range, cells that a probe cannot draw in, a choice between no values."""
+    check_ranges("", task, ranges.TASK)
     for name, settings in vars(task).items():
         cells, even = getattr(settings, "cells", 1), name in _EVEN
-        if cells < 1 or (even and cells % 2):
-            raise SettingsError(f"{name}.cells={cells}: give {'an even' if even else 'a'} number above 0")
+        if even and cells % 2:
+            raise SettingsError(f"{name}.cells={cells}: give an even number above 0")
         for key in vars(settings) if is_dataclass(settings) else ():
             if getattr(settings, key) == [] and getattr(type(settings)(), key):
                 raise SettingsError(f"{name}.{key}=[]: give one value or more")

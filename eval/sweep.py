@@ -48,6 +48,8 @@ def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Pat
             raise SettingsError(f"{checkpoint}: is called {name}, as {known[name]} is; give one of them another folder")
         known[name] = checkpoint
         for size in sizes:
+            if size < 1:
+                raise SettingsError(f"--sizes {size}: expected 1 or more")
             if size % found.patch_size:
                 raise SettingsError(f"--sizes {size}: not a multiple of {checkpoint}'s patch size {found.patch_size}")
             points.append(Point(checkpoint, name, parameters(found), size, output / f"{name}-{size}"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from meddap.ranges import check_ranges
 from meddap.settings import SettingsError
 from pretrain import ranges, schedules
 from pretrain.config import Config, ScheduleConfig, StageConfig, gram_teacher_place, recorded
@@ -31,7 +32,7 @@ def stage(config: Config, name: str) -> StageConfig:
 
 def check_model(config: Config) -> None:
     """Check numbers of the model, its heads and its machine, and names of runs, stages and sequences."""
-    ranges.check("", config, ranges.MODEL)
+    check_ranges("", config, ranges.MODEL)
     if not config.name.strip("./") or ".." in Path(config.name).parts or Path(config.name).is_absolute():
         raise SettingsError(f"name={config.name!r}: the run's folder would not lie below output; give another name")
     if strange := [name for name in config.stages if not name.strip(".") or "/" in name]:
@@ -52,9 +53,9 @@ def check_model(config: Config) -> None:
 
 def check_stage(where: str, stage: StageConfig, patch_size: int) -> None:
     """Check all that one stage says by itself; `where` is its key, stages.NAME."""
-    ranges.check(f"{where}.", stage, ranges.STAGE)
+    check_ranges(f"{where}.", stage, ranges.STAGE)
     for number, pair in enumerate(stage.crops.mixture):
-        ranges.check(f"{where}.crops.mixture[{number}].", pair, ranges.PAIR)
+        check_ranges(f"{where}.crops.mixture[{number}].", pair, ranges.PAIR)
     _check_sizes(where, stage, patch_size)
     _check_steps(where, stage)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddap import console
+from meddap.ranges import COUNT, POSITIVE, Allowed, check_ranges
 from pretrain import build, checks
 from pretrain.config import Config, SaveConfig, StageConfig, gram_teacher_steps, load
 from pretrain.data import batch_plan
@@ -243,6 +244,17 @@ def this_machine() -> Machine:
     return Machine("this CPU", rate, rate, bandwidth, math.inf, math.inf, math.inf, mfu=0.7)
 
 
+_RANGES = {
+    "gpus": COUNT,
+    "gpus-per-node": COUNT,
+    "mfu": Allowed(0, 1, above=True),
+    "slices": COUNT,
+    "side": COUNT,
+    "slice-kb": POSITIVE,
+    "decode": COUNT,
+}
+
+
 @console.command
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan of a configuration; return the exit status."""
@@ -259,8 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--decode", type=int, default=2400, help="slices/s of a core (make bench-loader; default 2400)")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the peak memory out: faster")
     options = parser.parse_intermixed_args(arguments)
-    if options.gpus < 1 or options.gpus_per_node < 1:
-        return console.fail("--gpus and --gpus-per-node: 1 or more")
+    given = argparse.Namespace(**{name.replace("_", "-"): value for name, value in vars(options).items()})
+    check_ranges("--", given, _RANGES)
     config = load(options.config, ["data.root=none", *options.overrides])
     machine = this_machine() if options.gpu == "cpu" else GPUS[options.gpu]
     if options.mfu is not None:

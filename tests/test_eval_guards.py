@@ -183,7 +183,7 @@ def test_settings_that_cannot_be_drawn_are_one_line(tiny_dataset, tmp_path: Path
     (tmp_path / "task.yaml").write_text("name: x\n")
     for words, expected in (
         ("segmentation.cells=3", "error: segmentation.cells=3: give an even number above 0\n"),
-        ("region.cells=0", "error: region.cells=0: give a number above 0\n"),
+        ("region.cells=0", "error: region.cells=0: expected 1 or more\n"),
         ("knn.k=[]", "error: knn.k=[]: give one value or more\n"),
     ):
         common = ["--checkpoint", "pixels", "--task", str(tmp_path / "task.yaml"), "--output", str(tmp_path / "out")]

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from data_prep import identity, schema
-from data_prep.config import MACHINE_KEYS, PrepConfig
+from data_prep.config import MACHINE_KEYS, RANGES, PrepConfig
 from data_prep.discovery import archive, class_labels
 from data_prep.sharding import archive_parts, description, staging, writer
 from data_prep.sharding.staging import Job, Record
@@ -25,6 +25,7 @@ from data_prep.workers import LostJob, Workers
 from meddap.console import progress, say
 from meddap.disk import disk_errors, sole_writer, write_atomic
 from meddap.errors import MeddapError
+from meddap.ranges import check_ranges
 from meddap.records import read_json
 
 
@@ -66,10 +67,13 @@ def run(request: Request) -> None:
 
 def _run(request: Request) -> None:
     config = request.config
+    check_ranges("", config, RANGES)
     for folder in (request.root, request.masks):
         if folder is not None and not folder.is_dir():
             raise ShardingError(f"{folder}: no such folder; name the folder that holds the images")
     _check_shares(config)
+    if strange := [value for value in config.labels if not value.isdecimal()]:
+        raise ShardingError(f"labels.{strange[0]}={config.labels[strange[0]]}: give labels.VALUE=NAME")
     labels = class_labels.read(request.labels, config.label_columns) if request.labels else class_labels.Labels()
     part = archive_parts.parse(config.part)
     _check_division(request.output, part)
@@ -184,8 +188,8 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
 
 def _check_shares(config: PrepConfig) -> None:
     shares = asdict(config.split)
-    if min(shares.values()) < 0 or sum(shares.values()) <= 0:
-        raise ShardingError(f"split={shares}: shares must not be negative and some must be above 0")
+    if not any(shares.values()):
+        raise ShardingError(f"split={shares}: some share must be above 0")
 
 
 def _check_division(output: Path, part: archive_parts.ArchivePart) -> None:

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "design.md"
 BEGIN, END = "<!-- house: written by `python tests/helpers/house.py` -->\n", "<!-- /house -->"
 # Each package's wings, folders or single files, from the ground up: a wing imports those before it, and itself.
 WINGS = {
-    "meddap": ["errors", "records", "console", "settings", "disk", "page", "cli", "__main__"],
+    "meddap": ["errors", "records", "console", "settings", "ranges", "disk", "page", "cli", "__main__"],
     "data_prep": [
         *("schema", "config", "identity", "workers", "volumes", "figures"),
         *("dicom", "discovery", "sharding", "synthetic"),
@@ -27,7 +27,7 @@ WINGS = {
         *("stage", "train", "export", "plan"),
     ],
     "eval": [
-        *("config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),
+        *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),
         *("nnunet", "probe", "compare", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],

@@ -1,0 +1,55 @@
+"""The range of each number of a task and its probes, as a table."""
+
+from __future__ import annotations
+
+from meddap.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Allowed
+
+_TRAINED = {"lr": POSITIVE, "epochs": NOT_NEGATIVE, "batch_size": COUNT, "weight_decay": NOT_NEGATIVE}
+_DECODER = {**_TRAINED, "cells": COUNT, "channels": COUNT}
+_NETWORK = {**_TRAINED, "warmup": SHARE, "channels": COUNT}
+_TUNED = {**_NETWORK, "layer_decay": Allowed(0, 1, above=True), "rank": COUNT, "alpha": NOT_NEGATIVE}
+
+_PROBES = {
+    "knn": {"k": COUNT, "temperature": POSITIVE},
+    "logistic": {"strengths": COUNT, "low": POSITIVE, "high": POSITIVE, "steps": COUNT},
+    "linear": {"lr": POSITIVE, "blocks": COUNT, "steps": COUNT, "batch_size": COUNT, "momentum": SHARE},
+    "attentive": {**_TRAINED, "heads": COUNT},
+    "mil": {
+        "lr": POSITIVE,
+        "hidden": COUNT,
+        "epochs": NOT_NEGATIVE,
+        "dropout": SHARE,
+        "weight_decay": NOT_NEGATIVE,
+    },
+    "few_shot": {"shots": COUNT, "draws": COUNT, "strength": POSITIVE},
+    "fractions": {"percent": Allowed(0, 100, above=True), "draws": COUNT},
+    "region": {"strength": POSITIVE, "cells": COUNT},
+    "retrieval": {"k": COUNT},
+    "anomaly": {"memory": COUNT, "neighbours": COUNT, "top": SHARE},
+    "ridge": {"strengths": NOT_NEGATIVE},
+    "cox": {"components": COUNT, "penalties": NOT_NEGATIVE},
+    "drawing": {"thresholds": SHARE, "tolerance_mm": NOT_NEGATIVE},
+    **dict.fromkeys(("segmentation", "primus", "unet_decoder"), _DECODER),
+    "patch_knn": {"k": COUNT, "temperature": POSITIVE, "bank": COUNT, "cells": COUNT},
+    "stack3d": {**_DECODER, "depth": COUNT, "layers": NOT_NEGATIVE},
+    **dict.fromkeys(("lora", "bitfit", "finetune"), _TUNED),
+    **dict.fromkeys(("unet", "transunet", "cnn"), _NETWORK),
+}
+TASK = {
+    "split.train": NOT_NEGATIVE,
+    "split.val": NOT_NEGATIVE,
+    "split.test": NOT_NEGATIVE,
+    "split.folds": Allowed(2),
+    "files.plane_stride": COUNT,
+    "stride.train": COUNT,
+    "stride.val": COUNT,
+    "stride.test": COUNT,
+    "labelled_share": Allowed(0, 1, above=True),
+    "size": Allowed(1, 16384),
+    "min_pixels": NOT_NEGATIVE,
+    "draws": COUNT,
+    "seed": Allowed(0, 2**63 - 1),
+    "pictures": NOT_NEGATIVE,
+    "batch_size": COUNT,
+    **{f"{probe}.{key}": allowed for probe, table in _PROBES.items() for key, allowed in table.items()},
+}
