@@ -7,7 +7,8 @@ The dataclass is the schema. An unknown key is an error that names the nearest o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +21,8 @@ from meddap.errors import MeddapError
 
 T = TypeVar("T")
 _BASE = "base"
+# ValueError: not UTF-8, a number of thousands of digits; RecursionError: thousands of brackets
+_UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 
 
 class SettingsError(MeddapError, ValueError):
@@ -42,18 +45,27 @@ def merge(schema: type[T], *layers: tuple[str, Mapping[Any, Any]]) -> T:
     merged = OmegaConf.structured(schema)
     for where, mapping in layers:
         layer = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(dict(mapping))
-        _check_keys(where, layer, merged)
-        try:
+        with _named(where):
+            _check_keys(where, layer, merged)
             merged = cast(DictConfig, OmegaConf.merge(merged, layer))
-        except OmegaConfBaseException as error:
-            key = f"{error.full_key}: " if error.full_key else ""
-            raise SettingsError(f"{where}: {key}{_first_line(error)}") from error
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise SettingsError(
-            f"{layers[0][0] if layers else schema.__name__}: {missing[0]} is required; give {missing[0]}=VALUE"
-        )
-    return cast(T, OmegaConf.to_object(merged))
+    first = layers[0][0] if layers else schema.__name__
+    with _named(first):  # an interpolation that leads nowhere is only found here
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise SettingsError(f"{first}: {missing[0]} is required; give {missing[0]}=VALUE")
+        return cast(T, OmegaConf.to_object(merged))
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Raise SettingsError, in one line that names `where` and the key, for what OmegaConf will not take."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise SettingsError(f"{where}: {key}{_reason(error)}") from error
+    except TypeError as error:  # a list where a mapping belongs, below a mapping with free keys
+        raise SettingsError(f"{where}: {_reason(error)}") from error
 
 
 def _files(file: Path, above: tuple[Path, ...]) -> list[tuple[str, Mapping[Any, Any]]]:
@@ -71,8 +83,8 @@ def _read(file: Path) -> DictConfig:
         layer = OmegaConf.load(file)
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; name an existing configuration") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: not valid YAML: {_first_line(error)}") from error
+    except _UNREADABLE as error:
+        raise SettingsError(f"{file}: not valid YAML: {_reason(error)}") from error
     if not isinstance(layer, DictConfig):
         raise SettingsError(f"{file}: does not hold a mapping of keys to values")
     return layer
@@ -84,8 +96,8 @@ def _override(text: str) -> Mapping[Any, Any]:
         raise SettingsError(f"{text!r}: expected key=value")
     try:
         return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise SettingsError(f"{text!r}: {_first_line(error)}") from error
+    except _UNREADABLE as error:
+        raise SettingsError(f"{text!r}: {_reason(error)}") from error
 
 
 def _check_keys(where: str, layer: DictConfig, known: Any, prefix: str = "") -> None:
@@ -100,5 +112,8 @@ def _check_keys(where: str, layer: DictConfig, known: Any, prefix: str = "") -> 
             _check_keys(where, value, inner, f"{prefix}{key}.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's text; of a YAML error, what is wrong and in which line of the file."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -50,6 +50,13 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path: Path) -> None:
         ({"top": "base: other.yaml", "other": "base: top.yaml"}, "other.yaml: base: top.yaml leads back to itself"),
         ({"top": "base: other.yaml", "other": "inner: {sise: 3}"}, "other.yaml: unknown key inner.sise; did you mean"),
         ({"top": "- 1"}, "top.yaml: does not hold a mapping"),
+        ({"top": "title: a\ntitle: b"}, "top.yaml: not valid YAML: line 2: found duplicate key title"),
+        ({"top": "title: ${gone}"}, "top.yaml: title: Interpolation key 'gone' not found"),
+        ({"top": "inner: {size: '${inner}'}"}, "top.yaml: inner.size: "),
+        ({"top": "open: {a: '${b}'}"}, "top.yaml: open.a: Interpolation key 'b' not found"),
+        ({"top": "inner: {names: {a: b}}"}, "top.yaml: "),
+        ({"top": "inner: {size: 1" + "0" * 5000 + "}"}, "top.yaml: not valid YAML: Exceeds the limit"),
+        ({"top": "open: " + "[" * 5000}, "top.yaml: not valid YAML: "),
         ({"top": "inner: {size: many}"}, "top.yaml: inner.size: Value 'many' of type 'str' could not be converted"),
     ],
 )
@@ -59,3 +66,13 @@ def test_what_is_no_configuration_is_one_line(files: dict[str, str], expected: s
     with pytest.raises(SettingsError) as caught:
         load(Outer, tmp_path / "top.yaml")
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["title=${gone}", "title=${oc.env:NO_SUCH_VARIABLE}", "title=???", "inner=[]", "open=[1]", "title=[[["]
+)
+def test_an_override_that_cannot_be_used_is_one_line(override: str) -> None:
+    """References that lead nowhere, a value that is still to be given, lists for mappings, no YAML: it is named."""
+    with pytest.raises(SettingsError) as caught:
+        load(Outer, None, [override])
+    assert override in str(caught.value) and "\n" not in str(caught.value)
