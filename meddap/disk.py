@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from meddap.errors import MeddapError
@@ -39,12 +39,22 @@ def temporary_of(path: Path) -> Path:
 
 
 def write_atomic(path: Path, payload: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it."""
+    """Write a file under a temporary name, flush it to the disk and rename it; what fails leaves nothing behind.
+
+    Raises DiskError where a folder or a device has that name: a rename would put the file in the device's place.
+    """
+    if path.exists() and not path.is_file():
+        raise DiskError(f"{path}: {'a folder' if path.is_dir() else 'not a file'}; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
-    temporary.write_bytes(payload)
-    flush(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(payload)
+        flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def flush(path: Path) -> None:
