@@ -17,7 +17,7 @@ import torch
 
 from data_prep.schema import CT
 from meddap import console
-from meddap.disk import write_atomic
+from meddap.disk import disk_errors, write_atomic
 from pretrain import build
 from pretrain.config import head_count, load
 from pretrain.model.tokens import Features
@@ -66,7 +66,8 @@ def dinov3(loaded: Encoder, output: Path) -> None:
     if names := loaded.model.sequences:  # a row each, under its name
         rows = weights.pop("sequence_embed.weight")
         weights |= {f"sequence_embed.{name}": row.clone() for name, row in zip(names, rows)}
-    torch.save(weights, temporary)
+    with open(temporary, "wb") as file:  # by its path, PyTorch raises a RuntimeError that does not say which file
+        torch.save(weights, file)
     temporary.replace(output)
 
 
@@ -168,8 +169,6 @@ def export(checkpoint: Path, which: str, kind: str, output: Path, sequence: str 
             write_atomic(output / "README.md", card.card(found, loaded, str(compared)).encode())
     except ImportError as error:
         raise ExportError(f"--format onnx needs {error.name}; pip install 'meddap[onnx]'") from error
-    except OSError as error:
-        raise ExportError(f"{error.filename or output}: {error.strerror}") from error
     console.show(f"{output}: {loaded.source}; read again, {compared}")
 
 
@@ -206,7 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise ExportError(f"{output}: --format {options.format} writes one file; name it {output.name}{suffix}")
     for which in ("teacher", "student") if both else (options.which,):
         path = output / f"{which}{suffix}" if both else output
-        export(options.checkpoint, which, options.format, path, options.sequence)
+        with disk_errors(path):
+            export(options.checkpoint, which, options.format, path, options.sequence)
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -309,6 +310,21 @@ def test_files_that_are_no_weights_give_one_line(tmp_path: Path) -> None:
             published.read(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
     assert not Path("/tmp/meddap-was-here").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_any_bytes_for_weights_give_one_line(suffix: str, tmp_path: Path) -> None:
+    """Text, a table, and whatever the opcodes of a pickle make of bytes drawn at random."""
+    draws = np.random.default_rng(0)
+    contents = [b"name: x\nbase: y\n", b"id,label\n1,2\n", b"\x80\x02.", b"(", b"0", b"a" * 9, b"\n", b""]
+    contents += [draws.bytes(length) for length in (1, 2, 3, 10, 100) for _ in range(20)]
+    contents += [b"\x80\x02" + draws.bytes(length) for length in (1, 2, 5, 20) for _ in range(20)]
+    path = tmp_path / f"x.{suffix}"
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(WeightsError) as caught:
+            published.read(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value), content
 
 
 @pytest.mark.parametrize(
