@@ -5,21 +5,24 @@
     meddap submit CONFIG --local  …                    the same steps here, one after the other
 
 A step that fails stops what depends on it. Submitted again, what is done is left out. `python -m slurm.submit …` is the
-same. Run it from the repository's folder.
+same. Run it from the repository's folder, or give absolute paths.
 """
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from meddap import console
 from meddap.console import show
+from meddap.disk import disk_errors
 from pretrain import checks
-from pretrain.config import load
+from pretrain.config import Config, load
 from slurm import cluster as clusters
 from slurm import pipeline
 from slurm.pipeline import PipelineError, Step, Work, read, record_of, recorded, shown, state, write
@@ -171,6 +174,13 @@ def last_line(log: Path) -> str:
     return (errors or lines or ["no log"])[-1]
 
 
+def check_folder(paths: Sequence[str]) -> None:
+    """Raise PipelineError for a relative path where the working directory is not the one that all steps run in."""
+    relative = [path for path in paths if not Path(path).is_absolute()]
+    if relative and not Path.cwd().samefile(pipeline.ROOT):
+        raise PipelineError(f"{relative[0]}: all steps run in {pipeline.ROOT}; start there, or give absolute paths")
+
+
 @console.command
 def main(arguments: list[str] | None = None) -> int:
     """Submit, run or show the pipeline of a configuration; return the exit status."""
@@ -192,10 +202,18 @@ def main(arguments: list[str] | None = None) -> int:
     for stage in config.stages:
         checks.stage(config, stage)
     run = Path(config.output) / config.name
-    asked = {"config": given.config, "overrides": given.overrides, "tasks": given.task, "shard": _split(given.shard)}
+    with disk_errors(run):
+        return _pipeline(given, config, run)
+
+
+def _pipeline(given: argparse.Namespace, config: Config, run: Path) -> int:
+    shard = _split(given.shard)
+    asked = {"config": given.config, "overrides": given.overrides, "tasks": given.task, "shard": shard}
     if given.status:
         asked = pipeline.asked_before(run) or asked
     else:
+        here = [word for word in shard[2:] if Path(word).exists()]
+        check_folder([given.config, config.output, config.data.root, *given.task, *here])
         pipeline.ask(run, asked)
     steps = pipeline.steps(run=str(run), data=config.data.root, stages=list(config.stages), **asked)
     if given.status:

@@ -187,6 +187,24 @@ def test_one_stage_and_its_report_here(tiny_dataset, tmp_path: Path, capsys, mon
     assert capsys.readouterr().out.count("done") == 2
 
 
+@pytest.mark.parametrize(
+    "relative", ["run.yaml", "output=runs", "data.root=data", "--task=task.yaml", "--shard=ct 1 --input in"]
+)
+def test_steps_run_where_their_paths_lead(relative: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Steps run in the repository's folder: from another one a relative path is refused before anything is begun."""
+    (tmp_path / "in").mkdir()
+    for name, content in (("run.yaml", PIPELINE), ("task.yaml", TASK)):
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    words = [str(tmp_path / "run.yaml"), f"output={tmp_path / 'out'}", f"data.root={tmp_path / 'data'}", "--local"]
+    words = [relative, *words[1:]] if relative == "run.yaml" else [*words, relative]
+    before = sorted(tmp_path.rglob("*"))
+    assert submit.main(words) == 1
+    path = relative.rpartition("=")[2].rpartition(" ")[2]
+    assert capsys.readouterr().err == f"error: {path}: all steps run in {ROOT}; start there, or give absolute paths\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments for a pipeline of one stage and a report, of which both are recorded as done."""
