@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -42,6 +44,7 @@ class Workers:
     def __init__(self, count: int, seconds: float, volume_gb: float, preload: Sequence[str] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
+        _start_fork_server()
         self._ahead, self._seconds = 2 * count, seconds
         self._pool = ProcessPool(count, initializer=_begin, initargs=[_BASE_GB + _VOLUMES * volume_gb], context=context)
 
@@ -76,6 +79,25 @@ class Workers:
             return job, LostJob(f"took longer than {self._seconds / 60:g} minutes (limits.minutes)")
         except ProcessExpired:
             return job, LostJob("the process that read it was killed or crashed")
+
+
+def _start_fork_server() -> None:
+    """Start the fork server with the import path of this process.
+
+    Left to itself it looks into the working directory first (up to Python 3.10 it always does), and what lies there may
+    be another version of ours.
+    """
+    here = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    before = {name: os.environ.get(name) for name in here}
+    os.environ.update(here)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _begin(gigabytes: float) -> None:
