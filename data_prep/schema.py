@@ -363,32 +363,28 @@ class Split:
         """Return the bytes of sample `number` as they lie in its shard; at the start of `into` if that is given.
 
         Reusing a buffer spares the system the pages of a new one, which cost more than the copy.
-        Raises SchemaError for a shard that is missing or too short.
+        Raises SchemaError for a shard that is missing, too short or cannot be read.
         """
         shard, row = int(self.shard[number]), self.index[number]
         offset, size = int(row["offset"]), int(row["size"])
         descriptor = self._files.get(shard)
-        if descriptor is None:
-            opened = self._open(self.paths[shard])
-            descriptor = self._files.setdefault(shard, opened)
-            if descriptor != opened:  # another thread was faster
-                os.close(opened)
         block: bytes | memoryview
-        if into is None:
-            block = os.pread(descriptor, size, offset)
-        else:
-            block = into[:size]
-            block = block[: os.preadv(descriptor, [block], offset)]
+        try:
+            if descriptor is None:
+                opened = os.open(self.paths[shard], os.O_RDONLY)
+                descriptor = self._files.setdefault(shard, opened)
+                if descriptor != opened:  # another thread was faster
+                    os.close(opened)
+            if into is None:
+                block = os.pread(descriptor, size, offset)
+            else:
+                block = into[:size]
+                block = block[: os.preadv(descriptor, [block], offset)]
+        except OSError as error:
+            raise SchemaError(f"{self.paths[shard]}: {error.strerror}; {AGAIN}") from error
         if len(block) != size:
             raise SchemaError(f"{self.paths[shard]}: ends at sample {number}; the shard is truncated, make it again")
         return block
-
-    @staticmethod
-    def _open(path: Path) -> int:
-        try:
-            return os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise SchemaError(f"{path}: {error.strerror}; {AGAIN}") from error
 
     def labels(self, number: int) -> dict[str, float]:
         """Return the class labels of sample `number` without decoding its pixels. Raises SchemaError."""

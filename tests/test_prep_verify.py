@@ -71,6 +71,13 @@ def cut(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def folder_for_shard(root: Path) -> None:
+    """A folder has a shard's name."""
+    path = root / first(root)[0]
+    path.unlink()
+    path.mkdir()
+
+
 def remove_shard(root: Path) -> None:
     """A shard is gone."""
     (root / first(root)[0]).unlink()
@@ -185,6 +192,7 @@ def histogram_edited(root: Path) -> None:
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (flip, "SHA-256 is not that of dataset.json"),
     (cut, "bytes, dataset.json says"),
+    (folder_for_shard, "is missing"),
     (remove_shard, "is missing"),
     (remove_index, "is missing"),
     (stray, "train/999999.tar: is not named by dataset.json"),
@@ -217,6 +225,15 @@ def test_damage_is_found(damage: Callable, expected: str, whole: Path, tmp_path:
     lines = capsys.readouterr().err.splitlines()
     assert any(expected in line for line in lines), lines
     assert "problems, named above" in lines[-1] and not any("Traceback" in line for line in lines)
+
+
+def test_a_shard_that_the_system_does_not_read_is_named(whole: Path, tmp_path: Path) -> None:
+    """Whoever reads a sample has one line with the shard's name, not that of an output."""
+    shutil.copytree(whole, tmp_path / "out")
+    folder_for_shard(tmp_path / "out")
+    split = schema.Split(tmp_path / "out", first(tmp_path / "out")[0].partition("/")[0])
+    with pytest.raises(schema.SchemaError, match=r"/000000.tar: Is a directory; copy it again"):
+        split[0]
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
