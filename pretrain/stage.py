@@ -1,4 +1,4 @@
-"""A stage of pretraining: what it is made of, one step of it, and what it keeps.
+"""A stage: built new or resumed from its newest checkpoint, one step of it, and what it saves.
 
 `start` builds a stage from the configuration and the newest checkpoint; `run_step` adds the gradients of a batch and
 `update` moves the weights. The loop over steps is in `train.py`.

@@ -11,11 +11,13 @@ same. Run it from the repository's folder, or give absolute paths.
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from meddap import console
@@ -57,12 +59,14 @@ def submit(run: Path, steps: list[Step], cluster: clusters.Cluster) -> None:
             record.unlink(missing_ok=True)
             works.append(Work(command, str(record.resolve())))
         try:
-            if len(works) == 1:
-                job = executor.submit(works[0]).job_id
-            else:
-                job = executor.map_array(lambda work: work(), works)[0].job_id.partition("_")[0]
-        except subprocess.CalledProcessError as error:
-            raise PipelineError(f"sbatch: {(error.stderr or error.output or str(error)).strip()}") from error
+            with redirect_stderr(io.StringIO()):  # submitit prints what the error below says
+                if len(works) == 1:
+                    job = executor.submit(works[0]).job_id
+                else:
+                    job = executor.map_array(lambda work: work(), works)[0].job_id.partition("_")[0]
+        except submitit.core.utils.FailedJobError as error:
+            reason = " ".join(str(error).split()) or "failed without a word"
+            raise PipelineError(f"step {step.name}: {reason}; see the cluster file and `sinfo`") from error
         submitted[step.name] = job
         write(pipeline.folder(run) / "jobs.json", {**jobs(run), **submitted})
         after = f", after {', '.join(step.needs)}" if before else ""

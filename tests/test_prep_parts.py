@@ -86,7 +86,7 @@ def test_a_merge_needs_all_parts_made_alike(patients: Path, tmp_path: Path, caps
     shutil.rmtree(out / "part-003-of-003")
     assert shard(patients, out, "part=3/3") == 0
     (out / "part-002-of-003" / "dataset.json").rename(out / "part-002-of-003" / "aside.json")
-    assert refused("1 parts are not finished: 2")
+    assert refused("part 2 is not finished; start it again")
     (out / "part-002-of-003" / "aside.json").rename(out / "part-002-of-003" / "dataset.json")
     assert shard(patients, out, "part=1/2") == 0
     assert refused("holds parts of [2, 3]")

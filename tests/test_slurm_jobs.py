@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -271,6 +272,30 @@ def test_what_cannot_be_submitted_is_one_line(options: tuple, expected: str, tmp
     assert submit.main([str(tmp_path / "run.yaml"), f"output={tmp_path}", "data.root=x", *options]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and expected in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("echo 'sbatch: error: Invalid generic resource (gres) specification' >&2; exit 1", "Invalid generic resource"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "Unable to contact slurm controller"),
+        ("exit 3", "failed without a word"),
+    ],
+)
+def test_what_sbatch_refuses_is_one_line(answer: str, expected: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    """sbatch's own reason and where to look, for a cluster file that does not fit and for a SLURM that is down."""
+    (tmp_path / "bin").mkdir()
+    for name, script in (("sbatch", answer), ("srun", "exit 0"), ("squeue", "exit 0")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "run.yaml").write_text(PIPELINE)
+    arguments = [str(tmp_path / "run.yaml"), f"output={tmp_path}", f"data.root={tmp_path}", "--cluster", "small"]
+    assert submit.main(arguments) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: step adapt: ") and expected in errors[0]
+    assert errors[0].endswith("see the cluster file and `sinfo`")
 
 
 def test_a_cluster_file_becomes_sbatch_options(tmp_path: Path) -> None:

@@ -69,7 +69,10 @@ def merge(output: Path) -> dict[str, Any]:
     missing += [part.number for path, part in there.items() if not (path / "dataset.json").is_file()]
     if missing:
         names = ", ".join(str(number) for number in sorted(missing)[:20])
-        raise SettingsError(f"{output}: {len(missing)} parts are not finished: {names}; start them again")
+        what = f"part {names} is not finished; start it again"
+        if len(missing) > 1:
+            what = f"{len(missing)} parts are not finished: {names}; start them again"
+        raise SettingsError(f"{output}: {what}")
     with sole_writer(output):
         return _merge(output, list(there))
 

@@ -1,4 +1,4 @@
-"""The losses of self-distillation beside its cross-entropies, on plain tensors, each computed in float32.
+"""KoLeo, Gram anchoring and class losses, on plain tensors, each computed in float32.
 
 KoLeo (arXiv 1806.03198), Gram anchoring (DINOv3, arXiv 2508.10104, section 4), class labels. DINO's and iBOT's
 cross-entropies are `pretrain/objective/cross_entropy.py`.
