@@ -28,7 +28,7 @@ Parts = list[list[Frame]]
 
 
 def apart(frames: list[Frame], thickness: float | None, config: StackConfig) -> list[Part]:
-    """Return each volume's frames with notes.
+    """Return each volume's frames, in order of place, with notes.
 
     thickness  of a slice in mm, if known
 

@@ -92,7 +92,6 @@ def _several(
 def _stacks(
     frames: list[Frame], header: AnyHeader, config: StackConfig, min_slices: int, notes: dict[str, object]
 ) -> Iterator[Stack | RejectedSeries]:
-    frames = places.in_order(frames)
     at = places.along(frames)
     if len(frames) < min_slices:
         raise RejectedSeries(f"{len(frames)} slices, fewer than min_slices={min_slices}")
