@@ -162,7 +162,10 @@ def test_a_whole_copy_is_dropped_and_equal_slices_of_two_volumes_are_not(tmp_pat
 @pytest.mark.parametrize("name", ["AcquisitionNumber", "AcquisitionTime"])
 def test_passes_over_one_region_are_volumes_of_their_own(name: str, shift: float, tmp_path: Path) -> None:
     """Whatever the second one is off by, also where all places together are even."""
-    each = [{name: value, "SliceThickness": 3} for value in (("1", "2") if name == "AcquisitionNumber" else ("101010", "101040"))]
+    each = [
+        {name: value, "SliceThickness": 3}
+        for value in (("1", "2") if name == "AcquisitionNumber" else ("101010", "101040"))
+    ]
     assert_volumes(read(two(tmp_path, each, shift=shift)))
 
 

@@ -124,21 +124,35 @@ def _parted(frames: list[Frame], values: Sequence) -> Parts:
     return list(parts.values())
 
 
+class _Seen(dict[tuple[str, int], bytes]):
+    """Digests of frames' pixels, each read once."""
+
+    def of(self, frame: Frame) -> bytes:
+        key = frame.path, frame.number
+        if key not in self:
+            self[key] = pixels.digest(frame)
+        return self[key]
+
+
 def _without_equal_parts(parts: Parts) -> tuple[Parts, int]:
     """Return the volumes that are not a copy of another one or of a piece of it, and how many frames were."""
-    kept: Parts = []
-    for part in sorted(parts, key=len, reverse=True):
-        if not any(_covered(part, other) for other in kept):
-            kept.append(part)
-    return [part for part in parts if any(part is other for other in kept)], sum(map(len, parts)) - sum(map(len, kept))
+    seen, kept = _Seen(), list[int]()
+    places = [along(part) for part in parts]
+    by_first: dict[bytes, list[int]] = defaultdict(list)  # first frames that equal none need no comparison
+    for n in sorted(range(len(parts)), key=lambda n: -len(parts[n])):
+        likely = by_first.get(seen.of(parts[n][0]), []) if len(parts[n]) == max(map(len, parts)) else kept
+        if not any(_covered(parts[n], places[n], parts[other], places[other], seen) for other in likely):
+            kept.append(n)
+            by_first[seen.of(parts[n][0])].append(n)
+    dropped = sum(map(len, parts)) - sum(len(parts[n]) for n in kept)
+    return [parts[n] for n in sorted(kept)], dropped
 
 
-def _covered(part: list[Frame], other: list[Frame]) -> bool:
-    mine, yours = along(part), along(other)
+def _covered(part: list[Frame], mine: np.ndarray, other: list[Frame], yours: np.ndarray, seen: _Seen) -> bool:
     nearest = [int(np.abs(yours - place).argmin()) for place in mine]
     if any(abs(place - yours[n]) >= SAME_MM for place, n in zip(mine, nearest)):
         return False
-    return all(pixels.equal(frame, other[n]) for frame, n in zip(part, nearest))
+    return all(seen.of(frame) == seen.of(other[n]) for frame, n in zip(part, nearest))
 
 
 def _without_copies(frames: list[Frame]) -> list[Frame]:
@@ -153,11 +167,9 @@ def _without_copies(frames: list[Frame]) -> list[Frame]:
 
 
 def _distinct(frames: list[Frame]) -> list[Frame]:
-    kept: list[Frame] = []
-    for frame in frames:
-        if not any(pixels.equal(frame, other) for other in kept):
-            kept.append(frame)
-    return kept
+    if len(frames) == 1:
+        return frames
+    return list({pixels.digest(frame): frame for frame in reversed(frames)}.values())[::-1]
 
 
 def _by_order(frames: list[Frame]) -> Parts | None:
