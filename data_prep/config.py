@@ -33,6 +33,8 @@ class StackConfig:
     """Treatment of DICOM slices that are not evenly spaced, and of images that were not acquired."""
 
     uneven: Literal["split", "refuse"] = "split"  # at a gap or a change of spacing
+    # different slices at one place that no attribute tells apart: refused, or the n-th by number is of the n-th volume
+    repeats: Literal["order", "refuse"] = "refuse"
     max_gap: float = 1.2  # ratio of neighbouring distances that still counts as even
     derived: Literal["keep", "refuse"] = "refuse"  # projections, reformats, perfusion maps …
     burned_in: Literal["keep", "refuse"] = "refuse"  # BurnedInAnnotation is YES: text may be in the pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from data_prep.config import StackConfig
-from data_prep.dicom import selection
+from data_prep.dicom import selection, traits
+from data_prep.dicom.files import open_file, syntax_of
 from data_prep.dicom.scan import AnyHeader, scan
 from data_prep.dicom.whitelist import number, term
 from data_prep.volumes.volume import RejectedSeries
@@ -30,12 +32,26 @@ _GROUPS = {
         "RescaleIntercept": "RescaleIntercept",
         "RescaleType": "RescaleType",
     },
-    "FrameContentSequence": {"TemporalPositionIndex": "TemporalPositionIdentifier", "StackID": "StackID"},
+    "FrameContentSequence": {
+        "TemporalPositionIndex": "TemporalPositionIdentifier",
+        "StackID": "StackID",
+        "DimensionIndexValues": "DimensionIndexValues",
+        "FrameAcquisitionNumber": "AcquisitionNumber",
+        "FrameAcquisitionDateTime": "AcquisitionDateTime",
+    },
     "CTImageFrameTypeSequence": {"FrameType": "ImageType"},
-    "MRImageFrameTypeSequence": {"FrameType": "ImageType"},
+    "MRImageFrameTypeSequence": {"FrameType": "ImageType", "ComplexImageComponent": "ComplexImageComponent"},
     "MREchoSequence": {"EffectiveEchoTime": "EchoTime"},
     "MRDiffusionSequence": {"DiffusionBValue": "DiffusionBValue"},
-    "MRTimingAndRelatedParametersSequence": {"RepetitionTime": "RepetitionTime"},
+    "MRTimingAndRelatedParametersSequence": {"RepetitionTime": "RepetitionTime", "FlipAngle": "FlipAngle"},
+    "MRModifierSequence": {"InversionTimes": "InversionTime"},
+    "MRArterialSpinLabelingSequence": {"ASLContext": "ASLContext"},
+    "CardiacSynchronizationSequence": {
+        "NominalCardiacTriggerDelayTime": "NominalCardiacTriggerDelayTime",
+        "NominalPercentageOfCardiacPhase": "NominalPercentageOfCardiacPhase",
+    },
+    "TemporalPositionSequence": {"TemporalPositionTimeOffset": "TriggerTime"},
+    "ContrastBolusUsageSequence": {"ContrastBolusAgentPhase": "ContrastBolusAgentPhase"},
     "FrameAnatomySequence": {},
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
     "CTXRayDetailsSequence": {"KVP": "KVP"},
@@ -52,7 +68,8 @@ class Frame:
     slope, intercept  stored value → HU or signal; (1, 0) where the header has none
     padding         range of stored values, low … high, that stand for padding; None without padding
     bright          the largest stored value if it is to be inverted (MONOCHROME1), else None
-    group           values that the frames of a stack share besides the grid: echo time, b-value, kind of image …
+    group           values that the frames of a volume share besides the grid: echo time, kernel … (traits.SAME)
+    maybe           values that may tell volumes apart where places repeat (traits.MAYBE, not yet converted)
     raw             (offset, type) of native little-endian pixels in the file, or None
     bits            BitsStored: native pixels may hold other bits above
     """
@@ -68,16 +85,12 @@ class Frame:
     padding: tuple[int, int] | None
     bright: int | None
     group: tuple
+    maybe: tuple
     instance: int
     acquisition: str
     uid: str
     raw: tuple[int, str] | None
     bits: int
-
-    @property
-    def grid(self) -> tuple:
-        """The values that must be equal for frames to stack."""
-        return (*np.round(self.axes, 3), *np.round(self.spacing, 4), *self.shape)
 
 
 def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame, AnyHeader]]:
@@ -85,10 +98,13 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
 
     Raises RejectedSeries unless the file holds acquired images of `modality`, and whatever pydicom raises for damage.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         dataset: AnyHeader = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        selection.check(dataset, modality, config)
+        _check_bits(dataset)
         raw = _native(file, dataset)
-    selection.check(dataset, modality, config)
+        if isinstance(file, io.BytesIO):
+            raw = None  # unpacked: no offset in the file itself
     for place, flat in enumerate(_flattened(dataset)):
         if config.derived == "refuse" and selection.is_derived(selection.image_type(flat)):
             raise RejectedSeries("derived series; stacks.derived=keep takes it")
@@ -117,6 +133,9 @@ def _flattened(dataset: AnyHeader) -> Iterator[AnyHeader]:
                 value = macro[0].get(inner) if macro else None
                 if value is not None:
                     setattr(flat, classic, value)
+            directions = macro[0].get("DiffusionGradientDirectionSequence") if macro else None
+            if directions:
+                flat.DiffusionGradientOrientation = directions[0].get("DiffusionGradientOrientation")
         yield flat
 
 
@@ -153,21 +172,14 @@ def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[
         intercept=0.0 if intercept is None else intercept,
         padding=_padding(dataset),
         bright=top if inverted else None,
-        group=_group(dataset, modality),
+        group=traits.same(dataset, modality),
+        maybe=traits.maybe(dataset),
         instance=int(dataset.get("InstanceNumber") or 0),
         acquisition=str(dataset.get("AcquisitionNumber") or ""),
-        uid=f"{dataset.get('SOPInstanceUID')}#{place}",
+        uid=str(dataset.get("SOPInstanceUID") or ""),
         raw=raw,
         bits=int(dataset.BitsStored),
     )
-
-
-def _group(dataset: AnyHeader, modality: str) -> tuple:
-    if modality == "CT":
-        return (str(dataset.get("ConvolutionKernel") or ""), str(dataset.get("TemporalPositionIdentifier") or ""))
-    words = selection.image_type(dataset)[2:]
-    names = ("EchoTime", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
-    return (*(str(dataset.get(name) or "") for name in names), *words)
 
 
 def _padding(dataset: AnyHeader) -> tuple[int, int] | None:
@@ -182,26 +194,42 @@ def _padding(dataset: AnyHeader) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
+def _check_bits(dataset: AnyHeader) -> None:
+    """Raise RejectedSeries unless a value fills the low bits of whole bytes (PS3.5, 8.1.1)."""
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    high = dataset.get("HighBit")
+    if allocated not in (8, 16, 32):
+        raise RejectedSeries(f"{allocated} bits a pixel (BitsAllocated); 8, 16 and 32 are read")
+    if not 0 < stored <= allocated:
+        raise RejectedSeries(f"BitsStored is {stored}, BitsAllocated {allocated}")
+    if high is not None and int(high) != stored - 1:
+        raise RejectedSeries(
+            f"{stored} bits end at bit {high} (HighBit), not {stored - 1}: which bits count is unclear"
+        )
+
+
 def _native(file: BinaryIO, dataset: AnyHeader) -> tuple[int, str] | None:
     """Return offset and type of 16-bit little-endian pixels, which can be read without a second parse.
 
-    The file stands at the tag of PixelData. None if pixels are compressed, of another width, or fewer than the header
-    says: then pydicom reads them.
+    The file stands at the tag of PixelData. None if pixels are compressed or of another width: then pydicom reads them.
+    Raises RejectedSeries if there are fewer than the header says.
     """
-    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    syntax = syntax_of(dataset)
     if syntax is None and dataset.original_encoding[1]:  # before PS3.10: no file header, little endian
-        syntax = ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian
+        syntax = ExplicitVRLittleEndian
     if syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
-        return None
-    if dataset.get("BitsAllocated") != 16 or dataset.get("HighBit") != dataset.get("BitsStored", 0) - 1:
         return None
     head = file.read(12)
     if len(head) < 12 or struct.unpack("<HH", head[:4]) != (0x7FE0, 0x0010):
         return None
-    implicit = syntax == ImplicitVRLittleEndian
+    # by content: some files are written otherwise than they declare; a length whose first byte is "O" would be odd
+    implicit = head[4:6] not in (b"OW", b"OB")
     length = struct.unpack("<I", head[4:8] if implicit else head[8:12])[0]
     offset = file.tell() - (4 if implicit else 0)
-    needed = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1) * 2
-    if length == _UNDEFINED or length < needed or file.seek(0, 2) < offset + needed:
+    width = dataset.BitsAllocated // 8
+    needed = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1) * width
+    if length == _UNDEFINED:
         return None
-    return offset, "<i2" if dataset.PixelRepresentation else "<u2"
+    if length < needed or file.seek(0, 2) < offset + needed:
+        raise RejectedSeries("damaged: the file ends within its pixels, or holds fewer than its header says")
+    return (offset, "<i2" if dataset.PixelRepresentation else "<u2") if width == 2 else None

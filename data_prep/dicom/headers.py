@@ -11,6 +11,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import SegmentationStorage
 
+from data_prep.dicom import files
 from data_prep.dicom.scan import AnyHeader, scan
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
@@ -39,18 +40,20 @@ class Header:
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Return whether a file is DICOM: by its prefix (PS3.10, 7.1), or by a first element of group 0008."""
-    with open(path, "rb") as file:
-        start = file.read(_PREAMBLE + 4)
+    """Return whether a file is DICOM: by its prefix (PS3.10, 7.1), or by a first element of group 0002 or 0008."""
+    start = files.start(path, _PREAMBLE + 4)
     if start[_PREAMBLE:] == b"DICM":
         return True
-    # PS3.10 requires the prefix; older archives omit it. Group length, character set, image type or SOP class
+    # PS3.10 requires the prefix; older archives omit it. The file header's length, version or SOP class
+    if start[:2] == b"\x02\x00" and start[2:4] in (b"\x00\x00", b"\x01\x00", b"\x02\x00"):
+        return start[4:6] in (b"UL", b"OB", b"UI")
+    # or group length, character set, image type or SOP class
     return start[:2] == b"\x08\x00" and start[2:4] in (b"\x00\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
 
 
 def read_header(path: str | Path) -> Header:
     """Return the header of a DICOM file. Raises RejectedSeries if it is damaged, OSError if it cannot be opened."""
-    with open(path, "rb") as file:
+    with files.open_file(path) as file:
         try:
             dataset: AnyHeader = scan(file, _LAST) or _read_start(file)
             if "DirectoryRecordSequence" in dataset:

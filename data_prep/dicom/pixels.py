@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 import pydicom
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import iter_pixels
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
+from data_prep.dicom.files import is_packed, open_file, syntax_of
 from data_prep.dicom.frames import Frame
 from data_prep.schema import AIR_HU
+from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries
+
+
+class DamagedPixels(RejectedSeries):
+    """Pixels of one file that cannot be read, though others of its series may be."""
 
 
 def ct(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
@@ -50,19 +64,55 @@ def mr(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
     return voxels, {}
 
 
+def digest(frame: Frame) -> bytes:
+    """Return a digest that frames with equal values share. Raises DamagedPixels if they cannot be read."""
+    ((_, stored),) = _stored([frame])
+    scale = repr((frame.slope, frame.intercept, frame.padding, frame.bright, stored.shape))
+    return hashlib.sha256(scale.encode() + stored.astype(np.int32).tobytes()).digest()
+
+
+def damaged(frames: list[Frame]) -> dict[str, str]:
+    """Return path → reason for the files whose pixels cannot be read."""
+    files: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        files[frame.path].append(frame)
+    found = {}
+    for path, members in files.items():
+        try:
+            for _ in _stored(members):
+                pass
+        except DamagedPixels as error:
+            found[path] = error.reason
+    return found
+
+
+def unreadable(error: Exception) -> str:
+    """Return the reason for a file that pydicom could not read."""
+    return f"damaged or unreadable DICOM ({type(error).__name__})"
+
+
 def _stored(frames: list[Frame]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (place in `frames`, (rows, columns) integers as stored), file by file."""
     files: dict[str, list[int]] = defaultdict(list)
     for place, frame in enumerate(frames):
         files[frame.path].append(place)
     for path, places in files.items():
-        places.sort(key=lambda place: frames[place].number)
-        encoded = [place for place in places if frames[place].raw is None]
-        for place in places:
-            if (raw := frames[place].raw) is not None:
-                yield place, _native(frames[place], *raw)
-        if encoded:
-            yield from zip(encoded, _decoded(path, [frames[place] for place in encoded]))
+        try:
+            yield from _of_file(path, [frames[place] for place in places], places)
+        except RejectedSeries:
+            raise
+        except Exception as error:  # hostile bytes raise anything
+            unless_trouble(error)
+            raise DamagedPixels(unreadable(error)) from error
+
+
+def _of_file(path: str, frames: list[Frame], places: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    ordered = sorted(zip(places, frames), key=lambda pair: pair[1].number)
+    for place, frame in ordered:
+        if frame.raw is not None:
+            yield place, _native(frame, *frame.raw)
+    if encoded := [(place, frame) for place, frame in ordered if frame.raw is None]:
+        yield from zip([place for place, _ in encoded], _decoded(path, [frame for _, frame in encoded]))
 
 
 def _native(frame: Frame, offset: int, kind: str) -> np.ndarray:
@@ -77,18 +127,36 @@ def _native(frame: Frame, offset: int, kind: str) -> np.ndarray:
 
 
 def _decoded(path: str, frames: list[Frame]) -> Iterator[np.ndarray]:
-    meta = read_file_meta_info(path)
-    # a deflated file can only be read whole; others frame by frame
-    source = pydicom.dcmread(path) if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian else path
+    source, syntax = _source(path)
     planes = iter_pixels(source, indices=[frame.number for frame in frames])
     for frame in frames:
         try:
             plane = next(planes)
         except (NotImplementedError, RuntimeError) as error:
-            raise _undecodable(meta.TransferSyntaxUID, error) from error
+            raise _undecodable(syntax, error) from error
         if plane.shape != frame.shape:
-            raise RejectedSeries(f"pixels are {plane.shape}, the header says {frame.shape}")
+            raise DamagedPixels(f"pixels are {plane.shape}, the header says {frame.shape}")
         yield plane
+
+
+def _source(path: str) -> tuple[str | pydicom.Dataset, UID]:
+    """Return what pixels are decoded from: the file, frame by frame, or the whole data set, where only that works."""
+    if not is_packed(path):
+        try:
+            syntax = read_file_meta_info(path).TransferSyntaxUID
+        except (InvalidDicomError, AttributeError):  # no preamble, or no syntax
+            syntax = None
+        if syntax is not None and syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
+            return path, syntax
+    with open_file(path) as file:
+        dataset = pydicom.dcmread(file, force=True)
+        dataset.get("PixelData")  # before the file is closed
+    implicit, little = dataset.original_encoding
+    if syntax_of(dataset) is None:
+        dataset.ensure_file_meta()
+        native = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = native if little else ExplicitVRBigEndian
+    return dataset, dataset.file_meta.TransferSyntaxUID
 
 
 def _undecodable(syntax: UID, error: Exception) -> RejectedSeries:
@@ -97,4 +165,4 @@ def _undecodable(syntax: UID, error: Exception) -> RejectedSeries:
         return RejectedSeries(f"no decoder exists for {kind}")
     if "missing dependencies" in str(error):
         return RejectedSeries(f"no decoder is installed for {kind}; pip install 'meddap[dicom]'")
-    return RejectedSeries(f"its pixels do not decode as {kind}")
+    return DamagedPixels(f"its pixels do not decode as {kind}")

@@ -29,7 +29,8 @@ _UNDEFINED = 0xFFFFFFFF
 _element = struct.Struct("<HH2sH").unpack_from
 _long = struct.Struct("<I").unpack_from
 
-Elements = dict[int, tuple[bytes, bytes]]
+Element = tuple[bytes, bytes]  # VR and value
+Elements = dict[int, Element]
 
 
 class Header:
@@ -40,15 +41,19 @@ class Header:
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of an attribute by its keyword."""
-        tag = _tag(name)
+        tag = tag_of(name)
         element = self._elements.get(tag)
-        return default if element is None else _converted(tag, *element)
+        return default if element is None else converted(tag, *element)
+
+    def raw(self, tags: tuple[int, ...]) -> tuple[Element | None, ...]:
+        """Return elements as stored."""
+        return tuple(map(self._elements.get, tags))
 
     def __contains__(self, name: str) -> bool:
-        return _tag(name) in self._elements
+        return tag_of(name) in self._elements
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or _tag(name) not in self._elements:
+        if name.startswith("_") or tag_of(name) not in self._elements:
             raise AttributeError(name)
         return self.get(name)
 
@@ -106,12 +111,14 @@ def _usual(elements: Elements) -> bool:
 
 
 @cache
-def _tag(name: str) -> int:
+def tag_of(name: str) -> int:
+    """Return the tag of a keyword; -1 if there is none."""
     return tag_for_keyword(name) or -1
 
 
 @lru_cache(maxsize=16384)
-def _converted(tag: int, kind: bytes, value: bytes) -> Any:
+def converted(tag: int, kind: bytes, value: bytes) -> Any:
+    """Return the value of an element."""
     name = kind.decode()
     stored = value or cast("bytes | None", empty_value_for_VR(name, raw=True))
     raw = RawDataElement(BaseTag(tag), name, len(value), stored, 0, False, True)

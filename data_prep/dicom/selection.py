@@ -12,8 +12,8 @@ from pydicom.uid import (
 )
 
 from data_prep.config import StackConfig
-from data_prep.dicom.scan import AnyHeader
-from data_prep.dicom.whitelist import term
+from data_prep.dicom.scan import AnyHeader, Header
+from data_prep.dicom.whitelist import number, term
 from data_prep.volumes.volume import RejectedSeries
 
 _STORED = {
@@ -30,6 +30,8 @@ _MODALITIES = {
 }
 _COLOURS = {"PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB", "HSV"}
 _COLOURS |= {"CMYK"}
+_MOSAIC = "mosaic: all slices of a volume in one picture; convert it to NIfTI (dcm2niix) or to enhanced MR"
+_IN_MOSAIC = 0x0019100A  # Siemens: how many slices
 # Words of ImageType (PS3.3, C.7.6.1.1.2, C.8.2.1.1.1, C.8.16.1) that say what an image is instead of a slice
 _WORDS = {
     "LOCALIZER": "localizer",
@@ -40,6 +42,7 @@ _WORDS = {
     "DOSE_INFO": "dose report",
     "CT_SOM5 PROT": "dose report",
     "CT_SOM7 PROT": "dose report",
+    "MOSAIC": _MOSAIC,
 }
 _DERIVED = {
     *("MPR", "MPR_THICK", "MPR_THIN", "MIP", "MAX_IP", "MINIP", "MIN_IP", "MEAN_IP", "AVERAGE", "PROJECTION IMAGE"),
@@ -47,6 +50,8 @@ _DERIVED = {
     *("PERFUSION", "RCBF", "RCBV", "MTT", "TTP", "TMAX", "CBF", "CBV", "FA", "TENSOR", "COLFA", "PHASE MAP"),
     *("MONOENERGETIC", "MATERIAL_DECOMP", "IODINE", "VIRTUAL_NON_CONTRAST", "T1 MAP", "T2 MAP", "FIELD MAP", "MPRR"),
 }
+# In an ORIGINAL\\PRIMARY image these say how it was acquired
+_ACQUIRED = {"PERFUSION", "3D", "AVERAGE", "TENSOR"}
 # maps computed on the scanner that are sequences of their own in MRI
 _MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
 
@@ -60,6 +65,8 @@ def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
     for word in words:
         if word in _WORDS:
             raise RejectedSeries(_WORDS[word])
+    if modality == "MR" and _is_mosaic(dataset):
+        raise RejectedSeries(_MOSAIC)
     if "Secondary Capture" in getattr(stored, "name", ""):
         raise RejectedSeries("secondary capture")
     if stated != modality:
@@ -81,6 +88,19 @@ def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
         raise RejectedSeries("BurnedInAnnotation is YES; stacks.burned_in=keep takes it")
 
 
+def _is_mosaic(dataset: AnyHeader) -> bool:
+    """Return whether Siemens counts the slices of a picture, for headers whose ImageType no longer says MOSAIC."""
+    if "SIEMENS" not in str(dataset.get("Manufacturer") or "").upper():
+        return False
+    if isinstance(dataset, Header):
+        element = dataset.raw((_IN_MOSAIC,))[0]
+        value: object = None if element is None else element[1]
+    else:
+        found = dataset.get(_IN_MOSAIC)
+        value = None if found is None else found.value
+    return (int.from_bytes(value[:2], "little") if isinstance(value, bytes) else number(value) or 0) > 1
+
+
 def _stored(dataset: AnyHeader) -> object:
     """Return the SOP class; if anonymisation emptied it, the file's own header still says it (PS3.10, 7.1)."""
     return dataset.get("SOPClassUID") or getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID")
@@ -100,4 +120,5 @@ def is_derived(words: list[str]) -> bool:
     """
     if _MAPS & set(words):
         return False
-    return bool(_DERIVED & set(words)) or words[:2] == ["DERIVED", "SECONDARY"]
+    computed = _DERIVED - _ACQUIRED if words[:2] == ["ORIGINAL", "PRIMARY"] else _DERIVED
+    return bool(computed & set(words)) or words[:2] == ["DERIVED", "SECONDARY"]

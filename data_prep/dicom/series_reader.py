@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from data_prep.config import PrepConfig
 from data_prep.dicom import frames, pixels, stacks, whitelist
@@ -22,17 +23,52 @@ def read_series(
     One volume is in memory at a time. Raises UnreadableError for failures that are not the files' fault.
     """
     refused: Counter[str] = Counter()
-    built = stacks.build(_frames(paths, modality, config, refused), config.stacks, config.min_slices)
+    for stack in _built(paths, modality, config, refused):
+        if isinstance(stack, RejectedSeries):
+            yield stack
+        else:
+            yield from _volumes(stack, modality, config, refused)
     for reason, count in refused.items():
         share = "" if count == len(paths) else f"{count} of {len(paths)} files: "
-        built.append(RejectedSeries(f"{share}{reason}"))
-    for stack in built:
-        yield stack if isinstance(stack, RejectedSeries) else _volume(stack, modality, config)
+        yield RejectedSeries(f"{share}{reason}")
 
 
-def damaged(error: Exception) -> RejectedSeries:
-    """Return the rejection of a file that pydicom could not read."""
-    return RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})")
+def _built(
+    paths: Sequence[str], modality: str, config: PrepConfig, refused: Counter[str]
+) -> list[stacks.Stack | RejectedSeries]:
+    """Return all stacks. Pixels may be compared for that; files whose pixels are damaged are left out."""
+    try:
+        return stacks.build(_frames(paths, modality, config, refused), config.stacks, config.min_slices)
+    except pixels.DamagedPixels:
+        refused.clear()
+        broken = pixels.damaged([frame for frame, _ in _frames(paths, modality, config, refused)])
+        refused.clear()
+        whole = [path for path in paths if path not in broken]
+        built = stacks.build(_frames(whole, modality, config, refused), config.stacks, config.min_slices)
+        refused.update(broken.values())
+        return built
+
+
+def _volumes(
+    stack: stacks.Stack, modality: str, config: PrepConfig, refused: Counter[str]
+) -> Iterator[tuple[Volume, AnyHeader] | RejectedSeries]:
+    """Yield a stack as a volume; or, if files are damaged, what the others give. Those are counted in `refused`."""
+    volume = _volume(stack, modality, config)
+    if not isinstance(volume, pixels.DamagedPixels):
+        yield volume
+        return
+    broken = pixels.damaged(stack.frames)
+    refused.update(broken.values())
+    whole = [frame for frame in stack.frames if frame.path not in broken]
+    if not broken:
+        yield volume
+    elif whole:
+        for rest in stacks.build([(frame, stack.header) for frame in whole], config.stacks, config.min_slices):
+            if isinstance(rest, RejectedSeries):
+                yield rest
+            else:
+                notes = {**stack.notes, **rest.notes, "damaged_files_left_out": len(broken)}
+                yield _volume(replace(rest, notes=notes), modality, config)
 
 
 def _frames(
@@ -46,7 +82,7 @@ def _frames(
             refused[error.reason] += 1
         except Exception as error:  # hostile bytes raise anything
             unless_trouble(error)
-            refused[damaged(error).reason] += 1
+            refused[pixels.unreadable(error)] += 1
 
 
 def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Volume, AnyHeader] | RejectedSeries:
@@ -67,4 +103,4 @@ def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Vol
         return error
     except Exception as error:  # hostile bytes raise anything
         unless_trouble(error)
-        return damaged(error)
+        return RejectedSeries(pixels.unreadable(error))

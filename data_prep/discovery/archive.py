@@ -157,10 +157,11 @@ def _sort(walked: _Walked, names: list[str], read: Sequence[headers.Header | str
 def _sort_image(walked: _Walked, name: str, header: headers.Header) -> None:
     owner = header.patient, header.study
     series = header.series or "\0".join((NO_UID, os.path.dirname(name), *owner))
+    # two patients may share a SeriesInstanceUID, after anonymisation above all: then each has a series
     if walked.owners.setdefault(series, owner) != owner:
-        walked.problems.append((name, "another file of its series names another patient or study"))
-    else:
-        walked.series[series].append(name)
+        series = "\0".join((series, *owner))
+        walked.owners[series] = owner
+    walked.series[series].append(name)
 
 
 class _Pairing:
