@@ -40,6 +40,7 @@ AFTER = [
     *("AX T1 W CONTRAST", "t1 tse km", "T1 +C", "T1+C", "T1 C+ AX", "T1 POST", "T1 POST GAD", "T1PostGd", "T1W CE"),
     *("T1 post-op +C", "sag t1 with gd", "T1 nach KM", "T1 mit KM", "T1 post contrast fs", "T1 wo FS POST"),
     *("post fossa T1 GD", "T1 con contraste", "T1 W/ IV CONTRAST", "contrast-enhanced T1", "T1 W/O FS +C", "T1 w C"),
+    *("CET1", "T1 con gadolinio", "T1 SE C+FS", "T1 C plus", "sT1W_3D_TFE_GD", "T1 IV+", "T1 post gadoterate"),
 ]
 BEFORE = [
     *("AX T1 W/O CONTRAST", "AX T1 w\\o", "T1 WITHOUT", "T1 no contrast", "T1 non-contrast", "T1 NON CON", "T1 pre"),
@@ -55,11 +56,12 @@ BEFORE = [
     ),
     *("AX T1 -C", "T1 pre-Gd", "T1 noncontrast", "T1 wo", "T1 senza mdc", "non enhanced T1", "T1 not enhanced"),
     *("T1 W/O IV CONTRAST", "T1 without i.v. contrast", "T1 C-", "t1_pre_contrast", "T1 ohne"),
+    *("T1 w.o. contrast", "T1_W_O_CONTRAST", "T1 wout contrast", "T1 prior to contrast", "T1 contrast: none"),
 ]
 NEITHER = [
     *("T1 post fossa", "T1 posterior fossa", "T1 post-operative", "T1 postop", "T1 pre-op", "T1 W/WO CONTRAST"),
     *("T1 w and w/o contrast", "T1 wo/w contrast", "T1 C-SPINE", "SAG T1-C SPINE", "T1 no 3", "T1 without fatsat"),
-    *("T1 C+T spine", "T1 post treatment", "t1 post RT", "T1 native space", "T1 SE AX C SPINE", "T1"),
+    *("T1 C+T spine", "T1 post treatment", "t1 post RT", "T1 post shunt", "T1 native space", "T1 SE AX C SPINE", "T1"),
 ]
 
 
@@ -125,7 +127,8 @@ def test_descriptions_that_misled(attributes: dict, expected: str) -> None:
         ("p1_swi_phase.nii.gz", None, "phase image"),
         ("p1_T1_arterial_phase.nii.gz", "t1", None),
         ("p1_T2_to_T1.nii.gz", "t2", None),
-        ("p1_T1_W_O_contrast.nii.gz", "t1c", None),  # W and O apart say nothing
+        ("p1_T1_W_O_contrast.nii.gz", "t1", None),
+        ("p1_mp2rage_INV1.nii.gz", None, "single inversion"),
         ("p1_T1_without_contrast.nii.gz", "t1", None),
     ],
 )

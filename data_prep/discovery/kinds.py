@@ -48,7 +48,7 @@ _SINGLE = {
     **dict.fromkeys(
         "t1map t2map t2starmap r1map r2map r2star r2starmap pdmap t1mapping t2mapping t1rho molli shmolli qsm chimap "
         "mtr mtsat colfa tensor eadc ktrans relaxometry mwf fieldmap b0map b1map fa md rd mtt ttp tmax rcbf "
-        "rcbv cbf cbv".split(),
+        "rcbv cbf cbv relcbf relcbv relmtt relttp".split(),
         _MAP,
     ),
     **dict.fromkeys(("perfusion", "perf", "dsc", "dce", "pwi", "pcasl", "pasl", "casl", "vsasl"), _PERFUSION),
@@ -71,6 +71,8 @@ _PHRASES = (
     (re.compile(r" (?:3|three|tri) ?plane? (?:loc|gre|ssfse|haste|fiesta|trufi|truefisp|scan)? ?"), LOCALIZER),
     (re.compile(r" (?:t1|t2|t2star|r1|r2|b0|b1|pd|parametric|fa|color) (?:maps?|mapping) "), _MAP),
     (re.compile(r" field ?map(?:s|ping)? "), _FIELD),
+    (re.compile(r" mp2rage .*inv ?[12]? "), _INVERSION),
+    (re.compile(r" mp2rage .*t1 images "), _MAP),
     (re.compile(r" phase contrast "), _ANGIOGRAPHY),
     (re.compile(r" phase (?:images?|maps?|diff|difference|unwrapped|raw) "), _PHASE),
     (re.compile(r"(?<! in)(?<! out)(?<! of)(?<!opposed)(?<! opp)(?<!arterial)(?<!venous)(?<!portal)(?<! late)"
@@ -135,7 +137,7 @@ def of_bids(suffix: str, entities: dict[str, str]) -> str | None:
 
 
 def of_header(header: AnyHeader) -> str | None:
-    """Return what the coded fields of a DICOM header call an image that is not a weighted image; None if they do not."""
+    """Return what the coded fields of a header call an image that is not a weighted image; None if they do not."""
     kinds = header.get("ImageType") or []
     for word in [kinds] if isinstance(kinds, str) else list(kinds)[2:]:
         if kind := _IMAGE_TYPES.get(str(word).strip().upper()):

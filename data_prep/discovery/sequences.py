@@ -195,6 +195,8 @@ def _of_words(said: list[str], grounds: str, rank: Rank = Rank.WORDS, header: An
     against = []
     if sequence not in ("t1", "t1c") and said_contrast:
         against.append("after contrast medium")
+    if {"mp2rage", "uni"} <= set(said):
+        against.append(_UNLIKE["UNIT1"])
     if sequence == "dwi" and header is not None and number(header.get("DiffusionBValue")) == 0:
         against.append("b-value 0")
     return Guess(sequence, grounds, rank, tuple(against))
