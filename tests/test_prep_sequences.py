@@ -249,6 +249,22 @@ def test_localizers_are_left_out_and_never_give_the_grid(tmp_path: Path) -> None
     assert set(accepted) == {"t1", "t2"} and accepted["t2"]["reference"]
 
 
+def test_a_kept_scout_of_an_image_file_never_gives_the_grid(tmp_path: Path) -> None:
+    """Its slices are the thickest, and yet the other sequence gives the grid; of two T1 it loses."""
+    thick = np.diag([2.0, 2, 6, 1])
+    write(tmp_path / "in" / "p" / "a_T1_scout.nii.gz", head((24, 24, 4)), thick)
+    write(tmp_path / "in" / "p" / "a_T2w.nii.gz", head(seed=1))
+    accepted, (refused,) = by_status(shard(tmp_path / "in", tmp_path / "out"))
+    assert set(accepted) == {"t2"} and refused["reason"] == "localizer; localizers=keep takes it"
+    accepted, _ = by_status(shard(tmp_path / "in", tmp_path / "out2", "localizers=keep"))
+    assert set(accepted) == {"t1", "t2"} and accepted["t2"]["reference"]
+    write(tmp_path / "in" / "p" / "a_T1w.nii.gz", head((20, 20, 4), seed=2))
+    accepted, (lost,) = by_status(
+        shard(tmp_path / "in", tmp_path / "out3", "localizers=keep", "study_from=folder", "min_overlap=0")
+    )
+    assert "no localizer" in lost["reason"] and lost["lost_to"] == accepted["t1"]["source"]
+
+
 def test_a_series_with_gaps_that_is_named_is_no_localizer() -> None:
     """Geometry is weaker than words, and a thick stack without large gaps is none at all."""
     dataset = pydicom.Dataset()

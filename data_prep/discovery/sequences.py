@@ -78,9 +78,12 @@ def by_pattern(texts: list[str], patterns: dict[str, str]) -> Guess | None:
 
 
 def by_name(path: PurePath) -> Guess | None:
-    """Guess from a file's name: BIDS suffix and entities, or the words that name a sequence."""
-    if kind_by_name(path):
-        return None
+    """Guess from a file's name; None if it names no sequence, or an image that is not a weighted image."""
+    return None if kind_by_name(path) else by_words(path)
+
+
+def by_words(path: PurePath) -> Guess | None:
+    """Guess from BIDS suffix and entities, or from the words that name a sequence, of whatever kind the image is."""
     name = stem(path.name)
     if name.startswith("sub-"):
         return _of_bids(name)

@@ -35,10 +35,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The volume that is used for a sequence, and the series, with their grounds, that lost to it."""
+    """The volume that is used for a sequence, and the series, with their grounds, that lost to it (True: a scout)."""
 
     winner: Candidate
-    losers: list[tuple[Series, Guess]]
+    losers: list[tuple[Series, Guess, bool]]
 
 
 def convert(job: Job) -> Record:
@@ -84,13 +84,12 @@ def _read_image(job: Job, series: Series, config: MriConfig) -> Candidate:
     path = PurePath(series.name)
     guess = sequences.by_pattern([series.name, path.name], config.sequences)
     named_ct = guess is None and sequences.is_ct(path)
-    scout = False
+    kind = sequences.kind_by_name(path)
+    scout = kind == kinds.LOCALIZER
     if guess is None:
-        kind = sequences.kind_by_name(path)
-        scout = kind == kinds.LOCALIZER
         if kind and not (scout and config.localizers == "keep"):
             raise _no_sequence(kind, "path")
-        guess = sequences.by_name(path)
+        guess = sequences.by_words(path)
         if guess is None:
             reason = "named as CT; shard_ct.py takes it" if named_ct else _UNKNOWN.format("path")
             raise RejectedSeries(reason)
@@ -149,26 +148,33 @@ def _one_per_sequence(stager: Stager, candidates: Iterator[Candidate]) -> dict[s
         if best is None:
             choices[name] = _Choice(candidate, [])
         elif _merit(candidate) < _merit(best.winner):
-            choices[name] = _Choice(candidate, [*best.losers, (best.winner.series, best.winner.guess)])
+            choices[name] = _Choice(candidate, [*best.losers, _lost(best.winner)])
         else:
-            best.losers.append((candidate.series, candidate.guess))
+            best.losers.append(_lost(candidate))
         del candidate, best  # one volume fewer in memory
     for name, choice in choices.items():
-        for series, guess in choice.losers:
-            error = RejectedSeries(_why(name, choice.winner.guess, guess))
+        for series, guess, scout in choice.losers:
+            error = RejectedSeries(_why(name, choice.winner, guess, scout))
             lost_to = stager.job.hash_of(choice.winner.series)
             stager.reject(series, error, sequence=name, grounds=guess.grounds, lost_to=lost_to)
     return dict(sorted(choices.items(), key=lambda item: _rank(item[0])))
 
 
-def _merit(candidate: Candidate) -> tuple[bool, int, int, int]:
+def _merit(candidate: Candidate) -> tuple[bool, bool, int, int, int]:
     """Return what decides between volumes of one sequence, the least first: size only between equals."""
     guess = candidate.guess
-    return candidate.scout, guess.rank, len(guess.against), -candidate.volume.voxels.size
+    return guess.rank > Rank.PATTERN, candidate.scout, guess.rank, len(guess.against), -candidate.volume.voxels.size
 
 
-def _why(name: str, winner: Guess, loser: Guess) -> str:
+def _lost(candidate: Candidate) -> tuple[Series, Guess, bool]:
+    return candidate.series, candidate.guess, candidate.scout
+
+
+def _why(name: str, best: Candidate, loser: Guess, scout: bool) -> str:
     """Return why a volume is not used."""
+    winner = best.guess
+    if scout and not best.scout and winner.rank > Rank.PATTERN:
+        return f"another {name} of this study is no localizer, this one is"
     if loser.rank > winner.rank:
         return f"another {name} of this study is better known ({winner.grounds}, this one by {loser.grounds})"
     if len(loser.against) > len(winner.against):
@@ -177,7 +183,7 @@ def _why(name: str, winner: Guess, loser: Guess) -> str:
 
 
 def _over(job: Job, choice: _Choice) -> list[dict[str, str]]:
-    return [{"source": job.hash_of(series), "grounds": guess.grounds} for series, guess in choice.losers]
+    return [{"source": job.hash_of(series), "grounds": guess.grounds} for series, guess, _ in choice.losers]
 
 
 def _rank(sequence: str) -> tuple[int, str]:
