@@ -102,7 +102,12 @@ class MriConfig(PrepConfig):
     sequences: dict[str, str] = field(default_factory=dict)
     # which files are one study: BIDS entities, else the common start of their names or the folder
     study_from: Literal["auto", "folder", "name"] = "auto"
+    # scouts and surveys, by their description or their geometry; those that are kept never give the grid
+    localizers: Literal["refuse", "keep"] = "refuse"
     reference: str = ""  # sequence whose grid the others get; empty: the thickest slices, then the finest pixels
+    # whether series of one study with other FrameOfReferenceUIDs are refused; ignore: their affines are trusted, where
+    # de-identification gave every series a new one
+    frame_of_reference: Literal["check", "ignore"] = "check"
     min_overlap: float = 0.5  # share of the reference grid that another sequence must cover
     min_foreground: float = 0.02  # of a slice's pixels in some sequence; a slice with less is left out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePath
 
 from data_prep.config import CtConfig
@@ -13,6 +14,10 @@ from data_prep.discovery.studies import Series
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
 from data_prep.volumes import images, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume
+
+_NAMED_MR = "named as MR; shard_mri.py takes it"
+_NOT_HU = "not in HU"  # in the reasons of values that are those of an MR or a picture
+_AIR_HU = -500  # air lies below
 
 
 def convert(job: Job) -> Record:
@@ -39,11 +44,29 @@ def _volumes(job: Job, series: Series) -> Iterator[Volume | RejectedSeries]:
             for stack in read_series(job.paths(series), "CT", job.config):
                 yield stack if isinstance(stack, RejectedSeries) else stack[0]
         else:
-            if sequences.is_mr(PurePath(series.name)):
-                raise RejectedSeries("named as MR; shard_mri.py takes it")
-            yield images.read_ct(job.paths(series)[0], job.config)
+            yield _read_image(job, series)
     except RejectedSeries as error:
         yield error
+
+
+def _read_image(job: Job, series: Series) -> Volume:
+    """Return the volume of an image file.
+
+    The command was chosen for CT: a name like "T1", which may be a time point, says nothing against voxels that show
+    air. Without that evidence it is refused as an MR.
+    """
+    named_mr = sequences.is_mr(PurePath(series.name))
+    try:
+        volume = images.read_ct(job.paths(series)[0], job.config)
+    except RejectedSeries as error:
+        if named_mr and _NOT_HU in error.reason:
+            raise RejectedSeries(_NAMED_MR) from error
+        raise
+    if not named_mr:
+        return volume
+    if volume.voxels.min() > _AIR_HU:
+        raise RejectedSeries(_NAMED_MR)
+    return replace(volume, notes={**volume.notes, "named_as_mr": True})
 
 
 def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:

@@ -118,7 +118,7 @@ def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, 
     for job, result in progress(workers.map(partial(staging.guarded, request.convert), left), len(left), "inputs"):
         record = staging.lost(job, result.reason) if isinstance(result, LostJob) else result
         records[job.name] = record
-        _say_rejected(record.rows, _names([job]) if request.show_names else {})
+        _say_rows(record.rows, _names([job]) if request.show_names else {})
     return records
 
 
@@ -127,11 +127,24 @@ def _names(jobs: list[Job]) -> dict[str, str]:
     return {job.hash_of(series): series.name for job in jobs for series in job.source.series}
 
 
-def _say_rejected(rows: list[dict], names: dict[str, str]) -> None:
-    """Print every row that was left out, by its name if `names` has it."""
+def _say_rows(rows: list[dict], names: dict[str, str]) -> None:
+    """Print what was left out, and once a study what was chosen over what; by its name if `names` has it."""
+
+    def named(row: dict) -> str:
+        return names.get(row["source"], row["source"][:12])
+
+    chosen = [row for row in rows if row["status"] == "accepted" and row.get("chosen_over")]
+    told = {other["source"] for row in chosen for other in row["chosen_over"]}
     for row in rows:
-        if row["status"] == "rejected":
-            say(f"left out: {names.get(row['source'], row['source'][:12])}: {row['reason']}")
+        if row["status"] == "rejected" and not ("lost_to" in row and row["source"] in told):
+            say(f"left out: {named(row)}: {row['reason']}")
+    for study in sorted({row["stack"] for row in chosen}):
+        choices = []
+        for row in chosen:
+            if row["stack"] == study:
+                others = ", ".join(f"{named(other)} ({other['grounds']})" for other in row["chosen_over"])
+                choices.append(f"{row['sequence']} is {named(row)} ({row['grounds']}), not {others}")
+        say(f"study {study[:12]}: {'; '.join(choices)}")
 
 
 def write_output(
@@ -238,6 +251,6 @@ def _finished_before(output: Path, fingerprint: str, jobs: list[Job], show_names
         raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
     shutil.rmtree(output / "staging", ignore_errors=True)
     if show_names:
-        _say_rejected(description.read_manifest(output, dataset), _names(jobs))
+        _say_rows(description.read_manifest(output, dataset), _names(jobs))
     samples = sum(part["samples"] for part in dataset["splits"].values())
     say(f"{output}: finished before, {samples} slices")
