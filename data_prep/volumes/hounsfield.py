@@ -38,12 +38,14 @@ def check(
 
 def _judge(voxels: np.ndarray, notes: dict[str, object]) -> tuple[str, dict[str, object]]:
     """Return what speaks against HU, "" if nothing does, and notes."""
-    low, high = int(voxels.min()), int(voxels.max())
+    histogram = Histogram(voxels)
+    low, high = histogram.first, histogram.last
+    if low >= 0 or high - low < 50 or high <= _BODY:  # every voxel counts, not only those of the sample
+        low, high = int(voxels.min()), int(voxels.max())
     if low >= 0:  # even without air around it a body holds fat, and noise
         return f"values {low} to {high}, none below 0: not in HU; a label map, an MR or a picture?", {}
     if voxels.size < _LEAST:
         return "", {"values_unchecked": f"fewer than {_LEAST} voxels"}
-    histogram = Histogram(voxels)
     far = int(str(notes.get("voxels_far_below_air", 0))) / voxels.size
     # padding that was compressed with loss is there too, but then around a body
     if far > 0.1 and histogram.share(-300) < 0.15 * (1 - far):
@@ -53,7 +55,7 @@ def _judge(voxels: np.ndarray, notes: dict[str, object]) -> tuple[str, dict[str,
     elif high - low < 50:
         why = f"values {low} to {high}: not in HU; normalised?"
     elif against := histogram.misplaced() or histogram.windowed():
-        why = f"{against} (values {low} to {high})"
+        why = f"{against} (values {voxels.min()} to {voxels.max()})"
     else:
         return "", histogram.oddities()
     return why + _REMEDY, {}
