@@ -10,7 +10,7 @@ from data_prep.config import PrepConfig
 from data_prep.dicom import frames, pixels, stacks, whitelist
 from data_prep.dicom.scan import AnyHeader
 from data_prep.schema import AIR_HU
-from data_prep.volumes import geometry
+from data_prep.volumes import geometry, hounsfield
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
@@ -90,6 +90,8 @@ def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Vol
         rows, columns = stack.frames[0].shape
         check_size((len(stack.frames), rows, columns), config.limits.volume_gb)
         voxels, notes = (pixels.ct if modality == "CT" else pixels.mr)(stack.frames)
+        if modality == "CT":
+            notes |= hounsfield.check(voxels, notes, config, declared=True)
         outside = AIR_HU if modality == "CT" else 0
         turned, affine, turning = geometry.to_axial(voxels.transpose(2, 1, 0), stack.affine, config.geometry, outside)
         return Volume(

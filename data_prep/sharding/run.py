@@ -174,6 +174,15 @@ def write_output(
     shutil.rmtree(output / "staging", ignore_errors=True)
 
 
+# notes of accepted series that the console repeats: what a header left open and a setting decided
+_DECIDED = {
+    "values_trusted": "taken as HU (values=trust) against",
+    "units": "unit of the header's lengths",
+    "transform": "transform",
+    "compression": "compression",
+}
+
+
 def summarise(records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]) -> None:
     """Print what became of the inputs."""
     rows = [row for record in records.values() for row in record.rows]
@@ -194,6 +203,10 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
         patients = [sum(counts) for counts in zip(*classes["patients"].values())]
         by_class = ", ".join(f"{name} {count}" for name, count in zip(classes["names"], patients))
         say(f"  {column}: {sum(patients)} patients labelled ({by_class})")
+    for key, what in _DECIDED.items():
+        found = Counter(row["notes"][key] for row in accepted if key in row["notes"])
+        for value, count in found.most_common(3):
+            say(f"  {count} series, {what}: {value}")
     labels = Counter(row["notes"]["labels_left_out"] for row in accepted if "labels_left_out" in row["notes"])
     for reason, count in labels.most_common():
         say(f"  {count} series without their label map: {reason}")

@@ -1,24 +1,24 @@
-"""Volumes from image files: NIfTI by nibabel; MetaImage and NRRD by SimpleITK if it is installed."""
+"""Volumes from image files: NIfTI; MetaImage and NRRD by SimpleITK if it is installed."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import nibabel
 import numpy as np
 
 from data_prep.config import PrepConfig
 from data_prep.schema import AIR_HU
-from data_prep.volumes import geometry
+from data_prep.volumes import geometry, hounsfield, itk
 from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.nifti import SUFFIXES as NIFTI
+from data_prep.volumes.nifti import Nifti
 from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
-NIFTI = (".nii", ".nii.gz")
-ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
-SUFFIXES = NIFTI + ITK
+SUFFIXES = (*NIFTI, *itk.SUFFIXES)
 _SLAB = 8  # planes that are in memory as floats at a time
 
 
@@ -38,6 +38,7 @@ class Image:
 
     shape   (I, J, K)
     affine  (4, 4) indices → RAS mm
+    notes   what was decided about its grid, for the manifest
 
     Raises RejectedSeries for a file that is damaged, too large, not three-dimensional or without a grid,
     UnreadableError for failures that are not the file's fault.
@@ -45,8 +46,13 @@ class Image:
 
     def __init__(self, path: str | Path, config: PrepConfig) -> None:
         try:
-            nifti = str(path).lower().endswith(NIFTI)
-            self._values, self.affine = _open_nifti(path) if nifti else _open_itk(path, config)
+            self._nifti = Nifti(path, config.geometry) if str(path).lower().endswith(NIFTI) else None
+            self.notes: dict[str, object] = {}
+            self._values: _Values
+            if self._nifti:
+                self._values, self.affine, self.notes = self._nifti.values, self._nifti.affine, self._nifti.notes
+            else:
+                self._values, self.affine = itk.read(path, config)
             extents = tuple(int(n) for n in self._values.shape)
         except RejectedSeries:
             raise
@@ -65,7 +71,10 @@ class Image:
         self.shape = rows, columns, planes
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (range along K, (I, J, n) scaled values). Raises RejectedSeries for values that are not finite."""
+        """Yield (range along K, (I, J, n) scaled values).
+
+        Raises RejectedSeries for values that are not finite and, behind the last of them, for a wrong checksum.
+        """
         for first in range(0, self.shape[2], _SLAB):
             planes = slice(first, min(first + _SLAB, self.shape[2]))
             try:
@@ -75,11 +84,18 @@ class Image:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise RejectedSeries("voxels are NaN or infinite")
             yield planes, values
+        try:
+            if self._nifti:
+                self._nifti.finish()
+        except Exception as error:  # hostile bytes raise anything
+            raise _truncated(error) from error
 
 
 def _truncated(error: Exception) -> RejectedSeries:
     unless_trouble(error)
-    return RejectedSeries(f"truncated or damaged image ({type(error).__name__})")
+    checksum = isinstance(error, gzip.BadGzipFile) and "check" in str(error)  # of content, or of its length
+    what = "its gzip checksum does not match its content" if checksum else type(error).__name__
+    return RejectedSeries(f"truncated or damaged image ({what})")
 
 
 class _Values(Protocol):
@@ -94,43 +110,14 @@ class _Values(Protocol):
     def __getitem__(self, place: Any, /) -> np.ndarray: ...
 
 
-def _open_nifti(path: str | Path) -> tuple[_Values, np.ndarray]:
-    # an open handle: a compressed file is then read once from front to end, not from its start for every slab
-    image: Any = nibabel.load(path, keep_file_open=True)  # typed as a class without voxels
-    return image.dataobj, np.asarray(image.affine, dtype=np.float64)
-
-
-def _open_itk(path: str | Path, config: PrepConfig) -> tuple[_Values, np.ndarray]:
-    try:
-        import SimpleITK
-    except ImportError:
-        raise RejectedSeries("MetaImage and NRRD need SimpleITK; pip install 'meddap[itk]'") from None
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if reader.GetNumberOfComponents() > 1:
-        raise RejectedSeries(f"{reader.GetNumberOfComponents()} values per voxel; expected one")
-    check_size(reader.GetSize(), config.limits.volume_gb)
-    image = reader.Execute()
-    count = image.GetDimension()
-    affine = np.eye(4)
-    if count == 3:
-        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-        affine[:3, 3] = image.GetOrigin()
-        affine[:2] *= -1  # ITK counts to the left and back (LPS)
-    return SimpleITK.GetArrayFromImage(image).transpose(), affine
-
-
 def read_ct(path: str | Path, config: PrepConfig) -> Volume:
-    """Read a CT volume in HU. Raises RejectedSeries, UnreadableError."""
+    """Read a CT volume, whose values must speak for HU. Raises RejectedSeries, UnreadableError."""
     image, convert = Image(path, config), ToHounsfield()
     voxels = np.empty(image.shape, np.int16, order="F")  # as NIfTI stores them: slabs are contiguous
     for planes, values in image.slabs():
         voxels[:, :, planes] = convert(values)
-    low, high = int(voxels.min()), int(voxels.max())
-    if low >= 0:  # even without air around it a body holds fat, and noise
-        raise RejectedSeries(f"values {low} to {high}, none below 0: not in HU; a label map, an MR or a picture?")
-    return _volume(image, voxels, config, AIR_HU, convert.notes())
+    notes = convert.notes()
+    return _volume(image, voxels, config, AIR_HU, {**notes, **hounsfield.check(voxels, notes, config)})
 
 
 def read_mr(path: str | Path, config: PrepConfig) -> Volume:
@@ -162,4 +149,4 @@ def _volume(image: Image, voxels: np.ndarray, config: PrepConfig, outside: float
     turned, affine, turning = geometry.to_axial(voxels, image.affine, config.geometry, outside)
     if len(turned) < config.min_slices:
         raise RejectedSeries(f"{len(turned)} slices, fewer than min_slices={config.min_slices}")
-    return Volume(voxels=turned, affine=affine, notes={**notes, **turning})
+    return Volume(voxels=turned, affine=affine, notes={**image.notes, **notes, **turning})

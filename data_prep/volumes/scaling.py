@@ -14,6 +14,7 @@ _MOST = 4_000_000  # voxels that the percentiles are taken from
 _CONSTANT = 0.1  # a value of at least this share of the voxels is background (skull-stripped, masked)
 _NEAR, _RARE = 0.05, 0.25  # beside a mask, values within 5 % of the range above it are at most 25 % as frequent
 
+_FAR_BELOW = -1300  # HU that neither noise nor streaks reach in many voxels
 _TOP = np.iinfo(np.int16).max
 
 
@@ -22,11 +23,12 @@ class ToHounsfield:
 
     below    voxels under −1024 HU (padding), stored as −1024
     above    voxels beyond int16, stored as 32767
+    far      voxels under −1300 HU that differ from the lowest of their planes: no padding, which has one value
     rounded  voxels whose HU was not a whole number
     """
 
     def __init__(self) -> None:
-        self.below = self.above = self.rounded = 0
+        self.below = self.above = self.far = self.rounded = 0
 
     def __call__(self, stored: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> np.ndarray:
         """Return stored · slope + intercept as int16; `stored` may have any shape and number type."""
@@ -40,6 +42,8 @@ class ToHounsfield:
             hu = self._whole(stored, int(slope), int(intercept), low, high)
         if low < AIR_HU:
             self.below += int((hu < AIR_HU).sum())
+        if low < _FAR_BELOW:
+            self.far += int(((hu < _FAR_BELOW) & (hu > low)).sum())
         if high > _TOP:
             self.above += int((hu > _TOP).sum())
         if low < AIR_HU or high > _TOP:
@@ -59,7 +63,8 @@ class ToHounsfield:
 
     def notes(self) -> dict[str, object]:
         """Return the counts for the manifest."""
-        return {"voxels_below_air": self.below, "voxels_above_int16": self.above, "voxels_rounded": self.rounded}
+        counts = {"voxels_below_air": self.below, "voxels_above_int16": self.above, "voxels_rounded": self.rounded}
+        return {**counts, **({"voxels_far_below_air": self.far} if self.far else {})}
 
 
 @dataclass

@@ -1,0 +1,161 @@
+"""Evidence that a volume is in Hounsfield units: where its air, its soft tissue and its ends lie.
+
+What it cannot tell: a shift or a factor so small that air and soft tissue stay near their places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_prep.config import CtConfig, PrepConfig
+from data_prep.schema import AIR_HU
+from data_prep.volumes.volume import RejectedSeries
+
+_MOST = 400_000  # voxels that the histogram is taken from
+_LEAST = 10_000  # voxels whose histogram says something
+_REMEDY = "; values=trust takes it"
+_BODY = -500  # above it a voxel is not air
+
+
+def check(
+    voxels: np.ndarray, notes: dict[str, object], config: PrepConfig, *, declared: bool = False
+) -> dict[str, object]:
+    """Return notes on the values of a CT, int16 in any order of axes; `notes` says how it was converted.
+
+    declared  a header says that it is a CT: then one that is too small for evidence is taken, and noted
+
+    Raises RejectedSeries with the evidence for a volume that is not in HU, unless `config.values` is "trust".
+    """
+    if declared and voxels.size < _LEAST:
+        return {"values_unchecked": f"fewer than {_LEAST} voxels"}
+    against, found = _judge(voxels, notes)
+    if not against:
+        return found
+    if isinstance(config, CtConfig) and config.values == "trust":
+        return {**found, "values_trusted": against.removesuffix(_REMEDY)}
+    raise RejectedSeries(against)
+
+
+def _judge(voxels: np.ndarray, notes: dict[str, object]) -> tuple[str, dict[str, object]]:
+    """Return what speaks against HU, "" if nothing does, and notes."""
+    histogram = Histogram(voxels)
+    low, high = histogram.first, histogram.last
+    if low >= 0 or high - low < 50 or high <= _BODY:  # every voxel counts, not only those of the sample
+        low, high = int(voxels.min()), int(voxels.max())
+    if low >= 0:  # even without air around it a body holds fat, and noise
+        return f"values {low} to {high}, none below 0: not in HU; a label map, an MR or a picture?", {}
+    if voxels.size < _LEAST:
+        return "", {"values_unchecked": f"fewer than {_LEAST} voxels"}
+    far = int(str(notes.get("voxels_far_below_air", 0))) / voxels.size
+    # padding that was compressed with loss is there too, but then around a body
+    if far > 0.1 and histogram.share(-300) < 0.15 * (1 - far):
+        why = f"{far:.0%} of its voxels are far below −1024, few above −300: not in HU; an intercept applied twice?"
+    elif high <= _BODY:
+        return "", {}  # nothing but air
+    elif high - low < 50:
+        why = f"values {low} to {high}: not in HU; normalised?"
+    elif against := histogram.misplaced() or histogram.windowed():
+        why = f"{against} (values {voxels.min()} to {voxels.max()})"
+    else:
+        return "", histogram.oddities()
+    return why + _REMEDY, {}
+
+
+class Histogram:
+    """Counts of the whole HU of a volume, from a regular sample of its voxels.
+
+    counts  (N,) of AIR_HU, AIR_HU + 1 …
+    """
+
+    def __init__(self, voxels: np.ndarray) -> None:
+        step = int(np.ceil((voxels.size / _MOST) ** (1 / 3)))
+        sample = voxels[::step, ::step, ::step].ravel(order="K")
+        self.counts = np.bincount(sample.astype(np.int32) - AIR_HU)
+        self.total = sample.size
+        self._below = np.concatenate([[0], np.cumsum(self.counts)]) / self.total
+        self.first, self.last = (int(end) + AIR_HU for end in np.flatnonzero(self.counts)[[0, -1]])
+
+    def share(self, low: float = AIR_HU, high: float = 32768) -> float:
+        """Return the share of voxels in low ≤ HU < high."""
+        start, stop = (int(np.clip(end - AIR_HU, 0, len(self.counts))) for end in (low, high))
+        return float(self._below[max(stop, start)] - self._below[start])
+
+    def peak(self, low: int, high: int, width: int) -> tuple[int, float]:
+        """Return the HU between `low` and `high` with most voxels within `width` of it, and their share."""
+        places = np.arange(max(low, self.first), min(high, self.last + 1))
+        if not len(places):
+            return low, 0.0
+        ends = [np.clip(places + end - AIR_HU, 0, len(self.counts)) for end in (-width, width + 1)]
+        shares = self._below[ends[1]] - self._below[ends[0]]
+        best = int(shares.argmax())
+        return int(places[best]), float(shares[best])
+
+    def misplaced(self) -> str:
+        """Return the evidence that air or soft tissue does not lie where it does in HU, else ""."""
+        solid = self.share(-300)
+        soft = self.share(-300, 400)
+        if solid > 0.001 and soft < 0.02 * solid:
+            return f"only {soft / solid:.1%} of what is not air lies between −300 and 400, soft tissue: not in HU"
+        at, much = self.peak(800, 32768, 20)
+        if much > 0.25:
+            return f"{much:.0%} of its voxels lie near {at}: not in HU; numbers of 12 bits that wrapped?"
+        if self.share(high=-300) < 0.005:  # a cut-out without air is of tissue, and of fat or noise
+            bone, bright, dark = self.share(600), self.share(300), self.share(high=-30)
+            if bone > 0.25:
+                return f"no air, and {bone:.0%} of its voxels are above 600: not in HU; an intercept that was lost?"
+            if bright > 0.15 and dark < 0.005:
+                return f"no air, no fat, and {bright:.0%} of its voxels are above 300: not in HU; an MR?"
+        at, much = self.peak(-940, -150, 20)
+        if much > 0.25 and self.share(high=at - 60) < 0.001:  # lungs lie there too, with darker air in them
+            return f"{much:.0%} of its voxels lie near {at}, hardly any below; air is at −1000: not in HU"
+        at, much = self.peak(-150, -20, 10)
+        if much > 0.25 and self.share(high=at - 15) < 0.005:  # fat lies there too, with more noise
+            return f"{much:.0%} of its voxels lie near {at}, hardly any below; air is at −1000: not in HU"
+        return ""
+
+    def windowed(self) -> str:
+        """Return the evidence that values were cut off at both ends or above soft tissue, or masked, else ""."""
+        if self.first > -900 and self._stands_out(self.first, 1, 0.02):
+            return f"{self._exactly(self.first):.0%} of its voxels are exactly {self.first}, the lowest: windowed"
+        if self.last < 1000 and self._stands_out(self.last, -1, 0.001):
+            return f"{self._exactly(self.last):.1%} of its voxels are exactly {self.last}, the highest: windowed"
+        value = self._masked()
+        if value is not None and self.share(high=-900) < 0.02:
+            return f"{self._exactly(value):.0%} of its voxels are exactly {value}, and none are air: masked"
+        return ""
+
+    def oddities(self) -> dict[str, object]:
+        """Return what does not speak against HU but should be known."""
+        found: dict[str, object] = {}
+        if 1000 <= self.last < 32767 and self._stands_out(self.last, -1, 0.001):
+            found["values_cut_off_at"] = self.last
+        value = self._masked()
+        if value is not None:
+            found["values_masked_with"] = value
+        return found
+
+    def _exactly(self, value: int) -> float:
+        return self.share(value, value + 1)
+
+    def _stands_out(self, value: int, inwards: int, least: float) -> bool:
+        """Return whether an end holds far more voxels than the values beside it, which are those of an image."""
+        beside = self._beside(*((value + 1, value + 51) if inwards > 0 else (value - 50, value)))
+        body = max(self.share(_BODY), 1e-9)
+        often = self._exactly(value) > least * (1 if inwards > 0 else body)
+        return often and (beside > 0).mean() > 0.5 and self._exactly(value) * self.total > 10 * max(beside.mean(), 3)
+
+    def _masked(self) -> int | None:
+        """Return the value that a fifth of the voxels have although it is not air and others are beside it."""
+        start = -900 - AIR_HU
+        if len(self.counts) <= start:
+            return None
+        value = int(self.counts[start:].argmax()) - 900
+        near = self._beside(value - 3, value + 4) > 0
+        image = (self.counts[start:] > 0).sum() > 100 and near.sum() > 3  # neither a drawing nor coarse steps
+        return value if self._exactly(value) > 0.2 and image else None
+
+    def _beside(self, low: int, high: int) -> np.ndarray:
+        """Return the counts of low ≤ HU < high, 0 beyond the histogram."""
+        places = np.arange(low, high) - AIR_HU
+        inside = (places >= 0) & (places < len(self.counts))
+        return np.where(inside, self.counts[np.clip(places, 0, len(self.counts) - 1)], 0)

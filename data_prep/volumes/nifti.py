@@ -1,0 +1,164 @@
+"""NIfTI files: opened by their content, their grid in mm from units and transforms that agree, checksums to the end."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+import weakref
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.fileholders import FileHolder
+
+from data_prep.config import GeometryConfig
+from data_prep.volumes import geometry
+from data_prep.volumes.volume import RejectedSeries
+
+SUFFIXES = (".nii", ".nii.gz")
+_GZIP = b"\x1f\x8b"
+_UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}  # codes of xyzt_units → mm
+_MM = {"mm": 1.0, "metre": 1000.0, "micron": 0.001}
+_VOXEL_MM = (0.005, 100.0)  # the longest edge of a voxel is above the first, the shortest below the second
+_APART = 0.5  # voxels that sform and qform may place an image apart
+_LONGER = 0.01  # share by which the edges of a voxel in sform and pixdim may differ
+
+
+class Nifti:
+    """An opened NIfTI file.
+
+    values  what nibabel reads when it is indexed: scaled by slope and intercept
+    affine  (4, 4) indices → RAS mm
+    notes   what was decided about units and transforms, for the manifest
+
+    Raises RejectedSeries for a header that contradicts itself, unless the settings decide; whatever nibabel raises for
+    damage.
+    """
+
+    def __init__(self, path: str | Path, settings: GeometryConfig) -> None:
+        self.notes: dict[str, object] = {}
+        named_gzip = str(path).lower().endswith(".gz")
+        with open(path, "rb") as file:
+            compressed = file.read(2) == _GZIP
+        if compressed != named_gzip:
+            self.notes["compression"] = "gzip without .gz in its name" if compressed else "none, despite its name"
+        # one handle: a compressed file is read once from front to end, not from its start for every slab
+        stream: io.BufferedIOBase = gzip.GzipFile(path) if compressed else io.BufferedReader(io.FileIO(path))
+        try:
+            kind, header = _header(stream)
+            _check_scale(header)
+            image: Any = kind.from_file_map({"image": FileHolder(fileobj=stream)})
+            self.values = image.dataobj
+            extents = [int(n) for n in self.values.shape[:3]]
+            self.affine, notes = _grid(header, (*extents, *[1] * (3 - len(extents))), settings)
+        except BaseException:
+            stream.close()
+            raise
+        weakref.finalize(self.values, stream.close)
+        self._stream = stream if compressed else None
+        self.notes |= notes
+
+    def finish(self) -> None:
+        """Read a compressed file to its end, where its checksum is compared. Raises what gzip raises."""
+        while self._stream is not None and self._stream.read(1 << 20):
+            pass
+
+
+def _header(stream: io.BufferedIOBase) -> tuple[Any, Any]:
+    """Return the class of a file, NIfTI-1 or -2, and its header; `stream` is at its start again."""
+    start = stream.read(4)
+    second = start in (struct.pack("<i", 540), struct.pack(">i", 540))
+    stream.seek(0)
+    kind: Any = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+    header = kind.header_class.from_fileobj(stream, check=False)  # as it is; nibabel's check fills gaps
+    if not header.is_single or bytes(header["magic"].tobytes())[:3] not in (b"n+1", b"n+2"):
+        raise RejectedSeries("truncated or damaged image (not the header of a NIfTI file)")
+    stream.seek(0)
+    return kind, header
+
+
+def _check_scale(header: Any) -> None:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isinf(slope) or (math.isfinite(slope) and slope != 0 and not math.isfinite(intercept)):
+        raise RejectedSeries(
+            f"scl_slope {slope:g} with scl_inter {intercept:g}: its values cannot be scaled; set both in its header "
+            "(1 and 0 if it has no scale)"
+        )
+
+
+def _grid(header: Any, shape: tuple[int, ...], settings: GeometryConfig) -> tuple[np.ndarray, dict[str, object]]:
+    affine, notes = _transform(header, shape, settings)
+    name, scale = _UNITS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
+    if settings.units != "header":
+        if name and name != settings.units:
+            notes["units"] = f"{settings.units} as geometry.units says, {name} in the header"
+        scale = _MM[settings.units]
+    elif name != "mm":
+        notes["units"] = name or "not stated, taken as mm"
+    affine = affine.copy()
+    affine[:3] *= scale
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if (
+        np.isfinite(affine).all()
+        and lengths.all()
+        and not (lengths.max() > _VOXEL_MM[0] and lengths.min() < _VOXEL_MM[1])
+    ):
+        unit = f"{name}, its header says" if name else "its header states no unit"
+        raise RejectedSeries(
+            f"voxels of {_edges(lengths)} mm ({unit}); geometry.units=mm, metre or micron names the unit of its numbers"
+        )
+    return affine, notes
+
+
+def _transform(header: Any, shape: tuple[int, ...], settings: GeometryConfig) -> tuple[np.ndarray, dict[str, object]]:
+    """Return the affine in the header's unit. Raises RejectedSeries where its transforms disagree or are missing."""
+    coded_q, coded_s = int(header["qform_code"]) > 0, int(header["sform_code"]) > 0
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if not coded_q and not coded_s:
+        return _unoriented(pixdim, settings)
+    sform = np.asarray(header.get_sform(), np.float64)
+    if not coded_s:
+        return np.asarray(header.get_qform(), np.float64), {}
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    if not np.isfinite(sform).all() or not lengths.all():
+        return sform, {}  # is refused as an affine without a volume
+    # a quaternion cannot hold the shear of a tilted gantry: then only the first slice is compared
+    sheared = geometry.shear_degrees(sform) > 0.5
+    if coded_q:
+        qform = np.asarray(header.get_qform(), np.float64)
+        first = (*shape[:2], 1) if sheared else shape
+        apart = geometry.distance(sform, qform, first)
+        if not apart <= _APART * lengths.min():
+            what = f"sform and qform place voxels up to {apart:.3g} units apart"
+            return (sform, qform)[_choice(what, settings)], {"transform": f"{settings.disagreeing}; {what}"}
+    compared = slice(0, 2 if sheared else 3)
+    ratio = pixdim[compared] / lengths[compared]
+    if not (np.abs(ratio[pixdim[compared] > 0] - 1) <= _LONGER).all():  # 0 states nothing
+        what = f"voxels of {_edges(lengths)} in its sform, {_edges(pixdim)} in its pixdim"
+        resized = sform.copy()
+        resized[:3, :3] *= np.where(pixdim > 0, pixdim / lengths, 1)
+        return (sform, resized)[_choice(what, settings)], {"transform": f"{settings.disagreeing}; {what}"}
+    return sform, {}
+
+
+def _choice(what: str, settings: GeometryConfig) -> int:
+    if settings.disagreeing == "refuse":
+        raise RejectedSeries(f"{what}; geometry.disagreeing=sform or qform decides")
+    return ("sform", "qform").index(settings.disagreeing)
+
+
+def _unoriented(pixdim: np.ndarray, settings: GeometryConfig) -> tuple[np.ndarray, dict[str, object]]:
+    if settings.unoriented == "refuse":
+        raise RejectedSeries(
+            "its header holds no orientation (sform_code and qform_code are 0); geometry.unoriented=ras, las or lps "
+            "says how its axes run"
+        )
+    signs = {"ras": (1, 1, 1), "las": (-1, 1, 1), "lps": (-1, -1, 1)}[settings.unoriented]
+    return np.diag([*(pixdim * signs), 1.0]), {"transform": f"{settings.unoriented} as geometry.unoriented says"}
+
+
+def _edges(lengths: np.ndarray) -> str:
+    return " × ".join(f"{length:.4g}" for length in lengths)
