@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_prep import identity
 from data_prep.config import PrepConfig
 from data_prep.sharding import run as sharding
 from data_prep.sharding.staging import Job, Record
 from meddap import console
-from meddap.settings import load
+from meddap.settings import SettingsError, load
+
+
+class Once(argparse.Action):
+    """Store a value; a second one is an error, not the one that wins."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option} is given twice; give it once")
+        setattr(namespace, self.dest, values)
 
 
 def parser(description: str, keys: str) -> argparse.ArgumentParser:
@@ -21,13 +34,32 @@ def parser(description: str, keys: str) -> argparse.ArgumentParser:
         f"A second start continues. Keys: workers, part, samples_per_shard, split.train, {keys} "
         "(data_prep/config.py lists them all).",
     )
-    options.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder of images, DICOM or files")
-    options.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the shards")
-    options.add_argument("--masks", type=Path, metavar="DIR", help="label maps in folders laid out like the input")
-    options.add_argument("--labels", type=Path, metavar="CSV", help="class labels by patient or study, a column each")
-    options.add_argument("--config", metavar="FILE", help="YAML with the keys below")
     options.add_argument(
-        "--salt-file", metavar="FILE", help=f"salt of the hashed ids (default: the variable {identity.VARIABLE})"
+        "--input",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        action="append",
+        help="folder of images, DICOM or files; may be given several times",
+    )
+    options.add_argument("--output", required=True, type=Path, metavar="DIR", action=Once, help="folder for the shards")
+    options.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="label maps in folders laid out like the input; may be given several times",
+    )
+    options.add_argument(
+        "--labels", type=Path, metavar="CSV", action=Once, help="class labels by patient or study, a column each"
+    )
+    options.add_argument("--config", metavar="FILE", action=Once, help="YAML with the keys below")
+    options.add_argument(
+        "--salt-file",
+        metavar="FILE",
+        action=Once,
+        help=f"salt of the hashed ids (default: the variable {identity.VARIABLE})",
     )
     options.add_argument(
         "--show-names", action="store_true", help="name files on the console: keep its log as safe as the images"
@@ -40,9 +72,12 @@ def run(
     options: argparse.Namespace, modality: str, config_type: type[PrepConfig], convert: Callable[[Job], Record]
 ) -> int:
     """Shard as the options say; return the exit status. Raises MeddapError."""
+    keys = Counter(word.partition("=")[0] for word in options.overrides)
+    if twice := [key for key, count in keys.items() if count > 1]:
+        raise SettingsError(f"{twice[0]}: given {keys[twice[0]]} times; give it once")
     sharding.run(
         sharding.Request(
-            root=options.input,
+            inputs=options.input,
             output=options.output,
             masks=options.masks,
             labels=options.labels,

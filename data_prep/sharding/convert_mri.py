@@ -148,6 +148,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
             grid=config.grid,
             counts=counts,
             labels=stager.job.labels,
+            ignored=labelmaps.ignored(config),
         )
     )
     if not count:
@@ -166,7 +167,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate]) -> None:
             air_slices=counts.air,
             shape=list(candidate.volume.voxels.shape),
             spacing_mm=[round(length, 4) for length in candidate.volume.spacing],
-            annotated=slicing.annotated(labelmap),
+            annotated=slicing.annotated(labelmap, labelmaps.ignored(config)),
             scale=[scale.slope, scale.intercept],
             notes={**notes[channel.name], **label_notes, "voxels_clipped": scale.clipped},
             meta=candidate.volume.meta,

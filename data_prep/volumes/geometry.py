@@ -102,8 +102,12 @@ def canonical(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def same_grid(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], tolerance_mm: float = 0.05) -> bool:
     """Return whether two affines place every corner of an (X, Y, Z) grid within `tolerance_mm`."""
-    corners = _corners(shape)
-    return bool(np.abs(corners @ (first - second)[:3].T).max() < tolerance_mm)
+    return corner_distance(first, second, shape) < tolerance_mm
+
+
+def corner_distance(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return how far two affines place a corner of an (X, Y, Z) grid apart at most, in mm along an axis."""
+    return float(np.abs(_corners(shape) @ (first - second)[:3].T).max())
 
 
 def place(
