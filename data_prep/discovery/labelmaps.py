@@ -209,7 +209,7 @@ def _read_onto(label: LabelFile, volume: Volume, config: PrepConfig) -> tuple[np
     outside = _share_outside(labels, affine, volume, unknown)
     if outside >= 1:
         raise RejectedSeries("none of its labels lies inside the volume; check the two affines")
-    if outside > config.max_labels_outside and not "uneven_runs" not in volume.notes:  # of a split series one part
+    if outside > config.max_labels_outside and "uneven_runs" not in volume.notes:  # of a split series one part
         raise RejectedSeries(
             f"{outside:.1%} of its labels lie outside the image, more than "
             f"max_labels_outside={config.max_labels_outside}; check the two affines"

@@ -80,9 +80,11 @@ def collect(candidates: Iterable[str], beside: Mapping[str, Sequence[str]], conf
         if beside.get(above) and not own & {_organ(name) for name in files}:
             found.folders[above] += sorted(files)
     holders: dict[str, set[str]] = defaultdict(set)
+    spelt: dict[str, str] = {}
     for above, files in found.folders.items():
         for name in files:
             holders[_organ(name)].add(above)
+            spelt.setdefault(_organ(name), images.stem(os.path.basename(name)))
     configured = {name.strip().lower(): int(value) for value, name in config.labels.items()}
     taken = {0, *configured.values(), *config.ignore}
     free = (value for value in range(1, 100_000) if value not in taken)
@@ -90,7 +92,7 @@ def collect(candidates: Iterable[str], beside: Mapping[str, Sequence[str]], conf
         value = configured[organ] if organ in configured else next(free)
         found.values[organ] = value
         if organ not in configured and (len(holders[organ]) > 1 or _is_anatomy(organ)):
-            found.names[str(value)] = organ
+            found.names[str(value)] = spelt[organ]
         elif organ not in configured:
             found.unnamed += 1
     return found

@@ -108,18 +108,16 @@ def _say_found(request: Request, inputs: archive.Discovered) -> None:
     if request.masks:
         trees = ", ".join(map(str, request.masks))
         if not mapped and count:
-            raise ShardingError(
-                f"--masks {trees}: none of {count} images has a label map there; lay it out like --input"
-            )
+            remedy = "lay it out like --input"
+            raise ShardingError(f"--masks {trees}: none of {count} images has a label map there; {remedy}")
         if mapped < count:
             say(f"--masks: {mapped} of {count} images have a label map there")
-    if inputs.organ_files.folders:
+    organs = inputs.organ_files
+    if organs.folders:
+        say(f"{len(organs.folders)} folders with a file per organ: {len(organs.values)} organs, one map each")
+    if organs.unnamed:
         say(
-            f"{len(inputs.organ_files.folders)} folders with a file per organ: {len(inputs.organ_files.values)} organs, one map each"
-        )
-    if inputs.organ_files.unnamed:
-        say(
-            f"  {inputs.organ_files.unnamed} of their names are not kept, as only one folder has them and they might name a "
+            f"  {organs.unnamed} of their names are not kept: only one folder has them, so they might name a "
             "patient; labels.VALUE=NAME keeps one"
         )
     if inputs.shared:

@@ -23,7 +23,8 @@ def measure(draw: Draw, thresholds: np.ndarray, test: Cohort, config: DrawingCon
     """Return Dice, IoU and, if wanted, HD95 and normalised surface distance of every patient and structure.
 
     Slices of one study are a volume, in the pictures' own pixels; a structure that is unlabelled in a study has no
-    figure there; pixels that nobody annotated count as empty. A patient's figure is the mean over the patient's studies.
+    figure there, and pixels that nobody annotated count as empty. A patient's figure is the mean over the patient's
+    studies.
     """
     examples = test.examples
     patients = np.unique(examples.subjects)

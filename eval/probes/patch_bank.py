@@ -56,7 +56,8 @@ def collect(
 ) -> PatchBank:
     """Return a bank of about `size` patches out of `total`.
 
-    batches  (features (n, P, D), structures (n, O, R, R) in {0, 1}, NaN where unknown, annotated (n, O)) of the training slices
+    batches  (features (n, P, D), structures (n, O, R, R) in {0, 1}, NaN where unknown, annotated (n, O)) of the
+             training slices
     Patches of structures come first: each structure has an equal part of half the bank, the rest is drawn from what
     is left.
     """

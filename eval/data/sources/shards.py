@@ -114,12 +114,13 @@ def presence(
     """
     counts = np.bincount(labelmap.ravel(), minlength=256) if labelmap is not None else np.zeros(256)
     hidden = counts[list(ignored)].sum() > 0
-    return [
-        np.nan
-        if not known or 0 < counts[value] < min_pixels or (hidden and not counts[value])
-        else float(counts[value] > 0)
-        for value, known in zip(values, annotated)
-    ]
+
+    def state(value: int) -> float:
+        if not counts[value]:
+            return np.nan if hidden else 0.0
+        return 1.0 if counts[value] >= min_pixels else np.nan
+
+    return [state(value) if known else np.nan for value, known in zip(values, annotated)]
 
 
 def _every(split: Split, stride: int) -> np.ndarray:
