@@ -1,7 +1,7 @@
-"""The folders given as --input, seen as one: each file has one name, whatever their number.
+"""The folders given as --input, seen as one.
 
-With one folder a name is the path below it. With several it begins with the folder's own name (made unique), so that
-equal paths below two of them stay two files.
+Each file has one name, whatever their number. With one folder a name is the path below it. With several it begins
+with the folder's own name (made unique), so that equal paths below two of them stay two files.
 """
 
 from __future__ import annotations

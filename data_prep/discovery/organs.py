@@ -1,4 +1,4 @@
-"""Label maps that come as one binary file per organ in a folder, as TotalSegmentator writes them, made one map.
+"""Label maps with a binary file per organ, as TotalSegmentator writes them, made one.
 
 s0001/ct.nii.gz    s0001/segmentations/liver.nii.gz    s0001/segmentations/spleen.nii.gz
 """
