@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from data_prep.config import PrepConfig
 from data_prep.sharding import run as sharding
 from data_prep.sharding.staging import Job, Record
 from meddap import console
-from meddap.settings import SettingsError, load
+from meddap.settings import load
 
 
 class Once(argparse.Action):
@@ -72,9 +72,12 @@ def run(
     options: argparse.Namespace, modality: str, config_type: type[PrepConfig], convert: Callable[[Job], Record]
 ) -> int:
     """Shard as the options say; return the exit status. Raises MeddapError."""
-    keys = Counter(word.partition("=")[0] for word in options.overrides)
-    if twice := [key for key, count in keys.items() if count > 1]:
-        raise SettingsError(f"{twice[0]}: given {keys[twice[0]]} times; give it once")
+    given: dict[str, list[str]] = defaultdict(list)
+    for word in options.overrides:
+        given[word.partition("=")[0]].append(word)
+    for key, words in given.items():
+        if len(set(words)) > 1:  # scripts give a default before what their user gives
+            console.say(f"{key}: given {len(words)} times; the last one counts: {words[-1]}")
     sharding.run(
         sharding.Request(
             inputs=options.input,

@@ -322,7 +322,7 @@ def test_inputs_and_masks_go_together(tmp_path: Path) -> None:
 
 
 def test_what_is_given_twice_is_an_error(tmp_path: Path, capsys) -> None:
-    """Every option but --input and --masks, keys, and folders that hold each other."""
+    """Every option but --input and --masks, folders that hold each other; of a key's values the last counts, said."""
     write(tmp_path / "in" / "p" / "ct.nii.gz", volume())
     for words in (
         ("--output", str(tmp_path / "o")),
@@ -332,8 +332,8 @@ def test_what_is_given_twice_is_an_error(tmp_path: Path, capsys) -> None:
         with pytest.raises(SystemExit) as left:
             shard(tmp_path / "in", tmp_path / "out", *words)
         assert left.value.code == 2 and "is given twice; give it once" in capsys.readouterr().err
-    assert shard(tmp_path / "in", tmp_path / "out", "workers=1", "workers=2") == 1
-    assert "workers: given 2 times" in capsys.readouterr().err
+    assert shard(tmp_path / "in", tmp_path / "keys", "workers=1", "workers=2") == 0
+    assert "workers: given 2 times; the last one counts: workers=2" in capsys.readouterr().err
     assert shard(tmp_path / "in", tmp_path / "out", "--input", str(tmp_path / "in")) == 1
     assert "given twice; leave one out" in capsys.readouterr().err
     assert shard(tmp_path / "in", tmp_path / "out", "--input", str(tmp_path / "in" / "p")) == 1
