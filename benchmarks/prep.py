@@ -36,6 +36,7 @@ from data_prep import generate, schema
 from data_prep.config import CtConfig
 from data_prep.dicom.series_reader import read_series
 from data_prep.discovery import archive
+from data_prep.discovery.inputs import Inputs
 from data_prep.sharding import convert_ct
 from data_prep.sharding import run as sharding
 from data_prep.synthetic import phantom
@@ -64,7 +65,7 @@ def volume(folder: Path | None, count: int) -> np.ndarray:
     """(count, H, W) int16 HU of the first CT below `folder`, its slices repeated, or of a synthetic patient."""
     if folder is None:
         return np.rint(phantom.make(np.random.default_rng(0), count, 512).hu).astype(np.int16)
-    for source in archive.discover(folder, None, CtConfig(), "CT", HERE).sources:
+    for source in archive.discover(Inputs.of([folder]), [], CtConfig(), "CT", HERE).sources:
         series = source.series[0]
         paths = [str(folder / name) for name in series.files]
         first = next(read_series(paths, "CT", CtConfig())) if series.dicom else images.read_ct(paths[0], CtConfig())
@@ -101,9 +102,9 @@ def ours(source: Path, workers: int) -> None:
     with tempfile.TemporaryDirectory(dir=source.parent) as out:
         sharding.run(
             sharding.Request(
-                root=source,
+                inputs=[source],
                 output=Path(out) / "out",
-                masks=None,
+                masks=[],
                 modality="CT",
                 convert=convert_ct.convert,
                 config=CtConfig(workers=workers),
@@ -143,7 +144,7 @@ def _plain_slices(folder: Path) -> Iterator[np.ndarray]:
 
 def reading(source: Path) -> None:
     """Read and decode only: every volume, nothing written."""
-    for each in archive.discover(source, None, CtConfig(), "CT", HERE).sources:
+    for each in archive.discover(Inputs.of([source]), [], CtConfig(), "CT", HERE).sources:
         series = each.series[0]
         paths = [str(source / name) for name in series.files]
         if series.dicom:

@@ -15,9 +15,9 @@ def shards(folder: Path, patients: int = 6, side: int = 512) -> Path:
     size = generate.GenerateConfig(patients=patients, size=side, odd=False)
     generate.generate(folder / "patients", size)
     request = sharding.Request(
-        root=folder / "patients",
+        inputs=[folder / "patients"],
         output=folder / "shards",
-        masks=None,
+        masks=[],
         modality="CT",
         convert=convert_ct.convert,
         config=CtConfig(workers=1, split=SplitConfig(train=1.0, val=0.0, test=0.0)),

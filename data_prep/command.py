@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_prep import identity
 from data_prep.config import PrepConfig
@@ -14,6 +16,17 @@ from meddap import console
 from meddap.settings import load
 
 
+class Once(argparse.Action):
+    """Store a value; a second one is an error, not the one that wins."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option} is given twice; give it once")
+        setattr(namespace, self.dest, values)
+
+
 def parser(description: str, keys: str) -> argparse.ArgumentParser:
     """Return the parser of the options; `keys` names the settings most often given."""
     options = console.parser(
@@ -21,13 +34,32 @@ def parser(description: str, keys: str) -> argparse.ArgumentParser:
         f"A second start continues. Keys: workers, part, samples_per_shard, split.train, {keys} "
         "(data_prep/config.py lists them all).",
     )
-    options.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder of images, DICOM or files")
-    options.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the shards")
-    options.add_argument("--masks", type=Path, metavar="DIR", help="label maps in folders laid out like the input")
-    options.add_argument("--labels", type=Path, metavar="CSV", help="class labels by patient or study, a column each")
-    options.add_argument("--config", metavar="FILE", help="YAML with the keys below")
     options.add_argument(
-        "--salt-file", metavar="FILE", help=f"salt of the hashed ids (default: the variable {identity.VARIABLE})"
+        "--input",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        action="append",
+        help="folder of images, DICOM or files; may be given several times",
+    )
+    options.add_argument("--output", required=True, type=Path, metavar="DIR", action=Once, help="folder for the shards")
+    options.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="label maps in folders laid out like the input; may be given several times",
+    )
+    options.add_argument(
+        "--labels", type=Path, metavar="CSV", action=Once, help="class labels by patient or study, a column each"
+    )
+    options.add_argument("--config", metavar="FILE", action=Once, help="YAML with the keys below")
+    options.add_argument(
+        "--salt-file",
+        metavar="FILE",
+        action=Once,
+        help=f"salt of the hashed ids (default: the variable {identity.VARIABLE})",
     )
     options.add_argument(
         "--show-names", action="store_true", help="name files on the console: keep its log as safe as the images"
@@ -40,9 +72,15 @@ def run(
     options: argparse.Namespace, modality: str, config_type: type[PrepConfig], convert: Callable[[Job], Record]
 ) -> int:
     """Shard as the options say; return the exit status. Raises MeddapError."""
+    given: dict[str, list[str]] = defaultdict(list)
+    for word in options.overrides:
+        given[word.partition("=")[0]].append(word)
+    for key, words in given.items():
+        if len(set(words)) > 1:  # scripts give a default before what their user gives
+            console.say(f"{key}: given {len(words)} times; the last one counts: {words[-1]}")
     sharding.run(
         sharding.Request(
-            root=options.input,
+            inputs=options.input,
             output=options.output,
             masks=options.masks,
             labels=options.labels,

@@ -74,6 +74,12 @@ class PrepConfig:
     patient_from: Literal["first_folder", "parent_folder", "file"] = "first_folder"
     labels: dict[str, str] = field(default_factory=dict)  # label value → name
     label_maps: dict[str, str] = field(default_factory=dict)  # pattern of an image's path → path of its label map
+    # label values of voxels that nobody annotated: neither a label nor background. One that `labels` names is a label;
+    # one that `labels` calls "ignore" is ignored too
+    ignore: list[int] = field(default_factory=lambda: [255])
+    # a label map on another grid than its image: placed by its affine and noted, or refused
+    label_grid: Literal["place", "refuse"] = "place"
+    max_labels_outside: float = 0.01  # share of a map's label voxels that may lie outside its image
     # for the CSV of --labels: the columns that are labels (empty: all), and rows that match no input
     label_columns: list[str] = field(default_factory=list)
     unknown_labels: Literal["refuse", "ignore"] = "refuse"

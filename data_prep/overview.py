@@ -12,13 +12,14 @@ import html
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep import figures, schema
-from data_prep.schema import Split
+from data_prep.schema import Slice, Split
 from data_prep.sharding import description
 from meddap.console import command, launch, parser, show
 from meddap.disk import disk_errors, write_atomic
@@ -164,10 +165,17 @@ def _examples(root: Path, dataset: dict[str, Any]) -> Iterator[str]:
         ordered = np.lexsort((split.index["order"], split.index["series"]))
         count = min(max(_EXAMPLES // several, 4), len(ordered))
         places = (np.arange(count) + 0.5) * len(ordered) / count
-        chosen = [split[int(ordered[int(place)])] for place in places]
+        chosen = [_shown(split[int(ordered[int(place)])], dataset["ignore"]) for place in places]
         yield figure(
             figures.slices(chosen), f"{name}: slices from all over the split, labels in colour, box of the foreground."
         )
+
+
+def _shown(sample: Slice, ignored: list[int]) -> Slice:
+    """Return a slice without the labels that mean that nobody annotated."""
+    if sample.labelmap is None or not ignored:
+        return sample
+    return replace(sample, labelmap=np.where(np.isin(sample.labelmap, ignored), 0, sample.labelmap).astype(np.uint8))
 
 
 def _left_out(rows: list[dict]) -> Iterator[str]:

@@ -64,6 +64,7 @@ _DATASET = {
     "splits": {...: _SPLIT},
     "statistics": dict,
     "labels": dict,
+    "ignore": [int],
     "classes": dict,
     "made_with": dict,
 }
@@ -440,7 +441,8 @@ def read_dataset(root: str | os.PathLike) -> dict[str, Any]:
     dataset = read_json(path, dict, AGAIN, SchemaError)
     if dataset.get("schema") != VERSION:
         raise SchemaError(f"{path}: schema {dataset.get('schema')}, this version reads {VERSION}; shard it again")
-    dataset.setdefault("classes", {})  # data sets made before there were class labels
+    # data sets made before there were class labels, or values that mean "not annotated"
+    dataset = {"classes": {}, "ignore": [], **dataset}
     if problem := misfit(dataset, _DATASET):
         raise SchemaError(f"{path}: {problem}; {AGAIN}")
     return dataset

@@ -64,7 +64,7 @@ def problems(root: Path, workers: int) -> Iterator[str]:
     for split, part in dataset["splits"].items():
         for row in part["shards"]:
             split_of[row["name"]] = split
-            works.append(ShardCheck(root / row["name"], row))
+            works.append(ShardCheck(root / row["name"], row, tuple(dataset["ignore"])))
     with Workers(workers, _MINUTES * 60, _GIGABYTES, [check.__name__]) as pool:
         for work, report in progress(pool.map(check.check_shard, works), len(works), "shards"):
             if isinstance(report, LostJob):

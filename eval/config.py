@@ -54,6 +54,8 @@ class FilesConfig:
     modality: Literal["CT", "MR"] = "CT"  # of NIfTI volumes
     channels: list[str] = field(default_factory=list)  # names of nnU-Net's channels; empty: those of dataset.json
     plane_stride: int = 1  # every n-th slice of a volume
+    # label values of voxels that nobody annotated, out of loss and score; so is what dataset.json calls "ignore"
+    ignore: list[int] = field(default_factory=lambda: [255])
 
 
 @dataclass

@@ -98,13 +98,17 @@ def _chosen(split: Split, count: int) -> tuple[Split, np.ndarray, list[dict[str,
         raise SettingsError(f"{split.root}: split {split.name!r} holds no slices, which knn.every needs")
     numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(np.int64))
     names = {int(value): name for value, name in split.dataset["labels"].items()}
-    return split, numbers, [_labels(split[int(number)], names) for number in numbers]
+    return split, numbers, [_labels(split[int(number)], names, split.dataset["ignore"]) for number in numbers]
 
 
-def _labels(sample: Slice, names: dict[int, str]) -> dict[str, int]:
-    """Organs that are annotated in the sample's series, present or not, and its class labels one against the rest."""
+def _labels(sample: Slice, names: dict[int, str], ignored: list[int]) -> dict[str, int]:
+    """Organs that are annotated in the sample's series, present or not, and its class labels one against the rest.
+
+    An organ that is not seen is unknown where pixels are `ignored`, as it may lie there.
+    """
     drawn = set() if sample.labelmap is None else set(np.unique(sample.labelmap).tolist())
-    organs = {names.get(value, str(value)): int(value in drawn) for value in sample.annotated}
+    known = drawn if drawn.intersection(ignored) else set(sample.annotated)
+    organs = {names.get(value, str(value)): int(value in drawn) for value in sample.annotated if value in known}
     return organs | {f"{name}={value:g}": 1 for name, value in sample.labels.items()}
 
 

@@ -13,6 +13,7 @@ import pytest
 from data_prep import schema
 from data_prep.config import CtConfig, MriConfig, PrepConfig
 from data_prep.discovery import archive
+from data_prep.discovery.inputs import Inputs
 from data_prep.sharding import convert_ct, convert_mri, staging
 
 SimpleITK = pytest.importorskip("SimpleITK", reason="needs SimpleITK as a second reader: pip install 'meddap[itk]'")
@@ -39,8 +40,9 @@ def become(folder: Path, modality: str, config: PrepConfig, out: Path) -> dict[s
     """Every source below `folder` by its name, converted."""
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Became] = {}
-    for source in archive.discover(folder, None, config, modality, Here()).sources:
-        job = staging.Job(source, folder, out, b"salt", config)
+    inputs = Inputs.of([folder])
+    for source in archive.discover(inputs, [], config, modality, Here()).sources:
+        job = staging.Job(source, inputs, out, b"salt", config)
         record = (convert_ct if modality == "CT" else convert_mri).convert(job)
         tar = out / f"{job.name}.tar"
         block = tar.read_bytes() if tar.exists() else b""

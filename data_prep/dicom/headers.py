@@ -20,6 +20,8 @@ from data_prep.volumes.volume import RejectedSeries
 _LAST = Tag("SeriesInstanceUID")
 _IDENTIFIERS = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID")
 _PREAMBLE = 128
+# that of label maps (Supplement 243) is unknown to older pydicom
+_SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 _MOST_TEXT = 64  # characters of an identifier (PS3.5, 6.2: LO and UI)
 
 
@@ -59,7 +61,7 @@ def read_header(path: str | Path) -> Header:
             if "DirectoryRecordSequence" in dataset:
                 return Header("", "", "", kind="directory")
             series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
-            if dataset.get("SOPClassUID") == SegmentationStorage:
+            if dataset.get("SOPClassUID") in _SEGMENTATIONS:
                 return Header(series, patient, study, "segmentation", _refers(file))
         except Exception as error:  # hostile bytes raise anything
             unless_trouble(error)

@@ -16,8 +16,8 @@ def read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[st
     """Return (I, J, K) uint8 labels on the segmentation's own grid, its affine to RAS mm, and notes.
 
     A segment gets the value that `labels` of the configuration has for its SegmentLabel, else its number. Where
-    segments overlap the later one wins; the notes count such voxels. Planes that the file leaves out are 0. Raises
-    RejectedSeries, UnreadableError.
+    segments overlap the later one wins; the notes count such voxels. Planes that the file leaves out are 0, and so is
+    the background of a LABELMAP, whose pixels are numbers of segments. Raises RejectedSeries, UnreadableError.
     """
     try:
         return _read(path, config)
@@ -32,8 +32,8 @@ def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[s
     dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     values = _values(dataset, config.labels)
     kind = term(dataset.get("SegmentationType"), {"BINARY", "FRACTIONAL", "LABELMAP"}, "unknown")
-    if kind not in ("BINARY", "FRACTIONAL"):
-        raise RejectedSeries(f"segmentation of type {kind}; BINARY and FRACTIONAL are read")
+    if kind == "unknown":
+        raise RejectedSeries("segmentation of an unknown type; BINARY, FRACTIONAL and LABELMAP are read")
     threshold = int(dataset.get("MaximumFractionalValue") or 1) / 2 if kind == "FRACTIONAL" else 0.5
     shared = dataset.SharedFunctionalGroupsSequence[0]
     groups = list(dataset.PerFrameFunctionalGroupsSequence)
@@ -51,6 +51,9 @@ def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[s
     check_size((int(planes.max()) + 1, dataset.Rows, dataset.Columns), config.limits.volume_gb)
     labels, overlapping = np.zeros((planes.max() + 1, dataset.Rows, dataset.Columns), np.uint8), 0
     for plane, group, pixels in zip(planes, groups, iter_pixels(path)):
+        if kind == "LABELMAP":
+            labels[plane] = _values_of(pixels, values)
+            continue
         number = int(_macro(group, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         inside = pixels > threshold
         overlapping += int((labels[plane][inside] > 0).sum())
@@ -70,9 +73,24 @@ def _values(dataset: pydicom.Dataset, names: dict[str, str]) -> dict[int, int]:
     for segment in dataset.SegmentSequence:
         number = int(segment.SegmentNumber)
         values[number] = by_name.get(str(segment.get("SegmentLabel") or "").strip().lower(), number)
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None and dataset.get("SegmentationType") == "LABELMAP":
+        values[int(padding)] = 0  # the number that stands for background
     if max(values.values()) > 255:
         raise RejectedSeries("more than 255 segments; a label map holds 255")
     return values
+
+
+def _values_of(pixels: np.ndarray, values: dict[int, int]) -> np.ndarray:
+    """Return (rows, columns) uint8 label values of pixels that are numbers of segments.
+
+    Raises RejectedSeries for a number other than 0 without a segment.
+    """
+    numbers = np.unique(pixels)
+    if strange := [int(number) for number in numbers if number and int(number) not in values]:
+        raise RejectedSeries(f"pixels of segment {strange[0]}, which the segmentation does not describe")
+    table = np.array([values.get(int(number), 0) for number in numbers], np.uint8)
+    return table[np.searchsorted(numbers, pixels)]
 
 
 def _macro(group: pydicom.Dataset, shared: pydicom.Dataset, name: str) -> pydicom.Dataset:

@@ -16,7 +16,8 @@ from pathlib import Path, PurePath
 
 from data_prep.config import MriConfig, PrepConfig
 from data_prep.dicom import headers
-from data_prep.discovery import labelmaps, studies
+from data_prep.discovery import labelmaps, organs, studies
+from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.labelmaps import LabelFile
 from data_prep.discovery.studies import NO_UID, Series
 from data_prep.volumes import images
@@ -51,18 +52,27 @@ class Source:
 
 @dataclass
 class Discovered:
-    """All sources, sorted by name, and the number of files that are not images."""
+    """All sources, sorted by name, and the number of files that are not images.
+
+    organ_files  label maps with a file per organ
+    mapped       how many images or studies have a label map, and how many there are
+    shared       patients that several --input folders name by their paths
+    """
 
     sources: list[Source]
     ignored: int
+    organ_files: organs.OrganFiles
+    mapped: tuple[int, int]
+    shared: int = 0
 
 
 @dataclass
 class _Walked:
-    """Files by kind, paths relative to the input."""
+    """Files by kind, by their names (`Inputs`)."""
 
     images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    organ_candidates: list[str] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     series: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     owners: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -71,35 +81,48 @@ class _Walked:
 
 
 def discover(
-    root: Path, masks: Path | None, config: PrepConfig, modality: str, workers: Workers, skip: Path | None = None
+    inputs: Inputs,
+    masks: Sequence[Path],
+    config: PrepConfig,
+    modality: str,
+    workers: Workers,
+    skip: Path | None = None,
 ) -> Discovered:
-    """Return every source of `modality` ("CT" or "MR") below `root`, except in `skip` (the output).
+    """Return every source of `modality` ("CT" or "MR") below the inputs, except in `skip` (the output).
 
+    masks  trees of label maps laid out like the inputs
     Links to folders are not followed, because they may form loops.
     """
     walked = _Walked()
-    for chunk, result in workers.map(_read_headers, _chunks(_others(root, walked, skip), str(root))):
+    for chunk, result in workers.map(_read_headers, _chunks(_others(inputs, walked, skip), inputs)):
         if isinstance(result, LostJob):  # one of them is to blame: read each by itself
             for single, alone in workers.map(_read_headers, [(chunk[0], [name]) for name in chunk[1]]):
                 _sort(walked, single[1], [str(alone)] if isinstance(alone, LostJob) else alone)
         else:
             _sort(walked, chunk[1], result)
-    return Discovered(_Pairing(root, masks, config, modality, walked).sources(), walked.ignored)
+    return _Pairing(inputs, masks, config, modality, walked).discovered()
 
 
-def _others(root: Path, walked: _Walked, skip: Path | None) -> Iterator[str]:
+def _others(inputs: Inputs, walked: _Walked, skip: Path | None) -> Iterator[str]:
     """Yield files that may be DICOM; sort image files into `walked` on the way."""
+    for start in inputs.folders:
+        yield from _others_in(inputs, start, walked, skip)
 
+
+def _others_in(inputs: Inputs, start: str, walked: _Walked, skip: Path | None) -> Iterator[str]:
     def unreadable(error: OSError) -> None:
-        place = os.path.relpath(error.filename, root)
+        place = inputs.names(error.filename, start)
         walked.problems.append((place, f"folder cannot be read ({error.strerror})"))
 
-    for folder, names, files in os.walk(root, onerror=unreadable):
+    for folder, names, files in os.walk(inputs.folders[start], onerror=unreadable):
         names[:] = sorted(name for name in names if skip is None or not _same(Path(folder) / name, skip))
+        own = organs.is_folder(folder) and not inputs.folders[start].samefile(folder)
         for file in sorted(files):
-            name = os.path.relpath(os.path.join(folder, file), root)
+            name = inputs.names(os.path.join(folder, file), start)
             if not images.is_image(file):
                 yield name
+            elif own and not file.startswith("sub-") and not labelmaps.is_plain(file):
+                walked.organ_candidates.append(name)
             elif labelmaps.is_label(file):
                 walked.labels.append(name)
             elif "derivatives" in PurePath(name).parts and file.startswith("sub-"):
@@ -112,21 +135,21 @@ def _same(path: Path, other: Path) -> bool:
     return other.exists() and path.exists() and path.samefile(other)
 
 
-def _chunks(names: Iterator[str], root: str) -> Iterator[tuple[str, list[str]]]:
+def _chunks(names: Iterator[str], inputs: Inputs) -> Iterator[tuple[Inputs, list[str]]]:
     chunk: list[str] = []
     for name in names:
         chunk.append(name)
         if len(chunk) == _CHUNK:
-            yield root, chunk
+            yield inputs, chunk
             chunk = []
     if chunk:
-        yield root, chunk
+        yield inputs, chunk
 
 
-def _read_headers(job: tuple[str, list[str]]) -> list[headers.Header | str | None]:
+def _read_headers(job: tuple[Inputs, list[str]]) -> list[headers.Header | str | None]:
     """Return for every file its header, the reason why it has none, or None if it is not DICOM."""
-    root, names = job
-    return [_read_header(os.path.join(root, name)) for name in names]
+    inputs, names = job
+    return [_read_header(inputs.path(name)) for name in names]
 
 
 def _read_header(path: str) -> headers.Header | str | None:
@@ -167,8 +190,11 @@ def _sort_image(walked: _Walked, name: str, header: headers.Header) -> None:
 class _Pairing:
     """Turns files into sources: pairs label maps with images, groups series into studies."""
 
-    def __init__(self, root: Path, masks: Path | None, config: PrepConfig, modality: str, walked: _Walked) -> None:
-        self.root, self.masks, self.config, self.modality, self.walked = root, masks, config, modality, walked
+    def __init__(
+        self, inputs: Inputs, masks: Sequence[Path], config: PrepConfig, modality: str, walked: _Walked
+    ) -> None:
+        self.inputs, self.masks, self.config, self.modality, self.walked = inputs, masks, config, modality, walked
+        self.organ_files = self._organ_files()
         self.labels: dict[str, list[str]] = defaultdict(list)
         for name in walked.labels:
             self.labels[os.path.dirname(name)].append(name)
@@ -179,14 +205,41 @@ class _Pairing:
                 self.by_session[labelmaps.base(os.path.basename(name))].append(name)
         self.paired: set[str] = set()
 
-    def sources(self) -> list[Source]:
-        """Return all sources, sorted by name."""
-        sources = [self._source(group) for group in self._groups()]
+    def _organ_files(self) -> organs.OrganFiles:
+        """Return the organ files; those of the candidates that are none become images or label maps again."""
+        beside: dict[str, list[str]] = defaultdict(list)
+        for name in self.walked.images:
+            beside[os.path.dirname(name)].append(name)
+        for folder in self._series_in:
+            beside[folder].append(folder)
+        found = organs.collect(self.walked.organ_candidates, beside, self.config)
+        for name in set(self.walked.organ_candidates).difference(*found.folders.values()):
+            (self.walked.labels if labelmaps.is_label(name) else self.walked.images).append(name)
+        self.walked.labels.sort()
+        self.walked.images.sort()
+        return found
+
+    def discovered(self) -> Discovered:
+        """Return all sources, sorted by name, and what else was found."""
+        groups = self._groups()
+        sources = [self._source(group) for group in groups]
+        mapped = sum(bool(source.labels) for source in sources), len(sources)
+        holders: dict[str, set[str]] = defaultdict(set)
+        for group in groups:
+            holders[group.patient].update(series.name.partition(os.sep)[0] for series in group.series)
+        shared = 0 if "" in self.inputs.folders else sum(len(each) > 1 for each in holders.values())
+        return Discovered(self._with_problems(sources), self.walked.ignored, self.organ_files, mapped, shared)
+
+    def _with_problems(self, sources: list[Source]) -> list[Source]:
         for name, problem in self.walked.problems:
             sources.append(self._problem(name, problem))
         for name in self.walked.labels:
             if name not in self.paired:
                 sources.append(self._problem(name, "label map without an image of its own"))
+        for folder, files in self.organ_files.folders.items():
+            if folder not in self.paired:
+                place = os.path.dirname(files[0])
+                sources.append(self._problem(place, f"{len(files)} organ files without an image of their own"))
         for refers, names in self.walked.segmentations.items():
             reason = "one of several" if refers in self.walked.series else "segmentation of images that are not here"
             sources += [self._problem(name, reason) for name in names if name not in self.paired]
@@ -201,8 +254,11 @@ class _Pairing:
         return studies.group(singles, dicoms, self.config)
 
     def _image(self, name: str) -> studies.Item:
-        patient = studies.patient_of(PurePath(name), self.config.patient_from)
-        return studies.Item(Series(name, (name,), dicom=False, uid=name), patient, study="")
+        return studies.Item(Series(name, (name,), dicom=False, uid=name), self._patient(name), study="")
+
+    def _patient(self, name: str) -> str:
+        below = self.inputs.below(name)
+        return studies.patient_of(below if below.parts else PurePath("input"), self.config.patient_from)
 
     def _dicom(self, uid: str, files: list[str]) -> studies.Item:
         files.sort()
@@ -211,7 +267,7 @@ class _Pairing:
         whole = len(folders) == 1 and self._series_in[next(iter(folders))] == 1
         name = next(iter(folders)) if whole else files[0]
         patient, study = self.walked.owners[uid]
-        patient = patient or studies.patient_of(PurePath(files[0]), self.config.patient_from)
+        patient = patient or self._patient(files[0])
         return studies.Item(Series(name or ".", tuple(files), dicom=True, uid=uid), patient, study)
 
     @property
@@ -240,18 +296,16 @@ class _Pairing:
         )
 
     def _problem(self, name: str, problem: str) -> Source:
-        patient = studies.patient_of(PurePath(name), self.config.patient_from)
-        there = [name] if os.path.isfile(self.root / name) else []
+        there = [name] if os.path.isfile(self.inputs.path(name)) else []
         series = Series(name, tuple(there), dicom=False, uid=name)
-        return Source((series,), patient, study=name, fingerprint=self._fingerprint(there), problem=problem)
+        return Source((series,), self._patient(name), study=name, fingerprint=self._fingerprint(there), problem=problem)
 
     def _labels(self, group: list[Series]) -> list[LabelFile]:
         """Return the label maps that may belong to a series or study, by the strongest evidence that names any."""
         if given := [label for series in group if (label := self._given(series))]:
             return given[:1]
-        if self.masks is not None:
-            trees = (labelmaps.in_tree(PurePath(series.name), self.masks) for series in group)
-            return [label for label in trees if label][:1]
+        if self.masks:
+            return [label for masks in self.masks for label in self._in_tree(masks, group)[:1]]
         segmentations = [name for series in group for name in self.walked.segmentations.get(series.uid, ())]
         if segmentations:
             return self._pair(segmentations, certain=True, dicom=True)
@@ -259,6 +313,8 @@ class _Pairing:
         beside = [name for folder in sorted(folders) for name in self.labels.get(folder, ())]
         if plain := [name for name in beside if labelmaps.is_plain(os.path.basename(name))]:
             return self._pair(plain, certain=True)
+        if own := [found for folder in sorted(folders) for found in self._organs_of(folder, group)]:
+            return own
         names = [os.path.basename(series.name) for series in group if not series.dicom]
         bases = {labelmaps.base(name) for name in names}
         sessions = {base for name, base in ((n, labelmaps.base(n)) for n in names) if name.startswith("sub-")}
@@ -272,22 +328,47 @@ class _Pairing:
     def _given(self, series: Series) -> LabelFile | None:
         for pattern, target in self.config.label_maps.items():
             if fnmatch(series.name, pattern):
-                base = self.masks or self.root
-                if not (base / target).is_file():
-                    raise RejectedSeries("its label map, named by label_maps, does not exist")
-                self.paired.add(target)
-                return LabelFile(str(base / target), certain=True)
+                there = [path for base in self._bases() if os.path.isfile(path := base / target)]
+                if len(there) != 1:
+                    which = f"exists in {len(there)} folders" if there else "does not exist"
+                    raise RejectedSeries(f"its label map, named by label_maps, {which}")
+                self.paired.update(
+                    target if start == "" else os.path.join(start, target) for start in self.inputs.folders
+                )
+                return LabelFile(str(there[0]), certain=True)
         return None
+
+    def _bases(self) -> Sequence[Path]:
+        return self.masks or list(self.inputs.folders.values())
+
+    def _in_tree(self, masks: Path, group: list[Series]) -> list[LabelFile]:
+        found = (labelmaps.in_tree(self.inputs.below(series.name), masks) for series in group)
+        return [label for label in found if label]
+
+    def _organs_of(self, folder: str, group: list[Series]) -> list[LabelFile]:
+        """Return the organ files of a folder as one label map, if all images there are `group`."""
+        own = "" if folder == "." else folder
+        files = self.organ_files.folders.get(own)
+        if not files or self.neighbours[own] + self._series_in[own] != len(group):
+            return []
+        self.paired.add(own)
+        values = tuple((self.inputs.path(name), self.organ_files.value_of(name)) for name in files)
+        return [LabelFile(self.inputs.path(os.path.dirname(files[0])), certain=False, organs=values)]
 
     def _pair(self, names: list[str], certain: bool = False, dicom: bool = False) -> list[LabelFile]:
         self.paired.update(names)
-        return [LabelFile(str(self.root / name), certain, dicom) for name in names]
+        return [LabelFile(self.inputs.path(name), certain, dicom) for name in names]
 
     def _fingerprint(self, files: list[str], labels: Iterable[LabelFile] = ()) -> str:
         digest = hashlib.sha256()
-        for name in [*files, *(os.path.relpath(label.path, self.root) for label in labels)]:
+        named = [(name, self.inputs.path(name)) for name in files]
+        for label in labels:
+            for path in label.files:
+                named.append((os.path.relpath(path, next(iter(self.inputs.folders.values()))), path))
+            digest.update(repr([value for _, value in label.organs]).encode() if label.organs else b"")
+        for name, path in named:
             try:
-                status = os.stat(self.root / name)
+                status = os.stat(path)
                 digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
             except OSError:
                 digest.update(f"{name}\0gone\0".encode(errors="surrogateescape"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ _MOST = 20  # problems of one shard that are printed
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """A shard to check and its row in `dataset.json`."""
+    """A shard to check, its row in `dataset.json` and the label values that are `ignored` there."""
 
     path: Path
     row: dict[str, Any]
+    ignored: tuple[int, ...] = ()
 
 
 @dataclass
@@ -80,7 +82,7 @@ def _check(work: ShardCheck, report: ShardReport) -> None:
                 for name in sample.sequences:
                     report.sequences[name] = report.sequences.get(name, 0) + 1
                 report.classes.update(sample.labels.items())
-                if problem := _disagreement(sample, row):
+                if problem := _disagreement(sample, row, work.ignored):
                     report.problems.append(f"sample {number}: {problem}")
                 if content is not None and schema.content_digest(sample.pixels) != int(content[number]):
                     report.problems.append(f"sample {number}: its pixels are not those of its digest")
@@ -156,7 +158,7 @@ def _check_layout(index: np.ndarray, size: int, members: dict[str, int], report:
         report.problems.append(f"holds {len(inside)} samples, its index {len(index)}")
 
 
-def _disagreement(sample: schema.Slice, row: np.void) -> str:
+def _disagreement(sample: schema.Slice, row: np.void, ignored: Sequence[int]) -> str:
     """Return how a sample and its row of the index differ, or which of its values is impossible; "" if all is well."""
     written = schema.short_hash(sample.subject), schema.short_hash(sample.series), sample.order
     if written != (int(row["subject"]), int(row["series"]), int(row["order"])):
@@ -168,7 +170,7 @@ def _disagreement(sample: schema.Slice, row: np.void) -> str:
     if min(sample.spacing) <= 0:
         return f"spacing {sample.spacing}"
     if sample.labelmap is not None:
-        strange = sorted(set(np.unique(sample.labelmap).tolist()) - {0, *sample.annotated})
+        strange = sorted(set(np.unique(sample.labelmap).tolist()) - {0, *sample.annotated, *ignored})
         if strange:
             return f"label values {strange[:5]} are not among the annotated {list(sample.annotated)[:10]}"
     return ""

@@ -86,6 +86,7 @@ def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
             grid=config.grid,
             counts=counts,
             labels=stager.job.labels,
+            ignored=labelmaps.ignored(config),
         )
     )
     if not count:
@@ -99,7 +100,7 @@ def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
         air_slices=counts.air,
         shape=list(volume.voxels.shape),
         spacing_mm=[round(length, 4) for length in volume.spacing],
-        annotated=slicing.annotated(labelmap),
+        annotated=slicing.annotated(labelmap, labelmaps.ignored(config)),
         notes={**volume.notes, **label_notes},
         meta=volume.meta,
     )

@@ -236,6 +236,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate], over: dict[str, list[di
             grid=config.grid,
             counts=counts,
             labels=stager.job.labels,
+            ignored=labelmaps.ignored(config),
         )
     )
     if not count:
@@ -255,7 +256,7 @@ def _stage(stager: Stager, chosen: dict[str, Candidate], over: dict[str, list[di
             air_slices=counts.air,
             shape=list(candidate.volume.voxels.shape),
             spacing_mm=[round(length, 4) for length in candidate.volume.spacing],
-            annotated=slicing.annotated(labelmap),
+            annotated=slicing.annotated(labelmap, labelmaps.ignored(config)),
             scale=[scale.slope, scale.intercept],
             notes={**notes[channel.name], **label_notes, "voxels_clipped": scale.clipped},
             meta=candidate.volume.meta,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import schema
+from data_prep.discovery.labelmaps import ignored_values
 from data_prep.sharding.staging import Record
 from meddap.disk import write_atomic
 from meddap.records import misfit, read_json, read_json_lines
@@ -41,9 +42,12 @@ def describe(
     classes: dict[str, dict],
     made_with: dict,
 ) -> dict[str, Any]:
-    """Return `dataset.json`: the shards by split, statistics of the training patients, names of labels and classes."""
+    """Return `dataset.json`: the shards by split, statistics of the training patients, names of labels and classes.
+
+    "ignore" has the label values of voxels that nobody annotated.
+    """
     accepted = [row for row in manifest if row["status"] == "accepted"]
-    splits = {}
+    splits, settings = {}, made_with["settings"]
     for split in schema.SPLITS:
         mine = [row for row in accepted if row["split"] == split]
         splits[split] = {
@@ -60,6 +64,7 @@ def describe(
         "sequences": dict(sorted(Counter(row["sequence"] for row in accepted).items())),
         "statistics": {name: statistics(counts) for name, counts in sorted(histograms.items())},
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
+        "ignore": sorted(ignored_values(settings.get("ignore", ()), settings.get("labels", {}))),
         "classes": classes,
         "made_with": made_with,
     }

@@ -11,14 +11,15 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from data_prep import identity, schema
 from data_prep.config import MACHINE_KEYS, RANGES, PrepConfig
-from data_prep.discovery import archive, class_labels
+from data_prep.discovery import archive, class_labels, labelmaps
+from data_prep.discovery.inputs import Inputs, apart
 from data_prep.sharding import archive_parts, description, staging, writer
 from data_prep.sharding.staging import Job, Record
 from data_prep.workers import LostJob, Workers
@@ -41,16 +42,17 @@ _SETTINGS = {"salt_check": str, "modality": str, "settings": dict}
 class Request:
     """One start of a sharding command.
 
-    masks       folder of label maps laid out like the input, or None
+    inputs      folders of images
+    masks       folders of label maps laid out like the inputs
     modality    "CT" or "MR"
     convert     turns one source into staged samples, in a worker process
     show_names  whether the console names files: its log is then as private as the names are
     labels      CSV of class labels, or None
     """
 
-    root: Path
+    inputs: Sequence[Path]
     output: Path
-    masks: Path | None
+    masks: Sequence[Path]
     modality: str
     convert: Callable[[Job], Record]
     config: PrepConfig
@@ -60,7 +62,7 @@ class Request:
 
 
 def run(request: Request) -> None:
-    """Shard every source below `request.root`. Raises MeddapError, among others for a disk that is full."""
+    """Shard every source below `request.inputs`. Raises MeddapError, among others for a disk that is full."""
     with disk_errors(request.output, "what is staged is kept, start again to continue"):
         _run(request)
 
@@ -68,9 +70,8 @@ def run(request: Request) -> None:
 def _run(request: Request) -> None:
     config = request.config
     check_ranges("", config, RANGES)
-    for folder in (request.root, request.masks):
-        if folder is not None and not folder.is_dir():
-            raise ShardingError(f"{folder}: no such folder; name the folder that holds the images")
+    folders = Inputs.of(request.inputs)
+    apart(list(request.masks), "--masks")
     _check_shares(config)
     if strange := [value for value in config.labels if not value.isdecimal()]:
         raise ShardingError(f"labels.{strange[0]}={config.labels[strange[0]]}: give labels.VALUE=NAME")
@@ -84,13 +85,15 @@ def _run(request: Request) -> None:
         began = time.monotonic()
         made_with = _made_with(request)
         _check_settings(output, made_with)
-        inputs = archive.discover(request.root, request.masks, config, request.modality, workers, skip=request.output)
+        inputs = archive.discover(folders, request.masks, config, request.modality, workers, skip=request.output)
         if not inputs.sources:
-            raise ShardingError(f"{request.root}: holds no image and no DICOM file ({inputs.ignored} others)")
+            where = ", ".join(map(str, request.inputs))
+            raise ShardingError(f"{where}: holds no image and no DICOM file ({inputs.ignored} others)")
+        _say_found(request, inputs)
         if request.labels and config.unknown_labels == "refuse":
             labels.check_known(request.labels, inputs.sources)
         staged = output / "staging"
-        jobs = [Job(one, request.root, staged, request.salt, config, labels.of(one)) for one in inputs.sources]
+        jobs = [Job(one, folders, staged, request.salt, config, labels.of(one)) for one in inputs.sources]
         jobs = [job for job in jobs if part.takes(job.subject)]
         fingerprint = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
         if (output / "dataset.json").is_file():
@@ -98,8 +101,31 @@ def _run(request: Request) -> None:
         records = stage_all(jobs, request, workers)
         if not any(record.samples for record in records.values()) and part.count == 1:
             raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
-        write_output(output, records, config, labels.names, {**made_with, "inputs": fingerprint}, workers)
+        named = replace(config, labels={**inputs.organ_files.names, **config.labels})
+        write_output(output, records, named, labels.names, {**made_with, "inputs": fingerprint}, workers)
         summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
+
+
+def _say_found(request: Request, inputs: archive.Discovered) -> None:
+    """Say what discovery decided about label maps and inputs. Raises ShardingError for masks that match nothing."""
+    mapped, count = inputs.mapped
+    if request.masks:
+        trees = ", ".join(map(str, request.masks))
+        if not mapped and count:
+            remedy = "lay it out like --input"
+            raise ShardingError(f"--masks {trees}: none of {count} images has a label map there; {remedy}")
+        if mapped < count:
+            say(f"--masks: {mapped} of {count} images have a label map there")
+    organs = inputs.organ_files
+    if organs.folders:
+        say(f"{len(organs.folders)} folders with a file per organ: {len(organs.values)} organs, one map each")
+    if organs.unnamed:
+        say(
+            f"  {organs.unnamed} of their names are not kept: only one folder has them, so they might name a "
+            "patient; labels.VALUE=NAME keeps one"
+        )
+    if inputs.shared:
+        say(f"{inputs.shared} patients are named in several inputs and count as one each; else shard them one by one")
 
 
 def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:
@@ -207,6 +233,8 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
         found = Counter(row["notes"][key] for row in accepted if key in row["notes"])
         for value, count in found.most_common(3):
             say(f"  {count} series, {what}: {value}")
+    for line in labelmaps.said({row["stack"]: row["notes"] for row in accepted}.values()):
+        say(f"  {line}")
     labels = Counter(row["notes"]["labels_left_out"] for row in accepted if "labels_left_out" in row["notes"])
     for reason, count in labels.most_common():
         say(f"  {count} series without their label map: {reason}")

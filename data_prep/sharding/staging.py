@@ -20,6 +20,7 @@ from typing import BinaryIO
 from data_prep import schema
 from data_prep.config import PrepConfig
 from data_prep.discovery.archive import Source
+from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.studies import Series
 from data_prep.identity import hashed, split_of
 from data_prep.volumes.errors import UnreadableError
@@ -35,7 +36,7 @@ class Job:
     """One source to convert, with all that a worker process needs. `labels`: column → class."""
 
     source: Source
-    root: Path
+    inputs: Inputs
     folder: Path
     salt: bytes
     config: PrepConfig
@@ -57,7 +58,7 @@ class Job:
 
     def paths(self, series: Series) -> list[str]:
         """Return the files of a series as paths to open."""
-        return [os.path.join(self.root, name) for name in series.files]
+        return [self.inputs.path(name) for name in series.files]
 
 
 @dataclass

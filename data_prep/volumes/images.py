@@ -19,6 +19,7 @@ from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
 SUFFIXES = (*NIFTI, *itk.SUFFIXES)
+_NEARLY = 1e-3  # how far from a whole number a label may be: what float files and slopes leave of one
 _SLAB = 8  # planes that are in memory as floats at a time
 
 
@@ -133,16 +134,23 @@ def read_mr(path: str | Path, config: PrepConfig) -> Volume:
     return _volume(image, voxels, config, 0, {})
 
 
-def read_labels(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Read (I, J, K) uint8 labels and their affine. Raises RejectedSeries unless values are whole numbers 0…255."""
-    image = Image(path, config)
+def read_labels(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """Read (I, J, K) uint8 labels, their affine and notes.
+
+    Values within 0.001 of a whole number are rounded, and counted. Raises RejectedSeries for others, and unless they
+    are 0 to 255.
+    """
+    image, rounded = Image(path, config), 0
     labels = np.empty(image.shape, np.uint8, order="F")
     for planes, values in image.slabs():
         low, high = values.min(), values.max()
-        if low < 0 or high > 255 or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
+        whole = np.rint(values) if values.dtype.kind == "f" else values
+        if low < -_NEARLY or high > 255 + _NEARLY or (whole is not values and np.abs(values - whole).max() > _NEARLY):
             raise RejectedSeries(f"values {low} to {high}; expected whole numbers 0 to 255")
-        labels[:, :, planes] = values
-    return labels, image.affine
+        if whole is not values:
+            rounded += int(np.count_nonzero(whole != values))
+        labels[:, :, planes] = whole
+    return labels, image.affine, {"label_voxels_rounded": rounded} if rounded else {}
 
 
 def _volume(image: Image, voxels: np.ndarray, config: PrepConfig, outside: float, notes: dict) -> Volume:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -146,14 +146,16 @@ def axial(
     grid: GridConfig,
     counts: SliceCounts,
     labels: Mapping[str, float],
+    ignored: Collection[int] = (),
 ) -> Iterator[Slice]:
     """Yield the slices that hold foreground in some sequence, inferior→superior; fill `counts` on the way.
 
     volume    gives affine and header; all channels lie on its grid
     labelmap  (Z, Y, X) uint8 or None; values present in it anywhere count as annotated
     labels    class labels of the volume, given to every slice
+    ignored   label values of voxels that nobody annotated
     """
-    values = tuple(annotated(labelmap))
+    values = tuple(annotated(labelmap, ignored))
     for order in range(len(volume.voxels)):
         present = [channel for channel in channels if channel.covered is None or channel.covered[order]]
         planes = [_pixels(channel, order) for channel in present]
@@ -192,14 +194,14 @@ def _pixels(channel: Channel, order: int) -> np.ndarray:
     return np.ascontiguousarray(plane if channel.scale is None else channel.scale.encode(plane))
 
 
-def annotated(labelmap: np.ndarray | None) -> list[int]:
-    """Return the label values of a series without background."""
+def annotated(labelmap: np.ndarray | None, ignored: Collection[int] = ()) -> list[int]:
+    """Return the label values of a series without background and without what is `ignored`."""
     if labelmap is None:
         return []
     counts = np.zeros(256, np.int64)
     for plane in labelmap:
         counts += np.bincount(plane.ravel(), minlength=256)
-    return [int(value) for value in np.flatnonzero(counts) if value]
+    return [int(value) for value in np.flatnonzero(counts) if value and value not in ignored]
 
 
 def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, int]:

@@ -51,6 +51,7 @@ class Examples:
     names      of the T labels (multi-label, regression), the classes (multi-class, retrieval) or the structures
                (segmentation)
     values     label value of each structure in label maps; () for other kinds
+    ignored    label values of pixels that nobody annotated: neither a structure nor background
     keys       (N,) unique names of the examples
     subjects   (N,) the patient: a salted hash, or a number where nobody gave ids; never a name
     studies    (N,) the volume that a slice belongs to
@@ -81,6 +82,7 @@ class Examples:
     reader: Callable[[int], Picture]
     version: str
     values: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)

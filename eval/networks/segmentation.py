@@ -58,9 +58,10 @@ def choose(maps: Draw, val: Cohort, config: DrawingConfig) -> tuple[np.ndarray, 
         rows = np.arange(start, min(start + _ROWS, len(val.rows)))
         drawn = maps(val, rows)
         truth = val.maps(drawn.shape[-1]) if truth is None else truth
-        true = targets(truth[rows], examples) > 0
+        wanted = targets(truth[rows], examples)
+        true, known = wanted > 0, ~wanted.isnan()
         for threshold, tally in zip(config.thresholds, tallies):
-            tally.add(examples.subjects[rows], (drawn > threshold), true, examples.annotated[rows])
+            tally.add(examples.subjects[rows], (drawn > threshold) & known, true, examples.annotated[rows])
     # a structure that no validation patient has labelled decides nothing
     means = np.stack([np.nan_to_num(metrics.macro(tally.dice().T)) for tally in tallies])
     return np.array(config.thresholds)[means.argmax(axis=0)], float(means.max(axis=0).mean())
@@ -99,22 +100,28 @@ class PixelCounts:
 
 
 def targets(maps: np.ndarray | torch.Tensor, examples: Examples) -> torch.Tensor:
-    """Return (n, O, R, R) 0 or 1 from (n, R, R) label maps."""
+    """Return (n, O, R, R) 0 or 1 from (n, R, R) label maps, NaN where nobody annotated them."""
     found = torch.as_tensor(maps)
-    return torch.stack([found == value for value in examples.values], dim=1).float()
+    wanted = torch.stack([found == value for value in examples.values], dim=1).float()
+    for value in examples.ignored:
+        wanted.masked_fill_((found == value)[:, None], torch.nan)
+    return wanted
 
 
 def masked_loss(logits: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
     """Return cross-entropy plus soft Dice over the labelled structures of a batch.
 
     logits, targets (N, O, R, R); annotated (N, O): a structure that is not labelled in a slice's series
-    adds nothing to either term.
+    adds nothing to either term, nor does a pixel whose target is NaN.
     """
-    known = annotated[:, :, None, None].float()
+    known = annotated[:, :, None, None] * (~targets.isnan()).float()
+    targets = targets.nan_to_num()
     entropy = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * known).mean(dim=(2, 3))
     drawn = logits.sigmoid() * known
     true = targets * known
     overlap, size = (drawn * true).sum(dim=(0, 2, 3)), (drawn + true).sum(dim=(0, 2, 3))
     soft = 1 - (2 * overlap + 1) / (size + 1)
-    seen = annotated.any(dim=0).float()
-    return entropy.sum() / annotated.sum().clamp(min=1) + (soft * seen).sum() / seen.sum().clamp(min=1)
+    seen = known.any(dim=3).any(dim=2).any(dim=0).float()
+    # slices whose pixels are known in part count in part
+    count = known.mean(dim=(2, 3)).sum()
+    return entropy.sum() / count.clamp(min=1) + (soft * seen).sum() / seen.sum().clamp(min=1)

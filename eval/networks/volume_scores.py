@@ -23,7 +23,8 @@ def measure(draw: Draw, thresholds: np.ndarray, test: Cohort, config: DrawingCon
     """Return Dice, IoU and, if wanted, HD95 and normalised surface distance of every patient and structure.
 
     Slices of one study are a volume, in the pictures' own pixels; a structure that is unlabelled in a study has no
-    figure there. A patient's figure is the mean over the patient's studies.
+    figure there, and pixels that nobody annotated count as empty. A patient's figure is the mean over the patient's
+    studies.
     """
     examples = test.examples
     patients = np.unique(examples.subjects)
@@ -71,8 +72,9 @@ def _compare(draw: Draw, thresholds: np.ndarray, test: Cohort, rows: np.ndarray,
                     f"study {examples.studies[row]}: its slices differ in shape, so they are not a volume"
                 )
             above = images.to_picture(maps, picture).numpy() > thresholds[:, None, None]
+            annotated = ~np.isin(labelmap, examples.ignored) if examples.ignored else True
             for number, value in enumerate(examples.values):
-                drawn[number].add(place, above[number])
+                drawn[number].add(place, above[number] & annotated)
                 true[number].add(place, labelmap == value)
     assert shape is not None  # a study has slices
     height, width = shape

@@ -123,6 +123,7 @@ def _pixels(maps: np.ndarray, test: Cohort, edges: np.ndarray) -> Binned:
         fine = F.interpolate(coarse, scale_factor=_PIXELS, mode="bilinear", align_corners=False)
         places = np.searchsorted(edges, fine.numpy().ravel(), side="right")
         abnormal = np.isin(truth[row].ravel(), examples.values)
-        for kind, mask in enumerate((abnormal, ~abnormal)):
+        known = ~np.isin(truth[row].ravel(), examples.ignored)
+        for kind, mask in enumerate((abnormal & known, ~abnormal & known)):
             counts[kind, which[row]] += np.bincount(places[mask], minlength=len(edges) + 1)
     return Binned("pixel_auroc", counts[0], counts[1], patients)

@@ -56,7 +56,8 @@ def collect(
 ) -> PatchBank:
     """Return a bank of about `size` patches out of `total`.
 
-    batches  (features (n, P, D), structures (n, O, R, R) in {0, 1}, annotated (n, O)) of the training slices
+    batches  (features (n, P, D), structures (n, O, R, R) in {0, 1}, NaN where unknown, annotated (n, O)) of the
+             training slices
     Patches of structures come first: each structure has an equal part of half the bank, the rest is drawn from what
     is left.
     """
@@ -68,7 +69,9 @@ def collect(
         squares = structures.view(count, organs, side, cells, side, cells).permute(0, 2, 4, 1, 3, 5)
         squares = squares.reshape(count * side * side, organs, cells * cells)
         votes = known.float().repeat_interleave(side * side, dim=0)
-        holds = squares.sum(dim=2) > 0
+        unknown = squares.isnan().any(dim=2)  # a patch that is known in part votes on nothing
+        votes, squares = votes * ~unknown, squares.nan_to_num()
+        holds = (squares.sum(dim=2) > 0) & ~unknown
         # twice the wanted share of all patches, every patch of a structure: thinned at the end
         keep = (torch.rand(len(squares), generator=generator) < 2 * size / total) | holds.any(dim=1)
         tokens.append(F.normalize(features.flatten(0, 1)[keep].float(), dim=1).half())

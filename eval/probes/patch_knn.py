@@ -66,7 +66,7 @@ def collect(train: Cohort, standardise: Standardise, config: PatchKnnConfig, see
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(start + _BATCH, count))
-            structures = segmentation.targets(maps[rows], examples)
+            structures = segmentation.targets(maps[rows], examples)  # NaN where nobody annotated
             yield standardise(train.patches(rows, _LAST)), structures, torch.from_numpy(examples.annotated[rows])
 
     return patch_bank.collect(batches(), count * side * side, config.bank, config.cells, seed)

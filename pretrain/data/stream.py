@@ -207,7 +207,7 @@ def _assemble(
         try:
             _decode(members, records[place], sequences, pixels[place], present[place])
             if voxels:
-                labelled[place] = _labelled(members, records[place])
+                labelled[place] = _labelled(members, records[place], decoders.split.dataset["ignore"])
         except (schema.SchemaError, RuntimeError, ValueError) as error:
             raise _named(decoders.split, int(sample[place]), error) from error
 
@@ -260,13 +260,15 @@ def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.
         raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={list(sequences)}")
 
 
-def _labelled(members: dict, record: dict) -> np.ndarray:
+def _labelled(members: dict, record: dict, ignored: Sequence[int]) -> np.ndarray:
     """Return (V, 2) rows and columns of the pixels with a label inside the foreground box."""
     if "seg.b2" not in members:
         return _NOWHERE
     labelmap = np.empty(record["shape"], np.uint8)
     schema.decompress_into(members["seg.b2"], labelmap)
     row0, row1, column0, column1 = record["box"]
+    for value in ignored:
+        labelmap[labelmap == value] = 0
     found = np.nonzero(labelmap[row0:row1, column0:column1])
     return np.stack([found[0] + row0, found[1] + column0], axis=1).astype(np.int16)
 

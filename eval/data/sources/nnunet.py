@@ -35,6 +35,7 @@ from meddap.settings import SettingsError
 
 Config = TypeVar("Config", CtConfig, MriConfig)
 _NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?")
+_IGNORE = "ignore"  # nnU-Net's name for what nobody annotated
 _FOLDERS = {"": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
 
 
@@ -63,9 +64,8 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     """Return every `files.plane_stride`-th slice that is not air."""
     root = Path(task.data)
     labels_there, channels_there = _described(root)
-    names = dict(task.organs) or {
-        name: value for name, value in labels_there.items() if isinstance(value, int) and value > 0
-    }
+    names = dict(task.organs) or structures(root / "dataset.json", labels_there)
+    ignored = _ignored(task, names, labels_there)
     channels = tuple(task.files.channels or channels_there)
     cases = _cases(root, len(channels))
 
@@ -80,7 +80,7 @@ def load(task: TaskConfig, cache: Path) -> Examples:
         there = [volume.labels is not None and bool((volume.labels == value).any()) for value in names.values()]
         for place in np.flatnonzero(volume.kept)[:: task.files.plane_stride]:
             labels = None if volume.labels is None else volume.labels[place]
-            targets.append(presence(labels, list(names.values()), there, task.min_pixels))
+            targets.append(presence(labels, list(names.values()), there, task.min_pixels, ignored))
             annotated.append(there)
             where.append((number, int(place)))
             digest = content_digest(volume.pixels[:, place])
@@ -107,6 +107,7 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     examples = Examples(
         names=tuple(names),
         values=tuple(names.values()),
+        ignored=ignored,
         keys=np.array([f"{study}-{order:05d}" for study, order in zip(studies, orders)]),
         subjects=identified(matched(case_names, pattern, "files.patient") if pattern else case_names, "patient"),
         studies=studies,
@@ -129,11 +130,41 @@ def _described(root: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         described = json.loads(path.read_text())
         channels = described.get("channel_names") or described["modality"]
-        return dict(described["labels"]), [str(name).lower() for name in channels.values()]
+        return _by_name(described["labels"]), [str(name).lower() for name in channels.values()]
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; expected a raw data set in nnU-Net's layout") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{path}: names no labels and channels ({error}); see nnU-Net's dataset format") from error
+
+
+def _by_name(labels: dict[str, Any]) -> dict[str, Any]:
+    """Return name → value or list of values. Version 1 (and the Medical Segmentation Decathlon) has number → name.
+
+    Raises ValueError for labels that are neither.
+    """
+    if all(str(key).isdecimal() for key in labels) and all(isinstance(name, str) for name in labels.values()):
+        return {name: int(number) for number, name in labels.items()}
+    return {str(name): each if isinstance(each, list) else int(each) for name, each in labels.items()}
+
+
+def structures(path: Path, labels: dict[str, Any]) -> dict[str, int]:
+    """Return name → value of what a dataset.json (`path`) says is to be drawn: no background, nothing ignored.
+
+    Raises SettingsError for regions (a name for several values), which are not drawn.
+    """
+    if regions := [name for name, value in labels.items() if isinstance(value, list) and len(value) > 1]:
+        raise SettingsError(
+            f"{path}: label {regions[0]!r} is a region of values {labels[regions[0]]}; regions are not read, name the "
+            f"values instead, e.g. organs.{regions[0]}={labels[regions[0]][0]}"
+        )
+    single = {name: value[0] if isinstance(value, list) else value for name, value in labels.items() if value != []}
+    return {name: int(value) for name, value in single.items() if int(value) > 0 and name.lower() != _IGNORE}
+
+
+def _ignored(task: TaskConfig, names: dict[str, int], labels: dict[str, Any]) -> tuple[int, ...]:
+    """Return the label values that nobody annotated: those configured and "ignore", except what is to be drawn."""
+    said = [value for name, value in labels.items() if name.lower() == _IGNORE and isinstance(value, int)]
+    return tuple(sorted({*task.files.ignore, *said} - set(names.values())))
 
 
 def _cases(root: Path, channels: int) -> list[Case]:
@@ -201,6 +232,7 @@ def _read(case: Case, read: Callable[[Path, Config], Volume], config: Config) ->
     """Return the channels of a case and its label map on their grid."""
     config.geometry.planes = config.geometry.oblique = "reformat"
     config.min_slices = 1
+    config.ignore = []  # the task says what is
     path = case.files[0]
     try:
         volumes = []

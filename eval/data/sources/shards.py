@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +27,16 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     """Return every `stride`-th slice of each series, with what its label map shows, or its class in column `label`."""
     dataset = read_dataset(task.data)
     names = structures(task, dataset)
+    ignored = tuple(value for value in dataset["ignore"] if value not in names.values())
     splits = {name: Split(task.data, name) for name in dataset["splits"]}
     chosen = [
         (name, int(number)) for name, split in splits.items() for number in _every(split, getattr(task.stride, name))
     ]
-    columns = _columns(task, dataset, names, splits, chosen, cache)
+    columns = _columns(task, dataset, names, ignored, splits, chosen, cache)
     examples = Examples(
         names=tuple(names),
         values=tuple(names.values()),
+        ignored=ignored,
         reader=lambda place: picture(splits[chosen[place][0]][chosen[place][1]]),
         version=dataset["digest"],
         **columns,
@@ -98,13 +101,26 @@ def picture(sample: Slice) -> Picture:
     return Picture(sample.pixels, sample.sequences, scale, sample.box, spacing=sample.spacing, labelmap=sample.labelmap)
 
 
-def presence(labelmap: np.ndarray | None, values: list[int], annotated: list[bool], min_pixels: int) -> list[float]:
-    """Return for each structure: 1 present, 0 absent, NaN where unlabelled in this series or only grazed here."""
+def presence(
+    labelmap: np.ndarray | None,
+    values: list[int],
+    annotated: list[bool],
+    min_pixels: int,
+    ignored: Sequence[int] = (),
+) -> list[float]:
+    """Return for each structure: 1 present, 0 absent, NaN where unlabelled in this series or only grazed here.
+
+    A structure that is not seen may lie among pixels whose label is `ignored`, if there are any: NaN as well.
+    """
     counts = np.bincount(labelmap.ravel(), minlength=256) if labelmap is not None else np.zeros(256)
-    return [
-        np.nan if not known or 0 < counts[value] < min_pixels else float(counts[value] > 0)
-        for value, known in zip(values, annotated)
-    ]
+    hidden = counts[list(ignored)].sum() > 0
+
+    def state(value: int) -> float:
+        if not counts[value]:
+            return np.nan if hidden else 0.0
+        return 1.0 if counts[value] >= min_pixels else np.nan
+
+    return [state(value) if known else np.nan for value, known in zip(values, annotated)]
 
 
 def _every(split: Split, stride: int) -> np.ndarray:
@@ -115,14 +131,21 @@ def _every(split: Split, stride: int) -> np.ndarray:
 
 
 def _columns(
-    task: TaskConfig, dataset: dict, names: dict[str, int], splits: dict, chosen: list, cache: Path
+    task: TaskConfig,
+    dataset: dict,
+    names: dict[str, int],
+    ignored: tuple[int, ...],
+    splits: dict,
+    chosen: list,
+    cache: Path,
 ) -> dict[str, np.ndarray]:
     """Return the columns of Examples, from the cache where the same slices were looked at before."""
-    parts = (dataset["digest"], vars(task.stride), sorted(names.items()), task.min_pixels)
+    parts: tuple = (dataset["digest"], vars(task.stride), sorted(names.items()), task.min_pixels)
+    parts += (ignored,) if ignored else ()
     path = cache / f"examples-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.npz"
     if not path.is_file():
         rows = [
-            _row(splits[name][number], name, list(names.values()), task.min_pixels)
+            _row(splits[name][number], name, list(names.values()), task.min_pixels, ignored)
             for name, number in tqdm(chosen, "labels", disable=None, leave=False)
         ]
         files.write_arrays(path, _stacked(rows, len(names)), compressed=False)
@@ -132,9 +155,9 @@ def _columns(
         return {name: stored[name] for name in _COLUMNS}
 
 
-def _row(sample: Slice, split: str, values: list[int], min_pixels: int) -> tuple:
+def _row(sample: Slice, split: str, values: list[int], min_pixels: int, ignored: Sequence[int]) -> tuple:
     annotated = [value in sample.annotated for value in values]
-    found = presence(sample.labelmap, values, annotated, min_pixels)
+    found = presence(sample.labelmap, values, annotated, min_pixels, ignored)
     site = str(sample.meta.get("manufacturer", ""))
     who = (sample.key, sample.subject, sample.series, site, split)
     return *who, sample.order, sample.position, content_digest(sample.pixels), found, annotated
