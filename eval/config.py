@@ -52,6 +52,8 @@ class FilesConfig:
     patient: str | None = None  # regular expression whose group is the patient; none: every file is a patient
     site: str | None = None  # the same of the site
     modality: Literal["CT", "MR"] = "CT"  # of NIfTI volumes
+    # nnU-Net's CT: values that speak against HU (windowed, no air) are read as HU and that is said; check refuses them
+    values: Literal["check", "trust"] = "trust"
     channels: list[str] = field(default_factory=list)  # names of nnU-Net's channels; empty: those of dataset.json
     plane_stride: int = 1  # every n-th slice of a volume
     # label values of voxels that nobody annotated, out of loss and score; so is what dataset.json calls "ignore"

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossl
 from data_prep.config import CtConfig, MriConfig, StackConfig
 from data_prep.dicom import headers, series_reader
 from data_prep.discovery import archive
+from data_prep.discovery.inputs import Inputs
 from data_prep.volumes.volume import RejectedSeries, Volume
 from data_prep.workers import Workers
 
@@ -364,7 +365,7 @@ def test_patients_who_share_a_series_uid_are_all_read(tmp_path: Path) -> None:
     for patient in "abc":
         dicom_files.series(tmp_path / patient, volume(0), PatientID=patient, StudyInstanceUID=f"1.{ord(patient)}")
     with Workers(1, seconds=60, volume_gb=1) as workers:
-        found = archive.discover(tmp_path, None, CtConfig(), "CT", workers)
+        found = archive.discover(Inputs.of([tmp_path]), [], CtConfig(), "CT", workers)
     assert sorted((source.patient, len(source.series[0].files)) for source in found.sources) == [
         *(("a", COUNT), ("b", COUNT), ("c", COUNT))
     ]

@@ -167,6 +167,18 @@ def test_what_is_odd_but_in_hu_is_noted() -> None:
     )
 
 
+@pytest.mark.parametrize("low, high", [(-1000, 400), (-1024, 600), (-1000, 300)])
+def test_what_is_cut_off_above_soft_tissue_is_taken_and_noted(low: int, high: int) -> None:
+    """Many public CTs are clipped so; air and soft tissue are whole."""
+    bone = head()
+    bone[:, 40:60, 30:60] = np.random.default_rng(0).uniform(-100, 1500, (10, 20, 30))
+    assert judged(np.clip(bone, low, high)) == {"values_cut_off_at": high}
+    with pytest.raises(RejectedSeries, match="windowed"):
+        judged(np.clip(bone, low, 150))
+    with pytest.raises(RejectedSeries, match="values=trust"):
+        judged(np.clip(bone, -400, high))
+
+
 def test_the_setting_counts_for_files_and_for_dicom(tmp_path: Path) -> None:
     """Both readers ask for evidence, and both take the user's word."""
     path = tmp_path / "ct.nii.gz"

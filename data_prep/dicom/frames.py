@@ -40,7 +40,11 @@ _GROUPS = {
         "FrameAcquisitionDateTime": "AcquisitionDateTime",
     },
     "CTImageFrameTypeSequence": {"FrameType": "ImageType"},
-    "MRImageFrameTypeSequence": {"FrameType": "ImageType", "ComplexImageComponent": "ComplexImageComponent"},
+    "MRImageFrameTypeSequence": {
+        "FrameType": "ImageType",
+        "ComplexImageComponent": "ComplexImageComponent",
+        "AcquisitionContrast": "AcquisitionContrast",
+    },
     "MREchoSequence": {"EffectiveEchoTime": "EchoTime"},
     "MRDiffusionSequence": {"DiffusionBValue": "DiffusionBValue"},
     "MRTimingAndRelatedParametersSequence": {"RepetitionTime": "RepetitionTime", "FlipAngle": "FlipAngle"},

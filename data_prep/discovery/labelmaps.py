@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -149,6 +150,9 @@ def said(notes: Iterable[Mapping[str, object]]) -> Iterator[str]:
         yield f"{other} label maps on another grid than their image: placed by their affine, nearest neighbour"
     if max(outside, default=0) > 0:
         yield f"up to {max(outside):.2%} of a map's labels lie outside its image (max_labels_outside)"
+    for note, what in (("label_units", "unit of the header's lengths"), ("label_transform", "transform")):
+        for value, count in Counter(each[note] for each in every if note in each).most_common(3):
+            yield f"{count} label maps, {what}: {value}"
     for note, what in (
         ("ignored_voxels", "with voxels that nobody annotated, neither label nor background (ignore)"),
         ("label_voxels_rounded", "whose values were rounded to whole numbers, off by 0.001 at most"),

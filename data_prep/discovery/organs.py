@@ -110,8 +110,10 @@ def read(
         raise RejectedSeries("more organs than the label values of a map; labels can number those to keep")
     total: np.ndarray | None = None
     affine, overlapping = np.eye(4), 0
+    notes: dict[str, object] = {"organ_files": len(files)}
     for path, value in files:
-        labels, own, _ = images.read_labels(path, config)
+        labels, own, found = images.read_labels(path, config)
+        notes |= found
         if len(np.unique(labels[labels > 0])) > 1:
             raise RejectedSeries("a file among the organs holds several labels; expected one organ per file")
         if total is None:
@@ -122,7 +124,6 @@ def read(
         overlapping += int(np.count_nonzero(total[inside]))
         total[inside] = value
     assert total is not None  # an image without organ files has no such label map
-    notes: dict[str, object] = {"organ_files": len(files)}
     return total, affine, {**notes, "overlapping_label_voxels": overlapping} if overlapping else notes
 
 

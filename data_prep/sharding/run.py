@@ -202,6 +202,7 @@ def write_output(
 
 # notes of accepted series that the console repeats: what a header left open and a setting decided
 _DECIDED = {
+    "values_cut_off_at": "values above cut off, in HU",
     "values_trusted": "taken as HU (values=trust) against",
     "units": "unit of the header's lengths",
     "transform": "transform",

@@ -15,6 +15,7 @@ _MOST = 400_000  # voxels that the histogram is taken from
 _LEAST = 10_000  # voxels whose histogram says something
 _REMEDY = "; values=trust takes it"
 _BODY = -500  # above it a voxel is not air
+_SOFT = 300  # soft tissue without contrast medium ends below it: what is cut off above is bone and vessels
 
 
 def check(
@@ -114,10 +115,11 @@ class Histogram:
         return ""
 
     def windowed(self) -> str:
-        """Return the evidence that values were cut off at both ends or above soft tissue, or masked, else ""."""
+        """Return the evidence that values were cut off within air or soft tissue, or masked, else ""."""
         if self.first > -900 and self._stands_out(self.first, 1, 0.02):
             return f"{self._exactly(self.first):.0%} of its voxels are exactly {self.first}, the lowest: windowed"
-        if self.last < 1000 and self._stands_out(self.last, -1, 0.001):
+        narrow = self.last < _SOFT or (self.last < 1000 and self.first > _BODY)
+        if narrow and self._stands_out(self.last, -1, 0.001):
             return f"{self._exactly(self.last):.1%} of its voxels are exactly {self.last}, the highest: windowed"
         value = self._masked()
         if value is not None and self.share(high=-900) < 0.02:
@@ -127,7 +129,7 @@ class Histogram:
     def oddities(self) -> dict[str, object]:
         """Return what does not speak against HU but should be known."""
         found: dict[str, object] = {}
-        if 1000 <= self.last < 32767 and self._stands_out(self.last, -1, 0.001):
+        if self.last < 32767 and self._stands_out(self.last, -1, 0.001):
             found["values_cut_off_at"] = self.last
         value = self._masked()
         if value is not None:

@@ -150,7 +150,8 @@ def read_labels(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.nd
         if whole is not values:
             rounded += int(np.count_nonzero(whole != values))
         labels[:, :, planes] = whole
-    return labels, image.affine, {"label_voxels_rounded": rounded} if rounded else {}
+    notes: dict[str, object] = {f"label_{key}": value for key, value in image.notes.items()}
+    return labels, image.affine, {**notes, "label_voxels_rounded": rounded} if rounded else notes
 
 
 def _volume(image: Image, voxels: np.ndarray, config: PrepConfig, outside: float, notes: dict) -> Volume:

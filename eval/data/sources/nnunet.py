@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from data_prep.volumes.volume import RejectedSeries, Volume
 from eval.config import TaskConfig
 from eval.data.examples import Examples, Picture, identified, matched, version_of
 from eval.data.sources.shards import for_kind, presence
+from meddap.console import say
 from meddap.settings import SettingsError
 
 Config = TypeVar("Config", CtConfig, MriConfig)
@@ -51,13 +52,17 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseVolume:
-    """A volume's pixels (S, Z, H, W) int16 HU or uint16, labels (Z, H, W) or None, boxes (Z, 4), spacing (z, y, x)."""
+    """A volume's pixels (S, Z, H, W) int16 HU or uint16, labels (Z, H, W) or None, boxes (Z, 4), spacing (z, y, x).
+
+    doubts  what speaks against HU in a CT that is read as HU (`files.values=trust`); "" if nothing does
+    """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     boxes: np.ndarray
     spacing: tuple[float, float, float]
     kept: np.ndarray
+    doubts: str = ""
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
@@ -74,8 +79,10 @@ def load(task: TaskConfig, cache: Path) -> Examples:
         return _stack(cases[number], task)
 
     rows, targets, annotated, where, marks = [], [], [], [], hashlib.sha256()
+    doubts: list[str] = []
     for number, case in enumerate(tqdm(cases, "volumes", disable=None, leave=False)):
         volume = stack(number)
+        doubts += [volume.doubts] if volume.doubts else []
         marks.update(b"" if volume.labels is None else np.ascontiguousarray(volume.labels).tobytes())
         there = [volume.labels is not None and bool((volume.labels == value).any()) for value in names.values()]
         for place in np.flatnonzero(volume.kept)[:: task.files.plane_stride]:
@@ -99,6 +106,9 @@ def load(task: TaskConfig, cache: Path) -> Examples:
             labelmap=None if volume.labels is None else np.ascontiguousarray(volume.labels[place]),
         )
 
+    if doubts:
+        count = f"{len(doubts)} of {len(cases)} volumes"
+        say(f"{root}: {count} are read as HU against: {doubts[0]}; files.values=check refuses them")
     if not rows:
         raise SettingsError(f"{root}: every slice is air; is files.modality={task.files.modality} right?")
     case_names, splits, orders, positions, digests = zip(*rows)
@@ -191,15 +201,17 @@ def _cases(root: Path, channels: int) -> list[Case]:
 
 def _stack(case: Case, task: TaskConfig) -> CaseVolume:
     """Read a case. Raises SettingsError for a file that cannot be used, or that has another grid."""
-    return _ct(case) if task.files.modality == "CT" else _mr(case)
+    return _ct(case, task) if task.files.modality == "CT" else _mr(case)
 
 
-def _ct(case: Case) -> CaseVolume:
-    config = CtConfig()
+def _ct(case: Case, task: TaskConfig) -> CaseVolume:
+    config = CtConfig(values=task.files.values)
     volumes, labels = _read(case, images.read_ct, config)
     pixels = np.stack([volume.voxels for volume in volumes])
     body = pixels > config.air.threshold_hu
-    return _cut(pixels, labels, body, config.air.min_body_fraction, volumes[0].spacing)
+    cut = _cut(pixels, labels, body, config.air.min_body_fraction, volumes[0].spacing)
+    doubts = [str(volume.notes["values_trusted"]) for volume in volumes if "values_trusted" in volume.notes]
+    return replace(cut, doubts=doubts[0] if doubts else "")
 
 
 def _mr(case: Case) -> CaseVolume:
