@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import os
 import select
 import sys
@@ -112,6 +113,7 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
     70 after an error that nobody foresaw, whose traceback follows a line that says where to report it; 130 after
     Ctrl-C, in one line; 141 without a word where the reader of the output has gone (`meddap report … | head`).
     """
+    _mend_streams()
     if _program is None and (program := _typed()):
         started_as(program)
     try:
@@ -126,6 +128,16 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
         else:
             status = unexpected(error)
     sys.exit(status)
+
+
+def _mend_streams() -> None:
+    """Let every line be written: nowhere if a stream was closed, escaped where the terminal has no such character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _typed() -> str | None:
