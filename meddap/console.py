@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TextIO, TypeVar
 
 from meddap import __version__
@@ -35,8 +36,12 @@ class Main(Protocol):
 
 
 def say(line: str) -> None:
-    """Print a line to stderr without tearing a progress bar."""
-    _write(line, sys.stderr)
+    """Print a line to stderr without tearing a progress bar.
+
+    Nobody may read it any more: Ctrl-C ends the `tee` of `meddap train … 2>&1 | tee LOG` first. The work goes on.
+    """
+    with suppress(OSError):
+        _write(line, sys.stderr)
 
 
 def show(line: str) -> None:
@@ -127,6 +132,7 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
             status = PIPE_CLOSED
         else:
             status = unexpected(error)
+    _close_broken()  # lines that nobody reads would change the status when they are flushed
     sys.exit(status)
 
 
