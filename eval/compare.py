@@ -19,7 +19,7 @@ def table(rows: list[dict]) -> str:
     lines = ["| probe | metric | label | difference | 95 % interval | p | patients |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         figure = " | ".join(bootstrap.shown(row, "+"))
-        p = bootstrap.shown_p(row["p"])
+        p = bootstrap.shown_p(row)
         lines.append(f"| {row['probe']} | {row['metric']} | {row['label']} | {figure} | {p} | {row['patients']} |")
     return "\n".join(lines)
 

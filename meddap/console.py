@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import os
 import select
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TextIO, TypeVar
 
 from meddap import __version__
@@ -34,8 +36,12 @@ class Main(Protocol):
 
 
 def say(line: str) -> None:
-    """Print a line to stderr without tearing a progress bar."""
-    _write(line, sys.stderr)
+    """Print a line to stderr without tearing a progress bar.
+
+    Nobody may read it any more: Ctrl-C ends the `tee` of `meddap train … 2>&1 | tee LOG` first. The work goes on.
+    """
+    with suppress(OSError):
+        _write(line, sys.stderr)
 
 
 def show(line: str) -> None:
@@ -112,6 +118,7 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
     70 after an error that nobody foresaw, whose traceback follows a line that says where to report it; 130 after
     Ctrl-C, in one line; 141 without a word where the reader of the output has gone (`meddap report … | head`).
     """
+    _mend_streams()
     if _program is None and (program := _typed()):
         started_as(program)
     try:
@@ -125,7 +132,18 @@ def launch(main: Main, arguments: list[str] | None = None) -> NoReturn:
             status = PIPE_CLOSED
         else:
             status = unexpected(error)
+    _close_broken()  # lines that nobody reads would change the status when they are flushed
     sys.exit(status)
+
+
+def _mend_streams() -> None:
+    """Let every line be written: nowhere if a stream was closed, escaped where the terminal has no such character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _typed() -> str | None:

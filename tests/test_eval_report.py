@@ -128,3 +128,13 @@ def test_errors_are_one_line(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert len(errors) == len(cases)
     for line, (_, expected) in zip(errors, cases):
         assert expected in line
+
+
+def test_where_there_is_no_figure_there_is_no_p_value() -> None:
+    """A label that no test patient shows has a dash for the difference and for p; the others have both."""
+    row = {"probe": "knn", "metric": "auroc", "label": "aorta", "low": None, "high": None, "patients": 6}
+    table = compare.table([{**row, "value": None, "p": 1.0}, {**row, "value": 0.25, "p": 0.0001}])
+    assert table.splitlines()[2:] == [
+        "| knn | auroc | aorta | – | no figure | – | 6 |",
+        "| knn | auroc | aorta | +0.250 | no interval | < 0.001 | 6 |",
+    ]

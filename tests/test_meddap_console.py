@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -96,6 +97,26 @@ def test_a_closed_pipe_is_quiet() -> None:
         ) as process:
             process.stdout.close()
             assert process.wait(60) == 141 and process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_nowhere(closed: str) -> None:
+    """As a service manager starts a process: lines and bars go nowhere, the work is done."""
+    code = (
+        "from meddap import console as c; c.launch(lambda _: [c.say('a'), c.show('b'), *c.progress('x', 1, 'y')] and 0)"
+    )
+    assert subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_character_that_a_terminal_lacks_is_escaped(encoding: str) -> None:
+    """An old locale, or a file name that is not UTF-8: the line is there, and no traceback."""
+    code = "from meddap import console as c; c.launch(lambda _: c.show('lr 0 \\u2192 1 \\udcff') or 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True
+    )
+    arrow = "\u2192".encode(encoding, "backslashreplace")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"lr 0 " + arrow + b" 1 \\udcff\n", b"")
 
 
 def test_a_pipe_of_somebody_else_is_an_error(capsys: pytest.CaptureFixture) -> None:

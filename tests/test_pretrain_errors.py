@@ -181,6 +181,22 @@ def test_ctrl_c_saves_and_a_second_start_goes_on(finished: Run, tmp_path: Path) 
     assert rows(path.parent) == rows(tmp_path / "whole" / "tiny" / "adapt") and len(rows(path.parent)) == 60
 
 
+def test_ctrl_c_saves_although_nobody_reads_any_more(finished: Run, tmp_path: Path) -> None:
+    """`… 2>&1 | tee LOG`: the same Ctrl-C ends tee first, and the checkpoint of the step is still written."""
+    command = [sys.executable, "-m", "pretrain.train", *finished.command, "stages.adapt.steps=60", "save.every=100"]
+    command += [f"output={tmp_path}", "name=tiny", "machine.log_every=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    path, until = tmp_path / "tiny" / "adapt" / "metrics.jsonl", time.monotonic() + 120
+    while len(metrics.read(path)) < 3:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.stdout.close()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert checkpoint.newest(path.parent).step == len(metrics.read(path)) >= 3
+
+
 def test_a_second_ctrl_c_does_not_wait(capfd: pytest.CaptureFixture) -> None:
     """Of a process that runs alone. With others a launcher may send several, and all wait for the step's end."""
     with Stop(alone=True) as stop:

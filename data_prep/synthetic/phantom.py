@@ -11,21 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-ORGANS = {
-    1: "lung",
-    2: "liver",
-    3: "spleen",
-    4: "right kidney",
-    5: "left kidney",
-    6: "heart",
-    7: "aorta",
-    8: "spine",
-}
-
 
 @dataclass(frozen=True)
 class Phantom:
-    """hu, labels (Z, Y, X), axes as data_prep.volumes.volume.Volume; spacing (z, y, x) in mm."""
+    """hu, labels (Z, Y, X), axes as data_prep.volumes.volume.Volume; spacing (z, y, x) in mm.
+
+    Labels: 1 lung, 2 liver, 3 spleen, 4 right kidney, 5 left kidney, 6 heart, 7 aorta, 8 spine.
+    """
 
     hu: np.ndarray
     labels: np.ndarray

@@ -133,7 +133,7 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
             gained = (row["value"] > 0) != (row["metric"] in LOWER_IS_BETTER)
             kind = ("n good" if gained else "n bad") if row["p"] < 0.05 else "n"
             value, interval = shown(row, "+")
-            p = html.escape(shown_p(row["p"]))
+            p = html.escape(shown_p(row))
             lines.append(
                 f'<tr><td>{html.escape(row["probe"])}</td><td>{row["metric"]}</td><td class="{kind}">{value}</td>'
                 f'<td>{interval}</td><td class="n">{p}</td><td class="n">{row["patients"]}</td></tr>'

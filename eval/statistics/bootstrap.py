@@ -55,9 +55,11 @@ def shown(row: dict, sign: str = "") -> tuple[str, str]:
     return f"{row['value']:{sign}.3f}", f"{row['low']:{sign}.3f} to {row['high']:{sign}.3f}"
 
 
-def shown_p(p: float) -> str:
-    """Return a p-value as text."""
-    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+def shown_p(row: dict) -> str:
+    """Return a row's p-value as text; none where there is no figure."""
+    if row["value"] is None:
+        return "–"
+    return f"{row['p']:.3f}" if row["p"] >= 0.0005 else "< 0.001"
 
 
 def resamples(patients: int, draws: int, seed: int) -> np.ndarray:

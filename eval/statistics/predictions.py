@@ -29,7 +29,6 @@ DEFAULT = {
     "retrieval": ("map", "recall@1", "recall@5", "recall@10"),
 }
 LOWER_IS_BETTER = ("mae", "rmse", "ece", "brier", "hd95")
-PROBABILITIES = ("ece", "brier", "balanced_accuracy", "f1", "mcc", "accuracy")  # need scores in 0…1
 
 
 Figures = Callable[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -51,5 +52,6 @@ class Stop:
             if self.stop_signal == number:
                 raise KeyboardInterrupt
             # a step may take long; not `print`, which the signal may have interrupted
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and what is not saved is lost\n")
+            with suppress(OSError):  # a `tee` that read it may have ended by the same Ctrl-C
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, and what is not saved is lost\n")
         self.stop_signal = max(self.stop_signal, number)
