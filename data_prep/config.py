@@ -131,6 +131,8 @@ RANGES = {
     "workers": COUNT,
     "samples_per_shard": COUNT,
     "min_slices": NOT_NEGATIVE,
+    "ignore": Allowed(0, 255),
+    "max_labels_outside": SHARE,
     "split.train": NOT_NEGATIVE,
     "split.val": NOT_NEGATIVE,
     "split.test": NOT_NEGATIVE,

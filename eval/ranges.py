@@ -41,6 +41,7 @@ TASK = {
     "split.test": NOT_NEGATIVE,
     "split.folds": Allowed(2),
     "files.plane_stride": COUNT,
+    "files.ignore": NOT_NEGATIVE,
     "stride.train": COUNT,
     "stride.val": COUNT,
     "stride.test": COUNT,
