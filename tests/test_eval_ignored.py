@@ -98,6 +98,22 @@ def test_what_is_ignored_is_neither_a_structure_nor_known(value: int, labels: di
     assert named.values == (value,) and value not in named.ignored
 
 
+def test_ct_that_is_not_in_hu_is_read_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Many public data sets are windowed; the task can refuse them."""
+    labels = np.repeat(drawn(), 4, axis=2)
+    data = data_set(tmp_path / "n", V2, labels, cases=2)
+    read(data, tmp_path)
+    assert "read as HU" not in capsys.readouterr().err
+    for path in (data / "imagesTr").iterdir():
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.clip(image.get_fdata(), -20, 60).astype(np.int16), image.affine), path)
+    examples = read(data, tmp_path)
+    assert len(examples.keys) and examples.read(0).pixels.min() == -20
+    assert "2 of 2 volumes are read as HU against: " in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="c0_0000.nii.gz: .*(HU|windowed)"):
+        read(data, tmp_path, "files.values=check")
+
+
 def test_255_that_dataset_json_names_is_a_structure(tmp_path: Path) -> None:
     """Masks of 0 and 255."""
     data = data_set(tmp_path / "n", {**V2, "labels": {"background": 0, "organ": 255}}, (drawn() > 0) * np.uint8(255))

@@ -165,6 +165,23 @@ def test_a_file_per_organ_becomes_one_map_with_names(tmp_path: Path, capsys) -> 
     assert "2 folders with a file per organ: 2 organs, one map each" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("organ_files", [False, True], ids=["one map", "organs"])
+def test_what_the_header_of_a_map_left_open_is_noted(organ_files: bool, tmp_path: Path, capsys) -> None:
+    """Its unit, as for images: in the manifest and on the console."""
+    folder = tmp_path / "in" / "p"
+    write(folder / "ct.nii.gz", volume())
+    name, values = ("segmentations/liver.nii.gz", drawn() == 1) if organ_files else ("seg.nii.gz", drawn())
+    path = write(folder / name, values.astype(np.uint8))
+    image = nibabel.load(path)
+    labels = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
+    labels.header["xyzt_units"] = 0
+    nibabel.save(labels, path)
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    (row,) = rows(tmp_path / "out")
+    assert row["annotated"] and row["notes"]["label_units"] == "not stated, taken as mm"
+    assert "1 label maps, unit of the header's lengths: not stated, taken as mm" in capsys.readouterr().err
+
+
 def test_a_name_that_might_be_a_patients_is_not_kept(tmp_path: Path, capsys) -> None:
     """One folder alone has it, and it names no organ that is known."""
     organ_folder(tmp_path / "in" / "s1", {"liver": 1, "canary_john": 2})

@@ -65,6 +65,7 @@ def told(became: Became) -> list[str]:
 
 
 DERIVED = "derived series; stacks.derived=keep takes it"
+CUT = "damaged: the file ends within its pixels, or holds fewer than its header says"
 NO_POSITION = "multi-frame image without a position per frame"
 CT, MR, SMALL = "ct 1×512×512, 1 slices", "t1 1×512×512, 1 slices", "t1 1×64×64, 1 slices"
 NAMED = "transfer_syntaxes/ct/CTImage.dcm_{}TransferSyntax_1.2.840.10008.1.2{}.dcm"
@@ -80,7 +81,7 @@ FILES: list[tuple[str, str, str, str | None, bool]] = [
         (f"small_cases/MR_small{kind}.dcm", "MR", DERIVED, SMALL, False)
         for kind in ("", "_RLE", "_bigendian", "_expb", "_implicit", "_jp2klossless", "_jpeg_ls_lossless", "_padded")
     ),
-    ("small_cases/MR_truncated.dcm", "MR", DERIVED, "damaged or unreadable DICOM (ValueError)", False),
+    ("small_cases/MR_truncated.dcm", "MR", DERIVED, CUT, False),
     *(
         (f"small_cases/emri_small{kind}.dcm", "MR", NO_POSITION, None, False)
         for kind in ("", "_RLE", "_big_endian", "_jpeg_2k_lossless", "_jpeg_2k_lossless_too_short", "_jpeg_ls_lossless")

@@ -300,6 +300,8 @@ def test_the_command_says_ct_where_names_say_a_sequence(tmp_path: Path) -> None:
     assert sum(row["notes"].get("named_as_mr", False) for row in accepted) == len(names)
     left_out = [row["reason"] for row in rows if row["status"] == "rejected"]
     assert len(left_out) == 2 and "named as MR; shard_mri.py takes it" in left_out
+    trusted = shard(tmp_path / "in", tmp_path / "trusted", "values=trust", command=shard_ct)
+    assert all(row["status"] == "accepted" for row in trusted)  # the user's word counts for names, too
 
 
 def test_an_mr_whose_name_also_says_ct_is_taken_by_its_voxels(tmp_path: Path) -> None:
@@ -309,6 +311,29 @@ def test_an_mr_whose_name_also_says_ct_is_taken_by_its_voxels(tmp_path: Path) ->
     write(tmp_path / "in" / "q" / "ct_T1.nii.gz", hu)
     accepted, (refused,) = by_status(shard(tmp_path / "in", tmp_path / "out"))
     assert set(accepted) == {"t1"} and refused["reason"] == "named as CT; shard_ct.py takes it"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "said"),
+    [
+        ("ComplexImageComponent", ("MAGNITUDE", "PHASE"), "phase image"),
+        ("AcquisitionContrast", ("T2", "PERFUSION"), "perfusion"),
+        ("FrameType", (["ORIGINAL", "PRIMARY", "OTHER"], ["ORIGINAL", "PRIMARY", "PERFUSION"]), "perfusion"),
+        ("FrameType", (["ORIGINAL", "PRIMARY", "OTHER"], ["DERIVED", "PRIMARY", "PERFUSION", "RCBV"]), "derived"),
+    ],
+)
+def test_frames_of_an_enhanced_image_are_known_by_their_groups(
+    attribute: str, values: tuple, said: str, tmp_path: Path
+) -> None:
+    """One file holds an image and what is no image of the anatomy, told by a functional group alone."""
+    stored = np.repeat(head((24, 24, 6)).transpose(2, 1, 0), 2, axis=0)
+    positions = [(0, 0, 3.0 * (n // 2)) for n in range(12)]
+    each = [{"MRImageFrameTypeSequence": {attribute: values[n % 2]}} for n in range(12)]
+    (tmp_path / "in").mkdir()
+    whole = {} if attribute == "FrameType" else {attribute: "MIXED"}  # as the file's own header says it
+    dicom_files.enhanced(tmp_path / "in" / "e", stored, positions, "MR", each, SeriesDescription="AX T2", **whole)
+    accepted, (refused,) = by_status(shard(tmp_path / "in", tmp_path / "out"))
+    assert set(accepted) == {"t2"} and refused["reason"].startswith(said)
 
 
 @pytest.mark.parametrize(

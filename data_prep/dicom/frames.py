@@ -100,7 +100,8 @@ class Frame:
 def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame, AnyHeader]]:
     """Yield the frames of one file, each with a header in the names of classic files.
 
-    Raises RejectedSeries unless the file holds acquired images of `modality`, and whatever pydicom raises for damage.
+    Raises RejectedSeries unless the file holds acquired images of `modality`, behind them if it holds computed ones
+    too, and whatever pydicom raises for damage.
     """
     with open_file(path) as file:
         dataset: AnyHeader = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
@@ -109,10 +110,14 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
         raw = _native(file, dataset)
         if isinstance(file, io.BytesIO):
             raw = None  # unpacked: no offset in the file itself
+    derived = 0  # an enhanced image may hold acquired frames beside computed ones
     for place, flat in enumerate(_flattened(dataset)):
         if config.derived == "refuse" and selection.is_derived(selection.image_type(flat)):
-            raise RejectedSeries("derived series; stacks.derived=keep takes it")
-        yield _frame(path, place, flat, modality, raw), flat
+            derived += 1
+        else:
+            yield _frame(path, place, flat, modality, raw), flat
+    if derived:
+        raise RejectedSeries("derived series; stacks.derived=keep takes it")
 
 
 def _flattened(dataset: AnyHeader) -> Iterator[AnyHeader]:
@@ -136,11 +141,17 @@ def _flattened(dataset: AnyHeader) -> Iterator[AnyHeader]:
             for inner, classic in attributes.items():
                 value = macro[0].get(inner) if macro else None
                 if value is not None:
-                    setattr(flat, classic, value)
+                    _put(flat, classic, value)
             directions = macro[0].get("DiffusionGradientDirectionSequence") if macro else None
             if directions:
-                flat.DiffusionGradientOrientation = directions[0].get("DiffusionGradientOrientation")
+                _put(flat, "DiffusionGradientOrientation", directions[0].get("DiffusionGradientOrientation"))
         yield flat
+
+
+def _put(flat: pydicom.Dataset, name: str, value: object) -> None:
+    if name in flat:
+        del flat[name]  # setting it would change the element, which the headers of all frames share
+    setattr(flat, name, value)
 
 
 def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[int, str] | None) -> Frame:

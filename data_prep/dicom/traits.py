@@ -17,8 +17,8 @@ SAME = {
     "CT": ("ConvolutionKernel", "TemporalPositionIdentifier", "StackID", "KVP", "ContrastBolusAgentPhase"),
     "MR": (
         *("EchoTime", "EchoNumbers", "InversionTime", "DiffusionBValue", "DiffusionGradientOrientation"),
-        *("TemporalPositionIdentifier", "StackID", "ComplexImageComponent", "ASLContext", "ContrastBolusAgentPhase"),
-        "ImageType",
+        *("TemporalPositionIdentifier", "StackID", "ComplexImageComponent", "AcquisitionContrast", "ASLContext"),
+        *("ContrastBolusAgentPhase", "ImageType"),
     ),
 }
 # These may also count slices: they tell volumes apart only where that explains why places repeat or overlap.
