@@ -12,6 +12,8 @@ from data_prep import generate, identity, shard_mri
 
 STRESS_SECONDS = 1800
 LONG = (
+    "test_slurm_jobs.py",  # mostly waits for its cluster
+    "test_slurm_scripts.py",
     "test_pretrain_parallel.py",
     "test_pretrain_train.py",
     "test_pretrain_three_stages.py",
