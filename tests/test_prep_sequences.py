@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path, PurePath
 
@@ -224,8 +225,9 @@ def test_the_diffusion_image_is_not_the_one_without_diffusion(tmp_path: Path) ->
     assert "b-value 0" in lost["reason"] and set(accepted) == {"dwi"}
 
 
-def test_localizers_are_left_out_and_never_give_the_grid(tmp_path: Path) -> None:
-    """By description, by slices far apart, by planes; kept on request, but not as the grid of the study."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_localizers_are_left_out_and_never_give_the_grid(packed: bool, tmp_path: Path) -> None:
+    """By description, by slices far apart, by planes, of gzipped files too; on request kept, but not as the grid."""
     dicom(tmp_path / "in", "t2_tse_tra", seed=1)
     times = {"ScanningSequence": "GR", "RepetitionTime": 8.6, "EchoTime": 4.0}
     dicom(tmp_path / "in", "AAHead_Scout", seed=2, **times)
@@ -239,6 +241,9 @@ def test_localizers_are_left_out_and_never_give_the_grid(tmp_path: Path) -> None
         *((0, 4 * n, 0) for n in range(4)),
     ]
     dicom(tmp_path / "in", "fast", seed=4, shape=(24, 24, 12), positions=places, each=each, **times)
+    for path in [path for path in (tmp_path / "in").rglob("*") if packed and path.is_file()]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
     accepted, rejected = by_status(shard(tmp_path / "in", tmp_path / "out"))
     assert set(accepted) == {"t2"}
     reasons = {row["reason"] for row in rejected}

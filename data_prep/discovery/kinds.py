@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pydicom
 
+from data_prep.dicom.files import open_file
 from data_prep.dicom.scan import AnyHeader, scan
 from data_prep.dicom.whitelist import number
 from data_prep.volumes.errors import unless_trouble
@@ -188,7 +189,7 @@ def in_planes(paths: Sequence[str]) -> str | None:
 
 def _normals(path: str) -> list[np.ndarray]:
     """Return the unit normals of the images of one file."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         header = scan(file, 0x00200037)
         if header is not None:
             return _normal(header.get("ImageOrientationPatient"))
