@@ -95,12 +95,8 @@ def _index(work: ShardCheck, report: ShardReport) -> np.ndarray | None:
     if not path.is_file():
         report.problems.append(f"its index {path.name} is missing")
         return None
-    if file_sha256(path) != work.row["index_sha256"]:
-        report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
-    index = _array(path, schema.INDEX_DTYPE, report)
-    if index is None:
-        return None
-    if len(index) != work.row["samples"]:
+    index = _array(path, work.row["index_sha256"], schema.INDEX_DTYPE, report)
+    if index is not None and len(index) != work.row["samples"]:
         report.problems.append(f"{path.name} has {len(index)} rows, dataset.json says {work.row['samples']} samples")
     return index
 
@@ -113,17 +109,17 @@ def _content(work: ShardCheck, samples: int, report: ShardReport) -> np.ndarray 
     if not path.is_file():
         report.problems.append(f"its {path.name} is missing; copy it again")
         return None
-    if file_sha256(path) != work.row["content_sha256"]:
-        report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
-    content = _array(path, np.uint64, report)
+    content = _array(path, work.row["content_sha256"], np.uint64, report)
     if content is not None and len(content) != samples:
         report.problems.append(f"{path.name} holds {len(content)} digests, expected {samples}")
         return None
     return content
 
 
-def _array(path: Path, dtype: np.dtype | type, report: ShardReport) -> np.ndarray | None:
-    """Return the array in a file beside the shard; None, and a problem of the report, if it is damaged."""
+def _array(path: Path, sha256: str, dtype: np.dtype | type, report: ShardReport) -> np.ndarray | None:
+    """Return the array in a file beside the shard; None if it is damaged. The report gets what is wrong with it."""
+    if file_sha256(path) != sha256:
+        report.problems.append(f"the SHA-256 of {path.name} is not that of dataset.json; copy it again")
     try:
         return schema.read_array(path, dtype)
     except schema.SchemaError as error:
