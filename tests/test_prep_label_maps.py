@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -284,6 +285,17 @@ def test_a_labelmap_segmentation(kind: type, tmp_path: Path, capsys) -> None:
     assert shard(tmp_path / "in", tmp_path / "other") == 1
     assert "pixels of segment 2, which the segmentation does not describe" in capsys.readouterr().err
     assert pydicom.dcmread(tmp_path / "in" / "seg.dcm").SOPClassUID != SegmentationStorage
+
+
+def test_a_segmentation_packed_by_gzip(tmp_path: Path) -> None:
+    """It gives the labels of the plain one, as packed images do."""
+    dicom_files.series(tmp_path / "in" / "p", volume().transpose(2, 1, 0))
+    path = tmp_path / "in" / "seg.dcm"
+    segmentation(path, as_stored(drawn()).astype(np.uint8), "1.2.3.4", {1: "Liver", 2: "Spleen"})
+    path.with_name("seg.dcm.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    assert np.array_equal(labels_of(tmp_path / "out"), as_stored(drawn()))
 
 
 def test_masks_that_match_some_or_none_are_said(tmp_path: Path, capsys) -> None:

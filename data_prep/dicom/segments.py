@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 import numpy as np
 import pydicom
 from pydicom.pixels import iter_pixels
 
 from data_prep.config import PrepConfig
+from data_prep.dicom.files import open_file
 from data_prep.dicom.whitelist import term
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries, check_size
@@ -20,7 +23,8 @@ def read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[st
     the background of a LABELMAP, whose pixels are numbers of segments. Raises RejectedSeries, UnreadableError.
     """
     try:
-        return _read(path, config)
+        with open_file(path) as file:
+            return _read(file, config)
     except RejectedSeries:
         raise
     except Exception as error:  # hostile bytes raise anything
@@ -28,8 +32,8 @@ def read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[st
         raise RejectedSeries(f"damaged or unreadable DICOM-SEG ({type(error).__name__})") from error
 
 
-def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+def _read(file: BinaryIO, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     values = _values(dataset, config.labels)
     kind = term(dataset.get("SegmentationType"), {"BINARY", "FRACTIONAL", "LABELMAP"}, "unknown")
     if kind == "unknown":
@@ -50,7 +54,8 @@ def _read(path: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[s
         raise RejectedSeries("frames of the segmentation are not evenly spaced")
     check_size((int(planes.max()) + 1, dataset.Rows, dataset.Columns), config.limits.volume_gb)
     labels, overlapping = np.zeros((planes.max() + 1, dataset.Rows, dataset.Columns), np.uint8), 0
-    for plane, group, pixels in zip(planes, groups, iter_pixels(path)):
+    file.seek(0)
+    for plane, group, pixels in zip(planes, groups, iter_pixels(file)):
         if kind == "LABELMAP":
             labels[plane] = _values_of(pixels, values)
             continue
