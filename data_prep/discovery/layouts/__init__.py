@@ -1,0 +1,1 @@
+"""Layouts of public collections: one file of rules each, and the engine that recognises them."""

@@ -1,0 +1,203 @@
+"""Rules of layouts: one YAML file each in this folder, whose README.md says what may stand there."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from meddap.errors import MeddapError
+from meddap.records import misfit
+
+FOLDER = Path(__file__).parent
+COMMANDS = {"CT": "ct", "MR": "mri"}  # modality → the command's name in rules
+ROLES = ("image", "label map", "organ", "left out", "dicom", "other")
+_PIECE = re.compile(r"(?P<any>\*\*/)|(?P<star>\*)|\{(?P<field>[a-z_]+)\}|\((?P<words>[^()/]*\|[^()/]*)\)")
+_ENTRY_FORM = {"path": str, "role": str}
+_FORM = {"title": str, "commands": [str], "has": list, "files": [dict]}
+_KEYS = {*_FORM, "fields", "lacks", "over", "described_by", "labels", "sequences"}
+_ENTRY_KEYS = {*_ENTRY_FORM, *("fields", "only", "patient", "study", "sequence", "labels", "organs", "reason")}
+
+
+class LayoutError(MeddapError):
+    """A layout that does not exist, does not fit or contradicts another; one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern of paths relative to a root.
+
+    depth   how many names a path has that fits; 0 if any number (`**/`)
+    fields  the names of its fields
+    """
+
+    text: str
+    regex: re.Pattern[str]
+    depth: int
+    fields: frozenset[str]
+
+    def fit(self, path: str) -> dict[str, str] | None:
+        """Return the values of the fields, or None if `path` (with /) does not fit."""
+        found = self.regex.fullmatch(path)
+        return found.groupdict() if found else None
+
+    @property
+    def plain(self) -> str:
+        """The pattern with * for fields, for people."""
+        return re.sub(r"\{[a-z_]+\}", "*", self.text)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of `files`: what a file is whose path fits."""
+
+    path: Pattern
+    role: str
+    only: str = ""
+    patient: str = ""
+    study: str = ""
+    sequence: str = ""
+    labels: tuple[Pattern, ...] = ()
+    organs: Pattern | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rules of one layout.
+
+    has        groups of patterns, of each of which one must fit a file below the root
+    lacks      patterns none of which may fit
+    over       less specific layouts
+    labels     label value → name
+    sequences  value of an entry's `sequence`, lower case → sequence
+    """
+
+    name: str
+    title: str
+    commands: tuple[str, ...]
+    has: tuple[tuple[Pattern, ...], ...]
+    files: tuple[Entry, ...]
+    lacks: tuple[Pattern, ...] = ()
+    over: tuple[str, ...] = ()
+    described_by: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    sequences: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def every() -> tuple[Layout, ...]:
+    """Return all layouts, sorted by name."""
+    return tuple(read(path) for path in sorted(FOLDER.glob("*.yaml")))
+
+
+def named(name: str) -> Layout:
+    """Return a layout by its name. Raises LayoutError that names the nearest one."""
+    names = {layout.name: layout for layout in every()}
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, 1, 0.5)
+        which = f"did you mean {near[0]}?" if near else f"there are auto, none, {', '.join(names)}"
+        raise LayoutError(f"layout={name}: no such layout; {which}")
+    return names[name]
+
+
+def read(path: Path) -> Layout:
+    """Read the rules of one layout. Raises LayoutError, one line."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LayoutError(f"{path}: cannot be read as YAML ({type(error).__name__})") from error
+    try:
+        return _layout(path.stem, content)
+    except (ValueError, re.error) as error:
+        raise LayoutError(f"{path}: {error}") from error
+
+
+def _layout(name: str, content: Any) -> Layout:
+    _check(content, _FORM, _KEYS, "the file")
+    fields = content.get("fields") or {}
+    strange = {*content["commands"]} - {*COMMANDS.values()}
+    if strange or not content["commands"] or not content["has"]:
+        raise ValueError("commands are ct, mri or both, and has may not be empty")
+    has = tuple(
+        tuple(pattern(text, fields) for text in (line if isinstance(line, list) else [line])) for line in content["has"]
+    )
+    if any(one.depth == 0 for line in has for one in line):
+        raise ValueError("has: a root cannot be told from a pattern with **/")
+    return Layout(
+        name=name,
+        title=content["title"],
+        commands=tuple(content["commands"]),
+        has=has,
+        files=tuple(_entry(entry, fields) for entry in content["files"]),
+        lacks=tuple(pattern(text, fields) for text in content.get("lacks") or ()),
+        over=tuple(content.get("over") or ()),
+        described_by=content.get("described_by") or "",
+        labels={str(value): str(label) for value, label in (content.get("labels") or {}).items()},
+        sequences={str(key).lower(): str(value) for key, value in (content.get("sequences") or {}).items()},
+    )
+
+
+def _entry(content: Any, common: Mapping[str, str]) -> Entry:
+    _check(content, _ENTRY_FORM, _ENTRY_KEYS, f"files: {content}")
+    fields = {**common, **(content.get("fields") or {})}
+    path = pattern(content["path"], fields)
+    if content["role"] not in ROLES:
+        raise ValueError(f"role {content['role']}: is one of {', '.join(ROLES)}")
+    if content["role"] == "left out" and not content.get("reason"):
+        raise ValueError(f"{path.text}: a file that is left out needs a reason")
+    if content.get("only", "") not in ("", *COMMANDS.values()):
+        raise ValueError(f"{path.text}: only is ct or mri")
+    templates = {key: str(content.get(key) or "") for key in ("patient", "study", "sequence")}
+    for key, template in templates.items():
+        if unknown := set(re.findall(r"\{([a-z_]+)\}", template)) - path.fields:
+            raise ValueError(f"{path.text}: {key} names {sorted(unknown)}, which its path has not")
+    if content["role"] == "image" and not templates["patient"]:
+        raise ValueError(f"{path.text}: an image needs a patient")
+    organs = pattern(content["organs"], fields) if content.get("organs") else None
+    if organs and "organ" not in organs.fields:
+        raise ValueError(f"{path.text}: organs needs the field organ")
+    return Entry(
+        path=path,
+        role=content["role"],
+        only=content.get("only", ""),
+        labels=tuple(pattern(text, fields) for text in content.get("labels") or ()),
+        organs=organs,
+        reason=content.get("reason") or "",
+        **templates,
+    )
+
+
+def _check(content: Any, form: Mapping[str, Any], keys: set[str], what: str) -> None:
+    if not isinstance(content, dict) or (wrong := misfit(content, form)):
+        raise ValueError(f"{what}: {wrong if isinstance(content, dict) else 'expected keys'}")
+    if unknown := set(content) - keys:
+        raise ValueError(f"{what}: unknown key {sorted(unknown, key=str)[0]}")
+
+
+def pattern(text: str, fields: Mapping[str, str]) -> Pattern:
+    """Return a pattern; `fields`: field → regular expression. Raises ValueError, re.error."""
+    regex, seen, end = "", set(), 0
+    for piece in _PIECE.finditer(text):
+        regex += re.escape(text[end : piece.start()])
+        end = piece.end()
+        if piece["any"]:
+            regex += "(?:[^/]+/)*"
+        elif piece["star"]:
+            regex += "[^/]*"
+        elif piece["words"] is not None:
+            regex += f"(?:{'|'.join(re.escape(word) for word in piece['words'].split('|'))})"
+        elif piece["field"] in seen:
+            regex += f"(?P={piece['field']})"
+        else:
+            seen.add(piece["field"])
+            regex += f"(?P<{piece['field']}>{fields.get(piece['field'], '[^/]+')})"
+    regex += re.escape(text[end:])
+    depth = 0 if "**/" in text else text.count("/") + 1
+    return Pattern(text, re.compile(regex), depth, frozenset(seen))
