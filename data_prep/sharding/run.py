@@ -159,8 +159,8 @@ def _say_rows(rows: list[dict], names: dict[str, str]) -> None:
     def named(row: dict) -> str:
         return names.get(row["source"], row["source"][:12])
 
-    chosen = [row for row in rows if row["status"] == "accepted" and row.get("chosen_over")]
-    told = {other["source"] for row in chosen for other in row["chosen_over"]}
+    chosen = [row for row in rows if row["status"] == "accepted" and ("chosen_over" in row or "instead_of" in row)]
+    told = {other["source"] for row in chosen for other in row.get("chosen_over", [])}
     for row in rows:
         if row["status"] == "rejected" and not ("lost_to" in row and row["source"] in told):
             say(f"left out: {named(row)}: {row['reason']}")
@@ -168,8 +168,11 @@ def _say_rows(rows: list[dict], names: dict[str, str]) -> None:
         choices = []
         for row in chosen:
             if row["stack"] == study:
-                others = ", ".join(f"{named(other)} ({other['grounds']})" for other in row["chosen_over"])
-                choices.append(f"{row['sequence']} is {named(row)} ({row['grounds']}), not {others}")
+                choice = f"{row['sequence']} is {named(row)} ({row['grounds']})"
+                for key, word in (("instead_of", "instead of"), ("chosen_over", "not")):
+                    others = [f"{named(other)} ({other['grounds']})" for other in row.get(key, [])]
+                    choice += f", {word} {', '.join(others)}" if others else ""
+                choices.append(choice)
         say(f"study {study[:12]}: {'; '.join(choices)}")
 
 
