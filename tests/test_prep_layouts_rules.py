@@ -37,6 +37,8 @@ def test_every_file_of_rules_is_read(path: Path) -> None:
         ({"files": [{"path": "a", "role": "image"}]}, "patient"),
         ({"files": [{"path": "a", "role": "image", "patient": "{case}"}]}, "case"),
         ({"files": [{"path": "a/{b}", "role": "image", "patient": "{b}", "organs": "a/*"}]}, "organ"),
+        ({"files": [{"path": "a", "role": "image", "patient": "p", "orientation": "LAL"}]}, "orientation"),
+        ({"files": [{"path": "a", "role": "image", "patient": "p", "channels": 4}]}, "channels"),
         ({"fields": {"case": "("}}, "unterminated"),
     ],
 )

@@ -21,8 +21,10 @@ ROLES = ("image", "label map", "organ", "left out", "dicom", "other")
 _PIECE = re.compile(r"(?P<any>\*\*/)|(?P<star>\*)|\{(?P<field>[a-z_]+)\}|\((?P<words>[^()/]*\|[^()/]*)\)")
 _ENTRY_FORM = {"path": str, "role": str}
 _FORM = {"title": str, "commands": [str], "has": list, "files": [dict]}
-_KEYS = {*_FORM, "fields", "lacks", "over", "described_by", "labels", "sequences"}
+_KEYS = {*_FORM, *("fields", "lacks", "over", "described_by", "labels", "sequences", "note", "by_name_alone")}
 _ENTRY_KEYS = {*_ENTRY_FORM, *("fields", "only", "patient", "study", "sequence", "labels", "organs", "reason")}
+_ENTRY_KEYS |= {"beside", "channels", "orientation"}
+_AXES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 
 
 class LayoutError(MeddapError):
@@ -55,7 +57,12 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of `files`: what a file is whose path fits."""
+    """A line of `files`: what a file is whose path fits.
+
+    beside       files that are read with the image
+    channels     whether the fourth axis of an image are the channels of the description
+    orientation  where the axes of an image run whose format does not say it ("LAS")
+    """
 
     path: Pattern
     role: str
@@ -66,6 +73,9 @@ class Entry:
     labels: tuple[Pattern, ...] = ()
     organs: Pattern | None = None
     reason: str = ""
+    beside: tuple[Pattern, ...] = ()
+    channels: bool = False
+    orientation: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class Layout:
     over       less specific layouts
     labels     label value → name
     sequences  value of an entry's `sequence`, lower case → sequence
+    note       what the console says of it
+    by_name_alone  whether it is for `layout=NAME` alone
     """
 
     name: str
@@ -89,6 +101,8 @@ class Layout:
     described_by: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     sequences: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    by_name_alone: bool = False
 
 
 @cache
@@ -141,6 +155,8 @@ def _layout(name: str, content: Any) -> Layout:
         described_by=content.get("described_by") or "",
         labels={str(value): str(label) for value, label in (content.get("labels") or {}).items()},
         sequences={str(key).lower(): str(value) for key, value in (content.get("sequences") or {}).items()},
+        note=content.get("note") or "",
+        by_name_alone=content.get("by_name_alone") is True,
     )
 
 
@@ -160,6 +176,11 @@ def _entry(content: Any, common: Mapping[str, str]) -> Entry:
             raise ValueError(f"{path.text}: {key} names {sorted(unknown)}, which its path has not")
     if content["role"] == "image" and not templates["patient"]:
         raise ValueError(f"{path.text}: an image needs a patient")
+    if content.get("channels", "described") != "described":
+        raise ValueError(f"{path.text}: channels can only be described")
+    orientation = content.get("orientation") or ""
+    if orientation and not all(sum(axis in pair for axis in orientation) == 1 for pair in _AXES):
+        raise ValueError(f"{path.text}: orientation names the ends of three axes, as in LAS")
     organs = pattern(content["organs"], fields) if content.get("organs") else None
     if organs and "organ" not in organs.fields:
         raise ValueError(f"{path.text}: organs needs the field organ")
@@ -170,6 +191,9 @@ def _entry(content: Any, common: Mapping[str, str]) -> Entry:
         labels=tuple(pattern(text, fields) for text in content.get("labels") or ()),
         organs=organs,
         reason=content.get("reason") or "",
+        beside=tuple(pattern(text, fields) for text in content.get("beside") or ()),
+        channels="channels" in content,
+        orientation=orientation,
         **templates,
     )
 
