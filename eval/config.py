@@ -46,8 +46,24 @@ class TableConfig:
 
 
 @dataclass
+class FilesGeometryConfig:
+    """What decides where the header of a NIfTI file does not; names and words are those of sharding."""
+
+    units: Literal["header", "mm", "metre", "micron"] = "header"
+    disagreeing: Literal["refuse", "sform", "qform"] = "refuse"
+    unoriented: Literal["refuse", "ras", "las", "lps"] = "refuse"
+
+
+@dataclass
+class FilesLimitConfig:
+    """Limits beyond which a volume is refused."""
+
+    volume_gb: float = 4.0  # voxels in int16
+
+
+@dataclass
 class FilesConfig:
-    """What file names mean (sources `folders` and `nnunet`)."""
+    """What file names and files mean (sources `folders` and `nnunet`)."""
 
     patient: str | None = None  # regular expression whose group is the patient; none: every file is a patient
     site: str | None = None  # the same of the site
@@ -58,6 +74,11 @@ class FilesConfig:
     plane_stride: int = 1  # every n-th slice of a volume
     # label values of voxels that nobody annotated, out of loss and score; so is what dataset.json calls "ignore"
     ignore: list[int] = field(default_factory=lambda: [255])
+    # nnU-Net: a label map of its image's shape on another grid is placed by its affine, and that is said; or refused
+    label_grid: Literal["place", "refuse"] = "place"
+    max_labels_outside: float = 0.01  # share of a map's label voxels that may lie outside its image
+    geometry: FilesGeometryConfig = field(default_factory=FilesGeometryConfig)
+    limits: FilesLimitConfig = field(default_factory=FilesLimitConfig)
 
 
 @dataclass

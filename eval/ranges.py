@@ -42,6 +42,8 @@ TASK = {
     "split.folds": Allowed(2),
     "files.plane_stride": COUNT,
     "files.ignore": NOT_NEGATIVE,
+    "files.max_labels_outside": SHARE,
+    "files.limits.volume_gb": POSITIVE,
     "stride.train": COUNT,
     "stride.val": COUNT,
     "stride.test": COUNT,

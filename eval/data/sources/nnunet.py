@@ -12,57 +12,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.config import CtConfig, MriConfig
-from data_prep.discovery import labelmaps
-from data_prep.discovery.labelmaps import LabelFile
 from data_prep.schema import content_digest
-from data_prep.volumes import images, slicing
-from data_prep.volumes.scaling import robust
-from data_prep.volumes.volume import RejectedSeries, Volume
+from data_prep.volumes import images
 from eval.config import TaskConfig
+from eval.data import nnunet_cases
 from eval.data.examples import Examples, Picture, identified, matched, version_of
+from eval.data.nnunet_cases import Case, CaseVolume
 from eval.data.sources.shards import for_kind, presence
 from meddap.console import say
 from meddap.settings import SettingsError
 
-Config = TypeVar("Config", CtConfig, MriConfig)
 _NAME = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?")
 _IGNORE = "ignore"  # nnU-Net's name for what nobody annotated
 _FOLDERS = {"": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One volume: its split ("" where imagesTr, test where imagesTs), files of its channels, label map."""
-
-    name: str
-    split: str
-    files: tuple[Path, ...]
-    labels: Path
-
-
-@dataclass(frozen=True)
-class CaseVolume:
-    """A volume's pixels (S, Z, H, W) int16 HU or uint16, labels (Z, H, W) or None, boxes (Z, 4), spacing (z, y, x).
-
-    doubts  what speaks against HU in a CT that is read as HU (`files.values=trust`); "" if nothing does
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray | None
-    boxes: np.ndarray
-    spacing: tuple[float, float, float]
-    kept: np.ndarray
-    doubts: str = ""
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
@@ -76,13 +45,13 @@ def load(task: TaskConfig, cache: Path) -> Examples:
 
     @lru_cache(maxsize=2)
     def stack(number: int) -> CaseVolume:
-        return _stack(cases[number], task)
+        return nnunet_cases.read(cases[number], task.files)
 
     rows, targets, annotated, where, marks = [], [], [], [], hashlib.sha256()
-    doubts: list[str] = []
+    notes: list[dict[str, object]] = []
     for number, case in enumerate(tqdm(cases, "volumes", disable=None, leave=False)):
         volume = stack(number)
-        doubts += [volume.doubts] if volume.doubts else []
+        notes.append(volume.notes)
         marks.update(b"" if volume.labels is None else np.ascontiguousarray(volume.labels).tobytes())
         there = [volume.labels is not None and bool((volume.labels == value).any()) for value in names.values()]
         for place in np.flatnonzero(volume.kept)[:: task.files.plane_stride]:
@@ -106,9 +75,8 @@ def load(task: TaskConfig, cache: Path) -> Examples:
             labelmap=None if volume.labels is None else np.ascontiguousarray(volume.labels[place]),
         )
 
-    if doubts:
-        count = f"{len(doubts)} of {len(cases)} volumes"
-        say(f"{root}: {count} are read as HU against: {doubts[0]}; files.values=check refuses them")
+    for line in nnunet_cases.said(notes):
+        say(f"{root}: {line}")
     if not rows:
         raise SettingsError(f"{root}: every slice is air; is files.modality={task.files.modality} right?")
     case_names, splits, orders, positions, digests = zip(*rows)
@@ -197,71 +165,3 @@ def _cases(root: Path, channels: int) -> list[Case]:
     if not found:
         raise SettingsError(f"{root}: has no imagesTr/CASE_0000.nii.gz")
     return found
-
-
-def _stack(case: Case, task: TaskConfig) -> CaseVolume:
-    """Read a case. Raises SettingsError for a file that cannot be used, or that has another grid."""
-    return _ct(case, task) if task.files.modality == "CT" else _mr(case)
-
-
-def _ct(case: Case, task: TaskConfig) -> CaseVolume:
-    config = CtConfig(values=task.files.values)
-    volumes, labels = _read(case, images.read_ct, config)
-    pixels = np.stack([volume.voxels for volume in volumes])
-    body = pixels > config.air.threshold_hu
-    cut = _cut(pixels, labels, body, config.air.min_body_fraction, volumes[0].spacing)
-    doubts = [str(volume.notes["values_trusted"]) for volume in volumes if "values_trusted" in volume.notes]
-    return replace(cut, doubts=doubts[0] if doubts else "")
-
-
-def _mr(case: Case) -> CaseVolume:
-    config, scaled = MriConfig(), []
-    volumes, labels = _read(case, images.read_mr, config)
-    body = []
-    for file, volume in zip(case.files, volumes):
-        scale = robust(volume.voxels)
-        if scale is None:
-            raise SettingsError(f"{file}: its foreground has one value only")
-        scaled.append(scale.encode(volume.voxels))
-        body.append(scaled[-1] > scale.level)
-    return _cut(np.stack(scaled), labels, np.stack(body), config.min_foreground, volumes[0].spacing)
-
-
-def _cut(
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    body: np.ndarray,
-    least: float,
-    spacing: tuple[float, float, float],
-) -> CaseVolume:
-    """Return a volume whose slices are kept where at least the share `least` is body in some channel."""
-    inside = np.any(body, axis=0)
-    boxes = np.array([slicing.body_box(plane) for plane in inside])
-    return CaseVolume(pixels, labels, boxes, spacing, inside.mean(axis=(1, 2)) >= least)
-
-
-def _read(case: Case, read: Callable[[Path, Config], Volume], config: Config) -> tuple[list[Volume], np.ndarray | None]:
-    """Return the channels of a case and its label map on their grid."""
-    config.geometry.planes = config.geometry.oblique = "reformat"
-    config.min_slices = 1
-    config.ignore = []  # the task says what is
-    path = case.files[0]
-    try:
-        volumes = []
-        for path in case.files:
-            volumes.append(read(path, config))
-        path = case.labels
-        labels = labelmaps.of([LabelFile(str(case.labels), certain=True)], volumes[0], config)[0]
-        _same_shape(case)
-    except RejectedSeries as error:
-        raise SettingsError(f"{path}: {error.reason}") from error
-    return volumes, labels
-
-
-def _same_shape(case: Case) -> None:
-    """Raise SettingsError for a file of another grid: nnU-Net asks for one; another shape is somebody's mistake."""
-    shapes = {path: images.Image(path, CtConfig()).shape for path in (*case.files, case.labels)}
-    for path, shape in shapes.items():
-        if shape != shapes[case.files[0]]:
-            sizes = ["x".join(map(str, each)) for each in (shape, shapes[case.files[0]])]
-            raise SettingsError(f"{path}: {sizes[0]} voxels, but {case.files[0].name} has {sizes[1]}; give one grid")
