@@ -1,4 +1,4 @@
-"""Volumes from image files: NIfTI; MetaImage and NRRD by SimpleITK if it is installed."""
+"""Volumes from image files: NIfTI; MetaImage and NRRD by SimpleITK if it is installed; OpenKBP's CSV files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.config import PrepConfig
 from data_prep.schema import AIR_HU
-from data_prep.volumes import geometry, hounsfield, itk
+from data_prep.volumes import geometry, hounsfield, itk, openkbp
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.nifti import SUFFIXES as NIFTI
 from data_prep.volumes.nifti import Nifti
@@ -30,8 +30,10 @@ def is_image(name: str) -> bool:
 
 def stem(name: str) -> str:
     """Return the name of an image file without its ending."""
-    lower = name.lower()
-    return name[: -len(next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if lower.endswith(suffix)))]
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return Path(name).stem
 
 
 class Image:
@@ -52,6 +54,8 @@ class Image:
             self._values: _Values
             if self._nifti:
                 self._values, self.affine, self.notes = self._nifti.values, self._nifti.affine, self._nifti.notes
+            elif str(path).lower().endswith(openkbp.SUFFIX):
+                self._values, self.affine, self.notes = openkbp.read(path)
             else:
                 self._values, self.affine = itk.read(path, config)
             extents = tuple(int(n) for n in self._values.shape)
