@@ -79,6 +79,12 @@ class FilesConfig:
     max_labels_outside: float = 0.01  # share of a map's label voxels that may lie outside its image
     geometry: FilesGeometryConfig = field(default_factory=FilesGeometryConfig)
     limits: FilesLimitConfig = field(default_factory=FilesLimitConfig)
+    # pictures. What becomes 0 and 1: auto, the ends of 8 bits, else the picture's 0.5th and 99.5th percentile; full,
+    # the ends of the type; robust, the percentiles of all; hu, the encoder's window, for values in HU
+    range: Literal["auto", "full", "robust", "hu"] = "auto"
+    # pixels that are not opaque: refused, laid over black or white, or their colours as stored
+    alpha: Literal["refuse", "black", "white", "drop"] = "refuse"
+    colour: Literal["grey", "refuse"] = "grey"
 
 
 @dataclass

@@ -1,22 +1,27 @@
-"""Examples from folders of images: DATA/<class>/*.png, or DATA/<split>/<class>/*.png."""
+"""Examples from folders of images: DATA/<class>/*.png, or DATA/<split>/<class>/*.png.
+
+Files are read as `data_prep.volumes.pictures` says, and scaled as sharding scales pictures: 8 bits from 0 to 255; more
+bits and floats by the 0.5th and 99.5th percentile of each picture, unless `files.range` says otherwise.
+"""
 
 from __future__ import annotations
 
-import struct
-import zlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_prep.schema import content_digest
-from eval.config import TaskConfig
+from data_prep.volumes import pictures
+from data_prep.volumes.errors import UnreadableError
+from data_prep.volumes.scaling import ToHounsfield
+from data_prep.volumes.volume import RejectedSeries
+from eval.config import FilesConfig, TaskConfig
 from eval.data.examples import Examples, Picture, Scale, flat, identified, matched
+from meddap.console import say
 from meddap.settings import SettingsError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-# what Pillow raises for a file that is cut, overwritten or no image
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _SPLITS = {
     **{"train": "train", "training": "train"},
     **{"val": "val", "valid": "val", "validation": "val"},
@@ -27,9 +32,9 @@ _SPLITS = {
 def load(task: TaskConfig, cache: Path) -> Examples:
     """Return every image; its folder is its class, and the folder above its split where that is named so."""
     root = Path(task.data)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    files = sorted(path for path in root.rglob("*") if pictures.is_picture(path.name) and path.is_file())
     if not files:
-        raise SettingsError(f"{root}: has no images ({', '.join(_SUFFIXES)})")
+        raise SettingsError(f"{root}: has no images ({', '.join(pictures.SUFFIXES)})")
     relative = [path.relative_to(root) for path in files]
     if shallow := [path for path in relative if len(path.parts) < 2]:
         raise SettingsError(f"{root / shallow[0]}: is not in the folder of a class; expected {root}/CLASS/IMAGE")
@@ -38,12 +43,12 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     numbers = np.array([[names.index(each)] for each in classes], np.float64)
     labels, targets = _targets(task, names, numbers)
     words, patient, site = [path.as_posix() for path in relative], task.files.patient, task.files.site
-    digests = [content_digest(_grey(path)[None]) for path in files]
+    digests = list(_digests(root, files, task.files))
     return flat(
         identified(words, "source"),  # a name may be a patient's: keys and subjects are hashes or numbers
         targets,
         digests,
-        lambda number: _picture(files[number]),
+        lambda number: _picture(files[number], task.files)[0],
         names=labels,
         subjects=identified(matched(words, patient, "files.patient") if patient else words, "patient"),
         studies=identified(words, "series"),
@@ -52,21 +57,48 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     )
 
 
-def _picture(path: Path) -> Picture:
-    pixels = _grey(path)
-    scale: Scale = "unit8" if pixels.dtype == np.uint8 else "free"
-    return Picture(pixels[None], ("image",), scale, (0, pixels.shape[0], 0, pixels.shape[1]), span=(0.0, 65535.0))
+def _digests(root: Path, files: list[Path], settings: FilesConfig) -> Iterator[int]:
+    """Yield the digests of all pictures, of 8 bits as they are stored in shards too; then say what was decided."""
+    decided: Counter[str] = Counter()
+    for path in files:
+        picture, digest, notes = _picture(path, settings)
+        decided.update(key.replace("_", " ") + f": {value}" * isinstance(value, str) for key, value in notes.items())
+        yield digest
+    for note, count in decided.most_common():
+        say(f"{root}: {count} of {len(files)} pictures, {note}")
 
 
-def _grey(path: Path) -> np.ndarray:
-    """Return (H, W) uint8, or uint16 where the file has 16 bits; colour becomes grey."""
+def _picture(path: Path, settings: FilesConfig) -> tuple[Picture, int, dict[str, object]]:
+    """Return a picture, the digest of what shards hold of it, and notes on what was decided about it."""
+    rules = pictures.Rules(
+        settings.alpha, settings.colour, "auto" if settings.range == "hu" else settings.range, "files."
+    )
     try:
-        with Image.open(path) as image:
-            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                return np.asarray(image).astype(np.uint16)
-            return np.asarray(image.convert("L"))
-    except _UNREADABLE as error:
-        raise SettingsError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
+        decoded = pictures.single(path, rules)
+        if settings.range == "hu":
+            pixels, notes = _hounsfield(decoded.values)
+            return _whole(pixels, "hu"), content_digest(pixels[None]), {**decoded.notes, **notes}
+        stored, _, notes = pictures.encode(decoded.values, rules)
+    except (RejectedSeries, UnreadableError) as error:
+        raise SettingsError(f"{path}: {error.reason}; mend or remove it") from error
+    notes = {**decoded.notes, **notes}
+    full = decoded.values.dtype == np.uint8 and rules.range != "robust"
+    if not full and rules.range == "auto":
+        notes["range"] = f"{decoded.values.dtype} values by their percentiles; files.range=full or hu scales otherwise"
+    picture = _whole(decoded.values, "unit8") if full else _whole(stored, "mr16")
+    return picture, content_digest(stored[None]), notes
+
+
+def _whole(pixels: np.ndarray, scale: Scale) -> Picture:
+    return Picture(pixels[None], ("image",), scale, (0, pixels.shape[0], 0, pixels.shape[1]))
+
+
+def _hounsfield(values: np.ndarray) -> tuple[np.ndarray, dict[str, object]]:
+    """Return int16 HU and notes. Raises RejectedSeries for values that are none: in HU, air lies below 0."""
+    if values.min() >= 0:
+        raise RejectedSeries(f"{values.dtype} values from {values.min():g} on are not HU, where air lies below 0")
+    convert = ToHounsfield()
+    return convert(values), {key: count for key, count in convert.notes().items() if count}
 
 
 def _split(path: Path) -> str:
