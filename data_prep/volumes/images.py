@@ -47,9 +47,17 @@ class Image:
     UnreadableError for failures that are not the file's fault.
     """
 
-    def __init__(self, path: str | Path, config: PrepConfig) -> None:
+    def __init__(
+        self, path: str | Path, config: PrepConfig, channel: tuple[int, int] | None = None, orientation: str = ""
+    ) -> None:
+        """Open a file.
+
+        channel      (place along the fourth axis, length of that axis) of the image that is wanted
+        orientation  where the axes run ("LAS") of a file whose format does not say it
+        """
         try:
-            self._nifti = Nifti(path, config.geometry) if str(path).lower().endswith(NIFTI) else None
+            nifti = str(path).lower().endswith(NIFTI)
+            self._nifti = Nifti(path, config.geometry, orientation) if nifti else None
             self.notes: dict[str, object] = {}
             self._values: _Values
             if self._nifti:
@@ -63,6 +71,10 @@ class Image:
             raise
         except Exception as error:  # hostile bytes raise anything
             raise _truncated(error) from error
+        if channel is not None and extents[3:] != (channel[1],) and (extents[3:] or channel[1] > 1):
+            raise RejectedSeries(f"an image of {'x'.join(map(str, extents))}, but described as {channel[1]} channels")
+        if len(extents) == 4 and channel is not None:
+            self._values, extents = _Channel(self._values, channel[0]), extents[:3]
         if len(extents) == 4 and extents[3] == 1:
             extents = extents[:3]
         if len(extents) != 3:
@@ -115,6 +127,25 @@ class _Values(Protocol):
     def __getitem__(self, place: Any, /) -> np.ndarray: ...
 
 
+class _Channel:
+    """One image of a file with four axes."""
+
+    def __init__(self, values: _Values, place: int) -> None:
+        self._values, self._place = values, place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._values.shape[:3]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._values.dtype
+
+    def __getitem__(self, place: Any, /) -> np.ndarray:
+        where = (*place, self._place)
+        return self._values[where]
+
+
 def read_ct(path: str | Path, config: PrepConfig) -> Volume:
     """Read a CT volume, whose values must speak for HU. Raises RejectedSeries, UnreadableError."""
     image, convert = Image(path, config), ToHounsfield()
@@ -125,9 +156,11 @@ def read_ct(path: str | Path, config: PrepConfig) -> Volume:
     return _volume(image, voxels, config, AIR_HU, {**notes, **hounsfield.check(voxels, notes, config)})
 
 
-def read_mr(path: str | Path, config: PrepConfig) -> Volume:
-    """Read an MR volume in arbitrary units. Raises RejectedSeries, UnreadableError."""
-    image = Image(path, config)
+def read_mr(
+    path: str | Path, config: PrepConfig, channel: tuple[int, int] | None = None, orientation: str = ""
+) -> Volume:
+    """Read an MR volume in arbitrary units; see `Image`. Raises RejectedSeries, UnreadableError."""
+    image = Image(path, config, channel, orientation)
     voxels: np.ndarray | None = None
     for planes, values in image.slabs():
         if voxels is None:
@@ -138,13 +171,15 @@ def read_mr(path: str | Path, config: PrepConfig) -> Volume:
     return _volume(image, voxels, config, 0, {})
 
 
-def read_labels(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    """Read (I, J, K) uint8 labels, their affine and notes.
+def read_labels(
+    path: str | Path, config: PrepConfig, orientation: str = ""
+) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """Read (I, J, K) uint8 labels, their affine and notes; see `Image`.
 
     Values within 0.001 of a whole number are rounded, and counted. Raises RejectedSeries for others, and unless they
     are 0 to 255.
     """
-    image, rounded = Image(path, config), 0
+    image, rounded = Image(path, config, orientation=orientation), 0
     labels = np.empty(image.shape, np.uint8, order="F")
     for planes, values in image.slabs():
         low, high = values.min(), values.max()

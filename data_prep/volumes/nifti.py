@@ -1,4 +1,4 @@
-"""NIfTI files: opened by their content, their grid in mm from units and transforms that agree, checksums to the end."""
+"""NIfTI and Analyze: opened by content, their grid in mm from units and transforms that agree, checksums to the end."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from data_prep.config import GeometryConfig
 from data_prep.volumes import geometry
 from data_prep.volumes.volume import RejectedSeries
 
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (".nii", ".nii.gz", ".img")
+PAIRED = {".img": ".hdr"}  # file of the values → file of the header
 _GZIP = b"\x1f\x8b"
 _UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}  # codes of xyzt_units → mm
 _MM = {"mm": 1.0, "metre": 1000.0, "micron": 0.001}
 _VOXEL_MM = (0.005, 100.0)  # the longest edge of a voxel is above the first, the shortest below the second
+_PAIR_BYTES, _MAGIC = 348, slice(344, 347)  # of an .hdr, and of what tells NIfTI from Analyze in it
 _APART = 0.5  # voxels that sform and qform may place an image apart
 _LONGER = 0.01  # share by which the edges of a voxel in sform and pixdim may differ
 
 
 class Nifti:
-    """An opened NIfTI file.
+    """An opened NIfTI or Analyze file. The header of an .img lies beside it, in an .hdr.
 
     values  what nibabel reads when it is indexed: scaled by slope and intercept
     affine  (4, 4) indices → RAS mm
@@ -38,8 +40,12 @@ class Nifti:
     damage.
     """
 
-    def __init__(self, path: str | Path, settings: GeometryConfig) -> None:
+    def __init__(self, path: str | Path, settings: GeometryConfig, orientation: str = "") -> None:
+        """Open a file. `orientation`: where the axes of an Analyze file run ("LAS"), if something else says it."""
         self.notes: dict[str, object] = {}
+        if header_of := header_file(path):
+            self._open_pair(header_of, Path(path), settings, orientation)
+            return
         named_gzip = str(path).lower().endswith(".gz")
         with open(path, "rb") as file:
             compressed = file.read(2) == _GZIP
@@ -61,10 +67,57 @@ class Nifti:
         self._stream = stream if compressed else None
         self.notes |= notes
 
+    def _open_pair(self, header_of: Path, path: Path, settings: GeometryConfig, orientation: str) -> None:
+        if not header_of.is_file():
+            raise RejectedSeries("its header, the .hdr beside the .img, is missing")
+        with header_of.open("rb") as file:
+            start = file.read(_PAIR_BYTES)
+        analyze = start[_MAGIC] not in (b"ni1", b"n+1")
+        kind: Any = nibabel.Spm2AnalyzeImage if analyze else nibabel.Nifti1Pair
+        header = kind.header_class.from_fileobj(io.BytesIO(start), check=False)
+        shape = header.get_data_shape()
+        if len(start) < _PAIR_BYTES or int(header["sizeof_hdr"]) != _PAIR_BYTES or len(shape) < 3:
+            raise RejectedSeries("truncated or damaged image (not the header of an Analyze or NIfTI file)")
+        if not analyze:
+            _check_scale(header)
+        stored = math.prod(shape) * header.get_data_dtype().itemsize + int(header["vox_offset"])
+        if path.stat().st_size < stored:
+            raise RejectedSeries(f"truncated or damaged image (its .img has {path.stat().st_size} of {stored} bytes)")
+        files = {"header": FileHolder(fileobj=io.BytesIO(start)), "image": FileHolder(filename=str(path))}
+        if analyze:
+            files["mat"] = FileHolder(fileobj=io.BytesIO())  # SPM's transform, which no other program reads
+        self.values = kind.from_file_map(files).dataobj
+        self._stream = None
+        if analyze:
+            self.affine, self.notes = _of_analyze(header, settings, orientation)
+        else:
+            self.affine, self.notes = _grid(header, tuple(int(n) for n in shape[:3]), settings)
+
     def finish(self) -> None:
         """Read a compressed file to its end, where its checksum is compared. Raises what gzip raises."""
         while self._stream is not None and self._stream.read(1 << 20):
             pass
+
+
+def header_file(path: str | Path) -> Path | None:
+    """Return where the header of a file lies, unless it lies in the file itself."""
+    suffix = PAIRED.get(Path(path).suffix.lower())
+    if suffix is None:
+        return None
+    return Path(path).with_suffix(suffix if Path(path).suffix.islower() else suffix.upper())
+
+
+def _of_analyze(header: Any, settings: GeometryConfig, orientation: str) -> tuple[np.ndarray, dict[str, object]]:
+    """Return the affine of an Analyze file, whose format has no orientation that programs agree on."""
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if settings.unoriented != "refuse" or not orientation:
+        return _unoriented(pixdim, settings, "an Analyze header holds no orientation")
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for column, end in enumerate(orientation):
+        row = next(row for row, pair in enumerate(("LR", "PA", "IS")) if end in pair)
+        affine[row, column] = pixdim[column] * (1 if end in "RAS" else -1)
+    return affine, {"transform": f"{orientation.lower()} as its layout says"}
 
 
 def _header(stream: io.BufferedIOBase) -> tuple[Any, Any]:
@@ -118,7 +171,7 @@ def _transform(header: Any, shape: tuple[int, ...], settings: GeometryConfig) ->
     coded_q, coded_s = int(header["qform_code"]) > 0, int(header["sform_code"]) > 0
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
     if not coded_q and not coded_s:
-        return _unoriented(pixdim, settings)
+        return _unoriented(pixdim, settings, "its header holds no orientation (sform_code and qform_code are 0)")
     sform = np.asarray(header.get_sform(), np.float64)
     if not coded_s:
         return np.asarray(header.get_qform(), np.float64), {}
@@ -150,12 +203,9 @@ def _choice(what: str, settings: GeometryConfig) -> int:
     return ("sform", "qform").index(settings.disagreeing)
 
 
-def _unoriented(pixdim: np.ndarray, settings: GeometryConfig) -> tuple[np.ndarray, dict[str, object]]:
+def _unoriented(pixdim: np.ndarray, settings: GeometryConfig, why: str) -> tuple[np.ndarray, dict[str, object]]:
     if settings.unoriented == "refuse":
-        raise RejectedSeries(
-            "its header holds no orientation (sform_code and qform_code are 0); geometry.unoriented=ras, las or lps "
-            "says how its axes run"
-        )
+        raise RejectedSeries(f"{why}; geometry.unoriented=ras, las or lps says how its axes run")
     signs = {"ras": (1, 1, 1), "las": (-1, 1, 1), "lps": (-1, -1, 1)}[settings.unoriented]
     return np.diag([*(pixdim * signs), 1.0]), {"transform": f"{settings.unoriented} as geometry.unoriented says"}
 
