@@ -264,6 +264,7 @@ class TuneConfig(NetworkConfig):
     alpha: float = 8.0
 
 
+_MAY_BE_EMPTY = ("ignore",)
 _EVEN = ("segmentation", "stack3d")  # draw by squares that overlap by half
 
 
@@ -333,5 +334,5 @@ def check(task: TaskConfig) -> None:
         if even and cells % 2:
             raise SettingsError(f"{name}.cells={cells}: give an even number above 0")
         for key in vars(settings) if is_dataclass(settings) else ():
-            if getattr(settings, key) == [] and getattr(type(settings)(), key):
+            if getattr(settings, key) == [] and getattr(type(settings)(), key) and key not in _MAY_BE_EMPTY:
                 raise SettingsError(f"{name}.{key}=[]: give one value or more")

@@ -71,7 +71,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     results.save_predictions(output / "predictions.npz", pooled, task)
     last = Cohort("test", base, folds[-1].rows["test"])
     drawings = {name: each for name, each in fitted[-1][1].items() if isinstance(each, Drawing)}
-    if patches:
+    if patches and task.pictures:
         pictures.save(output / "pictures.npz", last, drawings, task)
     measured = {name: each[0].prediction for name, each in pooled.items()}
     drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}

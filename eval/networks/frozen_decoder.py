@@ -81,7 +81,7 @@ def train_decoder(
 ) -> FrozenDecoder:
     """Train one decoder at one learning rate."""
     device = pick_device("auto")
-    standardise = standardised(train, blocks, seed)
+    standardise = standardised(train, blocks, seed, config.cells)
     width, organs = len(standardise.mean), len(train.names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,8 +103,21 @@ def train_decoder(
     return frozen
 
 
-def standardised(train: Cohort, blocks: Sequence[int], seed: int) -> Standardise:
-    """Return the standardisation of some blocks' features, from a sample of the training slices."""
+def standardised(train: Cohort, blocks: Sequence[int], seed: int, cells: int | None) -> Standardise:
+    """Return the standardisation of some blocks' features, from a sample of the training slices.
+
+    cells  per patch and axis, in which label maps are looked at: patches that nobody annotated in full are left out,
+           unless all are; None where there are no label maps
+    """
     count = len(train.rows)
     sample = np.sort(np.random.default_rng(seed).permutation(count)[:_SAMPLE])
-    return Standardise.of(train.patches(sample, blocks))
+    patches = train.patches(sample, blocks)
+    if cells is not None and train.examples.ignored:
+        side = round(patches.shape[1] ** 0.5)
+        hidden = np.isin(train.maps(side * cells)[sample], train.examples.ignored)
+        known = torch.from_numpy(
+            ~hidden.reshape(-1, side, cells, side, cells).any(axis=(2, 4)).reshape(len(sample), -1)
+        )
+        if known.any() and not known.all():
+            return Standardise.of(patches[known])
+    return Standardise.of(patches)

@@ -146,8 +146,8 @@ def _train(
 ) -> FrozenVolumeHead:
     """Train one head; without `outputs` it draws structures."""
     device, examples = pick_device("auto"), train.examples
-    standardise = standardised(train, blocks, seed)
     cells, width = (config.cells, len(train.names)) if outputs is None else (None, outputs.count)
+    standardise = standardised(train, blocks, seed, cells)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = StackHead(len(standardise.mean), width, cells, config.channels, config.layers)

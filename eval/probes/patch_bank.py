@@ -74,6 +74,7 @@ def collect(
         holds = (squares.sum(dim=2) > 0) & ~unknown
         # twice the wanted share of all patches, every patch of a structure: thinned at the end
         keep = (torch.rand(len(squares), generator=generator) < 2 * size / total) | holds.any(dim=1)
+        keep &= votes.any(dim=1)  # a patch without a vote would only take a neighbour's place
         tokens.append(F.normalize(features.flatten(0, 1)[keep].float(), dim=1).half())
         drawn.append(squares[keep].bool())
         annotated.append(votes[keep].bool())

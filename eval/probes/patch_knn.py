@@ -46,7 +46,7 @@ def blocks(task: TaskConfig, depth: int) -> tuple[int, ...]:
 def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter[PatchVoter]:
     """Choose the best k on the validation patients. With `refit` the bank is drawn from both."""
     task, config = context.task, context.task.patch_knn
-    standardise = standardised(train, _LAST, task.seed)
+    standardise = standardised(train, _LAST, task.seed, config.cells)
     bank = collect(train, standardise, config, task.seed)
     tried = ((k, PatchVoter(bank, standardise, k, config)) for k in config.k)
     k, voter, thresholds = segmentation.best(tried, _thinned(val), task.drawing)
