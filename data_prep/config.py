@@ -26,11 +26,12 @@ class GeometryConfig:
     planes: Literal["reformat", "refuse"] = "refuse"  # thick sagittal and coronal slices
     oblique: Literal["reformat", "refuse"] = "refuse"
     max_oblique_degrees: float = 20.0  # up to here slices count as axial and are not resampled
-    # NIfTI: the unit of the numbers in its header, where the header's own is wrong
+    # image files: the unit of the numbers in their header, where the header's own is wrong or missing
     units: Literal["header", "mm", "metre", "micron"] = "header"
     # NIfTI: which transform counts where sform and qform (or pixdim, whose lengths then count) disagree
     disagreeing: Literal["refuse", "sform", "qform"] = "refuse"
-    # NIfTI: how the axes of an image run whose sform_code and qform_code are 0: to the right, front, head (ras) …
+    # image files: how the axes run where the header does not say (NIfTI with sform_code and qform_code 0, ANALYZE, NRRD
+    # without a space): to the right, front, head (ras) …
     unoriented: Literal["refuse", "ras", "las", "lps"] = "refuse"
 
 

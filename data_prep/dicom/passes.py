@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 
@@ -102,9 +102,12 @@ def _in_time(frames: list[Frame], varying: list[tuple[str, list]]) -> tuple[str,
     return None
 
 
-def _varying(frames: list[Frame]) -> Iterator[tuple[str, list]]:
-    """Yield each attribute that differs between frames, with its values; of several numbers also each by itself."""
-    for place, column in enumerate(zip(*(frame.maybe for frame in frames))):
+def _varying(frames: list[Frame], count: int | None = None) -> Iterator[tuple[str, list]]:
+    """Yield each attribute that differs between frames, with its values; of several numbers also each by itself.
+
+    count  how many of the attributes are looked at, if not all
+    """
+    for place, column in enumerate(islice(zip(*(frame.maybe for frame in frames)), count)):
         if len(set(column)) == 1:
             continue
         values, name = [traits.value(place, kept) for kept in column], traits.name_of(place)
@@ -160,7 +163,8 @@ def _without_copies(frames: list[Frame]) -> list[Frame]:
     ranges = clusters(along(frames))
     several = [(first, last) for first, last in ranges if last - first > 1]
     sample = several[:: max(len(several) // _SAMPLE, 1)]
-    volumes = len(several) == len(ranges) > _SAMPLE  # every place repeats
+    often = {last - first for first, last in ranges}
+    volumes = len(several) == len(ranges) > _SAMPLE and len(often) == 1  # every place repeats equally often
     if volumes and all(len(_distinct(frames[first:last])) == last - first for first, last in sample):
         return frames
     return [frame for first, last in ranges for frame in _distinct(frames[first:last])]
@@ -195,7 +199,7 @@ def _passes(frames: list[Frame], places: np.ndarray, thickness: float | None, co
     known = len({frame.acquisition for frame in frames}) > 1
     if not known and even and not near:
         return [(frames, {})]
-    for name, values in _varying(frames):
+    for name, values in _varying(frames, traits.PASSES):
         parts = _parted(frames, values)
         if len(parts) < 2 or len(frames) < 2 * len(parts) or not _overlap(parts):
             continue

@@ -49,12 +49,13 @@ def mr(frames: list[Frame]) -> tuple[np.ndarray, dict[str, object]]:
     voxels: np.ndarray | None = None
     for place, stored in _stored(frames):
         frame = frames[place]
-        if frame.bright is not None:
-            stored = frame.bright - stored.astype(np.int32)
-        if frame.padding:
+        outside: np.ndarray | None = None
+        if frame.padding:  # stated as stored, before it is inverted
             outside = (stored >= frame.padding[0]) & (stored <= frame.padding[1])
-            if outside.any() and not outside.all():
-                stored = np.where(outside, stored[~outside].min(), stored)
+        if frame.bright is not None:
+            stored = frame.bright - stored.astype(np.int64)
+        if outside is not None and outside.any() and not outside.all():
+            stored = np.where(outside, stored[~outside].min(), stored)
         if voxels is None:
             fits = plain and stored.dtype in (np.int16, np.uint16, np.uint8)
             kind = np.promote_types(stored.dtype, np.uint8) if fits else np.float32
@@ -151,6 +152,8 @@ def _source(path: str) -> tuple[str | pydicom.Dataset, UID]:
     with open_file(path) as file:
         dataset = pydicom.dcmread(file, force=True)
         dataset.get("PixelData")  # before the file is closed
+    if dataset.get("SamplesPerPixel") is None:
+        dataset.SamplesPerPixel = 1  # what `selection` takes it for
     implicit, little = dataset.original_encoding
     if syntax_of(dataset) is None:
         dataset.ensure_file_meta()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -14,6 +14,8 @@ from data_prep.volumes import geometry, hounsfield
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
+Refused = dict[str, set[str]]  # reason → paths; a file may hold frames of several volumes, and counts once
+
 
 def read_series(
     paths: Sequence[str], modality: str, config: PrepConfig
@@ -22,19 +24,19 @@ def read_series(
 
     One volume is in memory at a time. Raises UnreadableError for failures that are not the files' fault.
     """
-    refused: Counter[str] = Counter()
+    refused: Refused = defaultdict(set)
     for stack in _built(paths, modality, config, refused):
         if isinstance(stack, RejectedSeries):
             yield stack
         else:
             yield from _volumes(stack, modality, config, refused)
-    for reason, count in refused.items():
-        share = "" if count == len(paths) else f"{count} of {len(paths)} files: "
+    for reason, files in refused.items():
+        share = "" if len(files) == len(set(paths)) else f"{len(files)} of {len(paths)} files: "
         yield RejectedSeries(f"{share}{reason}")
 
 
 def _built(
-    paths: Sequence[str], modality: str, config: PrepConfig, refused: Counter[str]
+    paths: Sequence[str], modality: str, config: PrepConfig, refused: Refused
 ) -> list[stacks.Stack | RejectedSeries]:
     """Return all stacks. Pixels may be compared for that; files whose pixels are damaged are left out."""
     try:
@@ -45,20 +47,20 @@ def _built(
         refused.clear()
         whole = [path for path in paths if path not in broken]
         built = stacks.build(_frames(whole, modality, config, refused), config.stacks, config.min_slices)
-        refused.update(broken.values())
+        _add(refused, broken)
         return built
 
 
 def _volumes(
-    stack: stacks.Stack, modality: str, config: PrepConfig, refused: Counter[str]
+    stack: stacks.Stack, modality: str, config: PrepConfig, refused: Refused
 ) -> Iterator[tuple[Volume, AnyHeader] | RejectedSeries]:
-    """Yield a stack as a volume; or, if files are damaged, what the others give. Those are counted in `refused`."""
+    """Yield a stack as a volume; or, if files are damaged, what the others give. Those are noted in `refused`."""
     volume = _volume(stack, modality, config)
     if not isinstance(volume, pixels.DamagedPixels):
         yield volume
         return
     broken = pixels.damaged(stack.frames)
-    refused.update(broken.values())
+    _add(refused, broken)
     whole = [frame for frame in stack.frames if frame.path not in broken]
     if not broken:
         yield volume
@@ -72,17 +74,22 @@ def _volumes(
 
 
 def _frames(
-    paths: Sequence[str], modality: str, config: PrepConfig, refused: Counter[str]
+    paths: Sequence[str], modality: str, config: PrepConfig, refused: Refused
 ) -> Iterator[tuple[frames.Frame, AnyHeader]]:
-    """Yield all frames; count files without any in `refused` by reason."""
+    """Yield all frames; note files without any in `refused` by reason."""
     for path in paths:
         try:
             yield from frames.read(path, modality, config.stacks)
         except RejectedSeries as error:
-            refused[error.reason] += 1
+            refused[error.reason].add(path)
         except Exception as error:  # hostile bytes raise anything
             unless_trouble(error)
-            refused[pixels.unreadable(error)] += 1
+            refused[pixels.unreadable(error)].add(path)
+
+
+def _add(refused: Refused, broken: dict[str, str]) -> None:
+    for path, reason in broken.items():
+        refused[reason].add(path)
 
 
 def _volume(stack: stacks.Stack, modality: str, config: PrepConfig) -> tuple[Volume, AnyHeader] | RejectedSeries:

@@ -21,6 +21,14 @@ SAME = {
         *("ContrastBolusAgentPhase", "ImageType"),
     ),
 }
+# These tell volumes apart only where places repeat: alone they say little
+_AT_ONE_PLACE = (
+    *("SequenceName", "PulseSequenceName", "ScanningSequence", "SequenceVariant", "ImagedNucleus", "EchoTrainLength"),
+    *("PixelBandwidth", "NumberOfAverages", "PercentSampling", "XRayTubeCurrent", "Exposure", "ExposureTime"),
+    *("SliceThickness", "SpacingBetweenSlices", "ContrastBolusVolume", "AcquisitionDate", "SeriesDate"),
+    *("DerivationDescription", "ImageComments", "WindowCenter", "WindowWidth", "PerformedProcedureStepDescription"),
+    *("RescaleSlope", "RescaleIntercept", "StudyInstanceUID", "FrameOfReferenceUID", "InstanceCreationTime"),
+)
 # These may also count slices: they tell volumes apart only where that explains why places repeat or overlap.
 # Private ones: b-value and direction of Siemens, b-value of GE and Philips
 MAYBE: tuple[str | int, ...] = (
@@ -29,7 +37,9 @@ MAYBE: tuple[str | int, ...] = (
     *(0x00431039, 0x20011003, "ContrastBolusAgent", "ContrastBolusStartTime", "ImageType", "FlipAngle"),
     *("RepetitionTime", "AcquisitionDateTime", "AcquisitionTime", "SeriesDescription", "SeriesNumber", "SeriesTime"),
     *("ProtocolName", "ScanOptions", "FilterType", "ReconstructionDiameter", "ContentTime"),
+    *_AT_ONE_PLACE,
 )
+PASSES = len(MAYBE) - len(_AT_ONE_PLACE)  # how many of them tell volumes apart whose places do not repeat
 # In the order of time: the n-th value at each place is of the n-th volume
 ORDERED = ("AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime")
 _MAYBE_TAGS = tuple(name if isinstance(name, int) else tag_of(name) for name in MAYBE)

@@ -6,6 +6,8 @@ the head (NIfTI's RAS).
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 from scipy import ndimage
 
@@ -13,7 +15,9 @@ from data_prep.config import GeometryConfig
 from data_prep.volumes.volume import RejectedSeries
 
 THICK = 1.5  # an axis coarser than both others by this factor is the one along which slices were acquired
+_VOXEL_MM = (0.005, 100.0)  # the longest edge of a voxel is above the first, the shortest below the second
 _RIGHT_ANGLE = 0.01  # cosine up to which two axes count as perpendicular
+_ALONG = 0.3  # cosine below which an axis does not run along a patient axis; that of the worst turn is 1/3
 _FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 _PLANES = ("sagittal", "coronal", "axial")  # by the patient axis that the slices are stacked along
 
@@ -60,11 +64,16 @@ def shear_degrees(affine: np.ndarray) -> float:
 
 
 def nearest_axes(affine: np.ndarray) -> np.ndarray:
-    """Return (3,) the patient axis nearest to each axis of the grid. Raises RejectedSeries if two share one."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    nearest = np.abs(directions).argmax(axis=0)
-    if sorted(nearest) != [0, 1, 2]:
-        raise RejectedSeries("two axes of the image run along the same axis of the patient; check its affine")
+    """Return (3,) the patient axis nearest to each axis of the grid; each patient axis is taken once.
+
+    Raises RejectedSeries if two axes of the grid run along the same one.
+    """
+    near = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    nearest = near.argmax(axis=0)
+    if sorted(nearest) != [0, 1, 2]:  # turned by about 45 degrees, or flat
+        nearest = np.array(max(permutations(range(3)), key=lambda order: float(near[list(order), range(3)].min())))
+        if near[nearest, range(3)].min() < _ALONG:
+            raise RejectedSeries("two axes of the image run along the same axis of the patient; check its affine")
     return nearest
 
 
@@ -73,6 +82,27 @@ def oblique_degrees(affine: np.ndarray) -> float:
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     along = np.abs(directions[nearest_axes(affine), range(3)])
     return float(np.degrees(np.arccos(np.clip(along.min(), 0, 1))))
+
+
+def check_voxels(affine: np.ndarray, unit: str) -> None:
+    """Raise RejectedSeries for voxels that no scanner makes: their unit must be another one than they are read in.
+
+    unit  what the header states; "" if it states none
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not lengths.all():
+        return  # is refused as an affine without a volume
+    if lengths.max() > _VOXEL_MM[0] and lengths.min() < _VOXEL_MM[1]:
+        return
+    stated = f"{unit}, its header says" if unit else "its header states no unit"
+    raise RejectedSeries(
+        f"voxels of {edges(lengths)} mm ({stated}); geometry.units=mm, metre or micron names the unit of its numbers"
+    )
+
+
+def edges(lengths: np.ndarray) -> str:
+    """Return the edges of a voxel as a reason has them."""
+    return " × ".join(f"{length:.4g}" for length in lengths)
 
 
 def acquired_plane(affine: np.ndarray) -> str | None:

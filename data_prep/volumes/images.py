@@ -65,7 +65,7 @@ class Image:
             elif str(path).lower().endswith(openkbp.SUFFIX):
                 self._values, self.affine, self.notes = openkbp.read(path)
             else:
-                self._values, self.affine = itk.read(path, config)
+                self._values, self.affine, self.notes = itk.read(path, config)
             extents = tuple(int(n) for n in self._values.shape)
         except RejectedSeries:
             raise

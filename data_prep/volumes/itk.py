@@ -1,104 +1,91 @@
-"""MetaImage and NRRD by SimpleITK, if it is installed; compressed ones are checked first, as ITK takes damaged ones."""
+"""MetaImage and NRRD by SimpleITK, if it is installed; compressed content is decoded here: ITK takes damaged ones."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_prep.config import PrepConfig
+from data_prep.volumes import geometry, text_headers
+from data_prep.volumes.text_headers import TextHeader
 from data_prep.volumes.volume import RejectedSeries, check_size
 
+if TYPE_CHECKING:
+    import SimpleITK
+
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-_HEADER = 1 << 16  # bytes within which a header ends
-_CHUNK = 1 << 20
 
 
-def read(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return (I, J, K) values and the affine (4, 4) from indices to RAS mm.
+def read(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """Return (I, J, K) values, the affine (4, 4) from indices to RAS mm, and notes on what was decided about it.
 
-    Raises RejectedSeries for what is too large or has several values per voxel, and for damage whatever is raised.
+    Raises RejectedSeries for what is too large, has several values per voxel or does not say how it lies, unless the
+    settings decide; and for damage whatever is raised.
     """
     try:
         import SimpleITK
     except ImportError:
         raise RejectedSeries("MetaImage and NRRD need SimpleITK; pip install 'meddap[itk]'") from None
+    header = text_headers.read(Path(path))
+    if header.encoding == "bzip2":
+        raise RejectedSeries("an NRRD compressed by bzip2, which SimpleITK does not read; save it with gzip")
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     if reader.GetNumberOfComponents() > 1:
         raise RejectedSeries(f"{reader.GetNumberOfComponents()} values per voxel; expected one")
     check_size(reader.GetSize(), config.limits.volume_gb)
-    _verify(Path(path))
-    image = reader.Execute()
-    count = image.GetDimension()
-    affine = np.eye(4)
-    if count == 3:
-        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-        affine[:3, 3] = image.GetOrigin()
-        affine[:2] *= -1  # ITK counts to the left and back (LPS)
-    return SimpleITK.GetArrayFromImage(image).transpose(), affine
+    affine, notes = np.eye(4), dict[str, object]()
+    if reader.GetDimension() == 3:
+        affine[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * np.array(reader.GetSpacing())
+        affine[:3, 3] = reader.GetOrigin()
+        affine[:3], notes = _in_mm(affine[:3], header, config)
+    if not header.packed:
+        return SimpleITK.GetArrayFromImage(reader.Execute()).transpose(), affine, notes
+    return _decoded(header, reader), affine, notes
 
 
-def _verify(path: Path) -> None:
-    """Decompress the content to its end, where its checksum is. Raises what gzip and zlib raise, EOFError if it is cut.
-
-    A content in several files is not checked.
-    """
-    with path.open("rb") as file:
-        start = file.read(_HEADER)
-        nrrd = start.startswith(b"NRRD")
-        fields, end = _nrrd_fields(start) if nrrd else _meta_fields(start)
-        compressed = (
-            fields.get("encoding", "").lower() in ("gzip", "gz")
-            if nrrd
-            else fields.get("compresseddata", "").lower().startswith("t")
+def _in_mm(lps: np.ndarray, header: TextHeader, config: PrepConfig) -> tuple[np.ndarray, dict[str, object]]:
+    """Return the first three rows of an affine in RAS mm from those that ITK takes for LPS, and notes."""
+    notes: dict[str, object] = {}
+    settings = config.geometry
+    signs = (-1, -1, 1)
+    if not header.oriented and settings.unoriented == "refuse" and not header.default:
+        raise RejectedSeries(
+            "its header holds no orientation (space is not RAS, LAS or LPS); geometry.unoriented=ras, las or lps says "
+            "how its axes run"
         )
-        if not compressed or int(fields.get("line skip", 0) or 0):
-            return
-        other = fields.get("data file", fields.get("datafile", "")) if nrrd else fields.get("elementdatafile", "")
-        if other and other.upper() != "LOCAL":
-            if (path.parent / other).is_file():
-                with (path.parent / other).open("rb") as content:
-                    _decompress(content)
-            return
-        file.seek(end)
-        _decompress(file)
+    if not header.oriented and settings.unoriented != "refuse":
+        signs = {"ras": (1, 1, 1), "las": (-1, 1, 1), "lps": (-1, -1, 1)}[settings.unoriented]
+        notes["transform"] = f"{settings.unoriented} as geometry.unoriented says"
+    elif not header.oriented:
+        notes["transform"] = "not stated, lps as the format has it"
+    factor = header.factor
+    if settings.units != "header":
+        factor = {"mm": 1.0, "metre": 1000.0, "micron": 0.001}[settings.units]
+        if header.factor not in (None, factor):
+            notes["units"] = f"{settings.units} as geometry.units says, {header.factor:g} mm in the header"
+    elif factor not in (None, 1.0):
+        notes["units"] = f"{factor:g} mm"
+    rows = lps * np.array(signs)[:, None] * (factor or 1.0)
+    geometry.check_voxels(rows, f"{header.factor:g} mm" if header.factor else "")
+    return rows, notes
 
 
-def _nrrd_fields(start: bytes) -> tuple[dict[str, str], int]:
-    """Return the fields of a header by their names in lower case, and where it ends: at an empty line."""
-    ends = [start.find(mark) + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if mark in start]
-    end = min(ends, default=len(start))
-    lines = [line for line in start[:end].decode("latin-1").splitlines() if not line.startswith("#")]
-    pairs = [line.partition(":") for line in lines if ":=" not in line]
-    return {key.strip().lower(): value.strip() for key, _, value in pairs}, end
+def _decoded(header: TextHeader, reader: SimpleITK.ImageFileReader) -> np.ndarray:
+    """Return (I, J, K) values of a compressed file. Raises EOFError if they are too few, RejectedSeries if too many."""
+    import SimpleITK
 
-
-def _meta_fields(start: bytes) -> tuple[dict[str, str], int]:
-    """Return the fields of a header by their names in lower case, and where it ends: behind ElementDataFile."""
-    fields, end = {}, 0
-    while "elementdatafile" not in fields and (stop := start.find(b"\n", end) + 1):
-        key, _, value = start[end:stop].decode("latin-1").partition("=")
-        fields[key.strip().lower()] = value.strip()
-        end = stop
-    return fields, end
-
-
-def _decompress(content: BinaryIO) -> None:
-    first = content.read(2)
-    content.seek(-len(first), 1)
-    if first == b"\x1f\x8b":
-        unpacked = gzip.GzipFile(fileobj=content)
-        while unpacked.read(_CHUNK):
-            pass
-        return
-    inflate = zlib.decompressobj()
-    while not inflate.eof:
-        packed = content.read(_CHUNK)
-        if not packed:
-            raise EOFError("the compressed content ends too early")
-        inflate.decompress(packed)
+    size = reader.GetSize()
+    kind = SimpleITK.GetArrayViewFromImage(SimpleITK.Image([1] * len(size), reader.GetPixelID())).dtype
+    content: Any = header.content()
+    needed = math.prod(size) * kind.itemsize
+    if len(content) < needed:
+        raise EOFError("the compressed content holds too few values")
+    if len(content) > needed:
+        raise RejectedSeries(f"its compressed content holds {len(content)} bytes, its header says {needed}")
+    stored = np.frombuffer(content, kind.newbyteorder(">" if header.big else "<"))
+    return stored.astype(kind, copy=False).reshape(size[::-1]).transpose()

@@ -18,13 +18,13 @@ from data_prep.config import GeometryConfig
 from data_prep.volumes import geometry
 from data_prep.volumes.volume import RejectedSeries
 
-SUFFIXES = (".nii", ".nii.gz", ".img")
-PAIRED = {".img": ".hdr"}  # file of the values → file of the header
+PAIRED = {".img": ".hdr", ".img.gz": ".hdr.gz"}  # file of the values → file of the header
+SUFFIXES = (".nii", ".nii.gz", *PAIRED)
 _GZIP = b"\x1f\x8b"
 _UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}  # codes of xyzt_units → mm
 _MM = {"mm": 1.0, "metre": 1000.0, "micron": 0.001}
-_VOXEL_MM = (0.005, 100.0)  # the longest edge of a voxel is above the first, the shortest below the second
-_PAIR_BYTES, _MAGIC = 348, slice(344, 347)  # of an .hdr, and of what tells NIfTI from Analyze in it
+_HEADERS = {348: nibabel.Nifti1Pair, 540: nibabel.Nifti2Pair}  # bytes of an .hdr, and what it is
+_MAGIC = slice(344, 347)  # what tells NIfTI-1 from Analyze in it
 _APART = 0.5  # voxels that sform and qform may place an image apart
 _LONGER = 0.01  # share by which the edges of a voxel in sform and pixdim may differ
 
@@ -46,13 +46,7 @@ class Nifti:
         if header_of := header_file(path):
             self._open_pair(header_of, Path(path), settings, orientation)
             return
-        named_gzip = str(path).lower().endswith(".gz")
-        with open(path, "rb") as file:
-            compressed = file.read(2) == _GZIP
-        if compressed != named_gzip:
-            self.notes["compression"] = "gzip without .gz in its name" if compressed else "none, despite its name"
-        # one handle: a compressed file is read once from front to end, not from its start for every slab
-        stream: io.BufferedIOBase = gzip.GzipFile(path) if compressed else io.BufferedReader(io.FileIO(path))
+        stream = _opened(path, self.notes)
         try:
             kind, header = _header(stream)
             _check_scale(header)
@@ -64,34 +58,43 @@ class Nifti:
             stream.close()
             raise
         weakref.finalize(self.values, stream.close)
-        self._stream = stream if compressed else None
+        self._stream = stream if isinstance(stream, gzip.GzipFile) else None
         self.notes |= notes
 
     def _open_pair(self, header_of: Path, path: Path, settings: GeometryConfig, orientation: str) -> None:
         if not header_of.is_file():
             raise RejectedSeries("its header, the .hdr beside the .img, is missing")
-        with header_of.open("rb") as file:
-            start = file.read(_PAIR_BYTES)
-        analyze = start[_MAGIC] not in (b"ni1", b"n+1")
-        kind: Any = nibabel.Spm2AnalyzeImage if analyze else nibabel.Nifti1Pair
-        header = kind.header_class.from_fileobj(io.BytesIO(start), check=False)
+        with _opened(header_of, self.notes) as file:
+            start = file.read()  # to its end, where a checksum may be
+        size = next((n for n in _HEADERS if start[:4] in (struct.pack("<i", n), struct.pack(">i", n))), 0)
+        if not size or len(start) < size:
+            raise RejectedSeries("truncated or damaged image (not the header of an Analyze or NIfTI file)")
+        kind: Any = _HEADERS[size]
+        analyze = size == 348 and start[_MAGIC] not in (b"ni1", b"n+1")
+        if analyze:
+            kind = nibabel.Spm2AnalyzeImage
+        header = kind.header_class.from_fileobj(io.BytesIO(start[:size]), check=False)
         shape = header.get_data_shape()
-        if len(start) < _PAIR_BYTES or int(header["sizeof_hdr"]) != _PAIR_BYTES or len(shape) < 3:
+        if len(shape) < 3:
             raise RejectedSeries("truncated or damaged image (not the header of an Analyze or NIfTI file)")
         if not analyze:
             _check_scale(header)
+        stream = _opened(path, self.notes)
         stored = math.prod(shape) * header.get_data_dtype().itemsize + int(header["vox_offset"])
-        if path.stat().st_size < stored:
+        if not isinstance(stream, gzip.GzipFile) and path.stat().st_size < stored:
+            stream.close()
             raise RejectedSeries(f"truncated or damaged image (its .img has {path.stat().st_size} of {stored} bytes)")
-        files = {"header": FileHolder(fileobj=io.BytesIO(start)), "image": FileHolder(filename=str(path))}
+        files = {"header": FileHolder(fileobj=io.BytesIO(start[:size])), "image": FileHolder(fileobj=stream)}
         if analyze:
             files["mat"] = FileHolder(fileobj=io.BytesIO())  # SPM's transform, which no other program reads
         self.values = kind.from_file_map(files).dataobj
-        self._stream = None
+        weakref.finalize(self.values, stream.close)
+        self._stream = stream if isinstance(stream, gzip.GzipFile) else None
         if analyze:
-            self.affine, self.notes = _of_analyze(header, settings, orientation)
+            self.affine, notes = _of_analyze(header, settings, orientation)
         else:
-            self.affine, self.notes = _grid(header, tuple(int(n) for n in shape[:3]), settings)
+            self.affine, notes = _grid(header, tuple(int(n) for n in shape[:3]), settings)
+        self.notes |= notes
 
     def finish(self) -> None:
         """Read a compressed file to its end, where its checksum is compared. Raises what gzip raises."""
@@ -101,10 +104,25 @@ class Nifti:
 
 def header_file(path: str | Path) -> Path | None:
     """Return where the header of a file lies, unless it lies in the file itself."""
-    suffix = PAIRED.get(Path(path).suffix.lower())
-    if suffix is None:
+    path = Path(path)
+    body = next((suffix for suffix in PAIRED if path.name.lower().endswith(suffix)), None)
+    if body is None:
         return None
-    return Path(path).with_suffix(suffix if Path(path).suffix.islower() else suffix.upper())
+    stem, upper = path.name[: -len(body)], not path.name[-len(body) :].islower()
+    names = [stem + (suffix.upper() if upper else suffix) for suffix in dict.fromkeys((PAIRED[body], ".hdr"))]
+    return next((there for name in names if (there := path.with_name(name)).is_file()), path.with_name(names[0]))
+
+
+def _opened(path: str | Path, notes: dict[str, object]) -> io.BufferedIOBase:
+    """Open a file, unpacked if it is gzip; `notes` says so where its name says otherwise.
+
+    One handle: a compressed file is read once from front to end, not from its start for every slab.
+    """
+    with open(path, "rb") as file:
+        compressed = file.read(2) == _GZIP
+    if compressed != str(path).lower().endswith(".gz"):
+        notes["compression"] = "gzip without .gz in its name" if compressed else "none, despite its name"
+    return gzip.GzipFile(path) if compressed else io.BufferedReader(io.FileIO(path))
 
 
 def _of_analyze(header: Any, settings: GeometryConfig, orientation: str) -> tuple[np.ndarray, dict[str, object]]:
@@ -153,16 +171,7 @@ def _grid(header: Any, shape: tuple[int, ...], settings: GeometryConfig) -> tupl
         notes["units"] = name or "not stated, taken as mm"
     affine = affine.copy()
     affine[:3] *= scale
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        np.isfinite(affine).all()
-        and lengths.all()
-        and not (lengths.max() > _VOXEL_MM[0] and lengths.min() < _VOXEL_MM[1])
-    ):
-        unit = f"{name}, its header says" if name else "its header states no unit"
-        raise RejectedSeries(
-            f"voxels of {_edges(lengths)} mm ({unit}); geometry.units=mm, metre or micron names the unit of its numbers"
-        )
+    geometry.check_voxels(affine, name)
     return affine, notes
 
 
@@ -190,7 +199,7 @@ def _transform(header: Any, shape: tuple[int, ...], settings: GeometryConfig) ->
     compared = slice(0, 2 if sheared else 3)
     ratio = pixdim[compared] / lengths[compared]
     if not (np.abs(ratio[pixdim[compared] > 0] - 1) <= _LONGER).all():  # 0 states nothing
-        what = f"voxels of {_edges(lengths)} in its sform, {_edges(pixdim)} in its pixdim"
+        what = f"voxels of {geometry.edges(lengths)} in its sform, {geometry.edges(pixdim)} in its pixdim"
         resized = sform.copy()
         resized[:3, :3] *= np.where(pixdim > 0, pixdim / lengths, 1)
         return (sform, resized)[_choice(what, settings)], {"transform": f"{settings.disagreeing}; {what}"}
@@ -208,7 +217,3 @@ def _unoriented(pixdim: np.ndarray, settings: GeometryConfig, why: str) -> tuple
         raise RejectedSeries(f"{why}; geometry.unoriented=ras, las or lps says how its axes run")
     signs = {"ras": (1, 1, 1), "las": (-1, 1, 1), "lps": (-1, -1, 1)}[settings.unoriented]
     return np.diag([*(pixdim * signs), 1.0]), {"transform": f"{settings.unoriented} as geometry.unoriented says"}
-
-
-def _edges(lengths: np.ndarray) -> str:
-    return " × ".join(f"{length:.4g}" for length in lengths)
