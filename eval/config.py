@@ -318,6 +318,8 @@ class TaskConfig:
     unet: NetworkConfig = field(default_factory=lambda: NetworkConfig(lr=[2e-3]))
     transunet: NetworkConfig = field(default_factory=NetworkConfig)
     cnn: NetworkConfig = field(default_factory=NetworkConfig)
+    keep_heads: bool = True  # fitted heads are kept beside the results, for meddap predict
+    head_gb: float = 2.0  # a head of more gigabytes is not kept, and that is said
     draws: int = 2000  # of the bootstrap
     seed: int = 0
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes

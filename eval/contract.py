@@ -9,7 +9,7 @@ settings, a dataclass in eval/config.py and a field of TaskConfig with the probe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -71,6 +71,33 @@ class Drawing(Protocol):
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a fitted probe is made of, as it is kept on the disk: arrays, and JSON. Nothing of it is executed.
+
+    arrays     by name
+    plain      whatever else it takes to put the probe together again, JSON
+    choices, refitted  those of the fitted probe
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    choices: Choices = field(default_factory=dict)
+    refitted: bool = False
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a fitted probe is kept.
+
+    parts    fitted probe → its Parts
+    restore  (parts, context) → the fitted probe, which predicts what it predicted before
+    """
+
+    parts: Callable[[Any], Parts]
+    restore: Callable[[Parts, Context], Fitted]
+
+
+@dataclass(frozen=True)
 class Probe:
     """One row of the registry.
 
@@ -81,12 +108,14 @@ class Probe:
             those of the task
     levels  that it serves
     refits  False where `refit` would change the question that it asks
+    keeping  how its fitted head is kept for new patients; text: why it is not
     """
 
     name: str
     kinds: tuple[Kind, ...]
     needs: Needs | Callable[[TaskConfig], Needs]
     fit: Callable[[Cohort, Cohort, Context], Fitted]
+    keeping: Keeping | str
     blocks: Callable[[TaskConfig, int], tuple[int, ...]] | None = None
     levels: tuple[Level, ...] = ("slice", "volume")
     refits: bool = True

@@ -4,7 +4,8 @@
 
 Training patients fit, validation patients choose, test patients are scored once, after everything is fitted.
 Writes DIR/results.jsonl (a row per figure), DIR/predictions.npz (for paired comparisons), DIR/pictures.npz (for the
-report) and a line in DIR/test_opened.jsonl for every time that the test patients were looked at.
+report), DIR/heads/NAME (the fitted heads, for eval.predict) and a line in DIR/test_opened.jsonl for every time that the
+test patients were looked at.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from eval.data import features, files, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.splits import Fold
 from eval.encoders import encoder
+from eval.encoders.encoder import FrozenEncoder
+from eval.kept import head, preparation
 from eval.probes import registry
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap
@@ -77,6 +80,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}
     if drawn:
         overlays.save(output / "overlays.npz", last, drawings, drawn)
+    if task.keep_heads:
+        _keep(fitted, rows, base, frozen, output)
     files.write_rows(output / "results.jsonl", rows)
     return rows
 
@@ -90,6 +95,42 @@ def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> 
         fitted[name] = probe.fit(train, val, context)
         console.say(f"{fold.name} {name}: {time.monotonic() - began:.0f} s".strip())
     return fitted
+
+
+def _keep(
+    fitted: list[tuple[Fold, dict[str, Fitted]]],
+    rows: list[dict[str, Any]],
+    base: Base,
+    frozen: FrozenEncoder,
+    output: Path,
+) -> None:
+    """Keep every fitted head that can be kept, with its card; say which are."""
+    task, examples, reasons = base.task, base.examples, {}
+    prepared = vars(preparation.of_task(task))
+    source = {"source": frozen.source, "digest": frozen.digest, "window": [float(value) for value in frozen.window]}
+    for number, (fold, probes_of_fold) in enumerate(fitted, 1):
+        learned = np.concatenate([fold.rows["train"], fold.rows["val"]])
+        for name, each in probes_of_fold.items():
+            sees = registry.PROBES[name].reads(task) == "images" or name in registry.SEE_IMAGES
+            mine = head.Head(
+                probe=name,
+                fold=f"fold{number}" if len(fitted) > 1 else "",
+                task=task,
+                names=examples.names,
+                values=examples.values,
+                ignored=examples.ignored,
+                sequences=features.sequences_of(examples, base.cache) if sees else (),
+                encoder=source,
+                prepared=prepared,
+                patients={part: len(np.unique(examples.subjects[those])) for part, those in fold.rows.items()},
+                training=head.hashes(examples.subjects[learned]),
+                choices=each.choices,
+                refitted=each.refitted,
+                figures=tuple(row for row in rows if row["probe"] == name and row["label"] in results.HEADLINE),
+            )
+            reasons[mine.name] = head.keep(output, mine, each, examples.digests[learned])
+    for line in head.lines(reasons):
+        console.say(line)
 
 
 def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> Choices:

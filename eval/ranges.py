@@ -50,6 +50,7 @@ TASK = {
     "labelled_share": Allowed(0, 1, above=True),
     "size": Allowed(1, 16384),
     "min_pixels": NOT_NEGATIVE,
+    "head_gb": POSITIVE,
     "draws": COUNT,
     "seed": Allowed(0, 2**63 - 1),
     "pictures": NOT_NEGATIVE,

@@ -19,7 +19,8 @@ from eval.data.features import Rows, StoredFeatures, image_stack, label_maps
 class Base:
     """All examples of a run and their features (None where every probe works on pixels).
 
-    window  HU that become 0 and 1 in images
+    window     HU that become 0 and 1 in images
+    sequences  of the images, in this order; None: those that the examples have
     """
 
     examples: Examples
@@ -27,6 +28,7 @@ class Base:
     task: TaskConfig
     cache: Path
     window: tuple[float, float] = (-1000.0, 1000.0)
+    sequences: tuple[str, ...] | None = None
 
 
 class Cohort:
@@ -72,7 +74,8 @@ class Cohort:
     def images(self) -> Rows:
         """(N, S, size, size) float16 images in 0…1, read when asked for (see features.image_stack)."""
         base = self.base
-        return Rows(image_stack(base.examples, base.task.size, base.window, base.cache), self.rows)
+        stack = image_stack(base.examples, base.task.size, base.window, base.cache, base.sequences)
+        return Rows(stack, self.rows)
 
     @property
     def stored_patches(self) -> Rows:

@@ -32,6 +32,7 @@ from eval.data import files, images
 from eval.data.examples import Examples, Picture
 from eval.encoders.encoder import FrozenEncoder, Tokens
 from meddap.disk import write_atomic
+from meddap.records import read_json
 from meddap.settings import SettingsError
 
 LAST = 4  # blocks whose cls token and mean patch are kept
@@ -203,25 +204,45 @@ def label_maps(examples: Examples, side: int, cache: Path) -> np.ndarray:
     return _stored(path, "label maps", np.uint8, shape, lambda number: images.labels(examples.read(number), side))
 
 
-def image_stack(examples: Examples, size: int, window: tuple[float, float], cache: Path) -> np.ndarray:
+def sequences_of(examples: Examples, cache: Path) -> tuple[str, ...]:
+    """Return the sequences of all examples, in the order in which they are met; from the cache where they are there."""
+    content = hashlib.sha256(f"{examples.version} {list(examples.keys)}".encode()).hexdigest()
+    path = cache / f"sequences-{content[:16]}.json"
+    if not path.is_file():
+        met = dict.fromkeys(name for row in range(len(examples)) for name in examples.read(row).sequences)
+        write_atomic(path, json.dumps(list(met)).encode())
+    return tuple(read_json(path, [str], _AGAIN))
+
+
+def image_stack(
+    examples: Examples,
+    size: int,
+    window: tuple[float, float],
+    cache: Path,
+    sequences: Sequence[str] | None = None,
+) -> np.ndarray:
     """Return (N, S, size, size) float16 images in 0…1 as networks see them, memory-mapped.
 
-    S are the sequences of all examples, in the order in which they are met; one that an example lacks is 0.
+    sequences  their S names, None for those of all examples in the order in which they are met; one that an example
+               lacks is 0, one that is not among them is left out
     """
-    content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}".encode()).hexdigest()
+    given = "" if sequences is None else f" {list(sequences)}"
+    content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}{given}".encode()).hexdigest()
     path = cache / f"images-{content[:16]}-{size}.npy"
     if path.is_file():
         return files.mapped(path, _AGAIN)
-    sequences = list(dict.fromkeys(name for row in range(len(examples)) for name in examples.read(row).sequences))
+    names = list(sequences_of(examples, cache) if sequences is None else sequences)
 
     def make(number: int) -> np.ndarray:
         picture = examples.read(number)
-        planes = np.zeros((len(sequences), size, size), np.float16)
-        places = [sequences.index(name) for name in picture.sequences]
-        planes[places] = images.unit(images.image(picture, size), picture, window).numpy()
+        planes = np.zeros((len(names), size, size), np.float16)
+        found = images.unit(images.image(picture, size), picture, window).numpy()
+        for name, plane in zip(picture.sequences, found):
+            if name in names:
+                planes[names.index(name)] = plane
         return planes
 
-    return _stored(path, "images", np.float16, (len(examples), len(sequences), size, size), make)
+    return _stored(path, "images", np.float16, (len(examples), len(names), size, size), make)
 
 
 def _stored(path: Path, what: str, kind: type, shape: tuple[int, ...], make: Callable[[int], np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ They begin with the encoder's weights (eval.networks.tuning), or from scratch: w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from eval.config import NetworkConfig
-from eval.contract import Choices, Context, Outcome, prediction_of
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of
 from eval.data.cohorts import Cohort
-from eval.networks import baselines, segmentation, training
+from eval.networks import baselines, segmentation, state, training
 from eval.networks.augment import augment
 from eval.networks.baselines import Architecture
 from eval.networks.segmentation import FittedSegmenter
@@ -26,6 +26,17 @@ from pretrain.runtime.device import autocast, pick_device
 
 _ROWS = 32  # images at a time where nothing is learned
 _SAMPLE = 256  # images by which the input of a network from scratch is standardised
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and standard deviation (1, C, 1, 1) of the training images, by which a network from scratch sees images."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.mean) / (self.std + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -135,10 +146,49 @@ def fit_from_scratch(
         generator = torch.Generator().manual_seed(task.seed)
         module = baselines.build(kind, stored.shape[1], outputs, config.channels, generator).to(device)
         groups = optim.build_groups(module.named_parameters(), 0, 1.0, 1.0)
-        return Network(module, lambda images: (images - mean) / (std + 1e-6), groups, device)
+        return Network(module, Scaling(mean, std), groups, device)
 
     parameters = sum(each.numel() for each in make(train).module.parameters())
     return fit(make, train, val, context, config, draws=draws, extra_choices={"parameters": parameters})
+
+
+def parts(fitted: FittedSegmenter[Network] | FittedClassifier) -> Parts:
+    """Return what is kept of a network from scratch: all of its weights, and how images enter it."""
+    network = network_of(fitted)
+    assert isinstance(network.prepare, Scaling)
+    scaling = {"mean": network.prepare.mean.cpu().numpy(), "std": network.prepare.std.cpu().numpy()}
+    return kept(fitted, {**state.arrays(network.module, "network"), **scaling})
+
+
+def restore(stored: Parts, context: Context, kind: Architecture) -> FittedSegmenter[Network] | FittedClassifier:
+    """Return what `parts` took apart."""
+    arrays, device = stored.arrays, pick_device("auto")
+    mean, std = (torch.from_numpy(np.array(arrays[name])).to(device) for name in ("mean", "std"))
+    config = {"unet": context.task.unet, "transunet": context.task.transunet, "cnn": context.task.cnn}[kind]
+    generator = torch.Generator().manual_seed(context.task.seed)
+    module = baselines.build(kind, mean.shape[1], stored.plain["outputs"], config.channels, generator)
+    state.fill(module, arrays, "network")
+    return restored(Network(module.eval().to(device), Scaling(mean, std), [], device), stored, context)
+
+
+def network_of(fitted: FittedSegmenter[Network] | FittedClassifier) -> Network:
+    """Return the network of a fitted probe."""
+    return fitted.maps if isinstance(fitted, FittedSegmenter) else fitted.network
+
+
+def kept(fitted: FittedSegmenter[Network] | FittedClassifier, arrays: Mapping[str, np.ndarray]) -> Parts:
+    """Return the arrays of a network with the thresholds, or with what its outputs mean."""
+    if isinstance(fitted, FittedSegmenter):
+        return segmentation.kept(fitted, arrays, outputs=len(fitted.thresholds))
+    return Parts({**arrays, **fitted.outputs.arrays()}, {"outputs": fitted.outputs.count})
+
+
+def restored(network: Network, stored: Parts, context: Context) -> FittedSegmenter[Network] | FittedClassifier:
+    """Return the fitted probe of a network whose weights are in place."""
+    if "thresholds" in stored.arrays:
+        return segmentation.restored(network, stored, context)
+    outputs = Outputs.kept(stored.arrays, context.task.kind, stored.plain["outputs"])
+    return FittedClassifier(network, outputs, context, stored.choices, stored.refitted)
 
 
 def _train(

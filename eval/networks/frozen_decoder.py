@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from eval.config import DecoderConfig, DecoderKind, TaskConfig
-from eval.contract import Context
+from eval.contract import Context, Parts
 from eval.data.cohorts import Cohort
-from eval.networks import decoders, segmentation, training
+from eval.networks import decoders, segmentation, state, training
 from eval.networks.decoders import Standardise
 from eval.networks.segmentation import FittedSegmenter
 from pretrain import optim
@@ -27,12 +27,16 @@ _SAMPLE = 128  # slices by which features are standardised
 
 @dataclass(frozen=True)
 class FrozenDecoder:
-    """A decoder under features of some blocks; calling it draws (see volume_scores.Draw)."""
+    """A decoder under features of some blocks; calling it draws (see volume_scores.Draw).
+
+    channels  of the images that it sees beside the features, where it sees any
+    """
 
     decoder: nn.Module
     standardise: Standardise
     blocks: tuple[int, ...]
     device: torch.device
+    channels: int = 1
 
     def logits(self, cohort: Cohort, rows: np.ndarray) -> torch.Tensor:
         """Return (n, O, R, R) logits of slices `rows`."""
@@ -76,6 +80,24 @@ def fit(train: Cohort, val: Cohort, context: Context, kind: DecoderKind) -> Fitt
     return FittedSegmenter(decoder, thresholds, task.drawing, choices, task.refit)
 
 
+def parts(fitted: FittedSegmenter[FrozenDecoder]) -> Parts:
+    """Return what is kept of it: decoder, standardisation, thresholds."""
+    maps = fitted.maps
+    arrays = {**state.arrays(maps.decoder, "decoder"), **state.arrays(maps.standardise, "standardise")}
+    return segmentation.kept(fitted, arrays, blocks=list(maps.blocks), channels=maps.channels)
+
+
+def restore(kept: Parts, context: Context, kind: DecoderKind) -> FittedSegmenter[FrozenDecoder]:
+    """Return what `parts` took apart."""
+    config, device = settings(context.task, kind), pick_device("auto")
+    standardise, read, channels = state.standardise(kept.arrays), tuple(kept.plain["blocks"]), kept.plain["channels"]
+    width, organs = len(standardise.mean), len(kept.arrays["thresholds"])
+    decoder = decoders.build(kind, width, organs, config.cells, len(read), config.channels, channels)
+    state.fill(decoder, kept.arrays, "decoder")
+    frozen = FrozenDecoder(decoder.eval().to(device), standardise.to(device), read, device, channels)
+    return segmentation.restored(frozen, kept, context)
+
+
 def train_decoder(
     train: Cohort, kind: DecoderKind, config: DecoderConfig, blocks: Sequence[int], lr: float, seed: int
 ) -> FrozenDecoder:
@@ -87,7 +109,7 @@ def train_decoder(
         torch.manual_seed(seed)
         channels = train.images.shape[1] if kind == "unet" else 1
         decoder = decoders.build(kind, width, organs, config.cells, len(blocks), config.channels, channels)
-    frozen = FrozenDecoder(decoder.to(device), standardise.to(device), tuple(blocks), device)
+    frozen = FrozenDecoder(decoder.to(device), standardise.to(device), tuple(blocks), device, channels)
     examples = train.examples
 
     def loss_of(rows: np.ndarray, _: np.random.Generator) -> torch.Tensor:

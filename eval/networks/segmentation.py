@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from eval.config import DrawingConfig
-from eval.contract import Choices, Outcome
+from eval.contract import Choices, Context, Outcome, Parts
 from eval.data import images
 from eval.data.cohorts import Cohort
 from eval.data.examples import Examples
@@ -44,6 +44,17 @@ class FittedSegmenter(Generic[Drawer]):
         fine = torch.stack([images.to_native(each, size) for each in self.maps(cohort, rows)]).numpy()
         beyond = fine - self.thresholds[None, :, None, None]
         return np.where(beyond.max(axis=1) > 0, beyond.argmax(axis=1) + 1, 0).astype(np.uint8)
+
+
+def kept(fitted: FittedSegmenter, arrays: Mapping[str, np.ndarray], **plain: Any) -> Parts:
+    """Return what is kept of a probe that draws: its thresholds beside the arrays and JSON of what draws."""
+    return Parts({**arrays, "thresholds": fitted.thresholds}, plain)
+
+
+def restored(maps: Drawer, parts: Parts, context: Context) -> FittedSegmenter[Drawer]:
+    """Return the probe that `kept` took apart; `maps` draws."""
+    config = context.task.drawing
+    return FittedSegmenter(maps, parts.arrays["thresholds"], config, parts.choices, parts.refitted)
 
 
 def choose(maps: Draw, val: Cohort, config: DrawingConfig) -> tuple[np.ndarray, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,6 +39,15 @@ class Outputs:
         std = np.nanstd(known, axis=0)
         count = len(train.names) if kind == "multiclass" else known.shape[1]
         return cls(kind, count, mean, np.where(std > 1e-8, std, 1.0))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return mean and standard deviation as they are kept."""
+        return {"outputs.mean": self.mean, "outputs.std": self.std}
+
+    @classmethod
+    def kept(cls, arrays: Mapping[str, np.ndarray], kind: Kind, count: int) -> Outputs:
+        """Return what `arrays` gave, of a kind of task and a number of outputs."""
+        return cls(kind, count, arrays["outputs.mean"], arrays["outputs.std"])
 
     def loss(self, logits: torch.Tensor, targets: np.ndarray) -> torch.Tensor:
         """Return the mean loss over what is known; 0 where nothing is.

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from eval.config import DecoderKind, TaskConfig, TuneConfig
-from eval.contract import Context, Needs
+from eval.contract import Context, Needs, Parts
 from eval.data.cohorts import Cohort
-from eval.networks import adapters, fitting, frozen_decoder
+from eval.networks import adapters, decoders, fitting, frozen_decoder, state
 from eval.networks.adapters import Method
 from eval.networks.augment import augment
 from eval.networks.decoders import Standardise
@@ -32,6 +32,7 @@ from pretrain.model.vit import VisionTransformer
 _STARTS: WeakKeyDictionary[Cohort, dict[str, FrozenDecoder]] = WeakKeyDictionary()
 _HEAD_STEPS, _HEAD_DECAY = 200, 1e-2  # of L-BFGS, and what keeps weights small
 _ROWS = 32  # images at a time
+_ENCODER = "backbone."
 
 
 class Classifier(nn.Module):
@@ -78,13 +79,7 @@ def fit(train: Cohort, val: Cohort, context: Context, method: Method) -> FittedS
     Raises SettingsError for an encoder without weights of ours, or of several sequences.
     """
     task, encoder = context.task, context.encoder
-    config = settings(task, method)
-    backbone = getattr(encoder, "model", None)
-    if not isinstance(backbone, VisionTransformer):
-        raise SettingsError(f"{encoder.source}: has no weights that {method} could train; drop that probe")
-    if getattr(encoder, "sequences", None):
-        raise SettingsError(f"{encoder.source}: takes several sequences; {method} trains encoders of one channel")
-    draws = task.kind == "segmentation"
+    config, backbone, draws = settings(task, method), _backbone(context, method), task.kind == "segmentation"
     share = {}
 
     def make(cohort: Cohort) -> Network:
@@ -107,6 +102,47 @@ def fit(train: Cohort, val: Cohort, context: Context, method: Method) -> FittedS
     )
     fitted.choices["share"] = round(share["trained"], 5)  # known only now that a network was made
     return fitted
+
+
+def _backbone(context: Context, method: Method) -> VisionTransformer:
+    """Return the encoder's network. Raises SettingsError where it is none of ours, or takes several sequences."""
+    encoder = context.encoder
+    backbone = getattr(encoder, "model", None)
+    if not isinstance(backbone, VisionTransformer):
+        raise SettingsError(f"{encoder.source}: has no weights that {method} could train; drop that probe")
+    if getattr(encoder, "sequences", None):
+        raise SettingsError(f"{encoder.source}: takes several sequences; {method} trains encoders of one channel")
+    return backbone
+
+
+def parts(fitted: FittedSegmenter[Network] | FittedClassifier) -> Parts:
+    """Return what is kept of it: the head, and of the encoder what was trained. The rest is the encoder's own."""
+    module = fitting.network_of(fitted).module
+    frozen = {name for name, each in module.named_parameters() if not each.requires_grad}
+    mine = [name for name in module.state_dict() if not (name.startswith(_ENCODER) and name in frozen)]
+    return fitting.kept(fitted, state.arrays(module, "network", mine))
+
+
+def restore(stored: Parts, context: Context, method: Method) -> FittedSegmenter[Network] | FittedClassifier:
+    """Return what `parts` took apart, on the weights of the encoder in `context`."""
+    task, arrays = context.task, stored.arrays
+    config, backbone = settings(task, method), copy.deepcopy(_backbone(context, method))
+    adapters.prepare(backbone, method, torch.Generator(), rank=config.rank, alpha=config.alpha)
+    standardise, outputs = state.standardise(arrays, "network.standardise"), stored.plain["outputs"]
+    module: nn.Module
+    if task.kind == "segmentation":
+        read, own = blocks(task, context.encoder.depth, method), frozen_decoder.settings(task, config.decoder)
+        channels = len(standardise.mean) // (len(read) * backbone.embed_dim)
+        decoder = decoders.build(
+            config.decoder, len(standardise.mean), outputs, own.cells, len(read), own.channels, channels
+        )
+        module = Segmenter(backbone, read, decoder, standardise)
+    else:
+        module = Classifier(backbone, nn.Linear(len(standardise.mean), outputs), standardise)
+    device = next(backbone.parameters()).device
+    state.fill(module, arrays, "network", whole=False)
+    network = Network(module.eval().to(device), context.encoder.prepare, [], device)
+    return fitting.restored(network, stored, context)
 
 
 def _start(cohort: Cohort, val: Cohort, context: Context, kind: DecoderKind) -> FrozenDecoder:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig, VolumeHeadConfig
-from eval.contract import Choices, Context, Outcome, prediction_of
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of
 from eval.data.cohorts import Cohort
-from eval.networks import decoders, segmentation, training, volume_scores
+from eval.networks import decoders, segmentation, state, training, volume_scores
 from eval.networks.decoders import ChannelNorm, LinearDecoder, Standardise
 from eval.networks.frozen_decoder import standardised
 from eval.networks.segmentation import FittedSegmenter
@@ -139,6 +139,31 @@ def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter[FrozenV
         return VolumeClassifier(head, outputs, context, choices, task.refit)
     choices["thresholds"] = dict(zip(train.names, thresholds.tolist()))
     return FittedSegmenter(head, thresholds, task.drawing, choices, task.refit)
+
+
+def parts(fitted: FittedSegmenter[FrozenVolumeHead] | VolumeClassifier) -> Parts:
+    """Return what is kept of it: the head, its standardisation, and thresholds or what its outputs mean."""
+    mine = fitted.maps if isinstance(fitted, FittedSegmenter) else fitted.head
+    arrays = {**state.arrays(mine.head, "head"), **state.arrays(mine.standardise, "standardise")}
+    if isinstance(fitted, FittedSegmenter):
+        return segmentation.kept(fitted, arrays, blocks=list(mine.blocks))
+    return Parts({**arrays, **fitted.outputs.arrays()}, {"blocks": list(mine.blocks), "outputs": fitted.outputs.count})
+
+
+def restore(kept: Parts, context: Context) -> FittedSegmenter[FrozenVolumeHead] | VolumeClassifier:
+    """Return what `parts` took apart."""
+    config, device, draws = context.task.stack3d, pick_device("auto"), "thresholds" in kept.arrays
+    standardise = state.standardise(kept.arrays)
+    outputs = len(kept.arrays["thresholds"]) if draws else kept.plain["outputs"]
+    cells = config.cells if draws else None
+    head = StackHead(len(standardise.mean), outputs, cells, config.channels, config.layers)
+    state.fill(head, kept.arrays, "head")
+    blocks = tuple(kept.plain["blocks"])
+    frozen = FrozenVolumeHead(head.eval().to(device), standardise.to(device), blocks, config.layers, device)
+    if draws:
+        return segmentation.restored(frozen, kept, context)
+    coded = Outputs.kept(kept.arrays, context.task.kind, outputs)
+    return VolumeClassifier(frozen, coded, context, kept.choices, kept.refitted)
 
 
 def _train(

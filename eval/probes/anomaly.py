@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import AnomalyConfig, TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.statistics.predictions import Binned
 from meddap.settings import SettingsError
@@ -63,6 +63,17 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Memory:
         memory = fill(both, _normal(both), config, task.seed)
     choices = {"neighbours": neighbours, "top": top, "patches": len(memory)}
     return Memory(memory, edges, task, choices, task.refit)
+
+
+def parts(fitted: Memory) -> Parts:
+    """Return what is kept of it: the patches, and the edges of the bins."""
+    return Parts({"patches": fitted.patches.numpy(), "edges": fitted.edges})
+
+
+def restore(kept: Parts, context: Context) -> Memory:
+    """Return what `parts` took apart."""
+    patches = torch.from_numpy(np.array(kept.arrays["patches"]))
+    return Memory(patches, kept.arrays["edges"], context.task, kept.choices, kept.refitted)
 
 
 def _normal(cohort: Cohort) -> np.ndarray:

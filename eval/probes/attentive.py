@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from eval.config import TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
+from eval.networks import state
 from eval.networks.decoders import Standardise
 from eval.probes import heads
 
@@ -59,6 +60,19 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Attentive:
     lr = max(scores, key=scores.__getitem__)
     head = _train(train.plus(val), task, lr) if task.refit else found[lr]
     return Attentive(head, task, {"lr": lr}, task.refit)
+
+
+def parts(fitted: Attentive) -> Parts:
+    """Return what is kept of it: the head's weights."""
+    return Parts(state.arrays(fitted.head, "head"))
+
+
+def restore(kept: Parts, context: Context) -> Attentive:
+    """Return what `parts` took apart."""
+    standardise, labels = state.standardise(kept.arrays, "head.standardise"), len(kept.arrays["head.classify.bias"])
+    head = AttentiveHead(standardise, labels, len(kept.arrays["head.attention.weight"]), context.task.seed)
+    state.fill(head, kept.arrays, "head")
+    return Attentive(head.eval(), context.task, kept.choices, kept.refitted)
 
 
 def _train(cohort: Cohort, task: TaskConfig, lr: float) -> AttentiveHead:

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
@@ -46,6 +46,17 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Hazard:
     if task.refit:
         return next(_fitted(train.plus(val), task, [(best.choices["components"], best.choices["penalty"])], True))
     return best
+
+
+def parts(fitted: Hazard) -> Parts:
+    """Return what is kept of it: components, their weights and the standardisation before them."""
+    return Parts({**fitted.standard.arrays(), "axes": fitted.axes, "weights": fitted.weights})
+
+
+def restore(kept: Parts, context: Context) -> Hazard:
+    """Return what `parts` took apart."""
+    axes, weights = kept.arrays["axes"], kept.arrays["weights"]
+    return Hazard(Standard.kept(kept.arrays), axes, weights, context.task, kept.choices, kept.refitted)
 
 
 def _fitted(cohort: Cohort, task: TaskConfig, choices: list[tuple[int, float]], refitted: bool) -> Iterator[Hazard]:

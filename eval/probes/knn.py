@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
 
 _QUERIES = 1024  # at a time
@@ -16,16 +16,19 @@ _QUERIES = 1024  # at a time
 
 @dataclass(frozen=True)
 class FittedKnn:
-    """The training units that vote, and the k that validation patients chose."""
+    """The training units that vote: features (N, D), what they vote for (N, O), NaN where unknown; and the k that
+    validation patients chose."""
 
-    train: Cohort
+    features: np.ndarray
+    wanted: np.ndarray
     task: TaskConfig
     choices: Choices
     refitted: bool = False
 
     def predict(self, test: Cohort) -> list[Outcome]:
-        found = predict(self.train, test, [self.choices["k"]], self.task)
-        return [Outcome(prediction_of(found[self.choices["k"]], test, self.task))]
+        k = self.choices["k"]
+        found = _predicted(self.features, self.wanted, test, [k], self.task)
+        return [Outcome(prediction_of(found[k], test, self.task))]
 
 
 def fit(train: Cohort, val: Cohort, context: Context) -> FittedKnn:
@@ -34,14 +37,34 @@ def fit(train: Cohort, val: Cohort, context: Context) -> FittedKnn:
     found = predict(train, val, task.knn.k, task)
     scores = {k: score(each, val, task) for k, each in found.items()}
     best = max(scores, key=scores.__getitem__)
-    return FittedKnn(train.plus(val) if task.refit else train, task, {"k": best}, task.refit)
+    voters = train.plus(val) if task.refit else train
+    return FittedKnn(voters.pooled(), _wanted(voters, task), task, {"k": best}, task.refit)
+
+
+def parts(fitted: FittedKnn) -> Parts:
+    """Return what is kept of it: all training units."""
+    return Parts({"features": fitted.features, "wanted": fitted.wanted})
+
+
+def restore(kept: Parts, context: Context) -> FittedKnn:
+    """Return what `parts` took apart."""
+    return FittedKnn(kept.arrays["features"], kept.arrays["wanted"], context.task, kept.choices, kept.refitted)
 
 
 def predict(train: Cohort, cohort: Cohort, ks: Sequence[int], task: TaskConfig) -> dict[int, np.ndarray]:
     """Return for each k the (U, O) share of votes, or (U, T) mean values where the task is a regression."""
-    regression = task.kind == "regression"
-    wanted = train.targets if regression else np.where(train.states >= 0, train.states, np.nan)
-    found = votes(train.pooled(), wanted, cohort.pooled(), ks, task.knn.temperature)
+    return _predicted(train.pooled(), _wanted(train, task), cohort, ks, task)
+
+
+def _wanted(train: Cohort, task: TaskConfig) -> np.ndarray:
+    """Return what each training unit votes for, (N, O), NaN where unknown."""
+    return train.targets if task.kind == "regression" else np.where(train.states >= 0, train.states, np.nan)
+
+
+def _predicted(
+    features: np.ndarray, wanted: np.ndarray, cohort: Cohort, ks: Sequence[int], task: TaskConfig
+) -> dict[int, np.ndarray]:
+    found = votes(features, wanted, cohort.pooled(), ks, task.knn.temperature)
     if task.kind in ("multiclass", "retrieval"):
         found = {k: each / np.maximum(each.sum(axis=1, keepdims=True), 1e-12) for k, each in found.items()}
     return found

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from eval.config import LinearConfig, TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Line, Standard
 
@@ -66,6 +66,19 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Best:
     if task.refit:
         (best,) = train_heads(train.plus(val), [best.reads], [best.lr], task)
     return Best(best, task, choices, task.refit)
+
+
+def parts(fitted: Best) -> Parts:
+    """Return what is kept of it: the head's line and what the head reads."""
+    head = fitted.head
+    return Parts(head.line.arrays(), {"blocks": head.reads.blocks, "mean_patch": head.reads.mean_patch, "lr": head.lr})
+
+
+def restore(kept: Parts, context: Context) -> Best:
+    """Return what `parts` took apart."""
+    reads = Input(kept.plain["blocks"], kept.plain["mean_patch"])
+    head = Head(Line.kept(kept.arrays), reads, kept.plain["lr"])
+    return Best(head, context.task, kept.choices, kept.refitted)
 
 
 def probabilities(heads: Sequence[Head], cohort: Cohort, task: TaskConfig) -> Iterator[np.ndarray]:

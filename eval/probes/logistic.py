@@ -5,7 +5,7 @@ The strengths are scikit-learn's C, from the strongest penalty to the weakest; e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from eval.config import Pooling, TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.networks.targets import probabilities
 from meddap.settings import SettingsError
@@ -39,6 +39,15 @@ class Standard:
         found /= self.std.astype(np.float32)
         return found
 
+    def arrays(self, prefix: str = "standard") -> dict[str, np.ndarray]:
+        """Return the two as `<prefix>.mean` and `<prefix>.std`, as they are kept."""
+        return {f"{prefix}.mean": self.mean, f"{prefix}.std": self.std}
+
+    @classmethod
+    def kept(cls, arrays: Mapping[str, np.ndarray], prefix: str = "standard") -> Standard:
+        """Return what `arrays` gave."""
+        return cls(arrays[f"{prefix}.mean"], arrays[f"{prefix}.std"])
+
 
 @dataclass(frozen=True)
 class Line:
@@ -55,6 +64,17 @@ class Line:
     def of_standard(self, inputs: np.ndarray, exclusive: bool) -> np.ndarray:
         """Return the same for features that are standardised already."""
         return probabilities(torch.from_numpy(inputs @ self.weights + self.biases), exclusive)
+
+    def arrays(self, prefix: str = "line") -> dict[str, np.ndarray]:
+        """Return all of it as arrays named `<prefix>.…`, as they are kept."""
+        own = {f"{prefix}.weights": self.weights, f"{prefix}.biases": self.biases}
+        return {**self.standard.arrays(f"{prefix}.standard"), **own}
+
+    @classmethod
+    def kept(cls, arrays: Mapping[str, np.ndarray], prefix: str = "line") -> Line:
+        """Return what `arrays` gave."""
+        standard = Standard.kept(arrays, f"{prefix}.standard")
+        return cls(standard, arrays[f"{prefix}.weights"], arrays[f"{prefix}.biases"])
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,16 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Regression:
     task = context.task
     strength, line = choose(train, val, task, task.logistic.strengths, refit=task.refit)
     return Regression(line, task, {"C": strength}, task.refit)
+
+
+def parts(fitted: Regression) -> Parts:
+    """Return what is kept of it: the line."""
+    return Parts(fitted.line.arrays())
+
+
+def restore(kept: Parts, context: Context) -> Regression:
+    """Return what `parts` took apart."""
+    return Regression(Line.kept(kept.arrays), context.task, kept.choices, kept.refitted)
 
 
 def choose(

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from eval.config import Pooling, TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
+from eval.networks import state
 from eval.probes import heads, logistic
 from eval.probes.logistic import Line, Standard
 
@@ -77,6 +78,24 @@ def fit(train: Cohort, val: Cohort, context: Context) -> FittedMil:
         standard = Standard.of(both.slices())
         head = _train(both, standard, task, lr)
     return FittedMil(lines, head, standard, task, choices, task.refit)
+
+
+def parts(fitted: FittedMil) -> Parts:
+    """Return what is kept of it: both lines, the attention's weights and the standardisation before it."""
+    arrays = {**state.arrays(fitted.attention, "attention"), **fitted.standard.arrays()}
+    for how, line in fitted.lines.items():
+        arrays |= line.arrays(how)
+    return Parts(arrays)
+
+
+def restore(kept: Parts, context: Context) -> FittedMil:
+    """Return what `parts` took apart."""
+    config, arrays = context.task.mil, kept.arrays
+    lines = {how: Line.kept(arrays, how) for how in get_args(Pooling)}
+    labels, width = arrays["attention.classify.weight"].shape
+    attention = GatedAttention(width, labels, config.hidden, config.dropout, context.task.seed)
+    state.fill(attention, arrays, "attention")
+    return FittedMil(lines, attention.eval(), Standard.kept(arrays), context.task, kept.choices, kept.refitted)
 
 
 def _train(cohort: Cohort, standard: Standard, task: TaskConfig, lr: float) -> GatedAttention:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from eval.config import PatchKnnConfig, TaskConfig
-from eval.contract import Context
+from eval.contract import Context, Parts
 from eval.data.cohorts import Cohort
-from eval.networks import segmentation
+from eval.networks import segmentation, state
 from eval.networks.decoders import Standardise
 from eval.networks.frozen_decoder import standardised
 from eval.networks.segmentation import FittedSegmenter
@@ -55,6 +55,23 @@ def fit(train: Cohort, val: Cohort, context: Context) -> FittedSegmenter[PatchVo
         voter = PatchVoter(bank, standardise, k, config)
     choices = {"k": k, "thresholds": dict(zip(train.names, thresholds.tolist()))}
     return FittedSegmenter(voter, thresholds, task.drawing, choices, task.refit)
+
+
+def parts(fitted: FittedSegmenter[PatchVoter]) -> Parts:
+    """Return what is kept of it: the bank, standardisation, thresholds."""
+    bank = fitted.maps.bank
+    arrays = {f"bank.{name}": getattr(bank, name).numpy() for name in ("tokens", "drawn", "annotated")}
+    arrays |= state.arrays(fitted.maps.standardise, "standardise")
+    return segmentation.kept(fitted, arrays, cells=bank.cells)
+
+
+def restore(kept: Parts, context: Context) -> FittedSegmenter[PatchVoter]:
+    """Return what `parts` took apart."""
+    names = ("tokens", "drawn", "annotated")
+    tokens, drawn, annotated = (torch.from_numpy(np.array(kept.arrays[f"bank.{name}"])) for name in names)
+    bank = PatchBank(tokens, drawn, annotated, kept.plain["cells"])
+    voter = PatchVoter(bank, state.standardise(kept.arrays), kept.choices["k"], context.task.patch_knn)
+    return segmentation.restored(voter, kept, context)
 
 
 def collect(train: Cohort, standardise: Standardise, config: PatchKnnConfig, seed: int) -> PatchBank:

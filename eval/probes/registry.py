@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 from eval.config import DecoderKind, Kind, Level, TaskConfig
-from eval.contract import Probe
+from eval.contract import Keeping, Probe
 from eval.networks import fitting, frozen_decoder, tuning, volume_head
 from eval.networks.adapters import Method
+from eval.networks.baselines import Architecture
 from eval.probes import (
     anomaly,
     attentive,
@@ -32,48 +34,67 @@ _MAPS: tuple[Kind, ...] = ("segmentation",)
 _SLICE: tuple[Level, ...] = ("slice",)
 
 
+def _keeping(module: Any, **words: str) -> Keeping:
+    """Return how the heads of a module are kept, by its `parts` and `restore`."""
+    return Keeping(module.parts, partial(module.restore, **words) if words else module.restore)
+
+
 def _decoder(name: str, kind: DecoderKind, levels: tuple[Level, ...] = ("slice", "volume")) -> Probe:
     fit, blocks = partial(frozen_decoder.fit, kind=kind), partial(frozen_decoder.blocks, kind=kind)
-    return Probe(name, _MAPS, "patches", fit, blocks, levels)
+    return Probe(name, _MAPS, "patches", fit, _keeping(frozen_decoder, kind=kind), blocks, levels)
 
 
 def _tuned(name: str, method: Method) -> Probe:
     fit, blocks = partial(tuning.fit, method=method), partial(tuning.blocks, method=method)
-    return Probe(name, _NETWORK, tuning.needs, fit, blocks)
+    return Probe(name, _NETWORK, tuning.needs, fit, _keeping(tuning, method=method), blocks)
 
+
+def _scratch(name: Architecture, kinds: tuple[Kind, ...]) -> Probe:
+    return Probe(name, kinds, "images", partial(fitting.fit_from_scratch, kind=name), _keeping(fitting, kind=name))
+
+
+_MANY = "it is many fits that ask how many labels are needed; logistic keeps one on all"
 
 _ROWS = (
     # classical models on frozen features
-    Probe("knn", (*_LABELS, "regression"), "pooled", knn.fit),
-    Probe("logistic", _LABELS, "pooled", logistic.fit),
-    Probe("linear", _LABELS, "pooled", linear.fit),
-    Probe("attentive", _LABELS, "patches", attentive.fit, levels=_SLICE),
-    Probe("mil", _LABELS, "pooled", mil.fit, levels=("volume",)),
-    Probe("few_shot", _LABELS, "pooled", few_shot.fit_shots, refits=False),
-    Probe("fractions", _LABELS, "pooled", few_shot.fit_fractions, refits=False),
-    Probe("region", _MAPS, "patches", region.fit, levels=_SLICE),
-    Probe("retrieval", ("retrieval", "multiclass", "binary"), "pooled", retrieval.fit),
-    Probe("anomaly", ("anomaly",), "patches", anomaly.fit, levels=_SLICE),
-    Probe("ridge", ("regression",), "pooled", ridge.fit),
-    Probe("cox", ("survival",), "pooled", cox.fit),
+    Probe("knn", (*_LABELS, "regression"), "pooled", knn.fit, _keeping(knn)),
+    Probe("logistic", _LABELS, "pooled", logistic.fit, _keeping(logistic)),
+    Probe("linear", _LABELS, "pooled", linear.fit, _keeping(linear)),
+    Probe("attentive", _LABELS, "patches", attentive.fit, _keeping(attentive), levels=_SLICE),
+    Probe("mil", _LABELS, "pooled", mil.fit, _keeping(mil), levels=("volume",)),
+    Probe("few_shot", _LABELS, "pooled", few_shot.fit_shots, _MANY, refits=False),
+    Probe("fractions", _LABELS, "pooled", few_shot.fit_fractions, _MANY, refits=False),
+    Probe("region", _MAPS, "patches", region.fit, "it names structures under masks that are given", levels=_SLICE),
+    Probe(
+        "retrieval",
+        ("retrieval", "multiclass", "binary"),
+        "pooled",
+        retrieval.fit,
+        "it ranks images and predicts nothing; meddap embed writes the vectors to search in",
+    ),
+    Probe("anomaly", ("anomaly",), "patches", anomaly.fit, _keeping(anomaly), levels=_SLICE),
+    Probe("ridge", ("regression",), "pooled", ridge.fit, _keeping(ridge)),
+    Probe("cox", ("survival",), "pooled", cox.fit, _keeping(cox)),
     # structures drawn from frozen patch features
     _decoder("segmentation", "linear", _SLICE),
     _decoder("primus", "primus"),
     _decoder("unet_decoder", "unet"),
-    Probe("patch_knn", _MAPS, "patches", patch_knn.fit, patch_knn.blocks),
-    Probe("stack3d", _NETWORK, "patches", volume_head.fit, volume_head.blocks),
+    Probe("patch_knn", _MAPS, "patches", patch_knn.fit, _keeping(patch_knn), patch_knn.blocks),
+    Probe("stack3d", _NETWORK, "patches", volume_head.fit, _keeping(volume_head), volume_head.blocks),
     # the encoder trained further
     _tuned("lora", "lora"),
     _tuned("bitfit", "bitfit"),
     _tuned("finetune", "full"),
     # networks from scratch: what the labels alone would have bought
-    Probe("unet", _MAPS, "images", partial(fitting.fit_from_scratch, kind="unet")),
-    Probe("transunet", _MAPS, "images", partial(fitting.fit_from_scratch, kind="transunet")),
-    Probe("cnn", _NETWORK, "images", partial(fitting.fit_from_scratch, kind="cnn")),
+    _scratch("unet", _MAPS),
+    _scratch("transunet", _MAPS),
+    _scratch("cnn", _NETWORK),
     # an encoder of several MRI sequences, given fewer of them
-    Probe("subsets", ("binary", "multiclass"), "pooled", subsets.fit),
+    Probe("subsets", ("binary", "multiclass"), "pooled", subsets.fit, "its line is the one that logistic keeps"),
 )
 PROBES = {probe.name: probe for probe in _ROWS}
+# probes that see images whatever their row says that they read
+SEE_IMAGES = ("unet_decoder", "lora", "bitfit", "finetune")
 
 
 def find(names: Sequence[str], kind: Kind, level: Level, refit: bool = False) -> dict[str, Probe]:

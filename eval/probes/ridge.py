@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.config import TaskConfig
-from eval.contract import Choices, Context, Outcome, prediction_of, score
+from eval.contract import Choices, Context, Outcome, Parts, prediction_of, score
 from eval.data.cohorts import Cohort
 from eval.probes.logistic import Standard
 from meddap.settings import SettingsError
@@ -41,6 +41,17 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Ridge:
         standard = Standard.of(both.pooled())
         ((_, weights, intercepts),) = solutions(standard.apply(both.pooled()), both.targets, [alpha], task.data)
     return Ridge(standard, weights, intercepts, task, {"alpha": alpha}, task.refit)
+
+
+def parts(fitted: Ridge) -> Parts:
+    """Return what is kept of it: the line and the standardisation before it."""
+    return Parts({**fitted.standard.arrays(), "weights": fitted.weights, "intercepts": fitted.intercepts})
+
+
+def restore(kept: Parts, context: Context) -> Ridge:
+    """Return what `parts` took apart."""
+    weights, intercepts = kept.arrays["weights"], kept.arrays["intercepts"]
+    return Ridge(Standard.kept(kept.arrays), weights, intercepts, context.task, kept.choices, kept.refitted)
 
 
 def solutions(

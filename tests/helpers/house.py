@@ -28,7 +28,7 @@ WINGS = {
     ],
     "eval": [
         *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),
-        *("nnunet", "probe", "compare", "sweep", "report"),
+        *("kept", "nnunet", "probe", "compare", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],
 }
