@@ -54,6 +54,12 @@ def parser(description: str, keys: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--labels", type=Path, metavar="CSV", action=Once, help="class labels by patient or study, a column each"
     )
+    options.add_argument(
+        "--layout",
+        metavar="NAME",
+        action=Once,
+        help="auto (default), none, or a collection's layout: nnunet, msd …",
+    )
     options.add_argument("--config", metavar="FILE", action=Once, help="YAML with the keys below")
     options.add_argument(
         "--salt-file",
@@ -73,6 +79,8 @@ def run(
 ) -> int:
     """Shard as the options say; return the exit status. Raises MeddapError."""
     given: dict[str, list[str]] = defaultdict(list)
+    if options.layout is not None:
+        options.overrides.append(f"layout={options.layout}")
     for word in options.overrides:
         given[word.partition("=")[0]].append(word)
     for key, words in given.items():

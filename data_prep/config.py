@@ -71,8 +71,11 @@ class PrepConfig:
     part: str = "1/1"  # this start's share of the patients, e.g. 3/64
     samples_per_shard: int = 1000
     min_slices: int = 3  # a stack with fewer is left out
-    # what names the patient of a file whose header does not; BIDS names take precedence
-    patient_from: Literal["first_folder", "parent_folder", "file"] = "first_folder"
+    # layout of a public collection, whose rules say what each file is: recognised (auto), none, or a layout's name
+    layout: str = "auto"
+    # what names the patient of a file whose header does not; BIDS names and layouts take precedence. auto: the first
+    # folder from the top where the names differ and are not train, val, images … only; without one the file's name
+    patient_from: Literal["auto", "first_folder", "parent_folder", "file"] = "auto"
     labels: dict[str, str] = field(default_factory=dict)  # label value → name
     label_maps: dict[str, str] = field(default_factory=dict)  # pattern of an image's path → path of its label map
     # label values of voxels that nobody annotated: neither a label nor background. One that `labels` names is a label;

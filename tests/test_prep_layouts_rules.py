@@ -21,7 +21,7 @@ RULES = {
 def test_every_file_of_rules_is_read(path: Path) -> None:
     """Each has an image or DICOM files, and beats only layouts that exist."""
     layout = rules.read(path)
-    assert {"image", "dicom"} & {entry.role for entry in layout.files}
+    assert {"image", "dicom", "general"} & {entry.role for entry in layout.files}
     assert set(layout.over) <= {other.name for other in rules.every()}
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from data_prep.config import MriConfig, PrepConfig
-from data_prep.discovery import labelmaps, organs, studies, walk
+from data_prep.discovery import labelmaps, organs, patients, studies, walk
 from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.labelmaps import LabelFile
+from data_prep.discovery.layouts import applied
+from data_prep.discovery.layouts.applied import Image
+from data_prep.discovery.pairing import Pairing
+from data_prep.discovery.patients import BIDS, Rule
 from data_prep.discovery.studies import Series
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
@@ -30,6 +33,7 @@ class Source:
     fingerprint  SHA-256 over names, sizes and times of all its files: it changes with the input
     labels       label maps that may belong to it
     problem      why it cannot be read, if discovery found that already; else ""
+    layout       the layout whose rules name its patient; else ""
     """
 
     series: tuple[Series, ...]
@@ -38,6 +42,7 @@ class Source:
     fingerprint: str = ""
     labels: tuple[LabelFile, ...] = ()
     problem: str = ""
+    layout: str = ""
 
     @property
     def name(self) -> str:
@@ -52,6 +57,10 @@ class Discovered:
     organ_files  label maps with a file per organ
     mapped       how many images or studies have a label map, and how many there are
     shared       patients that several --input folders name by their paths
+    labels       label value → name, as recognised layouts or a description in the masks say
+    patients     how paths name patients, and how many patients they name
+    across       those of them whose images lie in several of the folders that are passed over (train, test)
+    layouts      what was recognised, for `dataset.json`, and `lines` for the console
     """
 
     sources: list[Source]
@@ -59,6 +68,11 @@ class Discovered:
     organ_files: organs.OrganFiles
     mapped: tuple[int, int]
     shared: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    patients: tuple[Rule, int] = (Rule("auto"), 0)
+    across: int = 0
+    layouts: list[dict[str, object]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
 
 def discover(
@@ -72,67 +86,71 @@ def discover(
     """Return every source of `modality` ("CT" or "MR") below the inputs, except in `skip` (the output).
 
     masks  trees of label maps laid out like the inputs
+
+    Raises LayoutError for a layout that does not fit or contradicts another.
     """
     walked = walk.walk(inputs, workers, skip)
-    return _Pairing(inputs, masks, config, modality, walked).discovered()
+    return _Archive(inputs, masks, config, modality, walked).discovered()
 
 
-class _Pairing:
-    """Turns files into sources: pairs label maps with images, groups series into studies."""
+class _Archive:
+    """Turns files into sources: gives images their patients, groups series into studies, pairs them with label maps."""
 
     def __init__(
         self, inputs: Inputs, masks: Sequence[Path], config: PrepConfig, modality: str, walked: walk.Walked
     ) -> None:
-        self.inputs, self.masks, self.config, self.modality, self.walked = inputs, masks, config, modality, walked
-        self.organ_files = self._organ_files()
-        self.labels: dict[str, list[str]] = defaultdict(list)
-        for name in walked.labels:
-            self.labels[os.path.dirname(name)].append(name)
-        self.neighbours = Counter(os.path.dirname(name) for name in walked.images)
-        self.by_session: dict[str, list[str]] = defaultdict(list)
-        for name in walked.labels:
-            if os.path.basename(name).startswith("sub-"):
-                self.by_session[labelmaps.base(os.path.basename(name))].append(name)
-        self.paired: set[str] = set()
-
-    def _organ_files(self) -> organs.OrganFiles:
-        """Return the organ files; those of the candidates that are none become images or label maps again."""
-        beside: dict[str, list[str]] = defaultdict(list)
-        for name in self.walked.images:
-            beside[os.path.dirname(name)].append(name)
-        for folder in self._series_in:
-            beside[folder].append(folder)
-        found = organs.collect(self.walked.organ_candidates, beside, self.config)
-        for name in set(self.walked.organ_candidates).difference(*found.folders.values()):
-            (self.walked.labels if labelmaps.is_label(name) else self.walked.images).append(name)
-        self.walked.labels.sort()
-        self.walked.images.sort()
-        return found
+        self.inputs, self.modality, self.walked = inputs, modality, walked
+        self.layouts = applied.apply(inputs, masks, config, modality, walked)
+        self.config = replace(config, labels={**self.layouts.labels, **config.labels})
+        self.pairing = Pairing(inputs, masks, self.config, walked, self.layouts.found, self.layouts.problems)
+        self.by_path = [*walked.images, *(files[0] for uid, files in walked.series.items() if not self._owner(uid))]
+        self.rule = patients.rule(map(self._below, self.by_path), config.patient_from, self._study_folders())
 
     def discovered(self) -> Discovered:
         """Return all sources, sorted by name, and what else was found."""
         groups = self._groups()
+        known = self.layouts.images
+        of_layouts = self._layout_groups([image for image in known if not image.problem])
+        self.pairing.number_organs([*groups, *of_layouts])
         sources = [self._source(group) for group in groups]
-        mapped = sum(bool(source.labels) for source in sources), len(sources)
+        sources += [self._source(group, self._layout_of(group.series[0].name)) for group in of_layouts]
+        mapped = sum(any(not label.problem for label in source.labels) for source in sources), len(sources)
         holders: dict[str, set[str]] = defaultdict(set)
-        for group in groups:
+        for group in [*groups, *of_layouts]:
             holders[group.patient].update(series.name.partition(os.sep)[0] for series in group.series)
         shared = 0 if "" in self.inputs.folders else sum(len(each) > 1 for each in holders.values())
-        return Discovered(self._with_problems(sources), self.walked.ignored, self.organ_files, mapped, shared)
+        for image in known:
+            if image.problem:
+                self.pairing.pass_over(image.name)
+                sources.append(self._problem(image.name, image.problem))
+        named = {self._patient(name) for name in self.by_path if not BIDS.search(name)}
+        return Discovered(
+            sources=self._with_problems(sources),
+            ignored=self.walked.ignored,
+            organ_files=self.pairing.organ_files,
+            mapped=mapped,
+            shared=shared,
+            labels=self.layouts.labels,
+            patients=(self.rule, len(named)),
+            across=self._across(),
+            layouts=self.layouts.summaries(),
+            lines=list(self.layouts.lines()),
+        )
 
     def _with_problems(self, sources: list[Source]) -> list[Source]:
-        for name, problem in self.walked.problems:
+        for name, problem in [*self.walked.problems, *self.layouts.left_out()]:
             sources.append(self._problem(name, problem))
-        for name in self.walked.labels:
-            if name not in self.paired:
+        paired = self.pairing.paired
+        for name in [*self.walked.labels, *self.layouts.label_maps()]:
+            if name not in paired:
                 sources.append(self._problem(name, "label map without an image of its own"))
-        for folder, files in self.organ_files.folders.items():
-            if folder not in self.paired:
+        for holder, files in self.pairing.organ_files.folders.items():
+            if holder not in paired:
                 place = os.path.dirname(files[0])
                 sources.append(self._problem(place, f"{len(files)} organ files without an image of their own"))
         for refers, names in self.walked.segmentations.items():
             reason = "one of several" if refers in self.walked.series else "segmentation of images that are not here"
-            sources += [self._problem(name, reason) for name in names if name not in self.paired]
+            sources += [self._problem(name, reason) for name in names if name not in paired]
         return sorted(sources, key=lambda source: (source.name, source.series[0].uid))
 
     def _groups(self) -> list[studies.Group]:
@@ -143,36 +161,69 @@ class _Pairing:
         assert isinstance(self.config, MriConfig)
         return studies.group(singles, dicoms, self.config)
 
+    def _layout_groups(self, images: Iterable[Image]) -> list[studies.Group]:
+        """Return the images of layouts, for CT each by itself, for MR by study."""
+        if self.modality == "CT":
+            return [studies.Group(image.patient, image.study, list(image.series)) for image in images]
+        grouped: dict[tuple[str, str], list[Series]] = defaultdict(list)
+        for image in images:
+            grouped[image.patient, image.study] += image.series
+        return [studies.Group(patient, study, series) for (patient, study), series in grouped.items()]
+
+    def _layout_of(self, name: str) -> str:
+        return self.layouts.found.files[name].root.layout.name
+
     def _image(self, name: str) -> studies.Item:
         return studies.Item(Series(name, (name,), dicom=False, uid=name), self._patient(name), study="")
 
-    def _patient(self, name: str) -> str:
+    def _below(self, name: str) -> PurePath:
         below = self.inputs.below(name)
-        return studies.patient_of(below if below.parts else PurePath("input"), self.config.patient_from)
+        return below if below.parts else PurePath("input")
+
+    def _patient(self, name: str) -> str:
+        return self.layouts.patient_of(name) or self.rule.of(self._below(name))
+
+    def _owner(self, uid: str) -> str:
+        """Return the patient of a DICOM series, if its header or a layout names it; else ""."""
+        return self.walked.owners[uid][0] or self.layouts.patient_of(self.walked.series[uid][0])
+
+    def _across(self) -> int:
+        """Return how many patients have images in several of the folders that say nothing of patients."""
+        depth = len(self.rule.skipped)
+        above: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for name in self.by_path if depth else ():
+            if not BIDS.search(name):
+                above[self._patient(name)].add(self._below(name).parts[:-1][:depth])
+        return sum(len(folders) > 1 for folders in above.values())
+
+    def _study_folders(self) -> set[str]:
+        """Return the folders, below their inputs, whose image files are one MR study by the sequences they name."""
+        if not isinstance(self.config, MriConfig):
+            return set()
+        by_folder: dict[str, list[str]] = defaultdict(list)
+        for name in self.walked.images:
+            by_folder[os.path.dirname(name)].append(name)
+        named = {folder: studies.named_sequences(names, self.config) for folder, names in by_folder.items()}
+        one = [folder for folder, own in named.items() if len(own) > 1 and len(set(own)) == len(own)]
+        if self.config.study_from == "folder":
+            one = list(by_folder)
+        return {str(self._below(os.path.join(folder, "a")).parent) for folder in one}
 
     def _dicom(self, uid: str, files: list[str]) -> studies.Item:
         files.sort()
         folders = {os.path.dirname(file) for file in files}
         # a folder that holds one series only names it
-        whole = len(folders) == 1 and self._series_in[next(iter(folders))] == 1
+        whole = len(folders) == 1 and self.pairing.series_in[next(iter(folders))] == 1
         name = next(iter(folders)) if whole else files[0]
         patient, study = self.walked.owners[uid]
         patient = patient or self._patient(files[0])
         return studies.Item(Series(name or ".", tuple(files), dicom=True, uid=uid), patient, study)
 
-    @property
-    def _series_in(self) -> Counter[str]:
-        if not hasattr(self, "_counted"):
-            self._counted = Counter(
-                folder for files in self.walked.series.values() for folder in {os.path.dirname(file) for file in files}
-            )
-        return self._counted
-
-    def _source(self, group: studies.Group) -> Source:
+    def _source(self, group: studies.Group, layout: str = "") -> Source:
         labels: tuple[LabelFile, ...] = ()
         problem = ""
         try:
-            labels = tuple(self._labels(group.series))
+            labels = tuple(self.pairing.of(group.series))
         except RejectedSeries as error:
             problem = error.reason
         files = [file for series in group.series for file in series.files]
@@ -180,82 +231,30 @@ class _Pairing:
             series=tuple(group.series),
             patient=group.patient,
             study=group.study,
-            fingerprint=self._fingerprint(files, labels),
+            fingerprint=self._fingerprint(files, labels, self._said_by(layout, group) if layout else ""),
             labels=labels,
             problem=problem,
+            layout=layout,
         )
+
+    def _said_by(self, layout: str, group: studies.Group) -> str:
+        """Return what rules and description decide about an image, for its fingerprint."""
+        series = [(one.sequence, one.channel, one.orientation) for one in group.series]
+        return repr((layout, series, sorted(labelmaps.ignored(self.config))))
 
     def _problem(self, name: str, problem: str) -> Source:
         there = [name] if os.path.isfile(self.inputs.path(name)) else []
         series = Series(name, tuple(there), dicom=False, uid=name)
         return Source((series,), self._patient(name), study=name, fingerprint=self._fingerprint(there), problem=problem)
 
-    def _labels(self, group: list[Series]) -> list[LabelFile]:
-        """Return the label maps that may belong to a series or study, by the strongest evidence that names any."""
-        if given := [label for series in group if (label := self._given(series))]:
-            return given[:1]
-        if self.masks:
-            return [label for masks in self.masks for label in self._in_tree(masks, group)[:1]]
-        segmentations = [name for series in group for name in self.walked.segmentations.get(series.uid, ())]
-        if segmentations:
-            return self._pair(segmentations, certain=True, dicom=True)
-        folders = {series.name if series.dicom else os.path.dirname(series.name) for series in group}
-        beside = [name for folder in sorted(folders) for name in self.labels.get(folder, ())]
-        if plain := [name for name in beside if labelmaps.is_plain(os.path.basename(name))]:
-            return self._pair(plain, certain=True)
-        if own := [found for folder in sorted(folders) for found in self._organs_of(folder, group)]:
-            return own
-        names = [os.path.basename(series.name) for series in group if not series.dicom]
-        bases = {labelmaps.base(name) for name in names}
-        sessions = {base for name, base in ((n, labelmaps.base(n)) for n in names) if name.startswith("sub-")}
-        if fitting := [name for base in sorted(sessions) for name in self.by_session.get(base, ())]:
-            return self._pair(fitting)
-        if fitting := [name for name in beside if labelmaps.base(os.path.basename(name)) in bases]:
-            return self._pair(fitting)
-        alone = len(folders) == 1 and self.neighbours[next(iter(folders))] in (0, len(group))
-        return self._pair(beside) if alone and len(beside) == 1 else []
-
-    def _given(self, series: Series) -> LabelFile | None:
-        for pattern, target in self.config.label_maps.items():
-            if fnmatch(series.name, pattern):
-                there = [path for base in self._bases() if os.path.isfile(path := base / target)]
-                if len(there) != 1:
-                    which = f"exists in {len(there)} folders" if there else "does not exist"
-                    raise RejectedSeries(f"its label map, named by label_maps, {which}")
-                self.paired.update(
-                    target if start == "" else os.path.join(start, target) for start in self.inputs.folders
-                )
-                return LabelFile(str(there[0]), certain=True)
-        return None
-
-    def _bases(self) -> Sequence[Path]:
-        return self.masks or list(self.inputs.folders.values())
-
-    def _in_tree(self, masks: Path, group: list[Series]) -> list[LabelFile]:
-        found = (labelmaps.in_tree(self.inputs.below(series.name), masks) for series in group)
-        return [label for label in found if label]
-
-    def _organs_of(self, folder: str, group: list[Series]) -> list[LabelFile]:
-        """Return the organ files of a folder as one label map, if all images there are `group`."""
-        own = "" if folder == "." else folder
-        files = self.organ_files.folders.get(own)
-        if not files or self.neighbours[own] + self._series_in[own] != len(group):
-            return []
-        self.paired.add(own)
-        values = tuple((self.inputs.path(name), self.organ_files.value_of(name)) for name in files)
-        return [LabelFile(self.inputs.path(os.path.dirname(files[0])), certain=False, organs=values)]
-
-    def _pair(self, names: list[str], certain: bool = False, dicom: bool = False) -> list[LabelFile]:
-        self.paired.update(names)
-        return [LabelFile(self.inputs.path(name), certain, dicom) for name in names]
-
-    def _fingerprint(self, files: list[str], labels: Iterable[LabelFile] = ()) -> str:
-        digest = hashlib.sha256()
+    def _fingerprint(self, files: list[str], labels: Iterable[LabelFile] = (), said: str = "") -> str:
+        digest = hashlib.sha256(said.encode())
         named = [(name, self.inputs.path(name)) for name in files]
         for label in labels:
             for path in label.files:
                 named.append((os.path.relpath(path, next(iter(self.inputs.folders.values()))), path))
             digest.update(repr([value for _, value in label.organs]).encode() if label.organs else b"")
+            digest.update(label.problem.encode())
         for name, path in named:
             try:
                 status = os.stat(path)

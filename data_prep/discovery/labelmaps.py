@@ -53,12 +53,16 @@ class LabelFile:
     certain  named by the user, by a dedicated name (seg.nii.gz) or by the header of a DICOM-SEG; others count only if
              they lie on the image's grid
     organs   (path, label value) of binary files in the folder `path`, which are one map; else empty
+    problem  why it cannot be used, if discovery found that already; else ""
+    orientation  where its axes run, if its format does not say it ("LAS"); else ""
     """
 
     path: str
     certain: bool
     dicom: bool = False
     organs: tuple[tuple[str, int], ...] = ()
+    problem: str = ""
+    orientation: str = ""
 
     @property
     def files(self) -> list[str]:
@@ -120,7 +124,7 @@ def of(labels: Sequence[LabelFile], volume: Volume, config: PrepConfig) -> tuple
     one was a guess and has another grid), or if nothing in it was annotated. Raises RejectedSeries if the map is
     damaged, holds values other than whole numbers 0…255, or if more of its labels than configured lie outside.
     """
-    if len(labels) > 1:
+    if len(labels) > 1 and not labels[0].problem:
         fitting = [label for label in labels if not label.dicom and _same_grid(label, volume, config)]
         if len(fitting) != 1:
             which = f"{len(fitting)} of them on its grid" if fitting else "none on its grid"
@@ -128,6 +132,8 @@ def of(labels: Sequence[LabelFile], volume: Volume, config: PrepConfig) -> tuple
         labels = fitting
     if not labels:
         return None, {}
+    if labels[0].problem:
+        return None, {"labels_left_out": labels[0].problem}
     try:
         return _read_onto(labels[0], volume, config)
     except RejectedSeries as error:

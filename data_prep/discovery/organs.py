@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -42,20 +43,46 @@ _NUMBERED = re.compile(r"[ctls]?\d{1,2}|[lr]")
 class OrganFiles:
     """The organ files of all images.
 
-    folders  folder that holds the image → its organ files
+    folders  folder that holds the image, or the image itself → its organ files
+    organs   organ file → name of its organ, where that is not the file's name
     values   name of an organ, lower case → its label value, the same for every image
     names    label value → name, of the organs whose names may be kept
     unnamed  how many names are not kept, because only one folder has them and they might name a patient
     """
 
     folders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    organs: dict[str, str] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     unnamed: int = 0
 
     def value_of(self, name: str) -> int:
         """Return the label value of an organ file."""
-        return self.values[_organ(name)]
+        return self.values[self.organ_of(name).lower()]
+
+    def organ_of(self, name: str) -> str:
+        """Return the organ of a file, as it is spelt there."""
+        return self.organs.get(name) or images.stem(os.path.basename(name))
+
+    def number(self, config: PrepConfig) -> None:
+        """Give each organ a label value: that which `labels` names, else by the order of the organs' names."""
+        holders: dict[str, set[str]] = defaultdict(set)
+        spelt: dict[str, str] = {}
+        for above, files in self.folders.items():
+            for name in files:
+                organ = self.organ_of(name)
+                holders[organ.lower()].add(above)
+                spelt.setdefault(organ.lower(), organ)
+        configured = {name.strip().lower(): int(value) for value, name in config.labels.items()}
+        taken = {0, *configured.values(), *config.ignore}
+        free = (value for value in range(1, 100_000) if value not in taken)
+        for organ in sorted(holders):
+            value = configured[organ] if organ in configured else next(free)
+            self.values[organ] = value
+            if organ not in configured and (len(holders[organ]) > 1 or _is_anatomy(organ)):
+                self.names[str(value)] = spelt[organ]
+            elif organ not in configured:
+                self.unnamed += 1
 
 
 def is_folder(path: str) -> bool:
@@ -63,12 +90,13 @@ def is_folder(path: str) -> bool:
     return os.path.basename(path).lower() in _FOLDERS
 
 
-def collect(candidates: Iterable[str], beside: Mapping[str, Sequence[str]], config: PrepConfig) -> OrganFiles:
+def collect(candidates: Iterable[str], beside: Mapping[str, Sequence[str]]) -> OrganFiles:
     """Return those of `candidates` (files in folders for which `is_folder`) that are organs of one image.
 
     beside  folder → images and series that lie in it. One at least must lie beside the folder of organs, and no file
             among the organs may have an image's name: then it is the label map of that image
-    config  an organ that `labels` names has that value; the others are numbered in the order of their names
+
+    Their values are given by `OrganFiles.number`.
     """
     found = OrganFiles()
     grouped: dict[str, list[str]] = defaultdict(list)
@@ -79,23 +107,26 @@ def collect(candidates: Iterable[str], beside: Mapping[str, Sequence[str]], conf
         own = {_organ(name) for name in beside.get(above, ()) if images.is_image(name)}
         if beside.get(above) and not own & {_organ(name) for name in files}:
             found.folders[above] += sorted(files)
-    holders: dict[str, set[str]] = defaultdict(set)
-    spelt: dict[str, str] = {}
-    for above, files in found.folders.items():
-        for name in files:
-            holders[_organ(name)].add(above)
-            spelt.setdefault(_organ(name), images.stem(os.path.basename(name)))
-    configured = {name.strip().lower(): int(value) for value, name in config.labels.items()}
-    taken = {0, *configured.values(), *config.ignore}
-    free = (value for value in range(1, 100_000) if value not in taken)
-    for organ in sorted(holders):
-        value = configured[organ] if organ in configured else next(free)
-        found.values[organ] = value
-        if organ not in configured and (len(holders[organ]) > 1 or _is_anatomy(organ)):
-            found.names[str(value)] = spelt[organ]
-        elif organ not in configured:
-            found.unnamed += 1
     return found
+
+
+def in_tree(image: PurePath, masks: Path) -> list[str]:
+    """Return the organ files below `masks` of an image or of a series' folder: in its folder, or in one named after it.
+
+    image  its path below the input. masks/s0001/liver.nii.gz and masks/s0001/segmentations/liver.nii.gz belong to
+           s0001/ct.nii.gz, and to s0001.nii.gz
+    """
+    if images.is_image(image.name):
+        places = [image.with_name(images.stem(image.name)), image.parent]
+    else:
+        places = [image]
+    for folder in (masks / place for place in places if place != PurePath(".")):
+        below = sorted(path for path in folder.iterdir() if is_folder(str(path))) if folder.is_dir() else []
+        for start in (folder, *below):
+            there = start.iterdir() if start.is_dir() else ()
+            if files := sorted(str(path) for path in there if images.is_image(path.name)):
+                return files
+    return []
 
 
 def read(

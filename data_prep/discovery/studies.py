@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from data_prep.config import MriConfig
 from data_prep.discovery import labelmaps, sequences
-from data_prep.volumes import images
+from data_prep.discovery.patients import BIDS
 
 NO_UID = "folder:"  # start of the name of a series whose files have no SeriesInstanceUID
-_BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?:[/_](ses-[A-Za-z0-9]+))?")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One input series. `name` (its path below the input) and `uid` identify a patient: never stored."""
+    """One input series. `name` (its path below the input) and `uid` identify a patient: never stored.
+
+    sequence     what the layout of its collection says it is; "" if it says nothing
+    channel      its place along the fourth axis of its file, where that holds several images, and their number
+    orientation  where the axes of its file run whose format does not say it ("LAS"); else ""
+    """
 
     name: str
     files: tuple[str, ...]
     dicom: bool
     uid: str
+    sequence: str = ""
+    channel: tuple[int, int] | None = None
+    orientation: str = ""
 
     @property
     def kind(self) -> str:
@@ -51,15 +57,6 @@ class Group:
     series: list[Series]
 
 
-def patient_of(name: PurePath, rule: str) -> str:
-    """Return the patient of a file by its relative path: BIDS subject, else first folder, parent folder or stem."""
-    if bids := _BIDS.search(str(name)):
-        return bids[1]
-    if rule == "file" or len(name.parts) == 1:
-        return images.stem(name.name) if images.is_image(name.name) else name.name
-    return name.parts[0] if rule == "first_folder" else str(name.parent)
-
-
 def group(singles: list[Item], dicoms: list[Item], config: MriConfig) -> list[Group]:
     """Group DICOM by StudyInstanceUID, files by BIDS session, folder or the common start of their names."""
     studies: dict[tuple[str, str], list[Series]] = defaultdict(list)
@@ -69,17 +66,21 @@ def group(singles: list[Item], dicoms: list[Item], config: MriConfig) -> list[Gr
     for item in singles:
         by_folder[os.path.dirname(item.series.name)].append(item)
     for folder, items in by_folder.items():
-        together = _one_study(folder, items, config)
+        together = one_study(folder, [item.series.name for item in items], config)
+        first = min(item.patient for item in items)
         for item in items:
             name = os.path.basename(item.series.name)
-            bids = _BIDS.search(item.series.name)
+            bids = BIDS.search(item.series.name)
             if bids and config.study_from == "auto":
                 studies[bids[1], f"bids:{bids[2] or ''}"].append(item.series)
+            elif together and config.study_from == "folder":
+                studies[first if folder else ".", f"folder:{folder}"].append(item.series)
             elif together:
-                studies[item.patient if folder else ".", f"folder:{folder}"].append(item.series)
+                studies[item.patient, f"folder:{folder}"].append(item.series)
             else:
                 base = labelmaps.base(name)
-                patient = item.patient if folder else base or item.patient
+                named = folder or config.patient_from == "auto"
+                patient = item.patient if named else base or item.patient
                 studies[patient, f"name:{os.path.join(folder, base)}"].append(item.series)
     return [
         Group(patient, study, sorted(members, key=lambda series: series.name))
@@ -87,16 +88,21 @@ def group(singles: list[Item], dicoms: list[Item], config: MriConfig) -> list[Gr
     ]
 
 
-def _one_study(folder: str, items: list[Item], config: MriConfig) -> bool:
+def one_study(folder: str, names: list[str], config: MriConfig) -> bool:
     """Return whether a folder's image files are one study: as configured, or if no sequence comes twice."""
     if config.study_from != "auto":
         return config.study_from == "folder"
-    guesses = [_sequence(item.series, config) for item in items]
-    named = [guess for guess in guesses if guess]
+    named = named_sequences(names, config)
     return bool(folder) and len(set(named)) == len(named)
 
 
-def _sequence(series: Series, config: MriConfig) -> str | None:
-    guess = sequences.by_pattern([series.name, os.path.basename(series.name)], config.sequences)
-    guess = guess or sequences.by_name(PurePath(series.name))
+def named_sequences(names: list[str], config: MriConfig) -> list[str]:
+    """Return the sequences that names of files say, in their order, without those that say none."""
+    guesses = [_sequence(name, config) for name in names]
+    return [guess for guess in guesses if guess]
+
+
+def _sequence(name: str, config: MriConfig) -> str | None:
+    guess = sequences.by_pattern([name, os.path.basename(name)], config.sequences)
+    guess = guess or sequences.by_name(PurePath(name))
     return guess.sequence if guess else None

@@ -31,6 +31,7 @@ class Walked:
     series: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     owners: dict[str, tuple[str, str]] = field(default_factory=dict)
     segmentations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    others: list[str] = field(default_factory=list)
     ignored: int = 0
 
 
@@ -116,6 +117,7 @@ def _sort(walked: Walked, names: list[str], read: Sequence[headers.Header | str 
         if isinstance(header, str):
             walked.problems.append((name, header))
         elif header is None or header.kind == "directory":
+            walked.others.append(name)
             walked.ignored += 1
         elif header.kind == "segmentation":
             walked.segmentations[header.refers].append(name)

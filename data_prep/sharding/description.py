@@ -48,6 +48,7 @@ def describe(
     """
     accepted = [row for row in manifest if row["status"] == "accepted"]
     splits, settings = {}, made_with["settings"]
+    named = {**made_with.get("found", {}).get("labels", {}), **settings.get("labels", {})}
     for split in schema.SPLITS:
         mine = [row for row in accepted if row["split"] == split]
         splits[split] = {
@@ -64,7 +65,7 @@ def describe(
         "sequences": dict(sorted(Counter(row["sequence"] for row in accepted).items())),
         "statistics": {name: statistics(counts) for name, counts in sorted(histograms.items())},
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
-        "ignore": sorted(ignored_values(settings.get("ignore", ()), settings.get("labels", {}))),
+        "ignore": sorted(ignored_values(settings.get("ignore", ()), named)),
         "classes": classes,
         "made_with": made_with,
     }

@@ -67,6 +67,8 @@ def _image(job: Job, series: Series, config: MriConfig) -> tuple[Candidate, Volu
     """Return the volume of an image file. Raises RejectedSeries, where its name says enough before it is read."""
     path = PurePath(series.name)
     guess = sequences.by_pattern([series.name, path.name], config.sequences)
+    if guess is None and series.sequence:
+        guess = Guess(series.sequence, f"layout {job.source.layout}", Rank.BIDS)
     named_ct = guess is None and sequences.is_ct(path)
     kind = sequences.kind_by_name(path)
     scout = kind == kinds.LOCALIZER

@@ -90,6 +90,8 @@ def _run(request: Request) -> None:
             where = ", ".join(map(str, request.inputs))
             raise ShardingError(f"{where}: holds no image and no DICOM file ({inputs.ignored} others)")
         _say_found(request, inputs)
+        config = replace(config, labels={**inputs.labels, **config.labels})
+        made_with["found"] = _found(inputs)
         if request.labels and config.unknown_labels == "refuse":
             labels.check_known(request.labels, inputs.sources)
         staged = output / "staging"
@@ -106,8 +108,24 @@ def _run(request: Request) -> None:
         summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
 
 
+def _found(inputs: archive.Discovered) -> dict:
+    """Return what discovery decided, for `dataset.json`."""
+    rule, count = inputs.patients
+    return {"layouts": inputs.layouts, "labels": inputs.labels, "patients": rule.said(False) if count else ""}
+
+
 def _say_found(request: Request, inputs: archive.Discovered) -> None:
     """Say what discovery decided about label maps and inputs. Raises ShardingError for masks that match nothing."""
+    for line in inputs.lines:
+        say(line)
+    rule, named = inputs.patients
+    if named and rule.setting == "auto":
+        say(f"patients by {rule.said(request.show_names)}: {named}")
+    if inputs.across:
+        say(
+            f"  {inputs.across} of them have images in several of the folders above and count as one each; "
+            "patient_from=parent_folder tells them apart"
+        )
     mapped, count = inputs.mapped
     if request.masks:
         trees = ", ".join(map(str, request.masks))

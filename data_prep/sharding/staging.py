@@ -99,6 +99,7 @@ def read_record(job: Job) -> Record | None:
     except RecordError:
         return None
     current = staged["version"] == VERSION and staged["fingerprint"] == job.source.fingerprint
+    current = current and staged["subject"] == job.subject
     return Record(**staged) if current and set(staged) == set(_FORM) else None
 
 
@@ -148,6 +149,7 @@ class Stager:
                 "subject": self.record.subject,
                 "series": self.series_hash(series.uid),
                 "kind": series.kind,
+                **({"layout": self.job.source.layout} if self.job.source.layout else {}),
                 "files": len(series.files),
                 "fingerprint": self.job.source.fingerprint,
                 "status": status,

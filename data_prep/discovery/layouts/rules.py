@@ -17,7 +17,7 @@ from meddap.records import misfit
 
 FOLDER = Path(__file__).parent
 COMMANDS = {"CT": "ct", "MR": "mri"}  # modality → the command's name in rules
-ROLES = ("image", "label map", "organ", "left out", "dicom", "other")
+ROLES = ("image", "label map", "organ", "left out", "dicom", "other", "general")
 _PIECE = re.compile(r"(?P<any>\*\*/)|(?P<star>\*)|\{(?P<field>[a-z_]+)\}|\((?P<words>[^()/]*\|[^()/]*)\)")
 _ENTRY_FORM = {"path": str, "role": str}
 _FORM = {"title": str, "commands": [str], "has": list, "files": [dict]}
@@ -37,22 +37,25 @@ class Pattern:
 
     depth   how many names a path has that fits; 0 if any number (`**/`)
     fields  the names of its fields
+    literal the longest text that all paths have that fit
     """
 
     text: str
     regex: re.Pattern[str]
     depth: int
     fields: frozenset[str]
+    literal: str
 
     def fit(self, path: str) -> dict[str, str] | None:
         """Return the values of the fields, or None if `path` (with /) does not fit."""
-        found = self.regex.fullmatch(path)
+        found = self.regex.fullmatch(path) if self.literal in path else None
         return found.groupdict() if found else None
 
     @property
     def plain(self) -> str:
-        """The pattern with * for fields, for people."""
-        return re.sub(r"\{[a-z_]+\}", "*", self.text)
+        """An example of what fits, with * for fields, for people."""
+        text = re.sub(r"\{[a-z_]+\}", "*", self.text)
+        return re.sub(r"\(([^()/]*\|[^()/]*)\)", lambda words: words[1].partition("|")[0], text)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Entry:
     orientation: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The rules of one layout.
 
@@ -207,9 +210,10 @@ def _check(content: Any, form: Mapping[str, Any], keys: set[str], what: str) -> 
 
 def pattern(text: str, fields: Mapping[str, str]) -> Pattern:
     """Return a pattern; `fields`: field → regular expression. Raises ValueError, re.error."""
-    regex, seen, end = "", set(), 0
+    regex, literals, seen, end = "", [], set(), 0
     for piece in _PIECE.finditer(text):
-        regex += re.escape(text[end : piece.start()])
+        literals.append(text[end : piece.start()])
+        regex += re.escape(literals[-1])
         end = piece.end()
         if piece["any"]:
             regex += "(?:[^/]+/)*"
@@ -222,6 +226,7 @@ def pattern(text: str, fields: Mapping[str, str]) -> Pattern:
         else:
             seen.add(piece["field"])
             regex += f"(?P<{piece['field']}>{fields.get(piece['field'], '[^/]+')})"
-    regex += re.escape(text[end:])
+    literals.append(text[end:])
+    regex += re.escape(literals[-1])
     depth = 0 if "**/" in text else text.count("/") + 1
-    return Pattern(text, re.compile(regex), depth, frozenset(seen))
+    return Pattern(text, re.compile(regex), depth, frozenset(seen), max(literals, key=len))

@@ -1,0 +1,158 @@
+"""Whose images a path names: BIDS subject, or the folder level or file name whose names differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from data_prep.discovery import labelmaps, sequences
+from data_prep.volumes import images
+
+BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?:[/_](ses-[A-Za-z0-9]+))?")
+# Folders called by these words alone divide or describe images; they name nobody
+_WORDS = frozenset(
+    "train training tr trn val valid validation vl test testing tst ts dev holdout heldout split set sets stage "
+    "image images img imgs imgstr scan scans volume volumes vol vols case cases data dataset datasets raw input inputs "
+    "source original ct cts mr mri mrs pet pt cta mra cect ncct cbct modality nifti nii niftis dicom dicoms dcm dcms "
+    "label labels labeled labelled unlabeled unlabelled mask masks seg segs segmentation segmentations annotation "
+    "annotations gt patients subjects hgg lgg benign malignant normal abnormal healthy control controls positive "
+    "negative pos neg and of the with".split()
+)
+_SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Folders called like this are sessions of a patient
+_SESSION = re.compile(r"(ses|session|visit|timepoint|tp|baseline|bl|follow[-_ ]?up|fu)s?[-_ ]?\d{0,3}", re.IGNORECASE)
+# Words of file names that tell times and phases of one patient apart
+_TIMES = frozenset(
+    "pre post baseline followup followups follow up fu arterial venous portal delayed late early native nativ plain "
+    "noncontrast contrast nc ce art ven del".split()
+)
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How paths name patients.
+
+    setting   patient_from
+    level     the folder, from 0, whose name is the patient's; None: the file's name
+    skipped   names of the levels above it: one where all images lie in it, several where they only divide them
+    channels  whether file names end with the number of a channel that is not the patient's
+    folders   folders whose files are one study, which names no patient by its files
+    """
+
+    setting: str
+    level: int | None = 0
+    skipped: tuple[tuple[str, ...], ...] = ()
+    channels: bool = False
+    folders: frozenset[str] = frozenset()
+
+    def of(self, path: PurePath) -> str:
+        """Return the patient of a file, by its path below its input."""
+        if bids := BIDS.search(str(path)):
+            return bids[1]
+        folders = path.parts[:-1]
+        if self.setting == "parent_folder" and folders:
+            return str(path.parent)
+        if self.setting == "first_folder" and folders:
+            return folders[0]
+        if self.setting == "auto":
+            if self.level is not None and len(folders) > self.level:
+                return folders[self.level]
+            if str(path.parent) in self.folders:
+                return str(path.parent)
+            if base := _base(path, self.channels):
+                return base
+        return images.stem(path.name) if images.is_image(path.name) else path.name
+
+    def said(self, show_names: bool) -> str:
+        """Return which names are the patients', for the console; folders that may name somebody if `show_names`."""
+        if self.setting != "auto":
+            return f"patient_from={self.setting}"
+        above = "/".join(
+            "|".join(names) if show_names or all(map(is_word, names)) else "…" for names in self.skipped if names
+        )
+        below = f" ({above}/*)" if above else ""
+        return f"file name{below}" if self.level is None else f"folder level {self.level + 1}{below}"
+
+
+def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = ()) -> Rule:
+    """Return how the paths of images, below their inputs, name patients.
+
+    studies  folders (relative paths) whose files are one study
+
+    With auto the patient is the first folder, from the top, where the names differ. A level is passed over where all
+    names are words that divide images (train, val, imagesTr, CT, MR), and where all images lie in one folder, if
+    anything below it tells them apart. If all names of the level are those of sessions (visit1, baseline), the
+    folder above it is the patient. Where no folder is left, the file's name without words of sequence, phase, image
+    and label map is. The order of the paths does not matter.
+    """
+    if setting != "auto":
+        return Rule(setting)
+    every = sorted({path for path in paths if not BIDS.search(str(path))})
+    channels = _numbered_channels(path for path in every if images.is_image(path.name))
+    keys = [(path.parts[:-1], "" if str(path.parent) in studies else _base(path, channels)) for path in every]
+    skipped: list[tuple[str, ...]] = []
+    level = 0
+    while True:
+        names = {folders[level] for folders, _ in keys if len(folders) > level}
+        direct = any(len(folders) == level for folders, _ in keys)
+        if not names:
+            break
+        alone = len(names) == 1 and not direct and _differ(keys, level + 1)
+        if not all(map(is_word, names)) and not alone:
+            break
+        skipped.append(tuple(sorted(names)))
+        level += 1
+    if names:
+        sessions = all(_SESSION.fullmatch(name) for name in names) and len(names) > 1
+        if sessions and skipped and len(skipped[-1]) == 1 and not is_word(skipped[-1][0]):
+            level, skipped = level - 1, skipped[:-1]
+        return Rule(setting, level, tuple(skipped), channels)
+    if len({base for _, base in keys if base}) > 1 or not any(folders for folders, _ in keys):
+        return Rule(setting, None, tuple(skipped), channels, frozenset(studies))
+    return Rule(setting)  # nothing tells them apart: one patient, named by the first folder
+
+
+def is_word(name: str) -> bool:
+    """Return whether a folder's name only divides or describes images: train, imagesTr, T1."""
+    lower = sequences.tokens(name)
+    if lower and all(word in sequences.TOKENS or word in _WORDS for word in lower):
+        return True
+    words = [word.lower() for word in _SPLIT.findall(name)]
+    return bool(words) and all(word in _WORDS for word in words)
+
+
+def _differ(keys: list[tuple[tuple[str, ...], str]], level: int) -> bool:
+    """Return whether a folder from `level` on, or a file's name, tells the images apart."""
+    deepest = max(len(folders) for folders, _ in keys)
+    for depth in range(level, deepest):
+        names = {folders[depth] for folders, _ in keys if len(folders) > depth}
+        if len(names) > 1 and not all(map(is_word, names)):
+            return True
+    return len({base for _, base in keys if base}) > 1
+
+
+def _base(path: PurePath, channels: bool) -> str:
+    """Return what a file's name says beside words of sequence, phase, image and label map."""
+    if not images.is_image(path.name):
+        return path.name
+    stem = images.stem(path.name)
+    if channels and (channel := _CHANNEL.search(stem)):
+        stem = stem[: channel.start()]
+    base = labelmaps.base(f"{stem}.nii")
+    return "_".join(word for word in base.split("_") if word not in _TIMES)
+
+
+def _numbered_channels(paths: Iterable[PurePath]) -> bool:
+    """Return whether all names end with a number that counts channels: each case has the same ones, 0000 first."""
+    cases: dict[str, set[str]] = {}
+    for path in paths:
+        channel = _CHANNEL.search(images.stem(path.name))
+        if channel is None:
+            return False
+        case = str(path.parent / images.stem(path.name)[: channel.start()])
+        cases.setdefault(case, set()).add(channel[1])
+    numbers = {tuple(sorted(found)) for found in cases.values()}
+    return len(cases) > 1 and len(numbers) == 1 and numbers.pop()[0] == "0000"
