@@ -68,6 +68,13 @@ def parser(description: str, keys: str) -> argparse.ArgumentParser:
         help=f"salt of the hashed ids (default: the variable {identity.VARIABLE})",
     )
     options.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        action=Once,
+        help="write which patient and files stand behind the hashes; private, outside of --output (-: standard output)",
+    )
+    options.add_argument(
         "--show-names", action="store_true", help="name files on the console: keep its log as safe as the images"
     )
     options.add_argument("overrides", nargs="*", metavar="key=value", help="settings, after those of --config")
@@ -97,6 +104,7 @@ def run(
             config=load(config_type, options.config, options.overrides),
             salt=identity.read_salt(options.salt_file),
             show_names=options.show_names,
+            key=options.key,
         )
     )
     return 0

@@ -146,6 +146,7 @@ def _add(stager: Stager, choices: dict[str, Choice], stack: _Stack) -> bool:
             air_slices=counts.air,
             shape=list(volume.voxels.shape),
             spacing_mm=[round(length, 4) for length in volume.spacing],
+            affine=stack.grid.affine.tolist(),
             annotated=slicing.annotated(labelmap, labelmaps.ignored(config)),
             scale=[scale.slope, scale.intercept],
             notes={**stack.notes[name], **label_notes, "voxels_clipped": scale.clipped},

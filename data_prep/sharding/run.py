@@ -20,7 +20,7 @@ from data_prep import identity, schema
 from data_prep.config import MACHINE_KEYS, RANGES, PrepConfig
 from data_prep.discovery import archive, class_labels, labelmaps
 from data_prep.discovery.inputs import Inputs, apart
-from data_prep.sharding import archive_parts, description, staging, writer
+from data_prep.sharding import archive_parts, description, key_table, staging, writer
 from data_prep.sharding.staging import Job, Record
 from data_prep.workers import LostJob, Workers
 from meddap.console import progress, say
@@ -48,6 +48,7 @@ class Request:
     convert     turns one source into staged samples, in a worker process
     show_names  whether the console names files: its log is then as private as the names are
     labels      CSV of class labels, or None
+    key         file of the private table that says what stands behind the hashes (key_table), or None
     """
 
     inputs: Sequence[Path]
@@ -59,6 +60,7 @@ class Request:
     salt: bytes
     show_names: bool = False
     labels: Path | None = None
+    key: Path | None = None
 
 
 def run(request: Request) -> None:
@@ -97,6 +99,8 @@ def _run(request: Request) -> None:
         staged = output / "staging"
         jobs = [Job(one, folders, staged, request.salt, config, labels.of(one)) for one in inputs.sources]
         jobs = [job for job in jobs if part.takes(job.subject)]
+        if request.key:
+            key_table.write(request.key, jobs, request.output)
         fingerprint = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
         if (output / "dataset.json").is_file():
             return _finished_before(output, fingerprint, jobs, request.show_names)

@@ -28,7 +28,7 @@ from data_prep.volumes.volume import RejectedSeries
 from meddap.disk import flush, temporary_of, write_atomic
 from meddap.records import RecordError, read_json
 
-VERSION = 3  # of staged records; those of another version are made again
+VERSION = 4  # of staged records; those of another version are made again
 
 
 @dataclass(frozen=True)
