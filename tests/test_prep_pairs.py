@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.mri_files import head
 
+from data_prep import shard_mri
 from data_prep.config import GeometryConfig, MriConfig
 from data_prep.volumes import images
 from data_prep.volumes.volume import RejectedSeries
@@ -34,6 +35,7 @@ def towards(orientation: str) -> np.ndarray:
 
 def analyze(path: Path, voxels: np.ndarray, order: str = "<") -> Path:
     """Write an Analyze 7.5 file and its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     header = nibabel.AnalyzeHeader(endianness=order)
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(voxels.shape)
@@ -144,3 +146,15 @@ def test_channels_that_are_not_as_described_are_refused(tmp_path: Path) -> None:
     assert images.read_mr(tmp_path / "b.nii", MriConfig(), channel=(0, 1)).voxels.shape == head().shape[::-1]
     with pytest.raises(RejectedSeries, match="4-D image"):
         images.read_mr(path, MriConfig())
+
+
+def test_another_header_is_another_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A start that finds the .hdr changed since stages the image again, or says that the input has changed."""
+    analyze(tmp_path / "in" / "p1" / "a_T1.img", volume())
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "geometry.unoriented=las"]
+    assert shard_mri.main([*words, "split.train=1", "split.val=0", "split.test=0"]) == 0
+    header = nibabel.AnalyzeHeader.from_fileobj((tmp_path / "in" / "p1" / "a_T1.hdr").open("rb"))
+    header.set_zooms((2, 2, 2))
+    (tmp_path / "in" / "p1" / "a_T1.hdr").write_bytes(header.binaryblock)
+    assert shard_mri.main([*words, "split.train=1", "split.val=0", "split.test=0"]) == 1
+    assert "input has changed" in capsys.readouterr().err

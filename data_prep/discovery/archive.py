@@ -22,6 +22,7 @@ from data_prep.discovery.layouts.applied import Image
 from data_prep.discovery.pairing import Pairing
 from data_prep.discovery.patients import BIDS, Rule
 from data_prep.discovery.studies import Series
+from data_prep.volumes import nifti
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
 
@@ -255,6 +256,7 @@ class _Archive:
                 named.append((os.path.relpath(path, next(iter(self.inputs.folders.values()))), path))
             digest.update(repr([value for _, value in label.organs]).encode() if label.organs else b"")
             digest.update(label.problem.encode())
+        named += [(f"{name}, header", str(beside)) for name, path in named if (beside := nifti.header_file(path))]
         for name, path in named:
             try:
                 status = os.stat(path)

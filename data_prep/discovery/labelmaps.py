@@ -170,7 +170,7 @@ def said(notes: Iterable[Mapping[str, object]]) -> Iterator[str]:
 
 def _same_grid(label: LabelFile, volume: Volume, config: PrepConfig) -> bool:
     try:
-        image = images.Image(label.files[0], config)
+        image = images.Image(label.files[0], config, orientation=label.orientation)
         return _on_grid(image.affine, image.shape, volume)
     except RejectedSeries:
         return False
@@ -199,7 +199,7 @@ def _read_onto(label: LabelFile, volume: Volume, config: PrepConfig) -> tuple[np
     elif label.dicom:
         labels, affine, notes = segments.read(label.path, config)
     else:
-        labels, affine, notes = images.read_labels(label.path, config)
+        labels, affine, notes = images.read_labels(label.path, config, label.orientation)
     if count := sum(int(np.count_nonzero(labels == value)) for value in unknown):
         notes = {**notes, "ignored_voxels": count}
         if count == np.count_nonzero(labels):

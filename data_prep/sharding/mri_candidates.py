@@ -79,7 +79,7 @@ def _image(job: Job, series: Series, config: MriConfig) -> tuple[Candidate, Volu
         if guess is None:
             reason = "named as CT; shard_ct.py takes it" if named_ct else _UNKNOWN.format("path")
             raise RejectedSeries(reason)
-    volume = images.read_mr(job.paths(series)[0], config)
+    volume = images.read_mr(job.paths(series)[0], config, series.channel, series.orientation)
     if named_ct and volume.voxels.min() <= _AIR_HU:
         raise RejectedSeries("named as CT; shard_ct.py takes it")
     return Candidate(series, 0, guess, scout, volume.voxels.size), volume
