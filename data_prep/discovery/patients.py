@@ -110,9 +110,9 @@ def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = ())
         if sessions and skipped and len(skipped[-1]) == 1 and not is_word(skipped[-1][0]):
             level, skipped = level - 1, skipped[:-1]
         return Rule(setting, level, tuple(skipped), channels)
-    if len({base for _, base in keys if base}) > 1 or not any(folders for folders, _ in keys):
+    if any(base for _, base in keys) or not any(folders for folders, _ in keys):
         return Rule(setting, None, tuple(skipped), channels, frozenset(studies))
-    return Rule(setting)  # nothing tells them apart: one patient, named by the first folder
+    return Rule(setting)  # their names say nothing: one patient, named by the first folder
 
 
 def is_word(name: str) -> bool:

@@ -1,0 +1,142 @@
+"""Whose images a path names, where no header and no layout says it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path, PurePath
+
+import pytest
+from helpers.mri_files import head, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import shard_mri
+from data_prep.discovery import patients
+
+
+def named(*paths: str, studies: tuple[str, ...] = ()) -> tuple[str, set[str]]:
+    """What the console says, and the patients of the paths."""
+    every = [PurePath(path) for path in paths]
+    rule = patients.rule(every, "auto", studies)
+    return rule.said(show_names=False), {rule.of(path) for path in every}
+
+
+@pytest.mark.parametrize(
+    ("paths", "says", "who"),
+    [
+        (["p1/ct.nii", "p2/ct.nii"], "folder level 1", {"p1", "p2"}),
+        (["p1/a/ct.nii", "p2/a/ct.nii", "p2/b/ct.nii"], "folder level 1", {"p1", "p2"}),
+        (["train/p1/a/ct.nii", "train/p2/b/ct.nii"], "folder level 2 (train/*)", {"p1", "p2"}),
+        (["train/p1/x.nii", "test/p2/x.nii", "val/p3/x.nii"], "folder level 2 (test|train|val/*)", {"p1", "p2", "p3"}),
+        (["CT/p1/x.nii", "MR/p1/x.nii", "CT/p2/x.nii"], "folder level 2 (CT|MR/*)", {"p1", "p2"}),
+        (["Clinic/imagesTr/p1/x.nii", "Clinic/imagesTr/p2/x.nii"], "folder level 3 (…/imagesTr/*)", {"p1", "p2"}),
+        (["HGG/p1/x.nii", "LGG/p2/x.nii"], "folder level 2 (HGG|LGG/*)", {"p1", "p2"}),
+        (["training_data/p1.nii", "training_data/p2.nii"], "file name (training_data/*)", {"p1", "p2"}),
+        (["a.nii.gz", "b.nii.gz"], "file name", {"a", "b"}),
+        (["T1/p1.nii", "T2/p1.nii"], "file name (T1|T2/*)", {"p1"}),
+        (["p1_ct.nii.gz", "p1_arterial.nii.gz", "p2_ct.nii.gz"], "file name", {"p1", "p2"}),
+        (["c_0000.nii", "c_0001.nii", "d_0000.nii", "d_0001.nii"], "file name", {"c", "d"}),
+        (["c_0000.nii", "c_0001.nii", "c_0002.nii"], "file name", {"c_0000", "c_0001", "c_0002"}),
+        (["p1/visit1/x.nii", "p1/visit2/x.nii"], "folder level 1", {"p1"}),
+        (["p1/t1.nii", "p1/flair.nii"], "folder level 1", {"p1"}),
+        (["p1/x.nii", "stray.nii"], "folder level 1", {"p1", "stray"}),
+        (["raw/sub-01/anat/sub-01_T1w.nii", "raw/sub-02/sub-02_T1w.nii"], "file name", {"sub-01", "sub-02"}),
+    ],
+)
+def test_the_level_whose_names_differ_names_the_patient(paths: list[str], says: str, who: set[str]) -> None:
+    """Levels that only divide images, and one folder around all, are passed over; others' names are not said."""
+    assert named(*paths) == (says, who)
+
+
+def test_files_of_one_study_are_one_patient() -> None:
+    """Sequences of one folder, whatever else stands in their names."""
+    assert named("foo/AX_t1.nii", "foo/COR_flair.nii", studies=("foo",))[1] == {"foo"}
+    assert named("foo/AX_t1.nii", "foo/COR_t1.nii")[1] == {"ax", "cor"}
+
+
+FOLDER = st.sampled_from(["p1", "p2", "case_3", "Anon-7", "visit1", "a", "train", "CT", "images"])
+PATHS = st.lists(st.tuples(st.lists(FOLDER, max_size=3), st.sampled_from(["x", "y_ct", "t1", "z_0000"])), min_size=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PATHS, st.randoms(use_true_random=False))
+def test_neither_order_nor_repetition_matters(tree: list, shuffled: random.Random) -> None:
+    """A function of the set of paths; every path has a patient."""
+    paths = [PurePath(*folders, f"{name}.nii.gz") for folders, name in tree]
+    again = [*paths, *paths[:1]]
+    shuffled.shuffle(again)
+    rule = patients.rule(paths, "auto")
+    assert rule == patients.rule(again, "auto")
+    assert all(rule.of(path) for path in paths)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(FOLDER, max_size=2), min_size=2, max_size=8))
+def test_where_first_folders_differ_they_name_the_patients_as_ever(tree: list[list[str]]) -> None:
+    """Ids of data sets made with first_folder stay what they were."""
+    paths = [PurePath(f"patient{place % 5}", *folders, "x.nii") for place, folders in enumerate(tree)]
+    auto, before = patients.rule(paths, "auto"), patients.rule(paths, "first_folder")
+    assert [auto.of(path) for path in paths] == [before.of(path) for path in paths]
+
+
+def test_all_parts_of_an_archive_agree_who_is_a_patient(tmp_path: Path) -> None:
+    """Each start looks at the whole input, whichever share of the patients is its own."""
+    for number in range(4):
+        write(tmp_path / "in" / "Clinic" / f"p{number}" / "T1.nii.gz", head(seed=number))
+    subjects: dict[str, list[str]] = {}
+    for part in ("1/1", "1/2", "2/2"):
+        output = tmp_path / ("whole" if part == "1/1" else "parts")
+        words = ["--input", str(tmp_path / "in"), "--output", str(output), f"part={part}"]
+        assert shard_mri.main(words) == 0
+        for file in output.rglob("manifest.jsonl"):
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            subjects.setdefault(output.name, []).extend(row["subject"] for row in rows if row["status"] == "accepted")
+    assert len(set(subjects["whole"])) == 4
+    assert set(subjects["parts"]) == set(subjects["whole"])
+
+
+def test_names_of_folders_are_said_only_where_asked(tmp_path: Path, capsys) -> None:
+    """A folder around all images may bear a name; patients in both train and test are one each, and that is said."""
+    for split, number in (("train", 1), ("train", 2), ("test", 2)):
+        write(tmp_path / "in" / "Meier" / split / f"p{number}" / "T1.nii.gz", head(seed=number))
+    words = ["--input", str(tmp_path / "in"), "split.train=1", "split.val=0", "split.test=0"]
+    assert shard_mri.main([*words, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "patients by folder level 3 (…/test|train/*): 2" in said and "Meier" not in said
+    assert "1 of them have images in several of the folders above and count as one each" in said
+    assert "Meier" not in (tmp_path / "out" / "dataset.json").read_text()
+    assert shard_mri.main([*words, "--output", str(tmp_path / "shown"), "--show-names"]) == 0
+    assert "(Meier/test|train/*)" in capsys.readouterr().err
+
+
+def test_a_rule_can_be_forced(tmp_path: Path) -> None:
+    """patient_from=first_folder is as it was: one patient for one folder around all."""
+    for number in range(3):
+        write(tmp_path / "in" / "Clinic" / f"p{number}" / "T1.nii.gz", head(seed=number))
+    counts = {}
+    for setting in ("auto", "first_folder", "parent_folder"):
+        words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / setting), f"patient_from={setting}"]
+        assert shard_mri.main([*words, "split.train=1", "split.val=0", "split.test=0"]) == 0
+        made = json.loads((tmp_path / setting / "dataset.json").read_text())
+        counts[setting] = made["splits"]["train"]["subjects"]
+    assert counts == {"auto": 3, "first_folder": 1, "parent_folder": 3}
+
+
+def test_a_second_image_of_a_patient_does_not_keep_a_stale_record(tmp_path: Path) -> None:
+    """What was staged before the input grew counts only if its patient is the same still."""
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "split.train=1", "split.val=0"]
+    write(tmp_path / "in" / "Clinic" / "p0" / "T1.nii.gz", head())
+    (tmp_path / "out").mkdir()
+    blocked = tmp_path / "out" / "histograms.json"
+    blocked.mkdir()  # the first start stages and cannot finish
+    assert shard_mri.main([*words, "split.test=0"]) != 0
+    blocked.rmdir()
+    write(tmp_path / "in" / "Clinic" / "p1" / "T1.nii.gz", head(seed=1))
+    assert shard_mri.main([*words, "split.test=0"]) == 0
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["splits"]["train"]["subjects"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    again = tmp_path / "again"
+    assert shard_mri.main([*words[:2], "--output", str(again), *words[4:], "split.test=0"]) == 0
+    fresh = [json.loads(line) for line in (again / "manifest.jsonl").read_text().splitlines()]
+    assert sorted(row["subject"] for row in rows) == sorted(row["subject"] for row in fresh)
