@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.mri_files import head, write
 
-from data_prep import shard_ct
+from data_prep import merge, schema, shard_ct, shard_mri
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 ALL_TRAIN = ("split.train=1", "split.val=0", "split.test=0")
@@ -86,3 +87,249 @@ def test_train_and_no_layout_names_patients_by_the_level_that_differs(tmp_path: 
     made = dataset(tmp_path / "out")
     assert made["made_with"]["found"]["layouts"] == [] and made["made_with"]["settings"]["layout"] == "none"
     assert made["splits"]["train"]["subjects"] == 6
+
+
+def nnunet(root: Path, *cases: str, channels: tuple[str, ...] = ("0000",), described: dict | None = None) -> Path:
+    """A raw data set of CT, its label maps with the values 1 and 2."""
+    for number, case in enumerate(cases):
+        for channel in channels:
+            write(root / "imagesTr" / f"{case}_{channel}.nii.gz", body(number))
+        write(root / "labelsTr" / f"{case}.nii.gz", labels(1, 2))
+    if described:
+        (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+def test_several_roots_and_a_folder_without_a_layout(tmp_path: Path, capsys) -> None:
+    """Each root is recognised; what no rule knows is read by the general rules, and counted."""
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "spleen": 2}}
+    nnunet(tmp_path / "in" / "Dataset001_A", "a1", "a2", described=described)
+    nnunet(tmp_path / "in" / "Dataset002_B", "b1", described=described)
+    write(tmp_path / "in" / "Dataset002_B" / "imagesTr" / "odd.nii.gz", body(7))
+    write(tmp_path / "in" / "own" / "ct.nii.gz", body(8))
+    write(tmp_path / "in" / "own" / "seg.nii.gz", labels(1))
+    write(tmp_path / "in" / "Dataset001_A" / "imagesTs" / "t1_0000.nii.gz", body(9))
+    (tmp_path / "in" / "Dataset001_A" / "imagesTr" / "._a1_0000.nii.gz").write_bytes(b"\0" * 99)
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
+    said, rows = capsys.readouterr().err, accepted(tmp_path / "out")
+    assert "in 2 folders: 4 images of 4 patients, 3 label maps" in said
+    assert "1 image files there that its rules do not know" in said
+    assert "1 × resource fork of macOS" in said
+    assert len(rows) == 6 == len({row["subject"] for row in rows})
+    assert sorted(row["annotated"] for row in rows) == [[], [], [1], [1, 2], [1, 2], [1, 2]]
+    assert dataset(tmp_path / "out")["labels"] == {"1": "liver", "2": "spleen"}
+
+
+def test_label_names_that_disagree_are_an_error_until_the_user_names_them(tmp_path: Path, capsys) -> None:
+    """Value 1 is liver in one folder and kidney in another: nothing is sharded, the remedy works."""
+    for name, organ in (("Dataset001_A", "liver"), ("Dataset002_B", "kidney")):
+        nnunet(tmp_path / "in" / name, name[-1], described={"labels": {"background": 0, organ: 1, "spleen": 2}})
+    words = ("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert shard(*words) == 1
+    said = capsys.readouterr().err
+    assert "label 1 is liver in one folder and kidney in another" in said and "labels.1=NAME" in said
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "o2"), "labels.1=organ") == 0
+    assert dataset(tmp_path / "o2")["labels"] == {"1": "organ", "2": "spleen"}
+    (tmp_path / "in" / "Dataset002_B" / "dataset.json").unlink()
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "o3")) == 1
+    assert "another one's label maps have no names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"labels": {"liver"', "cut or damaged"),
+        ("[1]", "not"),
+        ('{"labels": {"liver": "one"}}', "not a number"),
+        ('{"labels": {"liver": 1, "spleen": 1}}', "two names"),
+        ('{"labels": 3}', "not a mapping"),
+        ('{"channel_names": {"CT": 0}}', "not a number with a name"),
+    ],
+)
+def test_a_damaged_description_is_one_line(content: str, says: str, tmp_path: Path, capsys) -> None:
+    """It names the file and the layout, never the folder, and what to do; layout=none goes on."""
+    root = nnunet(tmp_path / "in" / "Meier", "a")
+    (root / "dataset.json").write_text(content)
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "dataset.json of nnU-Net" in last and says in last and "layout=none" in last and "Meier" not in last
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "none"), "--layout=none") == 0
+
+
+def test_channels_of_ct(tmp_path: Path, capsys) -> None:
+    """Of several channels the CT is taken; where none or two are called so, none is, and the reason says why."""
+    described = {"channel_names": {"0": "CT", "1": "PET"}}
+    root = nnunet(tmp_path / "pet", "a", "b", channels=("0000", "0001"), described=described)
+    assert shard("--input", str(root), "--output", str(tmp_path / "o1")) == 0
+    assert "2 × channel PET beside the CT of its case" in capsys.readouterr().err
+    assert len(accepted(tmp_path / "o1")) == 2
+    assert all(row["annotated"] == [1, 2] for row in accepted(tmp_path / "o1"))
+    for number, names in enumerate(({"0": "CT", "1": "CT late"}, {"0": "low", "1": "high"})):
+        (root / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": {}}))
+        assert shard("--input", str(root), "--output", str(tmp_path / f"o{number + 2}")) == 1
+        said = capsys.readouterr().err
+        assert "one of several channels" in said and "label map without an image" not in said
+
+
+def test_channels_of_mr_are_the_sequences_of_one_study(tmp_path: Path, capsys) -> None:
+    """By the names in dataset.json, version 1 or 2, whatever the file's name says."""
+    root = tmp_path / "in"
+    names = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    for case in ("t2_a", "t2_b"):
+        for place in names:
+            write(root / "imagesTr" / f"{case}_000{place}.nii.gz", head(seed=int(place)))
+        write(root / "labelsTr" / f"{case}.nii.gz", (head() > 60).astype(np.uint8))
+    (root / "dataset.json").write_text(json.dumps({"modality": names, "labels": {"0": "background", "1": "tumour"}}))
+    assert shard("--input", str(root), "--output", str(tmp_path / "out"), command=shard_mri) == 0
+    rows = accepted(tmp_path / "out")
+    assert {row["sequence"] for row in rows} == {"flair", "t1", "t1c", "t2"} and len(rows) == 8
+    assert len({row["stack"] for row in rows}) == 2 == len({row["subject"] for row in rows})
+    assert {row["grounds"] for row in rows} == {"layout nnunet"} and all(row["annotated"] == [1] for row in rows)
+    assert dataset(tmp_path / "out")["labels"] == {"1": "tumour"}
+    pattern = "sequences={'*_0001.nii.gz': t1c, '*_0002.nii.gz': pd}"
+    assert shard("--input", str(root), "--output", str(tmp_path / "o2"), pattern, command=shard_mri) == 0
+    assert {row["sequence"] for row in accepted(tmp_path / "o2")} == {"flair", "t1c", "pd", "t2"}
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {}}))
+    assert shard("--input", str(root), "--output", str(tmp_path / "o3"), command=shard_mri) == 1
+    said = capsys.readouterr().err
+    assert said.count("channel CT; shard_ct.py takes it") == 2
+    assert said.count("channel 0003 is not among the 1 described") == 2
+
+
+def test_regions_need_names_for_their_values(tmp_path: Path, capsys) -> None:
+    """Without them images are used without their label maps; with them the label maps are used."""
+    described = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}}
+    root = nnunet(tmp_path / "in", "a", "b", described=described)
+    assert shard("--input", str(root), "--output", str(tmp_path / "o1")) == 0
+    assert "labels.1=NAME and so on name its values" in capsys.readouterr().err
+    assert all(row["annotated"] == [] for row in accepted(tmp_path / "o1"))
+    assert shard("--input", str(root), "--output", str(tmp_path / "o2"), "labels.1=rim", "labels.2=core") == 0
+    assert dataset(tmp_path / "o2")["labels"] == {"1": "rim", "2": "core"}
+    assert all(row["annotated"] == [1, 2] for row in accepted(tmp_path / "o2"))
+
+
+def test_a_layout_that_does_not_fit_says_what_is_missing(tmp_path: Path, capsys) -> None:
+    """Forced, unknown, of the other command, given twice: one line each."""
+    write(tmp_path / "in" / "imagesTr" / "a_0000.nii.gz", body())
+    words = ("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    for more, says in (
+        (("--layout", "nnunet"), "layout=nnunet: no folder of the input has labelsTr/*.nii.gz"),
+        (("layout=nnu-net",), "did you mean nnunet?"),
+        (("--layout=brats",), "is for mri"),
+    ):
+        assert shard(*words, *more) == 1
+        assert says in capsys.readouterr().err.strip().splitlines()[-1]
+    with pytest.raises(SystemExit):
+        shard(*words, "--layout", "nnunet", "--layout", "none")
+
+
+def test_own_folders_that_look_alike_are_not_seized(tmp_path: Path, capsys) -> None:
+    """A layout whose rules know less than half of the image files is not taken, and that is said; it can be forced."""
+    nnunet(tmp_path / "in", "a")
+    for number in range(3):
+        write(tmp_path / "in" / f"patient{number}" / "ct.nii.gz", body(number))
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
+    said = capsys.readouterr().err
+    assert "knows fewer than half of the image files there, so it is not taken; layout=nnunet takes it" in said
+    assert "patients by folder level 1" in said
+    assert not any("layout" in row for row in accepted(tmp_path / "out"))
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "o2"), "--layout", "nnunet") == 0
+    assert "3 image files there that its rules do not know" in capsys.readouterr().err
+    assert [row.get("layout") for row in accepted(tmp_path / "o2")].count("nnunet") == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("s{}/ct.nii.gz", "s{}/segmentations/{}.nii.gz"),
+        ("s{}/ct.nii.gz", "s{}/{}.nii.gz"),
+        ("s{}.nii.gz", "s{}/{}.nii.gz"),
+        ("group/s{}/ct.nii.gz", "group/s{}/masks/{}.nii.gz"),
+    ],
+)
+def test_organ_files_in_masks_are_one_label_map(image: str, mask: str, tmp_path: Path, capsys) -> None:
+    """With the names of the organs, whose values are the same in all images."""
+    for number, organs in enumerate((("liver", "spleen"), ("spleen",))):
+        write(tmp_path / "in" / image.format(number), body(number))
+        for organ in organs:
+            drawn = labels(1) if organ == "liver" else labels(0, 1)
+            write(tmp_path / "masks" / mask.format(number, organ), drawn)
+    words = ("--input", str(tmp_path / "in"), "--masks", str(tmp_path / "masks"))
+    assert shard(*words, "--output", str(tmp_path / "out"), "layout=none") == 0
+    assert dataset(tmp_path / "out")["labels"] == {"1": "liver", "2": "spleen"}
+    assert sorted(row["annotated"] for row in accepted(tmp_path / "out")) == [[1, 2], [2]]
+    assert sorted(row["notes"]["organ_files"] for row in accepted(tmp_path / "out")) == [1, 2]
+    split = schema.Split(tmp_path / "out", "train")
+    values = {int(value) for number in range(len(split)) for value in np.unique(split[number].labelmap)}
+    assert values == {0, 1, 2}
+
+
+def test_organ_files_that_several_images_share_belong_to_none(tmp_path: Path, capsys) -> None:
+    """Two CTs in one folder, one folder of organs for it: nothing is guessed."""
+    for name in ("early.nii.gz", "late.nii.gz"):
+        write(tmp_path / "in" / "s0" / name, body())
+    write(tmp_path / "in" / "s1" / "ct.nii.gz", body(1))
+    for patient in ("s0", "s1"):
+        write(tmp_path / "masks" / patient / "liver.nii.gz", labels(1))
+    words = ("--input", str(tmp_path / "in"), "--masks", str(tmp_path / "masks"), "layout=none")
+    assert shard(*words, "--output", str(tmp_path / "out")) == 0
+    assert "--masks: 1 of 3 images have a label map there" in capsys.readouterr().err
+    assert sorted(row["annotated"] for row in accepted(tmp_path / "out")) == [[], [], [1]]
+
+
+@pytest.mark.parametrize("place", ["labelsTr/dataset.json", "dataset.json"])
+def test_a_description_of_the_masks_names_their_labels(place: str, tmp_path: Path) -> None:
+    """nnU-Net's dataset.json, in the tree of masks or, of labelsTr, above it; "ignore" is neither."""
+    root = nnunet(tmp_path / "in", "a", "b")
+    (root / place).write_text(json.dumps({"labels": {"background": 0, "liver": 1, "ignore": 2}}))
+    words = ("--input", str(root / "imagesTr"), "--masks", str(root / "labelsTr"))
+    assert shard(*words, "--output", str(tmp_path / "out")) == 0
+    made = dataset(tmp_path / "out")
+    assert made["labels"] == {"1": "liver"} and made["ignore"] == [2, 255]
+    assert made["splits"]["train"]["subjects"] == 2 and made["made_with"]["found"]["patients"] == "file name"
+
+
+def test_a_description_that_changes_changes_what_was_staged(tmp_path: Path, capsys) -> None:
+    """A finished output does not pass for one with other ignored labels."""
+    root = nnunet(tmp_path / "in", "a", described={"labels": {"background": 0, "liver": 1, "spleen": 2}})
+    words = ("--input", str(root), "--output", str(tmp_path / "out"))
+    assert shard(*words) == 0 and shard(*words) == 0
+    assert "finished before" in capsys.readouterr().err
+    (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1, "ignore": 2}}))
+    assert shard(*words) == 1
+    assert "the input has changed" in capsys.readouterr().err
+
+
+def test_images_and_labels_in_sibling_folders(tmp_path: Path, capsys) -> None:
+    """Names that only the folder tells apart: label maps are no images, images have them."""
+    for number in range(3):
+        write(tmp_path / "in" / "images" / f"{number:03d}.nii.gz", body(number))
+        write(tmp_path / "in" / "labels" / f"{number:03d}.nii.gz", labels(1))
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
+    assert "(images_and_labels) by " in capsys.readouterr().err
+    rows = accepted(tmp_path / "out")
+    assert len({row["subject"] for row in rows}) == 3 and all(row["annotated"] == [1] for row in rows)
+
+
+def test_several_inputs_have_their_layouts(tmp_path: Path, capsys) -> None:
+    """A root is never above an --input; a patient named in both is one."""
+    nnunet(tmp_path / "Dataset001_A", "a", "b")
+    nnunet(tmp_path / "Dataset002_B", "b", "c")
+    words = [word for name in ("Dataset001_A", "Dataset002_B") for word in ("--input", str(tmp_path / name))]
+    assert shard(*words, "--output", str(tmp_path / "out")) == 0
+    assert "in 2 folders: 4 images of 3 patients, 4 label maps" in capsys.readouterr().err
+    assert dataset(tmp_path / "out")["splits"]["train"]["subjects"] == 3
+
+
+def test_a_layout_gives_the_same_in_parts(tmp_path: Path) -> None:
+    """Parts find the same layouts, and a merge names labels and ignored values as one start does."""
+    described = {"labels": {"background": 0, "liver": 1, "ignore": 2}}
+    root = nnunet(tmp_path / "in", *"abcd", described=described)
+    assert shard("--input", str(root), "--output", str(tmp_path / "whole")) == 0
+    for part in ("1/2", "2/2"):
+        assert shard("--input", str(root), "--output", str(tmp_path / "parts"), f"part={part}") == 0
+    assert merge.main([str(tmp_path / "parts")]) == 0
+    whole, parts = dataset(tmp_path / "whole"), dataset(tmp_path / "parts")
+    for key in ("labels", "ignore"):
+        assert whole[key] == parts[key]
+    assert whole["made_with"]["found"] == parts["made_with"]["found"]

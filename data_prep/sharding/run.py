@@ -92,6 +92,8 @@ def _run(request: Request) -> None:
             where = ", ".join(map(str, request.inputs))
             raise ShardingError(f"{where}: holds no image and no DICOM file ({inputs.ignored} others)")
         _say_found(request, inputs)
+        if not (output / "settings.json").is_file():  # an error so far leaves the output free for other settings
+            write_atomic(output / "settings.json", (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
         config = replace(config, labels={**inputs.labels, **config.labels})
         made_with["found"] = _found(inputs)
         if request.labels and config.unknown_labels == "refuse":
@@ -297,7 +299,6 @@ def _made_with(request: Request) -> dict:
 def _check_settings(output: Path, made_with: dict) -> None:
     path = output / "settings.json"
     if not path.is_file():
-        write_atomic(path, (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
         return
     before = read_json(path, _SETTINGS, "give another --output, or remove this one and start again", ShardingError)
     if before["salt_check"] != made_with["salt_check"]:

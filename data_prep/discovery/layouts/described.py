@@ -46,7 +46,7 @@ class Description:
         """Return why a command for `modality` ("CT" or "MR") cannot take a channel; "" if it can."""
         name = self.channel(number)
         if not name:
-            return ""
+            return f"channel {number[:8]} is not among the {len(self.channels)} described" if self.channels else ""
         others = [other for other in self.channels.values() if _is_ct(other)]
         if modality == "MR":
             return f"channel {_short(name)}; shard_ct.py takes it" if _is_ct(name) else ""
