@@ -1,4 +1,4 @@
-"""The command line of shard_ct.py and shard_mri.py."""
+"""The command line of shard_ct.py, shard_mri.py and shard_images.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep import identity
 from data_prep.config import PrepConfig
+from data_prep.discovery import archive
 from data_prep.sharding import run as sharding
 from data_prep.sharding.staging import Job, Record
 from meddap import console
@@ -27,8 +28,8 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def parser(description: str, keys: str) -> argparse.ArgumentParser:
-    """Return the parser of the options; `keys` names the settings most often given."""
+def parser(description: str, keys: str, masks: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of the options; `keys` names the settings most often given; `masks`: whether it has --masks."""
     options = console.parser(
         description,
         f"A second start continues. Keys: workers, part, samples_per_shard, split.train, {keys} "
@@ -43,14 +44,16 @@ def parser(description: str, keys: str) -> argparse.ArgumentParser:
         help="folder of images, DICOM or files; may be given several times",
     )
     options.add_argument("--output", required=True, type=Path, metavar="DIR", action=Once, help="folder for the shards")
-    options.add_argument(
-        "--masks",
-        type=Path,
-        metavar="DIR",
-        action="append",
-        default=[],
-        help="label maps in folders laid out like the input; may be given several times",
-    )
+    options.set_defaults(masks=[])
+    if masks:
+        options.add_argument(
+            "--masks",
+            type=Path,
+            metavar="DIR",
+            action="append",
+            default=[],
+            help="label maps in folders laid out like the input; may be given several times",
+        )
     options.add_argument(
         "--labels", type=Path, metavar="CSV", action=Once, help="class labels by patient or study, a column each"
     )
@@ -82,9 +85,13 @@ def parser(description: str, keys: str) -> argparse.ArgumentParser:
 
 
 def run(
-    options: argparse.Namespace, modality: str, config_type: type[PrepConfig], convert: Callable[[Job], Record]
+    options: argparse.Namespace,
+    modality: str,
+    config_type: type[PrepConfig],
+    convert: Callable[[Job], Record],
+    discover: Callable[..., archive.Discovered] = archive.discover,
 ) -> int:
-    """Shard as the options say; return the exit status. Raises MeddapError."""
+    """Shard what `discover` finds as the options say; return the exit status. Raises MeddapError."""
     given: dict[str, list[str]] = defaultdict(list)
     if options.layout is not None:
         options.overrides.append(f"layout={options.layout}")
@@ -105,6 +112,7 @@ def run(
             salt=identity.read_salt(options.salt_file),
             show_names=options.show_names,
             key=options.key,
+            discover=discover,
         )
     )
     return 0

@@ -130,6 +130,42 @@ class MriConfig(PrepConfig):
     min_foreground: float = 0.02  # of a slice's pixels in some sequence; a slice with less is left out
 
 
+@dataclass
+class RadiographConfig:
+    """Which DICOM images are taken as pictures, and how their pixels are shown."""
+
+    modalities: list[str] = field(default_factory=lambda: ["CR", "DX", "IO", "MG", "PX", "RF", "XA"])
+    # header: the first window or VOI LUT of the header gives the range, where there is one; range: `range` does
+    window: Literal["header", "range"] = "header"
+    # what says whether 0 is white where PhotometricInterpretation and PresentationLUTShape contradict each other
+    polarity: Literal["refuse", "photometric", "shape"] = "refuse"
+    for_processing: Literal["keep", "refuse"] = "refuse"  # raw images of a detector, not meant to be shown
+
+
+@dataclass
+class ImagesConfig(PrepConfig):
+    """Settings of pictures and radiographs."""
+
+    sequence: str = "image"  # name of the pictures' one sequence, e.g. xray
+    # what names the patient of a picture: a regular expression of its path below the input, whose group is the patient;
+    # else `patient_from`, where `file` takes each picture as a patient. PatientID of DICOM takes precedence
+    patient: str = ""
+    patient_from: Literal["auto", "first_folder", "parent_folder", "file"] = "file"
+    class_from: Literal["none", "folder"] = "none"  # folder: a picture's folder is its class, in the column `class`
+    # auto: as MedMNIST files and folders named train, val or test say; hash: by the hashed patient
+    split_from: Literal["auto", "hash"] = "auto"
+    # what becomes 0 and 1: auto, the ends of 8 bits, else the picture's 0.5th and 99.5th percentile; full, the ends of
+    # the type; robust, the percentiles of all
+    range: Literal["auto", "full", "robust"] = "auto"
+    # pixels that are not opaque: refused, laid over black or white, or their colours as stored
+    alpha: Literal["refuse", "black", "white", "drop"] = "refuse"
+    # grey: by the luma of BT.601; keep: as the sequences red, green and blue
+    colour: Literal["grey", "keep", "refuse"] = "grey"
+    longest: int | None = None  # pixels of the longer side; larger pictures are resampled to it, antialiased
+    frame_stride: int = 1  # every n-th picture of a file that holds several
+    radiographs: RadiographConfig = field(default_factory=RadiographConfig)
+
+
 # Range of each number
 RANGES = {
     "workers": COUNT,
@@ -151,6 +187,8 @@ RANGES = {
     "air.min_body_fraction": SHARE,
     "min_overlap": SHARE,
     "min_foreground": SHARE,
+    "longest": Allowed(1, 16384),
+    "frame_stride": COUNT,
 }
 # Settings that change only speed: a second start may differ in them.
 MACHINE_KEYS = ("workers", "limits")

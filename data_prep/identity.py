@@ -10,6 +10,12 @@ from pathlib import Path
 from data_prep.config import SplitConfig
 from meddap.settings import SettingsError
 
+# Folders that say which split their content belongs to
+SPLIT_NAMES = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
 VARIABLE = "MEDDAP_SALT"
 
 

@@ -133,7 +133,7 @@ def steps(
     """Return the steps in an order in which they can run.
 
     run, data  folder of the run and of its shards
-    shard      arguments of slurm/shard.sh without --output: ct|mri PARTS --input DIR …; empty where there are shards
+    shard      arguments of slurm/shard.sh without --output: ct|mri|images PARTS --input DIR …; empty where shards exist
     tasks      tasks of probes, each before and after training
     Raises PipelineError for arguments of `shard` that do not fit.
     """
@@ -158,9 +158,9 @@ def steps(
 
 def _sharding(arguments: Sequence[str], data: str) -> list[Step]:
     modality, parts = (*arguments[:2], "", "")[:2]
-    if modality not in ("ct", "mri") or not re.fullmatch("[1-9][0-9]*", parts):
+    if modality not in ("ct", "mri", "images") or not re.fullmatch("[1-9][0-9]*", parts):
         raise PipelineError(
-            f"--shard {shlex.join(arguments)!r}: expected ct or mri, the number of parts, then --input DIR"
+            f"--shard {shlex.join(arguments)!r}: expected ct, mri or images, the number of parts, then --input DIR"
         )
     if any(argument.partition("=")[0] == "--output" for argument in arguments):
         raise PipelineError("--shard: --output is the configuration's data.root; leave it out")

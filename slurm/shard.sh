@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Images to shards in parts, an array job and a merge after it:
-#   sbatch [--partition=… --cpus-per-task=8] slurm/shard.sh ct|mri PARTS --input DIR --output DIR [key=value …]
+#   sbatch [--partition=… --cpus-per-task=8] slurm/shard.sh ct|mri|images PARTS --input DIR --output DIR [key=value …]
 #   bash slurm/shard.sh …                              where there is no SLURM: one part after the other
 # Run it from the repository's folder, with MEDDAP_SALT set or --salt-file. Started again, it does what is missing.
 #SBATCH --job-name=meddap-shard
@@ -11,13 +11,13 @@
 #SBATCH --output=meddap-shard-%j.log
 set -euo pipefail
 
-usage="usage: sbatch slurm/shard.sh ct|mri PARTS --input DIR --output DIR [key=value ...]   (or bash instead of sbatch)"
+usage="usage: sbatch slurm/shard.sh ct|mri|images PARTS --input DIR --output DIR [key=value ...]   (or bash instead of sbatch)"
 if [ $# -eq 0 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
   echo "$usage"
   [ $# -gt 0 ]; exit
 fi
-if [[ ! $1 =~ ^(ct|mri)$ ]] || [[ ! ${2:-} =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: ${*:1:2}: expected ct or mri, then the number of parts; $usage" >&2
+if [[ ! $1 =~ ^(ct|mri|images)$ ]] || [[ ! ${2:-} =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: ${*:1:2}: expected ct, mri or images, then the number of parts; $usage" >&2
   exit 1
 fi
 

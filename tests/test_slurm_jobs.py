@@ -260,7 +260,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(finished: list[str], tmp_pa
     [
         (("--cluster", "nowhere"), "no such cluster; known are example, small, or name a YAML file"),
         ((), "name a cluster with --cluster, or run the pipeline here with --local"),
-        (("--local", "--shard", "pet 2"), "expected ct or mri, the number of parts"),
+        (("--local", "--shard", "pet 2"), "expected ct, mri or images, the number of parts"),
         (("--local", "--shard", "ct 2 --output x"), "--output is the configuration's data.root"),
         (("--local", "--shard", 'ct 2 --input "my data'), "No closing quotation"),
         (("--local", "stages.adapt.stpes=2"), "did you mean steps?"),

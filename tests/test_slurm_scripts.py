@@ -95,7 +95,7 @@ def test_without_slurm_the_parts_run_one_after_the_other(images: Path, tmp_path:
 def test_the_shard_script_refuses_what_it_does_not_know(words: list[str]) -> None:
     """Another modality, no number of parts, no output: one line with the usage."""
     done = subprocess.run(["bash", str(SHARD), *words], capture_output=True, text=True)
-    assert done.returncode == 1 and "usage: sbatch slurm/shard.sh ct|mri PARTS" in done.stderr
+    assert done.returncode == 1 and "usage: sbatch slurm/shard.sh ct|mri|images PARTS" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -106,7 +106,7 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
     with open_file(path) as file:
         dataset: AnyHeader = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
         selection.check(dataset, modality, config)
-        _check_bits(dataset)
+        check_bits(dataset)
         raw = _native(file, dataset)
         if isinstance(file, io.BytesIO):
             raw = None  # unpacked: no offset in the file itself
@@ -185,7 +185,7 @@ def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[
         shape=(rows, columns),
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
-        padding=_padding(dataset),
+        padding=padding_of(dataset),
         bright=top if inverted else None,
         group=traits.same(dataset, modality),
         maybe=traits.maybe(dataset),
@@ -197,7 +197,7 @@ def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[
     )
 
 
-def _padding(dataset: AnyHeader) -> tuple[int, int] | None:
+def padding_of(dataset: AnyHeader) -> tuple[int, int] | None:
     """Return the range of padding (PS3.3, C.7.5.1.1.2), which some files state unsigned though pixels are signed."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
@@ -209,7 +209,7 @@ def _padding(dataset: AnyHeader) -> tuple[int, int] | None:
     return min(ends), max(ends)
 
 
-def _check_bits(dataset: AnyHeader) -> None:
+def check_bits(dataset: AnyHeader) -> None:
     """Raise RejectedSeries unless a value fills the low bits of whole bytes (PS3.5, 8.1.1)."""
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     high = dataset.get("HighBit")

@@ -87,6 +87,24 @@ def damaged(frames: list[Frame]) -> dict[str, str]:
     return found
 
 
+def planes(path: str) -> Iterator[np.ndarray]:
+    """Yield every frame of a file as (rows, columns) integers as stored, or (rows, columns, 3) red, green and blue.
+
+    Raises DamagedPixels for pixels that cannot be read, RejectedSeries for a syntax that has no decoder.
+    """
+    try:
+        source, syntax = _source(path)
+        try:
+            yield from iter_pixels(source)
+        except (NotImplementedError, RuntimeError) as error:
+            raise _undecodable(syntax, error) from error
+    except RejectedSeries:
+        raise
+    except Exception as error:  # hostile bytes raise anything
+        unless_trouble(error)
+        raise DamagedPixels(unreadable(error)) from error
+
+
 def unreadable(error: Exception) -> str:
     """Return the reason for a file that pydicom could not read."""
     return f"damaged or unreadable DICOM ({type(error).__name__})"
@@ -154,12 +172,17 @@ def _source(path: str) -> tuple[str | pydicom.Dataset, UID]:
         dataset.get("PixelData")  # before the file is closed
     if dataset.get("SamplesPerPixel") is None:
         dataset.SamplesPerPixel = 1  # what `selection` takes it for
+    declare_syntax(dataset)
+    return dataset, dataset.file_meta.TransferSyntaxUID
+
+
+def declare_syntax(dataset: pydicom.Dataset) -> None:
+    """Give a data set that was read without a file header the syntax in which it was found."""
     implicit, little = dataset.original_encoding
     if syntax_of(dataset) is None:
         dataset.ensure_file_meta()
         native = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = native if little else ExplicitVRBigEndian
-    return dataset, dataset.file_meta.TransferSyntaxUID
 
 
 def _undecodable(syntax: UID, error: Exception) -> RejectedSeries:

@@ -22,14 +22,14 @@ _STORED = {
 }
 _DOCUMENTS = {"SR": "report", "DOC": "document", "PR": "presentation state", "KO": "key object", "REG": "registration"}
 # Defined terms (PS3.3, C.7.3.1.1.1 and C.7.6.3.1.2) that reasons may repeat
-_MODALITIES = {
+MODALITIES = {
     *_STORED,
     *_DOCUMENTS,
     *"AU BMD CR DX ECG EPS ES GM HC HD IO IVUS KER M3D MG NM OAM OCT OP OPM OPT OPV OT PLAN PT PX RESP RF RG".split(),
     *"RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT SEG SM SMR SRF STAIN US VA XA XC".split(),
 }
-_COLOURS = {"PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB", "HSV"}
-_COLOURS |= {"CMYK"}
+COLOURS = {"PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB", "HSV"}
+COLOURS |= {"CMYK"}
 _MOSAIC = "mosaic: all slices of a volume in one picture; convert it to NIfTI (dcm2niix) or to enhanced MR"
 _IN_MOSAIC = 0x0019100A  # Siemens: how many slices
 # Words of ImageType (PS3.3, C.7.6.1.1.2, C.8.2.1.1.1, C.8.16.1) that say what an image is instead of a slice
@@ -58,7 +58,7 @@ _MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
 
 def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
     """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT" or "MR")."""
-    stored, stated = _stored(dataset), term(dataset.get("Modality"), _MODALITIES, "unknown")
+    stored, stated = _stored(dataset), term(dataset.get("Modality"), MODALITIES, "unknown")
     words = image_type(dataset)
     if stated in _DOCUMENTS:
         raise RejectedSeries(f"{_DOCUMENTS[stated]}, not an image")
@@ -80,7 +80,7 @@ def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
         raise RejectedSeries("colour image")
     if dataset.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectedSeries(
-            f"pixels are {term(dataset.get('PhotometricInterpretation'), _COLOURS, 'of an unknown kind')}"
+            f"pixels are {term(dataset.get('PhotometricInterpretation'), COLOURS, 'of an unknown kind')}"
         )
     if config.derived == "refuse" and is_derived(words):
         raise RejectedSeries("derived series; stacks.derived=keep takes it")

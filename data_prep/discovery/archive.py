@@ -6,7 +6,6 @@ becomes a Source with a `problem`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path, PurePath
 
 from data_prep.config import MriConfig, PrepConfig
 from data_prep.discovery import labelmaps, organs, patients, studies, walk
-from data_prep.discovery.inputs import Inputs
+from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.labelmaps import LabelFile
 from data_prep.discovery.layouts import applied
 from data_prep.discovery.layouts.applied import Image
@@ -35,6 +34,8 @@ class Source:
     labels       label maps that may belong to it
     problem      why it cannot be read, if discovery found that already; else ""
     layout       the layout whose rules name its patient; else ""
+    split        train, val or test where the data say so, else ""
+    classes      (column, class) where the data say so
     """
 
     series: tuple[Series, ...]
@@ -44,6 +45,8 @@ class Source:
     labels: tuple[LabelFile, ...] = ()
     problem: str = ""
     layout: str = ""
+    split: str = ""
+    classes: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -249,18 +252,11 @@ class _Archive:
         return Source((series,), self._patient(name), study=name, fingerprint=self._fingerprint(there), problem=problem)
 
     def _fingerprint(self, files: list[str], labels: Iterable[LabelFile] = (), said: str = "") -> str:
-        digest = hashlib.sha256(said.encode())
-        named = [(name, self.inputs.path(name)) for name in files]
+        more, named = said, [(name, self.inputs.path(name)) for name in files]
         for label in labels:
             for path in label.files:
                 named.append((os.path.relpath(path, next(iter(self.inputs.folders.values()))), path))
-            digest.update(repr([value for _, value in label.organs]).encode() if label.organs else b"")
-            digest.update(label.problem.encode())
+            more += repr([value for _, value in label.organs]) if label.organs else ""
+            more += label.problem
         named += [(f"{name}, header", str(beside)) for name, path in named if (beside := nifti.header_file(path))]
-        for name, path in named:
-            try:
-                status = os.stat(path)
-                digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
-            except OSError:
-                digest.update(f"{name}\0gone\0".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return fingerprint(named, more.encode())

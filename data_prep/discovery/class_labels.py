@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from data_prep.discovery.archive import Source
@@ -51,7 +51,7 @@ class Labels:
 
     def of(self, source: Source) -> dict[str, int]:
         """Return column → class of a source; a row of its study overrides one of its patient."""
-        classes: dict[str, int] = {}
+        classes = {column: self.names[column].index(name) for column, name in source.classes}
         for key in self.keys_of(source):
             classes |= self.rows[key]
         return classes
@@ -68,6 +68,31 @@ class Labels:
                 f"{file}: line {lines[0]} names no patient or study of the input{more}; correct it, or set "
                 "unknown_labels=ignore"
             )
+
+
+def with_own(labels: Labels, sources: Iterable[Source]) -> Labels:
+    """Return labels with the classes that sources have of their own. Raises SettingsError.
+
+    They may not bear the name of a column of the CSV, and folders of too many names are no classes: they might be
+    patients.
+    """
+    values: dict[str, list[str]] = {}
+    for source in sources:
+        for column, name in source.classes:
+            values.setdefault(column, []).append(name)
+    if both := sorted(set(values) & set(labels.names)):
+        raise SettingsError(f"{both[0]}: a column of --labels, and of the data; leave it out with label_columns")
+    own = {}
+    for column, names in values.items():
+        if strange := [name for name in names if not _CLASS.fullmatch(name)]:
+            raise SettingsError(f"{column}: {strange[0]!r} is no class: 1 to 32 letters, digits, blanks or ._/+-")
+        own[column] = _sorted(set(names))
+        if len(own[column]) < 2 or _too_many(own[column], names):
+            raise SettingsError(
+                f"{column}: {len(own[column])} classes of {len(names)} pictures; are the folders classes? "
+                "class_from=none reads them without"
+            )
+    return replace(labels, names={**labels.names, **own})
 
 
 def _names(name: str) -> list[str]:
@@ -152,11 +177,20 @@ def _classes(file: Path, column: str, values: list[str]) -> tuple[str, ...]:
     classes = set(values)
     if len(classes) < 2:
         raise SettingsError(f"{file}: column {column} has {len(classes)} classes; leave it out with label_columns")
-    if len(classes) > _MOST or (len(values) >= _FEW and len(classes) > len(values) / 2):
+    if _too_many(classes, values):
         raise SettingsError(
             f"{file}: column {column} has {len(classes)} different values in {len(values)} lines, too many for "
             "a label; name the columns that are labels: label_columns=[…]"
         )
+    return _sorted(classes)
+
+
+def _too_many(classes: Collection[str], values: Sequence[str]) -> bool:
+    """Return whether so many different values are rather names than classes."""
+    return len(classes) > _MOST or (len(values) >= _FEW and len(classes) > len(values) / 2)
+
+
+def _sorted(classes: Iterable[str]) -> tuple[str, ...]:
     try:
         return tuple(sorted(classes, key=float))
     except ValueError:

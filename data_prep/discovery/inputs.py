@@ -6,6 +6,7 @@ with the folder's own name (made unique), so that equal paths below two of them 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,6 +57,18 @@ class Inputs:
     def below(self, name: str) -> PurePath:
         """Return the path of a file below the --input that holds it."""
         return PurePath(name if "" in self.folders else name.partition(os.sep)[2] or name)
+
+
+def fingerprint(named: Iterable[tuple[str, str]], more: bytes = b"") -> str:
+    """Return the SHA-256 over `more` and the names, sizes and times of files: (name, path to open)."""
+    digest = hashlib.sha256(more)
+    for name, path in named:
+        try:
+            status = os.stat(path)
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        except OSError:
+            digest.update(f"{name}\0gone\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def apart(folders: list[Path], option: str) -> None:

@@ -1,4 +1,4 @@
-"""From a folder of images to a finished data set, shared by shard_ct.py and shard_mri.py.
+"""From a folder of images to a finished data set, shared by shard_ct.py, shard_mri.py and shard_images.py.
 
 Two halves, each of which continues where a killed start left off: every source is staged by itself
 (`staging`), then the shards are assembled from the staged files (`writer`). `dataset.json` comes last.
@@ -49,6 +49,7 @@ class Request:
     show_names  whether the console names files: its log is then as private as the names are
     labels      CSV of class labels, or None
     key         file of the private table that says what stands behind the hashes (key_table), or None
+    discover    finds the sources
     """
 
     inputs: Sequence[Path]
@@ -61,6 +62,7 @@ class Request:
     show_names: bool = False
     labels: Path | None = None
     key: Path | None = None
+    discover: Callable[..., archive.Discovered] = archive.discover
 
 
 def run(request: Request) -> None:
@@ -87,7 +89,7 @@ def _run(request: Request) -> None:
         began = time.monotonic()
         made_with = _made_with(request)
         _check_settings(output, made_with)
-        inputs = archive.discover(folders, request.masks, config, request.modality, workers, skip=request.output)
+        inputs = request.discover(folders, request.masks, config, request.modality, workers, skip=request.output)
         if not inputs.sources:
             where = ", ".join(map(str, request.inputs))
             raise ShardingError(f"{where}: holds no image and no DICOM file ({inputs.ignored} others)")
@@ -98,6 +100,7 @@ def _run(request: Request) -> None:
         made_with["found"] = _found(inputs)
         if request.labels and config.unknown_labels == "refuse":
             labels.check_known(request.labels, inputs.sources)
+        labels = class_labels.with_own(labels, inputs.sources)
         staged = output / "staging"
         jobs = [Job(one, folders, staged, request.salt, config, labels.of(one)) for one in inputs.sources]
         jobs = [job for job in jobs if part.takes(job.subject)]
@@ -234,6 +237,12 @@ _DECIDED = {
     "units": "unit of the header's lengths",
     "transform": "transform",
     "compression": "compression",
+    "range": "range",
+    "window": "range",
+    "polarity": "polarity",
+    "colour": "colour",
+    "inks": "inks",
+    "transparent": "transparent pixels",
 }
 
 

@@ -109,7 +109,7 @@ class Stager:
     def __init__(self, job: Job) -> None:
         self.job = job
         subject = job.subject
-        split = split_of(subject, job.config.split)
+        split = job.source.split or split_of(subject, job.config.split)
         self.record = Record(subject, split, job.source.fingerprint, labels=job.labels)
         self._tar = job.folder / f"{job.name}.tar"
         self._temporary = temporary_of(self._tar)
@@ -133,6 +133,14 @@ class Stager:
             self._offset += len(block)
             count += 1
         return count
+
+    def discard(self) -> None:
+        """Drop the samples added so far."""
+        self.record.samples.clear()
+        self._offset = 0
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.truncate()
 
     def count(self, histograms: dict[str, dict[str, int]]) -> None:
         """Add histograms of the foreground."""

@@ -50,7 +50,7 @@ class Rules:
 
     alpha    pixels that are not opaque: refused, over black, over white, or their colours as stored
     colour   colours become grey, are refused, or stay (H, W, 3)
-    range    what becomes 0 and 1 (`scale_of`)
+    range    what becomes 0 and 1 (`ends`)
     prefix   of the settings' names, for reasons: "" or "files."
     """
 
@@ -87,7 +87,7 @@ def frames(path: str | Path, rules: Rules) -> Iterator[DecodedPicture]:
     count = 0
     try:
         for values, alpha, notes in _decoded(path):
-            yield _ruled(values, alpha, notes, rules)
+            yield ruled(values, alpha, notes, rules)
             count += 1
     except RejectedSeries:
         raise
@@ -134,19 +134,23 @@ def ends(values: np.ndarray, rules: Rules) -> tuple[float, float]:
     return (low, high) if high > low else (float(least), float(most))
 
 
-def scale_of(values: np.ndarray, rules: Rules) -> Scale:
-    """Return the scale on which a picture is stored: its `ends` lie where an MR volume's percentiles lie.
+def scale_between(low: float, high: float) -> Scale:
+    """Return the scale on which a picture is stored whose `low` is black and `high` white: where MR has percentiles.
 
     There are 16,384 steps between them, so that up to 14 bits are kept exactly. Of a picture of one value, that is 0.
     """
-    low, high = ends(values, rules)
     slope = (high - low) / (HIGH - LOW) if high > low else 1.0
     return Scale(slope, low - LOW * slope, level=0)
 
 
-def encode(values: np.ndarray, rules: Rules) -> tuple[np.ndarray, Scale, dict[str, object]]:
-    """Return uint16 on a scale of its own, the scale, and notes: how many values were clipped, and how many rounded."""
-    scale = scale_of(values, rules)
+def encode(
+    values: np.ndarray, rules: Rules, between: tuple[float, float] | None = None
+) -> tuple[np.ndarray, Scale, dict[str, object]]:
+    """Return uint16 on a scale of its own, the scale, and notes: how many values were clipped, and how many rounded.
+
+    between  what becomes 0 and 1; None: the `ends` by the rules
+    """
+    scale = scale_between(*(between or ends(values, rules)))
     stored = scale.encode(values)
     notes: dict[str, object] = {"values_clipped": scale.clipped} if scale.clipped else {}
     if values.dtype.kind in "iu" and scale.slope > 1:
@@ -156,7 +160,7 @@ def encode(values: np.ndarray, rules: Rules) -> tuple[np.ndarray, Scale, dict[st
     return stored, scale, notes
 
 
-def _ruled(values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object], rules: Rules) -> DecodedPicture:
+def ruled(values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object], rules: Rules) -> DecodedPicture:
     """Return a picture with alpha and colour as the rules say."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise RejectedSeries("pixels are NaN or infinite")

@@ -18,7 +18,7 @@ WINGS = {
     "data_prep": [
         *("schema", "config", "identity", "workers", "volumes", "figures"),
         *("dicom", "discovery", "sharding", "synthetic"),
-        *("command", "shard_ct", "shard_mri", "merge", "verify", "overview", "generate"),
+        *("command", "shard_ct", "shard_mri", "shard_images", "merge", "verify", "overview", "generate"),
     ],
     "pretrain": [
         *("schedules", "ranges", "config", "checks"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.identity import SPLIT_NAMES
 from data_prep.schema import content_digest
 from data_prep.volumes import pictures
 from data_prep.volumes.errors import UnreadableError
@@ -21,12 +22,6 @@ from eval.config import FilesConfig, TaskConfig
 from eval.data.examples import Examples, Picture, Scale, flat, identified, matched
 from meddap.console import say
 from meddap.settings import SettingsError
-
-_SPLITS = {
-    **{"train": "train", "training": "train"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-    **{"test": "test", "testing": "test"},
-}
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
@@ -102,7 +97,7 @@ def _hounsfield(values: np.ndarray) -> tuple[np.ndarray, dict[str, object]]:
 
 
 def _split(path: Path) -> str:
-    return _SPLITS.get(path.parts[-3].lower(), "") if len(path.parts) > 2 else ""
+    return SPLIT_NAMES.get(path.parts[-3].lower(), "") if len(path.parts) > 2 else ""
 
 
 def _targets(task: TaskConfig, names: list[str], numbers: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,0 +1,179 @@
+"""The conversion of a picture or radiograph into staged samples, one for each frame of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from data_prep.config import GridConfig, ImagesConfig
+from data_prep.dicom import radiographs
+from data_prep.discovery.studies import Series
+from data_prep.schema import MR_HIGH, MR_LOW, Slice
+from data_prep.sharding.staging import Job, Record, Stager, refused_before
+from data_prep.volumes import medmnist, pictures, slicing
+from data_prep.volumes.scaling import Scale
+from data_prep.volumes.volume import RejectedSeries
+
+RGB = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame as it is stored: planes (S, H, W) uint16 on one scale; spacing in mm, None where unknown."""
+
+    planes: np.ndarray
+    scale: Scale
+    spacing: tuple[float, float] | None = None
+    meta: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def convert(job: Job) -> Record:
+    """Stage one source, or record in its rows why it is left out."""
+    stager = Stager(job)
+    if not refused_before(stager):
+        series = job.source.series[0]
+        try:
+            _stage(stager, series)
+        except RejectedSeries as error:
+            stager.discard()
+            stager.reject(series, error)
+    return stager.finish()
+
+
+def _stage(stager: Stager, series: Series) -> None:
+    """Stage all frames of a file. Raises RejectedSeries, whichever frame it is for: a file is taken whole."""
+    job, config = stager.job, stager.job.config
+    assert isinstance(config, ImagesConfig)
+    own = stager.series_hash(series.uid)
+    notes: dict[str, object] = {}
+    sizes, first, counts = set(), None, slicing.SliceCounts()
+    for order, frame in enumerate(_frames(job, series, config)):
+        first = first or frame
+        if len(frame.planes) != len(first.planes):
+            raise RejectedSeries("grey and coloured pictures in one file; colour=grey takes it")
+        for key, value in frame.notes.items():
+            counted = isinstance(value, int) and not isinstance(value, bool)
+            notes[key] = int(str(notes.get(key, 0))) + int(str(value)) if counted else value
+        planes, spacing = _fitted(frame, config)
+        names = (config.sequence,) if len(planes) == 1 else RGB
+        for name, plane in zip(names, planes):
+            channel = slicing.Channel(name, planes, 0, frame.scale)
+            counts.count(channel, plane, np.ones(plane.shape, bool))
+        sizes.add(planes.shape[1:])
+        stager.add(
+            [
+                Slice(
+                    pixels=planes,
+                    sequences=names,
+                    spacing=spacing or (1.0, 1.0),
+                    position=float(order),
+                    subject=stager.record.subject,
+                    series=own,
+                    order=order,
+                    key=f"{own}-{order:05d}",
+                    box=(0, planes.shape[1], 0, planes.shape[2]),
+                    labels=dict(job.labels),
+                    scales=((frame.scale.slope, frame.scale.intercept),) * len(names),
+                    meta=frame.meta,
+                )
+            ]
+        )
+    assert first is not None  # readers refuse files without pictures
+    if len(sizes) > 1:
+        notes["sizes"] = f"{len(sizes)} sizes of pictures in the file"
+    stager.count(counts.sparse())
+    for name, count in counts.slices.items():
+        stager.accept(
+            series,
+            sequence=name,
+            stack=own,
+            slices=count,
+            air_slices=0,
+            shape=[count, *first.planes.shape[1:]],
+            spacing_mm=[1.0, *(round(length, 4) for length in first.spacing or (1.0, 1.0))],
+            annotated=[],
+            notes=notes if first.spacing else {**notes, "spacing": "unknown, 1 mm stands for it"},
+            meta=first.meta,
+        )
+
+
+def _frames(job: Job, series: Series, config: ImagesConfig) -> Iterator[_Frame]:
+    """Yield what a file holds. Raises RejectedSeries, UnreadableError."""
+    rules = pictures.Rules(config.alpha, config.colour, config.range)
+    path = job.paths(series)[0]
+    if series.dicom:
+        for radiograph in radiographs.read(path, config):
+            yield _of_radiograph(radiograph, rules)
+    elif "#" in series.name and path.lower().endswith(".npz"):
+        split, _, number = series.name.rpartition("#")[2].rpartition("-")
+        image = medmnist.read_image(path, split, int(number), config.limits.volume_gb)
+        notes: dict[str, object] = {}
+        if image.ndim == 3 and config.colour == "grey" and not _equal(image):
+            image, notes = medmnist.grey(image[None])[0], {"colour": "grey by the luma of BT.601"}
+        yield _encoded(pictures.ruled(image, None, notes, rules), rules)
+    else:
+        for decoded in islice(pictures.frames(path, rules), 0, None, config.frame_stride):
+            yield _encoded(decoded, rules)
+
+
+def _equal(image: np.ndarray) -> bool:
+    return bool((image[..., :1] == image[..., 1:]).all())
+
+
+def _encoded(decoded: pictures.DecodedPicture, rules: pictures.Rules) -> _Frame:
+    """Return a picture as it is stored. Raises RejectedSeries for one that shows nothing."""
+    values = decoded.values
+    if values.min() == values.max():
+        raise RejectedSeries("all its pixels have one value")
+    stored, scale, notes = pictures.encode(values, rules)
+    notes = {**decoded.notes, **notes}
+    if values.dtype != np.uint8 and rules.range == "auto":
+        notes["range"] = f"{values.dtype} values by their percentiles"
+    planes = stored[None] if stored.ndim == 2 else np.ascontiguousarray(np.moveaxis(stored, -1, 0))
+    return _Frame(planes, scale, notes=notes)
+
+
+def _of_radiograph(radiograph: radiographs.Radiograph, rules: pictures.Rules) -> _Frame:
+    """Return a radiograph as it is stored: bright is large, and padding as dark as the darkest pixel beside it."""
+    values, outside, notes = radiograph.values, radiograph.outside, dict(radiograph.notes)
+    if values.ndim == 3:
+        frame = _encoded(pictures.ruled(values, None, notes, rules), rules)
+        return _Frame(frame.planes, frame.scale, radiograph.spacing, radiograph.meta, frame.notes)
+    exposed = values if outside is None else values[~outside]
+    if exposed.min() == exposed.max():
+        raise RejectedSeries("all its pixels have one value")
+    ends = radiograph.ends or pictures.ends(exposed, rules)
+    if radiograph.ends is None and not (rules.range == "full" or exposed.dtype == np.uint8):
+        notes["range"] = f"{values.dtype} values by their percentiles"
+    if outside is not None:
+        values = np.where(outside, exposed.max() if radiograph.inverted else exposed.min(), values)
+        notes["padding"] = "as dark as the darkest pixel"
+    stored, scale, more = pictures.encode(values, rules, ends)
+    if radiograph.inverted:
+        # the other end of the scale; signal = stored · slope + intercept still holds
+        mirror = MR_LOW + MR_HIGH
+        stored = np.minimum(mirror - stored.astype(np.int64), 65535).astype(np.uint16)
+        scale = Scale(-scale.slope, scale.intercept + mirror * scale.slope, level=0)
+    return _Frame(stored[None], scale, radiograph.spacing, radiograph.meta, {**notes, **more})
+
+
+def _fitted(frame: _Frame, config: ImagesConfig) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Return planes and spacing at `grid` and no longer than `longest`. Raises RejectedSeries."""
+    planes, spacing = frame.planes, frame.spacing
+    shape: tuple[int, int] = (planes.shape[1], planes.shape[2])
+    if config.grid.in_plane_mm or config.grid.size:
+        if config.grid.in_plane_mm and spacing is None:
+            raise RejectedSeries("its spacing is unknown, and grid.in_plane_mm needs it; longest=N needs none")
+        fitted = slicing.Resampler(shape, spacing or (1.0, 1.0), config.grid)
+        planes = np.stack([fitted.image(plane, MR_LOW) for plane in planes])
+        spacing, shape = spacing and fitted.spacing, (planes.shape[1], planes.shape[2])
+    if config.longest and max(shape) > config.longest:
+        # by pixels: of one unit each, until the longer side has `longest`
+        fitted = slicing.Resampler(shape, (1.0, 1.0), GridConfig(in_plane_mm=max(shape) / config.longest))
+        planes = np.stack([fitted.image(plane, MR_LOW) for plane in planes])
+        spacing = spacing and (spacing[0] * fitted.spacing[0], spacing[1] * fitted.spacing[1])
+    return planes, spacing
