@@ -100,6 +100,7 @@ REFUSED = {
     "generate": ["--output", "FOLDER", "patients=none"],
     "shard-ct": ["--input", "FOLDER/none", "--output", "FOLDER/out"],
     "shard-mri": ["--input", "FOLDER", "--output", "FOLDER/out", "min_slcies=1"],
+    "shard-images": ["--input", "FOLDER", "--output", "FOLDER/out", "min_slcies=1"],
     "merge": ["FOLDER"],
     "verify": ["FOLDER"],
     "overview": ["FOLDER"],
@@ -151,6 +152,6 @@ def test_a_tab_completes_commands_and_then_files(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "meddap"], cwd=tmp_path, env={**os.environ, **asked}, check=True)
         return (tmp_path / "answer").read_text().split()
 
-    assert completed("meddap sh") == ["shard-ct", "shard-mri"]
+    assert completed("meddap sh") == ["shard-ct", "shard-mri", "shard-images"]
     assert completed("meddap tra") == ["train"]
     assert completed("meddap train mi") == ["mine.yaml"]

@@ -12,7 +12,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from helpers import dicom_files
+from helpers import dicom_files, radiographs
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydicom.datadict import DicomDictionary, dictionary_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -95,7 +97,25 @@ def archive(folder: Path) -> Path:
         _nifti(folder / f"{WORD}files" / name, np.abs(voxels) % 2 if "seg" in name else voxels)
     (folder / f"{WORD}files" / f"{WORD}_bad_ct.nii.gz").write_bytes(f"{WORD} no gzip".encode())
     (folder / f"{WORD}.dcm").write_text(f"{WORD} no DICOM")
+    _pictures(folder / f"{WORD}pictures", np.abs(voxels))
     return folder
+
+
+def _pictures(folder: Path, voxels: np.ndarray) -> None:
+    """Radiographs and pictures, good and bad."""
+    luts = dict.fromkeys(("WindowCenter", "WindowWidth", "VOILUTSequence", "ModalityLUTSequence", "VOILUTFunction"))
+    kinds = {"good": luts, "lut": {}, "raw": {"PresentationIntentType": "FOR PROCESSING"}}
+    for number, (name, more) in enumerate(kinds.items()):
+        path = radiographs.write(folder / f"{WORD}{name}.dcm", voxels[0].astype(np.uint16))
+        _plant([path], f"6{number}", **more)
+    text = PngInfo()
+    text.add_text("Description", f"{WORD} text")
+    exif = Image.Exif()
+    exif[270], exif[315] = f"{WORD} description", f"{WORD} artist"
+    picture = Image.fromarray((voxels[0] % 256).astype(np.uint8))
+    picture.save(folder / f"{WORD}.png", pnginfo=text, exif=exif)
+    picture.save(folder / f"{WORD}.jpg", comment=f"{WORD} comment".encode(), exif=exif)
+    (folder / f"{WORD}bad.png").write_bytes(f"{WORD} no picture".encode())
 
 
 def _plant(paths: list[Path], series: str, **more: object) -> list[Path]:
@@ -129,7 +149,7 @@ def leaks(text: bytes) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("command", ["shard_ct.py", "shard_mri.py"])
+@pytest.mark.parametrize("command", ["shard_ct.py", "shard_mri.py", "shard_images.py"])
 def test_nothing_planted_comes_out(command: str, tmp_path: Path) -> None:
     """Accepted or left out, in shards, indices, manifest, overview, names of files and all that is printed: none."""
     source = archive(tmp_path / "in")
