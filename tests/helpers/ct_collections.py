@@ -49,6 +49,19 @@ def btcv(root: Path) -> Miniature:
     return Miniature("btcv", 4, 4, labelled=3, labels=ABDOMEN)
 
 
+def btcv_renamed(root: Path) -> Miniature:
+    """BTCV as repositories of code want it: in the Decathlon's folders, under its own names."""
+    for case in (1, 2, 3):
+        save(root / "imagesTr" / f"img{case:04d}.nii.gz", ct(case))
+        save(root / "labelsTr" / f"label{case:04d}.nii.gz", drawn(case, 1, 6))
+    save(root / "imagesTs" / "img0061.nii.gz", ct(61))
+    say(
+        root / "dataset_0.json",
+        {"training": [{"image": "imagesTr/img0001.nii.gz", "label": "labelsTr/label0001.nii.gz"}]},
+    )
+    return Miniature("btcv", 4, 4, labelled=3, labels=ABDOMEN)
+
+
 def amos(root: Path) -> Miniature:
     """AMOS: CT and MR in the same folders, MR from number 507."""
     base = root / "amos22"
@@ -134,6 +147,15 @@ def lits(root: Path) -> Miniature:
         for case in cases:
             save(root / f"Training Batch {batch}" / f"volume-{case}.nii", ct(case))
             save(root / f"Training Batch {batch}" / f"segmentation-{case}.nii", drawn(case))
+    return Miniature("lits", 4, 4, labelled=4, labels={"1": "liver", "2": "tumor"})
+
+
+def lits_apart(root: Path) -> Miniature:
+    """LiTS as it is offered again elsewhere: volumes in parts, all segmentations in one folder."""
+    for part, cases in ((1, (0, 1)), (2, (11, 12))):
+        for case in cases:
+            save(root / f"volume_pt{part}" / f"volume-{case}.nii", ct(case))
+            save(root / "segmentations" / f"segmentation-{case}.nii", drawn(case))
     return Miniature("lits", 4, 4, labelled=4, labels={"1": "liver", "2": "tumor"})
 
 
@@ -247,7 +269,21 @@ def _series(folder: Path, hu: np.ndarray, names: list[str] | None = None, **ids:
 COLLECTIONS: dict[str, Write] = {
     one.__name__: one
     for one in (
-        *(nnunet, decathlon, btcv, amos, flare21, flare22, flare23, word, kits19, kits21, lits),
+        *(
+            nnunet,
+            decathlon,
+            btcv,
+            btcv_renamed,
+            amos,
+            flare21,
+            flare22,
+            flare23,
+            word,
+            kits19,
+            kits21,
+            lits,
+            lits_apart,
+        ),
         *(totalsegmentator, ct_rate, ct_rate_fixed, lidc, tcia, rsna, openkbp),
     )
 }

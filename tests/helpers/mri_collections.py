@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from helpers.miniatures import Miniature, Write, apple_double, ct, drawn, mr, save, say
+from helpers.miniatures import AFFINE, Miniature, Write, apple_double, ct, drawn, mr, save, say
 
 TUMOUR = {"1": "necrotic and non-enhancing tumor core", "4": "enhancing tumor"}
 FOUR = ("t1", "t1c", "t2", "flair")
@@ -171,6 +171,18 @@ def oasis1_atlas(root: Path) -> Miniature:
     return Miniature("oasis1_atlas", 2, 3, ("t1",), 3, labels, words, plain=False)
 
 
+def oasis2(root: Path) -> Miniature:
+    """OASIS-2: visits of patients, each with several scans as NIfTI in two files."""
+    for number, visit in ((1, 1), (1, 2), (2, 1)):
+        for scan in (1, 2, 3):
+            path = root / "OAS2_RAW_PART1" / f"OAS2_{number:04d}_MR{visit}" / "RAW" / f"mpr-{scan}.nifti.img"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = nibabel.Nifti1Pair(mr("t1", number + visit), AFFINE)
+            image.header.set_xyzt_units("mm")
+            nibabel.save(image, path)
+    return Miniature("oasis2", 2, 3, ("t1",), plain=False)
+
+
 def oasis3(root: Path) -> Miniature:
     """OASIS-3 from XNAT: visits by their day, a folder per scan."""
     for subject, day in ((1, "d0129"), (1, "d0757"), (2, "d0653")):
@@ -237,6 +249,6 @@ COLLECTIONS: dict[str, Write] = {
     for one in (
         *(nnunet, decathlon, decathlon_prostate, amos, totalsegmentator),
         *(brats18, brats20, brats21, brats23, brats_peds, brats_men_rt),
-        *(ixi, fomo, oasis1, oasis1_atlas, oasis3, bids),
+        *(ixi, fomo, oasis1, oasis1_atlas, oasis2, oasis3, bids),
     )
 }
