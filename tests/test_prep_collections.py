@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import ct_collections, mri_collections
 from helpers.golden import TESTS
-from helpers.miniatures import LEVELS, Miniature, ct, mr, save
+from helpers.miniatures import LEVELS, Miniature, ct, drawn, mr, save
 
 from data_prep import schema, shard_ct, shard_mri
 from data_prep.discovery.layouts import rules
@@ -148,6 +148,15 @@ def test_a_foreign_file_is_counted_and_changes_nothing_else(
     added = [row for row in run.rows if row["source"] not in known]
     assert run.status == 0 and len(added) == 1 and len(run.rows) == len(before) + 1, run.said
     assert outcomes(before) <= outcomes(run.rows)
+
+
+def test_label_maps_that_a_layout_cannot_be_about_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Files named as those of LiTS with other values than liver and tumor: the console asks, once."""
+    for case in (1, 2, 3):
+        save(tmp_path / "in" / f"volume-{case}.nii", ct(case))
+        save(tmp_path / "in" / f"segmentation-{case}.nii", drawn(case, 1, 7))
+    said = start(shard_ct, tmp_path / "in", capsys).said
+    assert "layout: LiTS" in said and said.count("label maps hold 7, which") == 1
 
 
 @pytest.mark.parametrize(("command", "write"), SOME)

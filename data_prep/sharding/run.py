@@ -113,6 +113,7 @@ def _run(request: Request) -> None:
         if not any(record.samples for record in records.values()) and part.count == 1:
             raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
         named = replace(config, labels={**inputs.organ_files.names, **config.labels})
+        _say_unnamed(inputs, records, named.labels)
         write_output(output, records, named, labels.names, {**made_with, "inputs": fingerprint}, workers)
         summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
 
@@ -153,6 +154,19 @@ def _say_found(request: Request, inputs: archive.Discovered) -> None:
         )
     if inputs.shared:
         say(f"{inputs.shared} patients are named in several inputs and count as one each; else shard them one by one")
+
+
+def _say_unnamed(inputs: archive.Discovered, records: dict[str, Record], names: dict[str, str]) -> None:
+    """Say that label maps hold values which their layout does not name: they may be those of something else."""
+    rows = [row for record in records.values() for row in record.rows if row["status"] == "accepted"]
+    unnamed = sorted({int(value) for row in rows for value in row.get("annotated") or ()} - {int(one) for one in names})
+    if inputs.labels and unnamed:
+        where = "; layout=none takes no layout's names" if inputs.layouts else ""
+        which = ", ".join(map(str, unnamed[:8])) + (" …" if len(unnamed) > 8 else "")
+        say(
+            f"label maps hold {which}, which the names found for label values lack: are the names those of these maps? "
+            f"labels.{unnamed[0]}=NAME names one{where}"
+        )
 
 
 def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:
@@ -233,6 +247,7 @@ def write_output(
 # notes of accepted series that the console repeats: what a header left open and a setting decided
 _DECIDED = {
     "values_cut_off_at": "values above cut off, in HU",
+    "hu": "HU",
     "values_trusted": "taken as HU (values=trust) against",
     "units": "unit of the header's lengths",
     "transform": "transform",

@@ -256,7 +256,7 @@ def openkbp(root: Path) -> Miniature:
         for name in ("dose", "possible_dose_mask", "PTV70"):
             openkbp_files.sparse(folder / f"{name}.csv", np.arange(50), np.ones(50) if name == "dose" else None)
     labels = {"1": "Brainstem", "7": "Mandible"}
-    return Miniature("openkbp", 3, 3, labelled=3, labels=labels, plain=False)
+    return Miniature("openkbp", 3, 3, labelled=3, labels=labels, console=("− 1024, as OpenKBP",), plain=False)
 
 
 def _series(folder: Path, hu: np.ndarray, names: list[str] | None = None, **ids: str) -> None:
