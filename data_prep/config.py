@@ -60,6 +60,7 @@ class LimitConfig:
     """Limits beyond which a series is left out."""
 
     volume_gb: float = 4.0  # voxels in int16
+    zip_gb: float = 100.0  # what a zip archive may unpack to
     minutes: float = 20.0
 
 
@@ -183,6 +184,7 @@ RANGES = {
     "grid.size": Allowed(1, 16384),
     "limits.volume_gb": POSITIVE,
     "limits.minutes": NOT_NEGATIVE,
+    "limits.zip_gb": POSITIVE,
     "air.threshold_hu": Allowed(),
     "air.min_body_fraction": SHARE,
     "min_overlap": SHARE,

@@ -1,15 +1,15 @@
-"""DICOM files opened by content: plain, or compressed whole by gzip."""
+"""DICOM files opened by content: plain, compressed whole by gzip, or members of a zip archive."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from pydicom.uid import UID
 
+from data_prep.volumes import zips
 from data_prep.volumes.volume import RejectedSeries
 
 _GZIP = b"\x1f\x8b"
@@ -17,11 +17,20 @@ _MOST = 4 << 30  # bytes of one unpacked file
 _PIECE = 1 << 24
 
 
-def open_file(path: str | Path) -> BinaryIO:
-    """Open a file at its start, unpacked if it is gzip. Raises RejectedSeries if its checksum or length is wrong."""
-    file = open(path, "rb")  # noqa: SIM115  # it is handed to the caller open
-    if file.peek(2)[:2] != _GZIP:
-        return file
+def open_file(path: str | Path, to_its_end: bool = True) -> BinaryIO:
+    """Open a file at its start, unpacked if it is gzip. Raises RejectedSeries if its checksum or length is wrong.
+
+    to_its_end  whether a member of a zip archive is read whole, so that its checksum is compared
+    """
+    file: Any = zips.open_binary(path)
+    try:
+        if file.peek(2)[:2] != _GZIP:
+            if not to_its_end or zips.split(path) is None:
+                return cast(BinaryIO, file)
+            file.close()
+            return zips.read(path, _MOST)
+    except zips.DAMAGED as error:
+        raise zips.damage(error) from error
     unpacked = io.BytesIO()
     try:
         with file, gzip.open(file) as packed:
@@ -29,28 +38,36 @@ def open_file(path: str | Path) -> BinaryIO:
                 unpacked.write(piece)
                 if unpacked.tell() > _MOST:
                     raise RejectedSeries("unpacks to more than 4 GB")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, *zips.DAMAGED) as error:
         raise RejectedSeries("damaged gzip: its checksum or length is wrong") from error
     unpacked.seek(0)
     return unpacked
 
 
 def is_packed(path: str | Path) -> bool:
-    """Return whether a file is gzip."""
+    """Return whether a file is gzip, or a member of a zip archive."""
+    if zips.split(path) is not None:
+        return True
     with open(path, "rb") as file:
         return file.read(2) == _GZIP
 
 
 def start(path: str | Path, length: int) -> bytes:
-    """Return the first bytes of a file, unpacked if it is gzip."""
-    with open(path, "rb") as file:
-        first = file.read(length)
+    """Return the first bytes of a file, unpacked if it is gzip, or b"" if that is damaged.
+
+    Raises RejectedSeries for a damaged member of a zip archive.
+    """
+    with zips.open_binary(path) as file:
+        try:
+            first = file.read(length)
+        except zips.DAMAGED as error:
+            raise zips.damage(error) from error
         if first[:2] != _GZIP:
             return first
         file.seek(0)
         try:
             return gzip.open(file).read(length)
-        except (OSError, EOFError, zlib.error):
+        except (gzip.BadGzipFile, *zips.DAMAGED):
             return b""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from pydicom.uid import SegmentationStorage
 
 from data_prep.dicom import files
 from data_prep.dicom.scan import AnyHeader, scan
+from data_prep.volumes import zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
 
@@ -55,7 +57,7 @@ def is_dicom(path: str | Path) -> bool:
 
 def read_header(path: str | Path) -> Header:
     """Return the header of a DICOM file. Raises RejectedSeries if it is damaged, OSError if it cannot be opened."""
-    with files.open_file(path) as file:
+    with files.open_file(path, to_its_end=False) as file:
         try:
             dataset: AnyHeader = scan(file, _LAST) or _read_start(file)
             if "DirectoryRecordSequence" in dataset:
@@ -63,6 +65,8 @@ def read_header(path: str | Path) -> Header:
             series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
             if dataset.get("SOPClassUID") in _SEGMENTATIONS:
                 return Header(series, patient, study, "segmentation", _refers(file))
+        except zipfile.BadZipFile as error:
+            raise zips.damage(error) from error
         except Exception as error:  # hostile bytes raise anything
             unless_trouble(error)
             raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error

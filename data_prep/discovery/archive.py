@@ -21,7 +21,7 @@ from data_prep.discovery.layouts.applied import Image
 from data_prep.discovery.pairing import Pairing
 from data_prep.discovery.patients import BIDS, Rule
 from data_prep.discovery.studies import Series
-from data_prep.volumes import nifti
+from data_prep.volumes import nifti, zips
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
 
@@ -64,7 +64,8 @@ class Discovered:
     labels       label value → name, as recognised layouts or a description in the masks say
     patients     how paths name patients, and how many patients they name
     across       those of them whose images lie in several of the folders that are passed over (train, test)
-    layouts      what was recognised, for `dataset.json`, and `lines` for the console
+    layouts      what was recognised, for `dataset.json`
+    lines        what was decided about links, archives and layouts, for the console
     """
 
     sources: list[Source]
@@ -93,7 +94,7 @@ def discover(
 
     Raises LayoutError for a layout that does not fit or contradicts another.
     """
-    walked = walk.walk(inputs, workers, skip)
+    walked = walk.walk(inputs, workers, config, skip)
     return _Archive(inputs, masks, config, modality, walked).discovered()
 
 
@@ -138,7 +139,7 @@ class _Archive:
             patients=(self.rule, len(named)),
             across=self._across(),
             layouts=self.layouts.summaries(),
-            lines=list(self.layouts.lines()),
+            lines=[*self.walked.notes, *self.layouts.lines()],
         )
 
     def _with_problems(self, sources: list[Source]) -> list[Source]:
@@ -247,7 +248,8 @@ class _Archive:
         return repr((layout, series, sorted(labelmaps.ignored(self.config))))
 
     def _problem(self, name: str, problem: str) -> Source:
-        there = [name] if os.path.isfile(self.inputs.path(name)) else []
+        path = self.inputs.path(name)
+        there = [name] if os.path.isfile((zips.split(path) or [path])[0]) else []
         series = Series(name, tuple(there), dicom=False, uid=name)
         return Source((series,), self._patient(name), study=name, fingerprint=self._fingerprint(there), problem=problem)
 

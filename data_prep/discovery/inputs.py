@@ -1,4 +1,4 @@
-"""The folders given as --input, seen as one.
+"""The folders and zip archives given as --input, seen as one.
 
 Each file has one name, whatever their number. With one folder a name is the path below it. With several it begins
 with the folder's own name (made unique), so that equal paths below two of them stay two files.
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from data_prep.volumes import zips
 from meddap.errors import MeddapError
 
 
@@ -21,7 +22,7 @@ class InputError(MeddapError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Input folders by the start of their files' names; "" where there is only one."""
+    """Input folders, or zip archives, by the start of their files' names; "" where there is only one."""
 
     folders: dict[str, Path]
 
@@ -29,7 +30,7 @@ class Inputs:
     def of(cls, paths: Iterable[Path]) -> Inputs:
         """Return the folders as one input. Raises InputError if one is missing, or lies in another."""
         given = list(paths)
-        apart(given, "--input")
+        apart(given, "--input", archives=True)
         if len(given) == 1:
             return cls({"": given[0]})
         folders: dict[str, Path] = {}
@@ -42,11 +43,6 @@ class Inputs:
             folders[name] = path
         return cls(folders)
 
-    def names(self, path: str | Path, start: str) -> str:
-        """Return the name of a file or folder below the input that `start` stands for."""
-        below = os.path.relpath(path, self.folders[start])
-        return os.path.join(start, below)
-
     def path(self, name: str) -> str:
         """Return the path to open for a name."""
         if "" in self.folders:
@@ -55,8 +51,13 @@ class Inputs:
         return os.path.join(self.folders[start], below)
 
     def below(self, name: str) -> PurePath:
-        """Return the path of a file below the --input that holds it."""
-        return PurePath(name if "" in self.folders else name.partition(os.sep)[2] or name)
+        """Return the path of a file below the --input that holds it; zip archives count as folders of their stem."""
+        own = name if "" in self.folders else name.partition(os.sep)[2] or name
+        if zips.SUFFIX + os.sep not in own.lower():
+            return PurePath(own)
+        *folders, file = own.split(os.sep)
+        stems = [part[: -len(zips.SUFFIX)] if zips.is_archive(part) else part for part in folders]
+        return PurePath(*(stem or part for stem, part in zip(stems, folders)), file)
 
 
 def fingerprint(named: Iterable[tuple[str, str]], more: bytes = b"") -> str:
@@ -64,18 +65,27 @@ def fingerprint(named: Iterable[tuple[str, str]], more: bytes = b"") -> str:
     digest = hashlib.sha256(more)
     for name, path in named:
         try:
-            status = os.stat(path)
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            status = zips.status(path)
+            digest.update(f"{name}\0{status.size}\0{status.changed}\0".encode(errors="surrogateescape"))
         except OSError:
             digest.update(f"{name}\0gone\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def apart(folders: list[Path], option: str) -> None:
-    """Raise InputError unless every folder exists and none is, or lies in, another one."""
+def apart(folders: list[Path], option: str, archives: bool = False) -> None:
+    """Raise InputError unless every folder exists and none is, or lies in, another one.
+
+    archives  whether a zip archive counts as a folder
+    """
     resolved = [folder.resolve() for folder in folders]
     for place, (folder, own) in enumerate(zip(folders, resolved)):
-        if not folder.is_dir():
+        if folder.is_file() and not (archives and zips.is_archive(folder.name)):
+            instead = "; name the folder that holds it" if not archives else ""
+            ending = zips.other_archive(folder.name)
+            if archives:
+                instead = "; unpack it" if ending else ", no folder and no zip archive; name the folder that holds it"
+            raise InputError(f"{option} {folder}: a {ending + ' archive' if ending else 'file'}{instead}")
+        if not folder.exists():
             raise InputError(f"{folder}: no such folder; name the folder that holds the images")
         for other, its in zip(folders[:place], resolved[:place]):
             if own == its:

@@ -15,6 +15,7 @@ from data_prep.discovery.labelmaps import LabelFile
 from data_prep.discovery.layouts.recognise import Recognised
 from data_prep.discovery.studies import Group, Series
 from data_prep.discovery.walk import Walked
+from data_prep.volumes import zips
 from data_prep.volumes.volume import RejectedSeries
 
 
@@ -145,7 +146,7 @@ class Pairing:
     def _given(self, series: Series) -> LabelFile | None:
         for pattern, target in self.config.label_maps.items():
             if fnmatch(series.name, pattern):
-                there = [path for base in self._bases() if os.path.isfile(path := base / target)]
+                there = [path for base in self._bases() if zips.is_file(path := base / target)]
                 if len(there) != 1:
                     which = f"exists in {len(there)} folders" if there else "does not exist"
                     raise RejectedSeries(f"its label map, named by label_maps, {which}")

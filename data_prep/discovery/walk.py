@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from data_prep.config import PrepConfig
 from data_prep.dicom import headers
 from data_prep.discovery import labelmaps, organs
 from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.studies import NO_UID
-from data_prep.volumes import images
+from data_prep.discovery.tree import Tree
+from data_prep.volumes import images, zips
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import LostJob, Workers
 
 _CHUNK = 128  # files whose headers one job reads
+_NOT_DICOM = {
+    ".dcm": "not a DICOM file, although named .dcm",
+    ".dcm.gz": "not a DICOM file, or damaged, although named .dcm.gz",
+}
 
 
 @dataclass
 class Walked:
-    """Files by kind, by their names (`Inputs`)."""
+    """Files by kind, by their names (`Inputs`).
+
+    notes    lines about links and archives, for the console
+    zips     zip archives that are read as folders
+    """
 
     images: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -33,53 +43,153 @@ class Walked:
     segmentations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     others: list[str] = field(default_factory=list)
     ignored: int = 0
+    notes: list[str] = field(default_factory=list)
+    zips: list[str] = field(default_factory=list)
 
 
-def walk(inputs: Inputs, workers: Workers, skip: Path | None) -> Walked:
-    """Return what lies below the inputs, except in `skip` (the output).
+def walk(inputs: Inputs, workers: Workers, config: PrepConfig, skip: Path | None) -> Walked:
+    """Return what lies below the inputs, except in `skip` (the output), linked folders and zip archives included."""
+    walked, tree = Walked(), Tree(inputs, skip)
+    _read(walked, workers, _chunks(_Files(inputs, walked).others(tree), inputs))
+    walked.problems += tree.problems
+    walked.notes += tree.links.said()
+    walked.zips += tree.zips
+    _read(walked, workers, _in_zips(inputs, walked, workers, config))
+    return walked
 
-    Links to folders are not followed, because they may form loops.
-    """
-    walked = Walked()
-    for chunk, result in workers.map(_read_headers, _chunks(_others(inputs, walked, skip), inputs)):
+
+def _read(walked: Walked, workers: Workers, chunks: Iterable[tuple[Inputs, list[str]]]) -> None:
+    for chunk, result in workers.map(_read_headers, chunks):
         if isinstance(result, LostJob):  # one of them is to blame: read each by itself
             for single, alone in workers.map(_read_headers, [(chunk[0], [name]) for name in chunk[1]]):
                 _sort(walked, single[1], [str(alone)] if isinstance(alone, LostJob) else alone)
         else:
             _sort(walked, chunk[1], result)
-    return walked
 
 
-def _others(inputs: Inputs, walked: Walked, skip: Path | None) -> Iterator[str]:
-    """Yield files that may be DICOM; sort image files into `walked` on the way."""
-    for start in inputs.folders:
-        yield from _others_in(inputs, start, walked, skip)
+class _Files:
+    """Sorts files by their names; image files that are one by two hard links are read once."""
+
+    def __init__(self, inputs: Inputs, walked: Walked) -> None:
+        self.inputs, self.walked = inputs, walked
+        self._numbers: dict[int, str] = {}  # of image files: inode → path
+
+    def others(self, tree: Tree) -> Iterator[str]:
+        """Yield files that may be DICOM; sort the others into `walked` on the way."""
+        second = 0
+        for folder in tree.folders():
+            prefix = f"{folder.name}{os.sep}" if folder.name else ""
+            own = not folder.top and organs.is_folder(folder.path)
+            for entry in folder.files:
+                kind = _kind(entry.name, own)
+                if kind in ("image", "other") and (folder.linked and tree.read_before(entry)):
+                    continue
+                if kind == "image" and not folder.linked and self._is_second(entry):
+                    second += 1
+                elif kind == "image" and not (folder.linked or entry.is_file(follow_symlinks=False)):
+                    self.walked.problems.append((prefix + entry.name, "not a regular file"))
+                elif _sort_name(self.walked, prefix + entry.name, kind):
+                    yield prefix + entry.name
+        if second:
+            what = "1 image file is another" if second == 1 else f"{second} image files are others"
+            self.walked.notes.append(f"{what} by a second name (hard links): read once")
+
+    def _is_second(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether an image file has another name under which it is read; inodes alone may be made up."""
+        first = self._numbers.setdefault(entry.inode(), entry.path)
+        if first == entry.path:
+            return False
+        try:
+            status = os.stat(entry.path)
+            return status.st_nlink > 1 and os.path.samestat(status, os.stat(first))
+        except OSError:
+            return False
 
 
-def _others_in(inputs: Inputs, start: str, walked: Walked, skip: Path | None) -> Iterator[str]:
-    def unreadable(error: OSError) -> None:
-        place = inputs.names(error.filename, start)
-        walked.problems.append((place, f"folder cannot be read ({error.strerror})"))
-
-    for folder, names, files in os.walk(inputs.folders[start], onerror=unreadable):
-        names[:] = sorted(name for name in names if skip is None or not _same(Path(folder) / name, skip))
-        own = organs.is_folder(folder) and not inputs.folders[start].samefile(folder)
-        for file in sorted(files):
-            name = inputs.names(os.path.join(folder, file), start)
-            if not images.is_image(file):
-                yield name
-            elif own and not file.startswith("sub-") and not labelmaps.is_plain(file):
-                walked.organ_candidates.append(name)
-            elif labelmaps.is_label(file):
-                walked.labels.append(name)
-            elif "derivatives" in PurePath(name).parts and file.startswith("sub-"):
-                walked.problems.append((name, "derivative of a BIDS data set"))
-            else:
-                walked.images.append(name)
+def _kind(file: str, own: bool) -> str:
+    """Return what a file's name says that it is. `own`: its folder is named as one of label maps."""
+    if not images.is_image(file):
+        return "other"
+    if own and not file.startswith("sub-") and not labelmaps.is_plain(file):
+        return "organ"
+    return "label" if labelmaps.is_label(file) else "image"
 
 
-def _same(path: Path, other: Path) -> bool:
-    return other.exists() and path.exists() and path.samefile(other)
+def _sort_name(walked: Walked, name: str, kind: str) -> bool:
+    """Sort a file into `walked` by its name; return whether it is left to be opened, because it may be DICOM."""
+    if kind == "organ":
+        walked.organ_candidates.append(name)
+    elif kind == "label":
+        walked.labels.append(name)
+    elif kind == "image" and "derivatives" in PurePath(name).parts and os.path.basename(name).startswith("sub-"):
+        walked.problems.append((name, "derivative of a BIDS data set"))
+    elif kind == "image":
+        walked.images.append(name)
+    elif zips.is_archive(name):
+        walked.zips.append(name)
+    elif ending := zips.other_archive(name):
+        walked.problems.append((name, f"a {ending} archive, which is not read (zip archives are); unpack it"))
+    else:
+        return True
+    return False
+
+
+def _in_zips(
+    inputs: Inputs, walked: Walked, workers: Workers, config: PrepConfig
+) -> Iterator[tuple[Inputs, list[str]]]:
+    """Yield chunks of members that may be DICOM, none of two archives; sort the others into `walked` on the way."""
+    unpacked = read = 0
+    jobs = [(inputs.path(name).rstrip(os.sep), config.limits.zip_gb) for name in sorted(walked.zips)]
+    for name, (_, listing) in zip(sorted(walked.zips), workers.map(_list, jobs)):
+        if isinstance(listing, (str, LostJob)):
+            walked.problems.append((name or ".", str(listing)))
+        elif name not in inputs.folders and _is_unpacked(inputs.path(name), listing):
+            unpacked += 1
+        else:
+            read += 1
+            if listing.problem:
+                walked.problems.append((name or ".", listing.problem))
+            walked.ignored += listing.ignored
+            yield from _chunks(_members(walked, name, listing), inputs)
+    if read:
+        walked.notes.append(f"{read} zip archive{'s' * (read > 1)} read like folders")
+    if unpacked:
+        walked.notes.append(f"{unpacked} zip archives left out: what was unpacked from them lies beside them")
+
+
+def _list(job: tuple[str, float]) -> zips.Listing | str:
+    """Return the members of a zip archive, or why it cannot be read."""
+    try:
+        return zips.listing(*job)
+    except (RejectedSeries, UnreadableError) as error:
+        return error.reason
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _members(walked: Walked, archive: str, listing: zips.Listing) -> Iterator[str]:
+    for member in listing.members:
+        folder, _, file = member.rpartition("/")
+        name = os.path.join(archive, member)
+        if _sort_name(walked, name, _kind(file, bool(folder) and organs.is_folder(folder))):
+            yield name
+
+
+def _is_unpacked(path: str, listing: zips.Listing) -> bool:
+    """Return whether all members of an archive lie beside it, or in a folder of its name, with the same sizes."""
+
+    def holds(folder: str) -> bool:
+        pairs = zip(listing.members, listing.sizes)
+        return all(_size(os.path.join(folder, member)) == size for member, size in pairs)
+
+    return bool(listing.members) and (holds(os.path.splitext(path)[0]) or holds(os.path.dirname(path)))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
 
 
 def _chunks(names: Iterator[str], inputs: Inputs) -> Iterator[tuple[Inputs, list[str]]]:
@@ -101,11 +211,11 @@ def _read_headers(job: tuple[Inputs, list[str]]) -> list[headers.Header | str | 
 
 def _read_header(path: str) -> headers.Header | str | None:
     try:
-        if not os.path.isfile(path):
+        if zips.split(path) is None and not os.path.isfile(path):
             return "not a regular file" if os.path.lexists(path) else "vanished while it was read"
         if headers.is_dicom(path):
             return headers.read_header(path)
-        return "not a DICOM file, although named .dcm" if path.lower().endswith(".dcm") else None
+        return next((why for ending, why in _NOT_DICOM.items() if path.lower().endswith(ending)), None)
     except (RejectedSeries, UnreadableError) as error:
         return error.reason
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 
 from data_prep.config import PrepConfig
 from data_prep.schema import AIR_HU
-from data_prep.volumes import geometry, hounsfield, itk, openkbp
+from data_prep.volumes import geometry, hounsfield, itk, openkbp, zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.nifti import SUFFIXES as NIFTI
 from data_prep.volumes.nifti import Nifti
@@ -110,6 +111,10 @@ class Image:
 
 def _truncated(error: Exception) -> RejectedSeries:
     unless_trouble(error)
+    if isinstance(error, RejectedSeries):
+        return error
+    if isinstance(error, zipfile.BadZipFile):
+        return zips.damage(error)
     checksum = isinstance(error, gzip.BadGzipFile) and "check" in str(error)  # of content, or of its length
     what = "its gzip checksum does not match its content" if checksum else type(error).__name__
     return RejectedSeries(f"truncated or damaged image ({what})")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_prep.config import PrepConfig
-from data_prep.volumes import geometry, text_headers
+from data_prep.volumes import geometry, text_headers, zips
 from data_prep.volumes.text_headers import TextHeader
 from data_prep.volumes.volume import RejectedSeries, check_size
 
 if TYPE_CHECKING:
     import SimpleITK
 
+_ELSEWHERE = re.compile(rb"(?im)^((?:data ?file\s*:|ElementDataFile\s*=)[ \t]*)([^\r\n]*)")  # NRRD, MetaImage
+_EMPTY_LINE = re.compile(rb"\r?\n\r?\n")
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -25,6 +31,12 @@ def read(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, 
     Raises RejectedSeries for what is too large, has several values per voxel or does not say how it lies, unless the
     settings decide; and for damage whatever is raised.
     """
+    with _local(path) as (local, reader):
+        return _read(local, reader, config)
+
+
+def _read(path: str, kind: str, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """Read a file; `kind` is the class of ITK that reads it, "" where its name says that."""
     try:
         import SimpleITK
     except ImportError:
@@ -33,7 +45,9 @@ def read(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, 
     if header.encoding == "bzip2":
         raise RejectedSeries("an NRRD compressed by bzip2, which SimpleITK does not read; save it with gzip")
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(path)
+    if kind:
+        reader.SetImageIO(kind)
     reader.ReadImageInformation()
     if reader.GetNumberOfComponents() > 1:
         raise RejectedSeries(f"{reader.GetNumberOfComponents()} values per voxel; expected one")
@@ -46,6 +60,38 @@ def read(path: str | Path, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, 
     if not header.packed:
         return SimpleITK.GetArrayFromImage(reader.Execute()).transpose(), affine, notes
     return _decoded(header, reader), affine, notes
+
+
+@contextmanager
+def _local(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Yield a path that ITK can open, and the class of ITK that reads it if the path does not say that.
+
+    That of a member of a zip archive is a copy without a name. Raises RejectedSeries if the archive is damaged, or if
+    the member's voxels lie in several files, or in one that the archive does not hold beside it.
+    """
+    if zips.split(path) is None:
+        yield str(path), ""
+        return
+    kind = "NrrdImageIO" if str(path).lower().endswith((".nrrd", ".nhdr")) else "MetaImageIO"
+    with zips.open_binary(path) as file:
+        try:
+            start = file.read(text_headers.LONGEST)
+        except zips.DAMAGED as error:
+            raise zips.damage(error) from error
+    end = _EMPTY_LINE.search(start)
+    elsewhere = _ELSEWHERE.search(start[: end.start()] if end else start)
+    other = elsewhere[2].decode("utf-8", "replace").strip() if elsewhere else "LOCAL"
+    if other.upper() == "LOCAL":
+        with zips.nameless(path) as local:
+            yield local, kind
+        return
+    voxels = os.path.join(os.path.dirname(path), other)
+    if ".." in other.split("/") or not (zips.split(voxels) and zips.is_file(voxels)):
+        raise RejectedSeries("the file with its voxels is not beside it in the zip archive")
+    with zips.nameless(voxels) as content:
+        header = _ELSEWHERE.sub(lambda match: match[1] + content.encode(), start, count=1)
+        with zips.nameless(path, header, skip=len(start)) as local:
+            yield local, kind
 
 
 def _in_mm(lps: np.ndarray, header: TextHeader, config: PrepConfig) -> tuple[np.ndarray, dict[str, object]]:

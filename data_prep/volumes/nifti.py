@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.fileholders import FileHolder
 
 from data_prep.config import GeometryConfig
-from data_prep.volumes import geometry
+from data_prep.volumes import geometry, zips
 from data_prep.volumes.volume import RejectedSeries
 
 PAIRED = {".img": ".hdr", ".img.gz": ".hdr.gz"}  # file of the values → file of the header
@@ -43,6 +43,7 @@ class Nifti:
     def __init__(self, path: str | Path, settings: GeometryConfig, orientation: str = "") -> None:
         """Open a file. `orientation`: where the axes of an Analyze file run ("LAS"), if something else says it."""
         self.notes: dict[str, object] = {}
+        self._path = path
         if header_of := header_file(path):
             self._open_pair(header_of, Path(path), settings, orientation)
             return
@@ -62,7 +63,7 @@ class Nifti:
         self.notes |= notes
 
     def _open_pair(self, header_of: Path, path: Path, settings: GeometryConfig, orientation: str) -> None:
-        if not header_of.is_file():
+        if not zips.is_file(header_of):
             raise RejectedSeries("its header, the .hdr beside the .img, is missing")
         with _opened(header_of, self.notes) as file:
             start = file.read()  # to its end, where a checksum may be
@@ -81,9 +82,9 @@ class Nifti:
             _check_scale(header)
         stream = _opened(path, self.notes)
         stored = math.prod(shape) * header.get_data_dtype().itemsize + int(header["vox_offset"])
-        if not isinstance(stream, gzip.GzipFile) and path.stat().st_size < stored:
+        if not isinstance(stream, gzip.GzipFile) and (length := zips.size(path)) < stored:
             stream.close()
-            raise RejectedSeries(f"truncated or damaged image (its .img has {path.stat().st_size} of {stored} bytes)")
+            raise RejectedSeries(f"truncated or damaged image (its .img has {length} of {stored} bytes)")
         files = {"header": FileHolder(fileobj=io.BytesIO(start[:size])), "image": FileHolder(fileobj=stream)}
         if analyze:
             files["mat"] = FileHolder(fileobj=io.BytesIO())  # SPM's transform, which no other program reads
@@ -97,9 +98,11 @@ class Nifti:
         self.notes |= notes
 
     def finish(self) -> None:
-        """Read a compressed file to its end, where its checksum is compared. Raises what gzip raises."""
+        """Read a packed file to its end, where its checksum is compared. Raises RejectedSeries or what gzip does."""
         while self._stream is not None and self._stream.read(1 << 20):
             pass
+        if self._stream is None:  # a member: zipfile compares no checksum once it was told to seek
+            zips.verify(self._path)
 
 
 def header_file(path: str | Path) -> Path | None:
@@ -110,7 +113,9 @@ def header_file(path: str | Path) -> Path | None:
         return None
     stem, upper = path.name[: -len(body)], not path.name[-len(body) :].islower()
     names = [stem + (suffix.upper() if upper else suffix) for suffix in dict.fromkeys((PAIRED[body], ".hdr"))]
-    return next((there for name in names if (there := path.with_name(name)).is_file()), path.with_name(names[0]))
+    return next(
+        (there for name in names if (there := path.with_name(name)) and zips.is_file(there)), path.with_name(names[0])
+    )
 
 
 def _opened(path: str | Path, notes: dict[str, object]) -> io.BufferedIOBase:
@@ -118,10 +123,13 @@ def _opened(path: str | Path, notes: dict[str, object]) -> io.BufferedIOBase:
 
     One handle: a compressed file is read once from front to end, not from its start for every slab.
     """
-    with open(path, "rb") as file:
+    with zips.open_binary(path) as file:
         compressed = file.read(2) == _GZIP
     if compressed != str(path).lower().endswith(".gz"):
         notes["compression"] = "gzip without .gz in its name" if compressed else "none, despite its name"
+    if zips.split(path):
+        member: Any = zips.open_binary(path)
+        return gzip.GzipFile(fileobj=member) if compressed else member
     return gzip.GzipFile(path) if compressed else io.BufferedReader(io.FileIO(path))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.volumes import zips
 from data_prep.volumes.volume import RejectedSeries
 
 SUFFIX = ".csv"
@@ -48,9 +49,10 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
 
 def _lines(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the indices, and the values if lines have any."""
-    if path.stat().st_size > _BYTES:
-        raise RejectedSeries(f"{_NOT_ONE}: {path.stat().st_size / 1e6:.0f} MB")
-    header, *lines = path.read_bytes().split(b"\n")
+    if (size := zips.size(path)) > _BYTES:
+        raise RejectedSeries(f"{_NOT_ONE}: {size / 1e6:.0f} MB")
+    with zips.open_binary(path) as file:
+        header, *lines = file.read().split(b"\n")
     lines = [line.strip() for line in lines if line.strip()]
     if header.strip() != _HEADER or not lines:
         raise RejectedSeries(f"{_NOT_ONE}: its first line is not `,data`" if lines else "an empty CSV")
@@ -73,10 +75,12 @@ def _lines(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _affine(path: Path) -> np.ndarray:
-    if not path.is_file():
+    if not zips.is_file(path):
         raise RejectedSeries(f"{SPACING} is not beside it; without it a CSV has no spacing")
+    with zips.open_binary(path) as file:
+        start = file.read(1000)
     try:
-        spacing = np.array(path.read_bytes()[:1000].split(), np.float64)
+        spacing = np.array(start.split(), np.float64)
     except ValueError:
         spacing = np.empty(0)
     if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():

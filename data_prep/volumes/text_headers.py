@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from data_prep.volumes.volume import RejectedSeries
 
-_HEADER = 1 << 16  # bytes within which a header ends
+LONGEST = 1 << 16  # bytes within which a header ends
 _CHUNK = 1 << 20
 _MM = {
     **{"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0},
@@ -51,7 +51,7 @@ class TextHeader:
 def read(path: Path) -> TextHeader:
     """Read a header. Raises RejectedSeries for what would be read otherwise than it is meant."""
     with path.open("rb") as file:
-        start = file.read(_HEADER)
+        start = file.read(LONGEST)
     return _nrrd(path, start) if start.startswith(b"NRRD") else _metaimage(path, start)
 
 

@@ -17,6 +17,7 @@ from data_prep.discovery.layouts.recognise import Known, Recognised, Root
 from data_prep.discovery.layouts.rules import COMMANDS, LayoutError
 from data_prep.discovery.studies import Series
 from data_prep.discovery.walk import Walked
+from data_prep.volumes import zips
 
 _OTHER = {"ct": "CT of this layout; shard_ct.py takes it", "mri": "MR of this layout; shard_mri.py takes it"}
 
@@ -150,7 +151,7 @@ def apply(inputs: Inputs, masks: Sequence[Path], config: PrepConfig, modality: s
         several="" not in inputs.folders,
         setting=config.layout,
         command=COMMANDS[modality],
-        exists=lambda name: Path(inputs.path(name)).is_file(),
+        exists=lambda name: zips.is_file(inputs.path(name)),
     )
     applied = Applied(found, modality)
     for number, root in enumerate(found.roots, 1):

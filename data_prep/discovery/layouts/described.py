@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.discovery import sequences
 from data_prep.discovery.layouts.rules import LayoutError
+from data_prep.volumes import zips
 from meddap.records import RecordError, read_json
 
 _CHANNEL = re.compile(r"\d+")
@@ -66,12 +67,13 @@ def sequence_of(channel: str) -> str:
 
 def read(path: Path, said: str) -> Description:
     """Read a description; one that is not there says nothing. Raises LayoutError, which calls it `said`."""
-    if not path.is_file():
+    if not zips.is_file(path):
         return Description()
-    try:
-        content = read_json(path, {}, "mend or remove it, or set layout=none")
-    except RecordError as error:  # its path might name a patient
-        raise LayoutError(str(error).replace(str(path), said)) from error
+    with zips.local(path) as local:
+        try:
+            content = read_json(Path(local), {}, "mend or remove it, or set layout=none")
+        except RecordError as error:  # its path might name a patient
+            raise LayoutError(str(error).replace(local, said)) from error
     labels = _mapping(content, "labels", said)
     channels = _mapping(content, "channel_names" if "channel_names" in content else "modality", said)
     by_value, regions = _labels(labels, said)
