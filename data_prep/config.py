@@ -77,6 +77,9 @@ class PrepConfig:
     # what names the patient of a file whose header does not; BIDS names and layouts take precedence. auto: the first
     # folder from the top where the names differ and are not train, val, images … only; without one the file's name
     patient_from: Literal["auto", "first_folder", "parent_folder", "file"] = "auto"
+    # DICOM: whether its PatientID names the patient, or its path as for image files (where all share one id)
+    patient_id: Literal["header", "path"] = "header"
+    strict: bool = False  # whether what would be a warning is an error, before anything is written where it can be told
     labels: dict[str, str] = field(default_factory=dict)  # label value → name
     label_maps: dict[str, str] = field(default_factory=dict)  # pattern of an image's path → path of its label map
     # label values of voxels that nobody annotated: neither a label nor background. One that `labels` names is a label;
@@ -192,5 +195,5 @@ RANGES = {
     "longest": Allowed(1, 16384),
     "frame_stride": COUNT,
 }
-# Settings that change only speed: a second start may differ in them.
-MACHINE_KEYS = ("workers", "limits")
+# Settings that change no slice: a second start may differ in them.
+MACHINE_KEYS = ("workers", "limits", "strict")

@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         dataset = archive_parts.merge(options.output)
     for split, part in dataset["splits"].items():
         say(f"  {split}: {part['samples']} slices of {part['subjects']} patients in {len(part['shards'])} shards")
+    for line in dataset["warnings"]:
+        say(f"warning: {line}")
     return 0
 
 

@@ -54,6 +54,8 @@ def _splits(dataset: dict[str, Any]) -> Iterator[str]:
     ]
     head = ["split", "patients", "series or studies", "slices", "shards", "size"]
     yield table(head, rows, "A patient is in one split alone, by salted hash.")
+    for line in dataset.get("warnings", []):
+        yield f"<p>{html.escape(f'Warning: {line}')}</p>"
 
 
 def _size(shards: list[dict]) -> str:

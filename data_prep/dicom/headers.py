@@ -34,6 +34,7 @@ class Header:
     series  SeriesInstanceUID; "" if it was emptied
     kind    "image", "segmentation" or "directory" (a DICOMDIR, which holds no image)
     refers  for a segmentation: SeriesInstanceUID of the images that it labels
+    person  birth date and sex, by which people who share a PatientID are told apart; "" where not stated
     """
 
     series: str
@@ -41,6 +42,7 @@ class Header:
     study: str
     kind: str = "image"
     refers: str = ""
+    person: tuple[str, str] = ("", "")
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -70,7 +72,8 @@ def read_header(path: str | Path) -> Header:
         except Exception as error:  # hostile bytes raise anything
             unless_trouble(error)
             raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
-    return Header(series, patient, study)
+        person = _person(dataset)
+    return Header(series, patient, study, person=person)
 
 
 def _read_start(file: BinaryIO) -> pydicom.Dataset:
@@ -85,6 +88,14 @@ def _refers(file: BinaryIO) -> str:
     dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     referenced = dataset.get("ReferencedSeriesSequence") or []
     return _text(referenced[0], "SeriesInstanceUID") if len(referenced) else ""
+
+
+def _person(dataset: AnyHeader) -> tuple[str, str]:
+    try:
+        born, sex = (str(dataset.get(name) or "").strip() for name in ("PatientBirthDate", "PatientSex"))
+    except Exception:  # hostile bytes raise anything; nothing else depends on these two
+        return "", ""
+    return born if len(born) == 8 and born.isdecimal() else "", sex if sex in ("M", "F") else ""
 
 
 def _text(dataset: AnyHeader, name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from data_prep.config import MriConfig, PrepConfig
-from data_prep.discovery import labelmaps, organs, patients, studies, walk
+from data_prep.discovery import doubts, labelmaps, organs, patients, studies, walk
 from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.labelmaps import LabelFile
 from data_prep.discovery.layouts import applied
@@ -65,7 +65,8 @@ class Discovered:
     patients     how paths name patients, and how many patients they name
     across       those of them whose images lie in several of the folders that are passed over (train, test)
     layouts      what was recognised, for `dataset.json`
-    lines        what was decided about links, archives and layouts, for the console
+    lines        what was decided about links, archives, layouts and patients without an id, for the console
+    warnings     doubts about the layout and about who is a patient
     """
 
     sources: list[Source]
@@ -78,6 +79,7 @@ class Discovered:
     across: int = 0
     layouts: list[dict[str, object]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def discover(
@@ -108,8 +110,10 @@ class _Archive:
         self.layouts = applied.apply(inputs, masks, config, modality, walked)
         self.config = replace(config, labels={**self.layouts.labels, **config.labels})
         self.pairing = Pairing(inputs, masks, self.config, walked, self.layouts.found, self.layouts.problems)
-        self.by_path = [*walked.images, *(files[0] for uid, files in walked.series.items() if not self._owner(uid))]
-        self.rule = patients.rule(map(self._below, self.by_path), config.patient_from, self._study_folders())
+        self.rule = self._rule(self._by_path())
+        if config.patient_from in ("auto", "first_folder") or not walked.by_id:
+            walked.part(self._patient)
+        self.by_path = self._by_path()
 
     def discovered(self) -> Discovered:
         """Return all sources, sorted by name, and what else was found."""
@@ -129,6 +133,11 @@ class _Archive:
                 self.pairing.pass_over(image.name)
                 sources.append(self._problem(image.name, image.problem))
         named = {self._patient(name) for name in self.by_path if not BIDS.search(name)}
+        who = self._named([*groups, *of_layouts])
+        without = sum(not (one.by_id or one.trusted) for one, group in zip(who, groups) if group.series[0].dicom)
+        lines = [*self.walked.notes, *self.layouts.lines()]
+        if without and self.walked.by_id:
+            lines.append(f"{without} DICOM series or studies have no PatientID: their paths name the patients")
         return Discovered(
             sources=self._with_problems(sources),
             ignored=self.walked.ignored,
@@ -139,8 +148,38 @@ class _Archive:
             patients=(self.rule, len(named)),
             across=self._across(),
             layouts=self.layouts.summaries(),
-            lines=[*self.walked.notes, *self.layouts.lines()],
+            lines=lines,
+            warnings=[*self.layouts.found.doubts, *doubts.warnings(who, self.walked.persons, self.config)],
         )
+
+    def _named(self, groups: Sequence[studies.Group]) -> list[doubts.Named]:
+        """Return what names the patients of groups."""
+        by_id = [group.series[0].dicom and bool(self._id(group.series[0].uid)) for group in groups]
+        # as patient_id=path would have it
+        rule = self._rule([group.series[0].files[0] for group, own in zip(groups, by_id) if own])
+        alone = [names[0] for names in rule.skipped if len(names) == 1 and not patients.is_word(names[0])]
+        named = []
+        for group, own in zip(groups, by_id):
+            first = group.series[0].files[0]
+            place = (rule if own else self.rule).of(self._below(first))
+            trusted = bool(BIDS.search(first) or self.layouts.patient_of(first))
+            named.append(doubts.Named(group.patient, place, alone[-1] if alone else place, group.study, own, trusted))
+        return named
+
+    def _by_path(self) -> list[str]:
+        """Return a file of each image and series whose patient its path names, or of each folder of the series."""
+        files = [own for uid, own in self.walked.series.items() if not self._owner(uid)]
+        if self.walked.by_id:
+            return [*self.walked.images, *(own[0] for own in files)]
+        by_folder = [{os.path.dirname(name): name for name in sorted(own, reverse=True)} for own in files]
+        return [*self.walked.images, *(name for folders in by_folder for name in folders.values())]
+
+    def _rule(self, names: Iterable[str]) -> Rule:
+        return patients.rule(map(self._below, names), self.config.patient_from, self._study_folders())
+
+    def _id(self, uid: str) -> str:
+        """Return the PatientID of a DICOM series; "" if it has none, or if the paths are to be taken."""
+        return self.walked.owners[uid][0]
 
     def _with_problems(self, sources: list[Source]) -> list[Source]:
         for name, problem in [*self.walked.problems, *self.layouts.left_out()]:
@@ -190,7 +229,7 @@ class _Archive:
 
     def _owner(self, uid: str) -> str:
         """Return the patient of a DICOM series, if its header or a layout names it; else ""."""
-        return self.walked.owners[uid][0] or self.layouts.patient_of(self.walked.series[uid][0])
+        return self._id(uid) or self.layouts.patient_of(self.walked.series[uid][0])
 
     def _across(self) -> int:
         """Return how many patients have images in several of the folders that say nothing of patients."""
@@ -248,8 +287,7 @@ class _Archive:
         return repr((layout, series, sorted(labelmaps.ignored(self.config))))
 
     def _problem(self, name: str, problem: str) -> Source:
-        path = self.inputs.path(name)
-        there = [name] if os.path.isfile((zips.split(path) or [path])[0]) else []
+        there = [name] if zips.exists(self.inputs.path(name)) else []
         series = Series(name, tuple(there), dicom=False, uid=name)
         return Source((series,), self._patient(name), study=name, fingerprint=self._fingerprint(there), problem=problem)
 

@@ -7,7 +7,6 @@ test (`split_from`). What a path may say is taken as configured: patients (`pati
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,13 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 
 from data_prep.config import ImagesConfig, PrepConfig
-from data_prep.discovery import organs, patients, walk
+from data_prep.discovery import doubts, organs, patients, walk
 from data_prep.discovery.archive import Discovered, Source
 from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.studies import Series
 from data_prep.identity import SPLIT_NAMES
 from data_prep.schema import SPLITS
-from data_prep.volumes import medmnist, pictures
+from data_prep.volumes import medmnist, pictures, zips
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
@@ -53,7 +52,7 @@ def discover(
     """
     assert isinstance(config, ImagesConfig)
     _check(config)
-    walked = walk.walk(inputs, workers, skip)
+    walked = walk.walk(inputs, workers, config, skip)
     anonymous = [files for uid, files in walked.series.items() if not walked.owners[uid][0]]
     names = [*filter(pictures.is_picture, walked.others), *(name for files in anonymous for name in files)]
     found = _Finder(inputs, config, patients.rule(map(inputs.below, names), config.patient_from))
@@ -76,7 +75,19 @@ def discover(
     for names in walked.segmentations.values():
         for name in names:
             found.refuse(name, "a segmentation, not a picture")
-    return found.discovered(walked.ignored - len(walked.others))
+    everything = found.discovered(walked.ignored - len(walked.others))
+    everything.lines[:0] = walked.notes
+    everything.warnings += doubts.warnings(_by_id(inputs, walked), walked.persons, config)
+    return everything
+
+
+def _by_id(inputs: Inputs, walked: walk.Walked) -> list[doubts.Named]:
+    """Return the radiographs whose PatientID names the patient, with what their paths would name."""
+    owned = [(*walked.owners[uid], name) for uid, files in walked.series.items() for name in files]
+    mine = [(patient, study, inputs.below(name)) for patient, study, name in owned if patient]
+    rule = patients.rule((below for *_, below in mine), "auto")
+    places = [(patient, study, rule.of(below)) for patient, study, below in mine]
+    return [doubts.Named(patient, place, place, study, by_id=True) for patient, study, place in places]
 
 
 def _check(config: ImagesConfig) -> None:
@@ -143,7 +154,7 @@ class _Finder:
 
     def refuse(self, name: str, problem: str) -> None:
         """Add a file that is left out, with the reason."""
-        there = [name] if os.path.isfile(self.inputs.path(name)) else []
+        there = [name] if zips.exists(self.inputs.path(name)) else []
         series = Series(name, tuple(there), dicom=False, uid=name)
         print_ = self._fingerprint(there)
         self.sources.append(Source((series,), str(self.inputs.below(name)), name, print_, problem=problem))

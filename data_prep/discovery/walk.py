@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -14,7 +14,7 @@ from data_prep.discovery import labelmaps, organs
 from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.studies import NO_UID
 from data_prep.discovery.tree import Tree
-from data_prep.volumes import images, zips
+from data_prep.volumes import images, pictures, zips
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import LostJob, Workers
@@ -30,6 +30,8 @@ _NOT_DICOM = {
 class Walked:
     """Files by kind, by their names (`Inputs`).
 
+    persons  PatientID → birth dates and sexes in its headers
+    by_id    whether a PatientID names the patient; else all are as if they were empty
     notes    lines about links and archives, for the console
     zips     zip archives that are read as folders
     """
@@ -43,13 +45,30 @@ class Walked:
     segmentations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     others: list[str] = field(default_factory=list)
     ignored: int = 0
+    persons: dict[str, tuple[set[str], set[str]]] = field(default_factory=lambda: defaultdict(lambda: (set(), set())))
+    by_id: bool = True
     notes: list[str] = field(default_factory=list)
     zips: list[str] = field(default_factory=list)
+
+    def part(self, patient_of: Callable[[str], str]) -> None:
+        """Part series without a PatientID whose folders are of several patients by their paths."""
+        for uid in [uid for uid, (patient, _) in self.owners.items() if not patient]:
+            by_folder: dict[str, list[str]] = defaultdict(list)
+            for name in self.series[uid]:
+                by_folder[os.path.dirname(name)].append(name)
+            own: dict[str, list[str]] = defaultdict(list)
+            for names in by_folder.values():
+                own[patient_of(min(names))] += names
+            for patient in sorted(own)[1:]:
+                again = "\0".join((uid, patient))
+                self.series[again], self.owners[again] = own[patient], self.owners[uid]
+            if len(own) > 1:
+                self.series[uid] = own[min(own)]
 
 
 def walk(inputs: Inputs, workers: Workers, config: PrepConfig, skip: Path | None) -> Walked:
     """Return what lies below the inputs, except in `skip` (the output), linked folders and zip archives included."""
-    walked, tree = Walked(), Tree(inputs, skip)
+    walked, tree = Walked(by_id=config.patient_id == "header"), Tree(inputs, skip)
     _read(walked, workers, _chunks(_Files(inputs, walked).others(tree), inputs))
     walked.problems += tree.problems
     walked.notes += tree.links.said()
@@ -84,7 +103,8 @@ class _Files:
                 kind = _kind(entry.name, own)
                 if kind in ("image", "other") and (folder.linked and tree.read_before(entry)):
                     continue
-                if kind == "image" and not folder.linked and self._is_second(entry):
+                picture = kind == "image" or (kind == "other" and pictures.is_picture(entry.name))
+                if picture and not folder.linked and self._is_second(entry):
                     second += 1
                 elif kind == "image" and not (folder.linked or entry.is_file(follow_symlinks=False)):
                     self.walked.problems.append((prefix + entry.name, "not a regular file"))
@@ -236,7 +256,10 @@ def _sort(walked: Walked, names: list[str], read: Sequence[headers.Header | str 
 
 
 def _sort_image(walked: Walked, name: str, header: headers.Header) -> None:
-    owner = header.patient, header.study
+    owner = header.patient if walked.by_id else "", header.study
+    if owner[0]:
+        for known, value in zip(walked.persons[owner[0]], header.person):
+            known.update({value} - {""})
     series = header.series or "\0".join((NO_UID, os.path.dirname(name), *owner))
     # two patients may share a SeriesInstanceUID, after anonymisation above all: then each has a series
     if walked.owners.setdefault(series, owner) != owner:

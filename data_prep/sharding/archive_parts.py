@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import schema
-from data_prep.sharding import description
+from data_prep.sharding import description, warnings
 from meddap.disk import sole_writer
 from meddap.settings import SettingsError
 
@@ -92,7 +92,11 @@ def _merge(output: Path, paths: list[Path]) -> dict[str, Any]:
     inputs = hashlib.sha256("".join(one["made_with"]["inputs"] for one in datasets).encode()).hexdigest()
     names = {value: name for one in datasets for value, name in one["labels"].items()}
     classes = _added([one["classes"] for one in datasets])
-    dataset = description.describe(shards, manifest, histograms, names, classes, {**settings[0], "inputs": inputs})
+    patients = {split: sum(one["splits"][split]["subjects"] for one in datasets) for split in schema.SPLITS}
+    warned = [line for one in datasets for line in one.get("warnings", [])]
+    warned = list(dict.fromkeys([*warned, *warnings.of_counts(patients, settings[0]["settings"]["split"])]))
+    made_with = {**settings[0], "inputs": inputs}
+    dataset = description.describe(shards, manifest, histograms, names, classes, made_with, warned)
     description.write(output, dataset, manifest, histograms)
     return dataset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ def describe(
     labels: dict[str, str],
     classes: dict[str, dict],
     made_with: dict,
+    warned: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return `dataset.json`: the shards by split, statistics of the training patients, names of labels and classes.
 
-    "ignore" has the label values of voxels that nobody annotated.
+    "ignore" has the label values of voxels that nobody annotated, "warnings" what the console warned of.
     """
     accepted = [row for row in manifest if row["status"] == "accepted"]
     splits, settings = {}, made_with["settings"]
@@ -67,6 +68,7 @@ def describe(
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
         "ignore": sorted(ignored_values(settings.get("ignore", ()), named)),
         "classes": classes,
+        "warnings": list(warned),
         "made_with": made_with,
     }
 

@@ -20,8 +20,9 @@ from data_prep import identity, schema
 from data_prep.config import MACHINE_KEYS, RANGES, PrepConfig
 from data_prep.discovery import archive, class_labels, labelmaps
 from data_prep.discovery.inputs import Inputs, apart
-from data_prep.sharding import archive_parts, description, key_table, staging, writer
+from data_prep.sharding import archive_parts, description, key_table, staging, warnings, writer
 from data_prep.sharding.staging import Job, Record
+from data_prep.sharding.warnings import Warnings
 from data_prep.workers import LostJob, Workers
 from meddap.console import progress, say
 from meddap.disk import disk_errors, sole_writer, write_atomic
@@ -93,7 +94,8 @@ def _run(request: Request) -> None:
         if not inputs.sources:
             where = ", ".join(map(str, request.inputs))
             raise ShardingError(f"{where}: holds no image and no DICOM file ({inputs.ignored} others)")
-        _say_found(request, inputs)
+        warned = Warnings(config.strict)
+        warned.add([*_say_found(request, inputs), *inputs.warnings, *_of_split(request, inputs.sources)])
         if not (output / "settings.json").is_file():  # an error so far leaves the output free for other settings
             write_atomic(output / "settings.json", (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
         config = replace(config, labels={**inputs.labels, **config.labels})
@@ -112,9 +114,13 @@ def _run(request: Request) -> None:
         records = stage_all(jobs, request, workers)
         if not any(record.samples for record in records.values()) and part.count == 1:
             raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
+        if part.count == 1:  # a part alone may well lack patients of a split
+            own = any(source.split for source in inputs.sources)
+            warned.add(warnings.of_records(records.values(), config.split, own))
         named = replace(config, labels={**inputs.organ_files.names, **config.labels})
         _say_unnamed(inputs, records, named.labels)
-        write_output(output, records, named, labels.names, {**made_with, "inputs": fingerprint}, workers)
+        made_with["inputs"] = fingerprint
+        write_output(output, records, named, labels.names, made_with, warned.lines, workers)
         summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
 
 
@@ -124,16 +130,29 @@ def _found(inputs: archive.Discovered) -> dict:
     return {"layouts": inputs.layouts, "labels": inputs.labels, "patients": rule.said(False) if count else ""}
 
 
-def _say_found(request: Request, inputs: archive.Discovered) -> None:
-    """Say what discovery decided about label maps and inputs. Raises ShardingError for masks that match nothing."""
+def _of_split(request: Request, sources: Sequence[archive.Source]) -> list[str]:
+    """Return warnings of splits that the patients leave empty, whatever becomes of their images."""
+    named = {source.patient: source.split for source in sources if not source.problem}
+    hashes = {identity.hashed(request.salt, "patient", patient): split for patient, split in named.items()}
+    shares = request.config.split
+    splits = {subject: split or identity.split_of(subject, shares) for subject, split in hashes.items()}
+    return warnings.of_split(splits, shares, own=any(named.values()))
+
+
+def _say_found(request: Request, inputs: archive.Discovered) -> list[str]:
+    """Say what discovery decided about label maps and inputs; return what of it is a warning.
+
+    Raises ShardingError for masks that match nothing.
+    """
+    doubts = []
     for line in inputs.lines:
         say(line)
     rule, named = inputs.patients
     if named and rule.setting == "auto":
         say(f"patients by {rule.said(request.show_names)}: {named}")
     if inputs.across:
-        say(
-            f"  {inputs.across} of them have images in several of the folders above and count as one each; "
+        doubts.append(
+            f"{inputs.across} patients have images in several of the folders above theirs and count as one each; "
             "patient_from=parent_folder tells them apart"
         )
     mapped, count = inputs.mapped
@@ -143,7 +162,7 @@ def _say_found(request: Request, inputs: archive.Discovered) -> None:
             remedy = "lay it out like --input"
             raise ShardingError(f"--masks {trees}: none of {count} images has a label map there; {remedy}")
         if mapped < count:
-            say(f"--masks: {mapped} of {count} images have a label map there")
+            doubts.append(f"--masks: {mapped} of {count} images have a label map there")
     organs = inputs.organ_files
     if organs.folders:
         say(f"{len(organs.folders)} folders with a file per organ: {len(organs.values)} organs, one map each")
@@ -154,6 +173,7 @@ def _say_found(request: Request, inputs: archive.Discovered) -> None:
         )
     if inputs.shared:
         say(f"{inputs.shared} patients are named in several inputs and count as one each; else shard them one by one")
+    return doubts
 
 
 def _say_unnamed(inputs: archive.Discovered, records: dict[str, Record], names: dict[str, str]) -> None:
@@ -223,6 +243,7 @@ def write_output(
     config: PrepConfig,
     names: dict[str, tuple[str, ...]],
     made_with: dict,
+    warned: list[str],
     workers: Workers,
 ) -> None:
     """Write the shards and their description, then remove the staged files."""
@@ -239,7 +260,7 @@ def write_output(
     manifest = [row for record in records.values() for row in record.rows]
     histograms = description.total_of(record.histograms for record in records.values() if record.split == "train")
     classes = description.classes(records.values(), names)
-    dataset = description.describe(written, manifest, histograms, config.labels, classes, made_with)
+    dataset = description.describe(written, manifest, histograms, config.labels, classes, made_with, warned)
     description.write(output, dataset, manifest, histograms)
     shutil.rmtree(output / "staging", ignore_errors=True)
 
@@ -287,9 +308,6 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
             say(f"  {count} series, {what}: {value}")
     for line in labelmaps.said({row["stack"]: row["notes"] for row in accepted}.values()):
         say(f"  {line}")
-    labels = Counter(row["notes"]["labels_left_out"] for row in accepted if "labels_left_out" in row["notes"])
-    for reason, count in labels.most_common():
-        say(f"  {count} series without their label map: {reason}")
 
 
 def _check_shares(config: PrepConfig) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.schema import SPLITS
+from data_prep.volumes import zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
 
@@ -60,13 +61,13 @@ def _split(path: str, split: str, limit_gb: float) -> np.ndarray:
 
 def _arrays(path: str | Path, names: list[str], limit_gb: float) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zips.local(path) as local, zipfile.ZipFile(local) as archive:
             heads = {name.removesuffix(".npy"): _head(archive, name) for name in archive.namelist()}
         if what := problem(heads):
             raise RejectedSeries(what)
         if (size := max(heads[name].size for name in names)) > limit_gb * 1e9:
             raise RejectedSeries(f"{size / 1e9:.1f} GB of images, more than limits.volume_gb={limit_gb}")
-        with np.load(path, allow_pickle=False) as stored:
+        with zips.local(path) as local, np.load(local, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
     except RejectedSeries:
         raise

@@ -30,7 +30,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from data_prep.volumes import png
+from data_prep.volumes import png, zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import HIGH, LOW, Scale
 from data_prep.volumes.volume import RejectedSeries
@@ -38,6 +38,7 @@ from data_prep.volumes.volume import RejectedSeries
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # others run programs (EPS) or hold no pictures
 _ORIENTATION = 0x0112
+_MOST = 4 << 30  # bytes of a picture in a zip archive
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of TIFF
 _PREVIEW_OR_MASK = 1 | 4  # bits of NewSubfileType
 _CONSTANT = 0.1  # the darkest or brightest value is background (collimated, masked) if so many pixels have it
@@ -187,7 +188,7 @@ def ruled(values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object]
 
 def _decoded(path: str | Path) -> Iterator[tuple[np.ndarray, np.ndarray | None, dict[str, object]]]:
     """Yield values, alpha (H, W) or None, and notes of each picture."""
-    with open(path, "rb") as file:
+    with zips.open_whole(path, _MOST) as file:
         start = file.read(8)
         content = start + file.read() if start == png.SIGNATURE else b""
         if start[:3] == b"GIF":

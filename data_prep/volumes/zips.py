@@ -175,6 +175,17 @@ def verify(path: str | os.PathLike[str]) -> None:
             pass
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is such a file, or the archive of such a member; the archive is not opened."""
+    place = split(path)
+    return os.path.isfile(place[0] if place else path)
+
+
+def open_whole(path: str | os.PathLike[str], most: int) -> BinaryIO:
+    """Open a file; of a member of a zip archive its content, which then is checked. Raises as `read` does, OSError."""
+    return open(path, "rb") if split(path) is None else cast(BinaryIO, read(path, most))
+
+
 def read(path: str | os.PathLike[str], most: int) -> io.BytesIO:
     """Return a member's content. Raises RejectedSeries if it is damaged or has more than `most` bytes."""
     content = io.BytesIO()

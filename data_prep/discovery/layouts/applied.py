@@ -101,7 +101,6 @@ class Applied:
             yield f"layout: {layout.title} ({layout.name}) by {shape}{folders}{counts}"
             if layout.note:
                 yield f"  {layout.note}"
-        yield from self.found.doubts
         if self.unknown:
             yield f"  {self.unknown} image files there that its rules do not know are read as without a layout"
 

@@ -50,7 +50,7 @@ class Known:
 
 @dataclass
 class Recognised:
-    """What the layouts below an input know. `doubts`: lines for the console about choices between layouts."""
+    """What the layouts below an input know. `doubts`: warnings about choices between layouts."""
 
     roots: list[Root] = field(default_factory=list)
     files: dict[str, Known] = field(default_factory=dict)
