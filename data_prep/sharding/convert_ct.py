@@ -102,7 +102,7 @@ def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
         shape=list(volume.voxels.shape),
         spacing_mm=[round(length, 4) for length in volume.spacing],
         affine=volume.affine.tolist(),
-        annotated=slicing.annotated(labelmap, labelmaps.ignored(config)),
+        annotated=counts.annotated,
         notes={**volume.notes, **label_notes},
         meta=volume.meta,
     )

@@ -147,7 +147,7 @@ def _add(stager: Stager, choices: dict[str, Choice], stack: _Stack) -> bool:
             shape=list(volume.voxels.shape),
             spacing_mm=[round(length, 4) for length in volume.spacing],
             affine=stack.grid.affine.tolist(),
-            annotated=slicing.annotated(labelmap, labelmaps.ignored(config)),
+            annotated=counts.annotated,
             scale=[scale.slope, scale.intercept],
             notes={**stack.notes[name], **label_notes, "voxels_clipped": scale.clipped},
             meta=volume.meta,

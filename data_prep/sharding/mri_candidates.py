@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import PurePath
+from typing import TypeVar
 
 from data_prep.config import MriConfig
 from data_prep.dicom.scan import AnyHeader
@@ -17,6 +19,7 @@ from data_prep.sharding.staging import Job
 from data_prep.volumes import images
 from data_prep.volumes.volume import RejectedSeries, Volume
 
+Item = TypeVar("Item")
 _UNKNOWN = "its sequence is unknown; sequences can name it by a pattern of its {}"
 _AIR_HU = -500  # a volume named as CT that goes below is one
 
@@ -88,8 +91,11 @@ def _image(job: Job, series: Series, config: MriConfig) -> tuple[Candidate, Volu
 def _dicom(job: Job, series: Series, config: MriConfig) -> Iterator[tuple[Candidate, Volume] | RejectedSeries]:
     paths = job.paths(series)
     names = [series.name, os.path.basename(series.name)]
-    planes = kinds.in_planes(paths)
-    for place, stack in enumerate(read_series(paths, "MR", config)):
+    stacks = read_series(paths, "MR", config)
+    first = list(islice(stacks, 2))
+    # a series that is one stack has one plane: its headers need not be read again
+    planes = kinds.in_planes(paths) if len(first) > 1 else None
+    for place, stack in enumerate(chain(_drained(first), stacks)):
         if isinstance(stack, RejectedSeries):
             yield stack
             continue
@@ -112,6 +118,12 @@ def _dicom(job: Job, series: Series, config: MriConfig) -> Iterator[tuple[Candid
             yield RejectedSeries(_UNKNOWN.format("description"))
         else:
             yield Candidate(series, place, guess, bool(scout or far), volume.voxels.size), volume
+
+
+def _drained(items: list[Item]) -> Iterator[Item]:
+    """Yield the items of a list and hold on to none of them."""
+    while items:
+        yield items.pop(0)
 
 
 def _no_sequence(kind: str, place: str) -> RejectedSeries:

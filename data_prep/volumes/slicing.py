@@ -20,6 +20,7 @@ _CT_BINS = 4096  # one HU each, from −1024
 _MR_BIN = 64  # stored values per bin
 # slices of _LARGE pixels a side and more are examined in every _COARSE-th row or pixel where that is enough
 _LARGE, _COARSE = 256, 4
+_EDGES = ndimage.generate_binary_structure(2, 1)  # pixels of one piece share an edge
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,11 @@ class SliceCounts:
     slices      sequence → slices that hold it
     histograms  sequence → counts of foreground by stored value, from every fourth row of large slices; values beyond
                 the ends are counted at the ends
+    annotated   label values of the map, without background and what is ignored
     """
 
     air: int = 0
+    annotated: list[int] = field(default_factory=list)
     slices: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -155,7 +158,8 @@ def axial(
     labels    class labels of the volume, given to every slice
     ignored   label values of voxels that nobody annotated
     """
-    values = tuple(annotated(labelmap, ignored))
+    counts.annotated = annotated(labelmap, ignored)
+    values = tuple(counts.annotated)
     for order in range(len(volume.voxels)):
         present = [channel for channel in channels if channel.covered is None or channel.covered[order]]
         planes = [_pixels(channel, order) for channel in present]
@@ -200,7 +204,8 @@ def annotated(labelmap: np.ndarray | None, ignored: Collection[int] = ()) -> lis
         return []
     counts = np.zeros(256, np.int64)
     for plane in labelmap:
-        counts += np.bincount(plane.ravel(), minlength=256)
+        if plane.any():  # much faster than counting
+            counts += np.bincount(plane.ravel(), minlength=256)
     return [int(value) for value in np.flatnonzero(counts) if value and value not in ignored]
 
 
@@ -212,16 +217,20 @@ def body_box(body: np.ndarray, smallest: float = 0.1) -> tuple[int, int, int, in
     """
     height, width = body.shape
     step = _COARSE if min(body.shape) >= _LARGE else 1
-    pieces, count = ndimage.label(body[::step, ::step])
+    pieces, count = ndimage.label(body[::step, ::step], _EDGES)
     if not count:
         if not body.any():
             return 0, height, 0, width
         step = 1
-        pieces, count = ndimage.label(body)
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    kept = (sizes >= max(smallest * sizes.max(), 1))[pieces]
-    (row0, row1), (column0, column1) = (_ends(kept.any(axis=axis)) for axis in (1, 0))
+        pieces, count = ndimage.label(body, _EDGES)
+    boxes = ndimage.find_objects(pieces)
+    if count > 1:
+        sizes = np.bincount(pieces.ravel())[1:]
+        boxes = [box for box, size in zip(boxes, sizes) if size >= smallest * sizes.max()]
+    row0, column0 = (min(box[axis].start for box in boxes) for axis in (0, 1))
+    row1, column1 = (max(box[axis].stop for box in boxes) for axis in (0, 1))
+    if step == 1:
+        return row0, row1, column0, column1
     spare = step - 1  # what lies between the last pixel that was looked at and the next one
     row0, column0 = max(row0 * step - spare, 0), max(column0 * step - spare, 0)
     around: np.ndarray = body[row0 : row1 * step, column0 : column1 * step]

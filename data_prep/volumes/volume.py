@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Volume:
     meta: dict[str, object] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def spacing(self) -> tuple[float, float, float]:
         """(z, y, x) in mm."""
         x, y, z = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
