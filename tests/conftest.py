@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from helpers.datasets import write_dataset
 from helpers.golden import SHARED, GoldenFiles
+from helpers.radiographs import chests
 
-from data_prep import generate, identity, shard_mri
+from data_prep import generate, identity, shard_images, shard_mri
 
 STRESS_SECONDS = 1800
 LONG = (
@@ -79,6 +80,17 @@ def brain_shards(brains: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         patch.setenv(identity.VARIABLE, "tests")
         assert shard_mri.main([*words, "split.train=6"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def radiograph_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small radiographs of two classes, half DICOM and half PNG, as the sequence xray; to be read only."""
+    folder = tmp_path_factory.mktemp("radiographs")
+    words = ["--input", str(chests(folder / "in")), "--output", str(folder / "shards")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(identity.VARIABLE, "tests")
+        assert shard_images.main([*words, "class_from=folder", "sequence=xray"]) == 0
+    return folder / "shards"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pretrain
+from data_prep import schema
+from eval import probe
 from eval.config import FilesConfig, TaskConfig
 from eval.data import images
 from eval.data.examples import Examples
 from eval.data.sources import folders
 from meddap.settings import SettingsError
+from pretrain import train
 
 CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases" / "150-folders-modes"
 
@@ -115,3 +120,37 @@ def test_the_shared_pictures(folder: Path, tmp_path: Path) -> None:
         seen = inputs(found, number)
         assert seen.min() < 0.02 and seen.max() > 0.98
         assert len(np.unique(seen)) == 2 if path.name == "1.png" else len(np.unique(seen)) > 30, path.name
+
+
+def test_radiographs_are_trained_on_and_probed(
+    radiograph_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """radiographs_small.yaml for two steps, then kNN on the classes that the folders gave; a folder that holds the same
+    pictures is found to have been seen, by its pixels, whatever the files are called."""
+    configs = Path(pretrain.__file__).parent / "configs"
+    words = [f"data.root={radiograph_shards}", f"output={tmp_path}", "name=run", "model.embed_dim=32", "model.depth=2"]
+    words += ["model.num_heads=2", "stages.adapt.steps=2", "stages.adapt.batch_size=4", "machine.tensorboard=false"]
+    words += [f"stages.adapt.optim.{key}" for key in ("lr.warmup_steps=0", "teacher_temp.warmup_steps=0")]
+    words += ["stages.adapt.optim.freeze_last_layer_steps=0", "stages.adapt.optim.teacher_temp.start=null"]
+    assert train.main(["--config", str(configs / "radiographs_small.yaml"), *words]) == 0
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "name: sick\nkind: binary\nlabel: class\nsize: 32\nprobes: [knn]\nstride: {train: 1, val: 1, test: 1}\n"
+    )
+    common = ["--checkpoint", str(tmp_path / "run"), "--task", str(task), "draws=50"]
+    assert probe.main([*common, "--output", str(tmp_path / "probe"), f"data={radiograph_shards}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "probe" / "results.jsonl").read_text().splitlines()]
+    assert {row["metric"] for row in rows} >= {"auroc"}
+    split = schema.Split(radiograph_shards, "train")
+    for number in range(len(split)):
+        sample = split[number]
+        slope, intercept = sample.scales[0]
+        values = np.rint(sample.pixels[0] * slope + intercept)
+        if values.max() <= 255:  # a picture
+            name = tmp_path / "again" / f"class{int(sample.labels['class'])}" / f"other{number}.png"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(name)
+    words = [f"data={tmp_path / 'again'}", "source=folders", "label=null", "split.by=patient", "leaks=refuse"]
+    capsys.readouterr()
+    assert probe.main([*common, "--output", str(tmp_path / "leak"), *words]) == 1
+    assert "have slices with the very pixels of pretraining's" in capsys.readouterr().err

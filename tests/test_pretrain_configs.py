@@ -73,12 +73,13 @@ def should_rest(name: str, stage: StageConfig) -> bool:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_parameter_that_should_move_moves_in_every_stage(
-    file: str, tiny_dataset, brain_shards: Path, tmp_path: Path
+    file: str, tiny_dataset, brain_shards: Path, radiograph_shards: Path, tmp_path: Path
 ) -> None:
     """From a stage's first checkpoint to its last, all tensors of the student and of its teacher."""
-    mri = load(FOLDER / file, ["data.root=later"]).data.sequences != ["ct"]
-    words = [f"data.root={brain_shards if mri else tiny_dataset()}", f"output={tmp_path}", "name=run"]
-    words += ["data.labels=[tumour]"] if mri and "mm_" in file else []
+    sequence = load(FOLDER / file, ["data.root=later"]).data.sequences[0]
+    shards = {"ct": tiny_dataset, "xray": lambda: radiograph_shards}.get(sequence, lambda: brain_shards)()
+    words = [f"data.root={shards}", f"output={tmp_path}", "name=run"]
+    words += ["data.labels=[tumour]"] if "mm_" in file else []
     config = load(FOLDER / file, words)
     assert train.main(["--config", str(FOLDER / file), *words, *tiny(config)]) == 0
     for name in config.stages:

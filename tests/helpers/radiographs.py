@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -49,3 +50,23 @@ def write(
         made.compress(syntax, generate_instance_uid=False)
         made.save_as(path)
     return path
+
+
+def chests(folder: Path, count: int = 12, size: int = 32, seed: int = 0) -> Path:
+    """Write `count` pictures of each class, PNG and DICOM by turns: a body, in `sick` with a bright spot."""
+    rng, (rows, columns) = np.random.default_rng(seed), np.mgrid[:size, :size]
+    for number in range(count):
+        for name in ("healthy", "sick"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            body = (rows - size / 2) ** 2 + (columns - size / 2 + rng.uniform(-2, 2)) ** 2 < (size * 0.4) ** 2
+            values = 60.0 + 90 * body + rng.normal(0, 8, (size, size))
+            if name == "sick":
+                row, column = rng.uniform(size * 0.3, size * 0.7, 2)
+                values += 80 * ((rows - row) ** 2 + (columns - column) ** 2 < (size * 0.12) ** 2)
+            pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+            if number % 2:
+                Image.fromarray(pixels).save(folder / name / f"{number}.png")
+            else:
+                deep, patient = pixels.astype(np.uint16) * 16, f"{name}{number}"
+                write(folder / name / f"{number}.dcm", deep, patient, WindowCenter=2048, WindowWidth=4096)
+    return folder
