@@ -10,6 +10,7 @@ import pytest
 from helpers.mri_files import head, write
 
 from data_prep import merge, schema, shard_ct, shard_mri
+from data_prep.discovery.layouts import recognise
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 ALL_TRAIN = ("split.train=1", "split.val=0", "split.test=0")
@@ -309,6 +310,26 @@ def test_images_and_labels_in_sibling_folders(tmp_path: Path, capsys) -> None:
     assert "(images_and_labels) by " in capsys.readouterr().err
     rows = accepted(tmp_path / "out")
     assert len({row["subject"] for row in rows}) == 3 and all(row["annotated"] == [1] for row in rows)
+
+
+def test_images_and_labels_of_each_patient(tmp_path: Path, capsys) -> None:
+    """Below each patient's folder a folder of images and one of label maps, with the same names for all patients."""
+    for number in range(3):
+        write(tmp_path / "in" / f"p{number}" / "ct" / "scan.nii.gz", body(number))
+        write(tmp_path / "in" / f"p{number}" / "masks" / "scan.nii.gz", labels(1))
+    assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
+    said = capsys.readouterr().err
+    assert "in 3 folders: 3 images, 3 label maps" in said and "patients by folder level 1: 3" in said
+    rows = accepted(tmp_path / "out")
+    assert len({row["subject"] for row in rows}) == 3 and all(row["annotated"] == [1] for row in rows)
+
+
+def test_thousands_of_folders_with_a_layout() -> None:
+    """Roots in 5,000 folders, each with its own label maps under the same names."""
+    names = [f"p{n}/{kind}/{scan}.nii" for n in range(5000) for kind in ("ct", "masks") for scan in ("a", "b")]
+    found = recognise.recognise(names, names, False, "auto", "ct", lambda name: False)
+    assert len(found.roots) == 5000 and len(found.files) == 20_000
+    assert all(found.labels_of(name) == [name.replace("/ct/", "/masks/")] for name in names if "/ct/" in name)
 
 
 def test_several_inputs_have_their_layouts(tmp_path: Path, capsys) -> None:

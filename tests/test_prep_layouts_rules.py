@@ -34,7 +34,6 @@ def test_every_file_of_rules_is_read(path: Path) -> None:
         ({"hass": []}, "hass"),
         ({"files": [{"path": "a", "role": "picture"}]}, "picture"),
         ({"files": [{"path": "a", "role": "left out"}]}, "reason"),
-        ({"files": [{"path": "a", "role": "image"}]}, "patient"),
         ({"files": [{"path": "a", "role": "image", "patient": "{case}"}]}, "case"),
         ({"files": [{"path": "a/{b}", "role": "image", "patient": "{b}", "organs": "a/*"}]}, "organ"),
         ({"files": [{"path": "a", "role": "image", "patient": "p", "orientation": "LAL"}]}, "orientation"),

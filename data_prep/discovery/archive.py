@@ -169,10 +169,11 @@ class _Archive:
     def _by_path(self) -> list[str]:
         """Return a file of each image and series whose patient its path names, or of each folder of the series."""
         files = [own for uid, own in self.walked.series.items() if not self._owner(uid)]
+        singles = [*self.walked.images, *self.layouts.unnamed]
         if self.walked.by_id:
-            return [*self.walked.images, *(own[0] for own in files)]
+            return [*singles, *(own[0] for own in files)]
         by_folder = [{os.path.dirname(name): name for name in sorted(own, reverse=True)} for own in files]
-        return [*self.walked.images, *(name for folders in by_folder for name in folders.values())]
+        return [*singles, *(name for folders in by_folder for name in folders.values())]
 
     def _rule(self, names: Iterable[str]) -> Rule:
         return patients.rule(map(self._below, names), self.config.patient_from, self._study_folders())
@@ -208,10 +209,10 @@ class _Archive:
     def _layout_groups(self, images: Iterable[Image]) -> list[studies.Group]:
         """Return the images of layouts, for CT each by itself, for MR by study."""
         if self.modality == "CT":
-            return [studies.Group(image.patient, image.study, list(image.series)) for image in images]
+            return [studies.Group(self._patient(one.name), one.study, list(one.series)) for one in images]
         grouped: dict[tuple[str, str], list[Series]] = defaultdict(list)
         for image in images:
-            grouped[image.patient, image.study] += image.series
+            grouped[self._patient(image.name), image.study] += image.series
         return [studies.Group(patient, study, series) for (patient, study), series in grouped.items()]
 
     def _layout_of(self, name: str) -> str:

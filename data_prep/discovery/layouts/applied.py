@@ -14,7 +14,7 @@ from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.layouts import described, recognise
 from data_prep.discovery.layouts.described import Description
 from data_prep.discovery.layouts.recognise import Known, Recognised, Root
-from data_prep.discovery.layouts.rules import COMMANDS, LayoutError
+from data_prep.discovery.layouts.rules import COMMANDS, Layout, LayoutError
 from data_prep.discovery.studies import Series
 from data_prep.discovery.walk import Walked
 from data_prep.volumes import zips
@@ -26,7 +26,11 @@ _FORK = "resource fork of macOS, not an image"
 
 @dataclass(frozen=True)
 class Image:
-    """An image file of a layout: as series, one or, of a file with channels, several. `problem`: why it is left out."""
+    """An image file of a layout: as series, one or, of a file with channels, several.
+
+    patient  "" if the path names it, as without a layout
+    problem  why it is left out; else ""
+    """
 
     name: str
     patient: str
@@ -75,18 +79,27 @@ class Applied:
         """Return what was recognised, for `dataset.json`."""
         summaries = []
         for layout in {root.layout.name: root.layout for root in self.found.roots}.values():
-            mine = [root for root in self.found.roots if root.layout is layout]
-            used = [image for image in self.images if self.found.files[image.name].root in mine and not image.problem]
-            maps = [name for name in self.label_maps() if self.found.files[name].root in mine]
-            with_organs = [image for image in used if self.found.files[image.name].entry.organs]
+            folders = sum(root.layout is layout for root in self.found.roots)
+            used = [image for image in self.images if self._layout_of(image.name) is layout and not image.problem]
+            maps = sum(self._layout_of(name) is layout for name in self.label_maps())
+            maps += sum(bool(self.found.organs_of(image.name)) for image in used)
+            patients = {image.patient for image in used if image.patient}
             summaries.append(
                 {
-                    **{"name": layout.name, "title": layout.title, "folders": len(mine), "images": len(used)},
-                    **{"patients": len({image.patient for image in used})},
-                    **{"label_maps": len(maps) + sum(bool(self.found.organs_of(image.name)) for image in with_organs)},
+                    **{"name": layout.name, "title": layout.title, "folders": folders, "images": len(used)},
+                    **({"patients": len(patients)} if patients else {}),
+                    "label_maps": maps,
                 }
             )
         return summaries
+
+    @property
+    def unnamed(self) -> list[str]:
+        """The images whose patients their paths name as without a layout."""
+        return [image.name for image in self.images if not image.patient]
+
+    def _layout_of(self, name: str) -> Layout:
+        return self.found.files[name].root.layout
 
     def lines(self) -> Iterator[str]:
         """Yield what the console says of the layouts."""
@@ -96,8 +109,8 @@ class Applied:
             folders = f" in {summary['folders']} folders" if summary["folders"] != 1 else ""
             counts = ""
             if summary["images"]:
-                counts = f": {summary['images']} images of {summary['patients']} patients, "
-                counts += f"{summary['label_maps']} label maps"
+                patients = f" of {summary['patients']} patients" if "patients" in summary else ""
+                counts = f": {summary['images']} images{patients}, {summary['label_maps']} label maps"
             yield f"layout: {layout.title} ({layout.name}) by {shape}{folders}{counts}"
             if layout.note:
                 yield f"  {layout.note}"
@@ -182,7 +195,7 @@ def _take_out(applied: Applied, walked: Walked) -> None:
     for names in (walked.images, walked.labels, walked.organ_candidates):
         names[:] = [name for name in names if name not in known]
         rest = [name for name in names if name not in applied.found.files]
-        applied.unknown += sum(any(root.holds(name) for root in applied.found.roots) for name in rest)
+        applied.unknown += sum(applied.found.root_of(name) is not None for name in rest)
     used = known | {root.start + root.layout.described_by for root in applied.found.roots if root.layout.described_by}
     walked.ignored -= sum(name in used for name in walked.others)
 

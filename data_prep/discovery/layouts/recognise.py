@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from data_prep.discovery.layouts import rules
 from data_prep.discovery.layouts.rules import Entry, Layout, LayoutError, Pattern
@@ -19,10 +21,6 @@ class Root:
     layout: Layout
     start: str
 
-    def holds(self, name: str) -> bool:
-        """Return whether a file lies below it."""
-        return name.startswith(self.start)
-
 
 @dataclass(frozen=True)
 class Known:
@@ -34,7 +32,7 @@ class Known:
 
     @property
     def patient(self) -> str:
-        """The patient, the same one in all roots that name it."""
+        """The patient, the same one in all roots that name it; "" if the path names it as without a layout."""
         return self.entry.patient.format_map(self.fields)
 
     @property
@@ -56,16 +54,27 @@ class Recognised:
     files: dict[str, Known] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     _indices: dict[tuple[str, str, frozenset[str]], dict[tuple[str, ...], list[str]]] = field(default_factory=dict)
-    _below: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _below: dict[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def _by_start(self) -> dict[str, Root]:
+        return {root.start: root for root in self.roots}
+
+    def root_of(self, name: str) -> Root | None:
+        """Return the innermost root that holds a file."""
+        folder = name
+        while folder:
+            folder = folder.rpartition("/")[0]
+            if root := self._by_start.get(f"{folder}/" if folder else ""):
+                return root
+        return None
 
     def known(self, name: str) -> Known | None:
         """Return what is known of any file, one of many DICOM files as well."""
         if name in self.files:
             return self.files[name]
-        for root in sorted((root for root in self.roots if root.holds(name)), key=lambda root: -len(root.start)):
-            if found := _known(root, [name]):
-                return found[name]
-        return None
+        root = self.root_of(name)
+        return _known(root, [name]).get(name) if root else None
 
     def is_image(self, name: str) -> bool:
         """Return whether a layout's rules say that a file is an image, and of whom."""
@@ -128,8 +137,8 @@ def recognise(
     layouts: Sequence[Layout] = [layout for layout in rules.every() if not layout.by_name_alone]
     if setting != "auto":
         layouts = [_forced(setting, command)]
-    every = sorted(set(files))
-    tails = _Tails(every, several)
+    tails = _Tails(sorted(set(files)), several)
+    images = sorted(images)
     fitting: list[Root] = []
     for layout in layouts:
         if command in layout.commands:
@@ -138,7 +147,7 @@ def recognise(
         raise LayoutError(_missing(layouts[0], tails))
     if not fitting:
         return Recognised()
-    known = {root: _known(root, every) for root in fitting}
+    known = {root: _known(root, _below(tails.names, root.start)) for root in fitting}
     found = Recognised()
     weak = [root for root in fitting if setting == "auto" and _share(root, known[root], images) < _LEAST_KNOWN]
     found.roots = _chosen([root for root in fitting if root not in weak], known, found.doubts)
@@ -149,10 +158,10 @@ def recognise(
             f"layout={layout.name} takes it"
         )
     for root in sorted(found.roots, key=lambda root: len(root.start)):  # a file belongs to the innermost root
-        for name in [name for name in found.files if root.holds(name)]:
-            del found.files[name]
+        found._below[root.start] = _below(tails.names, root.start)
+        for name in found._below[root.start]:
+            found.files.pop(name, None)
         found.files.update(known[root])
-        found._below[root.start] = [name for name in every if root.holds(name)]
     return found
 
 
@@ -219,7 +228,7 @@ def _agree(lines: list[dict[str, set[str]]]) -> bool:
 def _present(pattern: Pattern, start: str, files: Sequence[str], exists: Callable[[str], bool]) -> bool:
     if not pattern.fields and not set("*(") & set(pattern.text):
         return exists(start + pattern.text)
-    return any(name.startswith(start) and pattern.fit(name[len(start) :]) is not None for name in files)
+    return any(pattern.fit(name[len(start) :]) is not None for name in _below(files, start))
 
 
 def _missing(layout: Layout, tails: _Tails) -> str:
@@ -234,39 +243,48 @@ def _missing(layout: Layout, tails: _Tails) -> str:
 def _known(root: Root, files: Sequence[str]) -> dict[str, Known]:
     found = {}
     for name in files:
-        if root.holds(name):
-            path = name[len(root.start) :]
-            for entry in root.layout.files:
-                if (fields := entry.path.fit(path)) is not None:
-                    found[name] = Known(root, entry, fields)
-                    break
+        path = name[len(root.start) :]
+        for entry in root.layout.files:
+            if (fields := entry.path.fit(path)) is not None:
+                found[name] = Known(root, entry, fields)
+                break
     return found
+
+
+def _below(names: Sequence[str], start: str) -> Sequence[str]:
+    """Return those of sorted `names` that begin with `start`."""
+    first = bisect_left(names, start)
+    return names[first : bisect_left(names, start[:-1] + chr(ord("/") + 1), lo=first)] if start else names
 
 
 def _share(root: Root, known: Mapping[str, Known], images: Sequence[str]) -> float:
     """Return the share of the image files below a root that its rules know; 1 if there is none."""
-    below = [name for name in images if root.holds(name)]
+    below = _below(images, root.start)
     return sum(name in known for name in below) / len(below) if below else 1.0
 
 
 def _chosen(fitting: list[Root], known: Mapping[Root, Mapping[str, Known]], doubts: list[str]) -> list[Root]:
     """Return one layout for each root, the more specific; inside a root only what its own rules do not know."""
 
-    def merit(root: Root) -> tuple[int, int, int, str]:
-        beats = sum(other.start == root.start and other.layout.name in root.layout.over for other in fitting)
-        return -beats, -len(known[root]), len(root.start), root.layout.name
+    at: dict[str, set[str]] = defaultdict(set)
+    for root in fitting:
+        at[root.start].add(root.layout.name)
 
-    chosen: list[Root] = []
+    def merit(root: Root) -> tuple[int, int, int, str, str]:
+        beats = len(at[root.start].intersection(root.layout.over))
+        return -beats, -len(known[root]), len(root.start), root.start, root.layout.name
+
+    chosen: dict[str, Root] = {}
+    taken: set[str] = set()
     for root in sorted(fitting, key=merit):
-        if any(root.start == other.start and other.layout is not root.layout for other in chosen):
-            other = next(other for other in chosen if root.start == other.start)
-            if root.layout.name not in other.layout.over:
-                doubts.append(
-                    f"layout: {root.layout.title} fits as well as {other.layout.title}, which is taken; "
-                    f"layout={root.layout.name} takes the former"
-                )
-            continue
-        inside = [name for name in known[root] if any(name in known[other] for other in chosen)]
-        if 2 * len(inside) <= len(known[root]):
-            chosen.append(root)
-    return sorted(chosen, key=lambda root: (root.start, root.layout.name))
+        if other := chosen.get(root.start):
+            doubt = (
+                f"layout: {root.layout.title} fits as well as {other.layout.title}, which is taken; "
+                f"layout={root.layout.name} takes the former"
+            )
+            if root.layout.name not in other.layout.over and doubt not in doubts:
+                doubts.append(doubt)
+        elif 2 * len(taken.intersection(known[root])) <= len(known[root]):
+            chosen[root.start] = root
+            taken.update(known[root])
+    return sorted(chosen.values(), key=lambda root: root.start)

@@ -15,6 +15,7 @@ import yaml
 from meddap.errors import MeddapError
 from meddap.records import misfit
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 FOLDER = Path(__file__).parent
 COMMANDS = {"CT": "ct", "MR": "mri"}  # modality → the command's name in rules
 ROLES = ("image", "label map", "organ", "left out", "dicom", "other", "general")
@@ -127,7 +128,7 @@ def named(name: str) -> Layout:
 def read(path: Path) -> Layout:
     """Read the rules of one layout. Raises LayoutError, one line."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LayoutError(f"{path}: cannot be read as YAML ({type(error).__name__})") from error
     try:
@@ -177,8 +178,6 @@ def _entry(content: Any, common: Mapping[str, str]) -> Entry:
     for key, template in templates.items():
         if unknown := set(re.findall(r"\{([a-z_]+)\}", template)) - path.fields:
             raise ValueError(f"{path.text}: {key} names {sorted(unknown)}, which its path has not")
-    if content["role"] == "image" and not templates["patient"]:
-        raise ValueError(f"{path.text}: an image needs a patient")
     if content.get("channels", "described") != "described":
         raise ValueError(f"{path.text}: channels can only be described")
     orientation = content.get("orientation") or ""
