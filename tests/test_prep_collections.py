@@ -150,6 +150,20 @@ def test_a_foreign_file_is_counted_and_changes_nothing_else(
     assert outcomes(before) <= outcomes(run.rows)
 
 
+@pytest.mark.parametrize(("command", "write"), SOME)
+def test_a_collection_is_read_from_its_archive(command, write, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A zip of the tree gives the patients, studies and label maps that the tree gives."""
+    wanted = write(tmp_path / "tree")
+    (tmp_path / "in").mkdir()
+    shutil.make_archive(str(tmp_path / "in" / "download"), "zip", tmp_path / "tree")
+    run = start(command, tmp_path / "in", capsys, *wanted.words)
+    assert run.status == 0 and is_recognised(run, wanted), run.said
+    accepted = run.accepted
+    assert len({row["subject"] for row in accepted}) == wanted.patients
+    assert len({row["stack"] for row in accepted}) == wanted.studies
+    assert len({row["stack"] for row in accepted if row["annotated"]}) == wanted.labelled
+
+
 def test_label_maps_that_a_layout_cannot_be_about_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Files named as those of LiTS with other values than liver and tumor: the console asks, once."""
     for case in (1, 2, 3):
