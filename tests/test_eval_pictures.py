@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,23 +135,24 @@ def test_radiographs_are_trained_on_and_probed(
     words += ["stages.adapt.optim.freeze_last_layer_steps=0", "stages.adapt.optim.teacher_temp.start=null"]
     assert train.main(["--config", str(configs / "radiographs_small.yaml"), *words]) == 0
     task = tmp_path / "task.yaml"
-    task.write_text(
-        "name: sick\nkind: binary\nlabel: class\nsize: 32\nprobes: [knn]\nstride: {train: 1, val: 1, test: 1}\n"
-    )
+    task.write_text("name: sick\nkind: binary\nsize: 32\nprobes: [knn]\nstride: {train: 1, val: 1, test: 1}\n")
     common = ["--checkpoint", str(tmp_path / "run"), "--task", str(task), "draws=50"]
-    assert probe.main([*common, "--output", str(tmp_path / "probe"), f"data={radiograph_shards}"]) == 0
+    words = [f"data={radiograph_shards}", "label=class"]
+    assert probe.main([*common, "--output", str(tmp_path / "probe"), *words]) == 0
     rows = [json.loads(line) for line in (tmp_path / "probe" / "results.jsonl").read_text().splitlines()]
     assert {row["metric"] for row in rows} >= {"auroc"}
-    split = schema.Split(radiograph_shards, "train")
-    for number in range(len(split)):
-        sample = split[number]
+    split, counts = schema.Split(radiograph_shards, "train"), Counter[int]()
+    for sample in (split[number] for number in range(len(split))):
         slope, intercept = sample.scales[0]
         values = np.rint(sample.pixels[0] * slope + intercept)
         if values.max() <= 255:  # a picture
-            name = tmp_path / "again" / f"class{int(sample.labels['class'])}" / f"other{number}.png"
+            label, count = int(sample.labels["class"]), counts.total()
+            name = tmp_path / "again" / schema.SPLITS[count % 3] / f"class{label}" / f"{count}.png"
+            counts[label] += 1
             name.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values.astype(np.uint8)).save(name)
-    words = [f"data={tmp_path / 'again'}", "source=folders", "label=null", "split.by=patient", "leaks=refuse"]
+    assert min(counts.values()) >= 2 and counts.total() >= 3
+    words = [f"data={tmp_path / 'again'}", "source=folders", "leaks=refuse"]
     capsys.readouterr()
     assert probe.main([*common, "--output", str(tmp_path / "leak"), *words]) == 1
     assert "have slices with the very pixels of pretraining's" in capsys.readouterr().err
