@@ -116,6 +116,7 @@ def test_several_roots_and_a_folder_without_a_layout(tmp_path: Path, capsys) -> 
     assert "in 2 folders: 4 images of 4 patients, 3 label maps" in said
     assert "1 image files there that its rules do not know" in said
     assert "1 × resource fork of macOS" in said
+    assert "1 label maps lie outside of the layouts, and their values get the names of those (label 1 is liver)" in said
     assert len(rows) == 6 == len({row["subject"] for row in rows})
     assert sorted(row["annotated"] for row in rows) == [[], [], [1], [1, 2], [1, 2], [1, 2]]
     assert dataset(tmp_path / "out")["labels"] == {"1": "liver", "2": "spleen"}

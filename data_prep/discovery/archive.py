@@ -16,8 +16,9 @@ from data_prep.config import MriConfig, PrepConfig
 from data_prep.discovery import doubts, labelmaps, organs, patients, studies, walk
 from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.labelmaps import LabelFile
-from data_prep.discovery.layouts import applied
+from data_prep.discovery.layouts import applied, recognise
 from data_prep.discovery.layouts.applied import Image
+from data_prep.discovery.layouts.rules import COMMANDS
 from data_prep.discovery.pairing import Pairing
 from data_prep.discovery.patients import BIDS, Rule
 from data_prep.discovery.studies import Series
@@ -96,6 +97,7 @@ def discover(
 
     Raises LayoutError for a layout that does not fit or contradicts another.
     """
+    recognise.candidates(config.layout, COMMANDS[modality])  # a slip is said before a long walk
     walked = walk.walk(inputs, workers, config, skip)
     return _Archive(inputs, masks, config, modality, walked).discovered()
 
@@ -149,8 +151,24 @@ class _Archive:
             across=self._across(),
             layouts=self.layouts.summaries(),
             lines=lines,
-            warnings=[*self.layouts.found.doubts, *doubts.warnings(who, self.walked.persons, self.config)],
+            warnings=[
+                *self.layouts.found.doubts,
+                *self._borrowed_names(sources),
+                *doubts.warnings(who, self.walked.persons, self.config),
+            ],
         )
+
+    def _borrowed_names(self, sources: Sequence[Source]) -> list[str]:
+        """Return a line if label maps without a layout get the names that one gives its own values."""
+        names = set(self.layouts.labels) - set(self.layouts.named)
+        maps = sum(any(not label.organs for label in source.labels) and not source.layout for source in sources)
+        if not names or not maps or not self.layouts.found.roots or self.pairing.masks:
+            return []
+        value = min(names, key=int)
+        return [
+            f"{maps} label maps lie outside of the layouts, and their values get the names of those (label {value} is "
+            f"{self.layouts.labels[value]}); labels.{value}=NAME names them, sharding by themselves keeps them apart"
+        ]
 
     def _named(self, groups: Sequence[studies.Group]) -> list[doubts.Named]:
         """Return what names the patients of groups."""

@@ -44,6 +44,7 @@ class Applied:
     """Layouts as they are found below an input.
 
     labels    label value → name, as all of them say
+    named     label value → name, as the user says
     problems  start of a root → why its label maps cannot be used
     lines     what the console says of them
     unknown   how many image files below their roots no rule knows
@@ -51,6 +52,7 @@ class Applied:
 
     found: Recognised
     modality: str
+    named: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     descriptions: dict[Root, Description] = field(default_factory=dict)
@@ -165,7 +167,7 @@ def apply(inputs: Inputs, masks: Sequence[Path], config: PrepConfig, modality: s
         command=COMMANDS[modality],
         exists=lambda name: zips.is_file(inputs.path(name)),
     )
-    applied = Applied(found, modality)
+    applied = Applied(found, modality, config.labels)
     for number, root in enumerate(found.roots, 1):
         if root.layout.described_by:
             which = f", folder {number} of {len(found.roots)}" if len(found.roots) > 1 else ""
@@ -202,13 +204,14 @@ def _take_out(applied: Applied, walked: Walked) -> None:
 
 def _labels(applied: Applied, config: PrepConfig) -> dict[str, str]:
     """Return label value → name of all roots with label maps. Raises LayoutError if they disagree."""
-    with_maps = {applied.found.files[name].root for name in applied.label_maps()}
+    by_role = {(known.root, known.entry.role) for known in applied.found.files.values()}
     names: dict[str, str] = {}
     unnamed = False
     for root in applied.found.roots:
-        described_here = applied.descriptions.get(root, Description()).labels
-        mine = {**root.layout.labels, **described_here}
-        unnamed = unnamed or (root in with_maps and not mine and root.start not in applied.problems)
+        if not {(root, "label map"), (root, "organ")} & by_role:
+            continue
+        mine = {**root.layout.labels, **applied.descriptions.get(root, Description()).labels}
+        unnamed = unnamed or (not mine and (root, "label map") in by_role and root.start not in applied.problems)
         for value, name in mine.items():
             if names.setdefault(value, name) != name and value not in config.labels:
                 raise LayoutError(

@@ -134,15 +134,12 @@ def recognise(
     """
     if setting == "none":
         return Recognised()
-    layouts: Sequence[Layout] = [layout for layout in rules.every() if not layout.by_name_alone]
-    if setting != "auto":
-        layouts = [_forced(setting, command)]
+    layouts = candidates(setting, command)
     tails = _Tails(sorted(set(files)), several)
     images = sorted(images)
     fitting: list[Root] = []
     for layout in layouts:
-        if command in layout.commands:
-            fitting += [Root(layout, start) for start in _roots(layout, tails, exists)]
+        fitting += [Root(layout, start) for start in _roots(layout, tails, exists)]
     if setting != "auto" and not fitting:
         raise LayoutError(_missing(layouts[0], tails))
     if not fitting:
@@ -165,11 +162,16 @@ def recognise(
     return found
 
 
-def _forced(name: str, command: str) -> Layout:
-    layout = rules.named(name)
+def candidates(setting: str, command: str) -> list[Layout]:
+    """Return the layouts that a setting allows. Raises LayoutError for one that is unknown, or of another command."""
+    if setting == "none":
+        return []
+    if setting == "auto":
+        return [layout for layout in rules.every() if command in layout.commands and not layout.by_name_alone]
+    layout = rules.named(setting)
     if command not in layout.commands:
-        raise LayoutError(f"layout={name}: {layout.title} is for {' and '.join(layout.commands)}; use that command")
-    return layout
+        raise LayoutError(f"layout={setting}: {layout.title} is for {' and '.join(layout.commands)}; use that command")
+    return [layout]
 
 
 class _Tails:
