@@ -164,6 +164,17 @@ def test_a_collection_is_read_from_its_archive(command, write, tmp_path: Path, c
     assert len({row["stack"] for row in accepted if row["annotated"]}) == wanted.labelled
 
 
+def test_folders_named_as_a_collection_keep_their_label_maps(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """FOMO60K has no label maps; where subjects and sessions are named as its are, those that lie there are used."""
+    for case in (1, 2, 3):
+        folder = tmp_path / "in" / f"sub_{case}" / "ses_1"
+        save(folder / "t1.nii.gz", mr("t1", case))
+        save(folder / "lesion_seg.nii.gz", drawn(case))
+    run = start(shard_mri, tmp_path / "in", capsys)
+    assert "layout: FOMO60K" in run.said and [row["annotated"] for row in run.accepted] == [[1, 2]] * 3
+    assert all(bright(sample) for sample in run.samples() if sample.labelmap is not None)
+
+
 def test_label_maps_that_a_layout_cannot_be_about_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Files named as those of LiTS with other values than liver and tumor: the console asks, once."""
     for case in (1, 2, 3):
