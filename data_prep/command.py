@@ -41,7 +41,7 @@ def parser(description: str, keys: str, masks: bool = True) -> argparse.Argument
         type=Path,
         metavar="DIR",
         action="append",
-        help="folder of images, DICOM or files; may be given several times",
+        help="folder or zip archive of images, DICOM or files; may be given several times",
     )
     options.add_argument("--output", required=True, type=Path, metavar="DIR", action=Once, help="folder for the shards")
     options.set_defaults(masks=[])

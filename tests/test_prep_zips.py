@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import stat
+import tempfile
 import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from helpers import dicom_files, mri_files
+from helpers import ct_collections, dicom_files, mri_collections, mri_files, radiographs
 from helpers.prepared import converted, discovered, names, pixels, problems
+from PIL import Image
 
-from data_prep import schema, shard_ct
+from data_prep import schema, shard_ct, shard_images
 from data_prep.config import CtConfig, LimitConfig, MriConfig, PrepConfig
 
 VOLUME = np.where(np.indices((16, 14, 6))[0] > 4, 40, -1000).astype(np.int16)
@@ -83,6 +86,92 @@ def test_what_a_folder_gives_its_archive_gives_too(name: str, method: int, tmp_p
     assert np.array_equal(pixels(samples), pixels(whole)) and len(samples) == 6
     assert samples[0].subject == whole[0].subject and samples[0].meta == whole[0].meta
     assert [file.name for file in (tmp_path / "zipped" / "p1").iterdir()] == ["study.zip"]
+
+
+EVERY = [
+    pytest.param(modality, write, id=f"{modality}-{tree}")
+    for modality, trees in (("CT", ct_collections.COLLECTIONS), ("MR", mri_collections.COLLECTIONS))
+    for tree, write in trees.items()
+]
+FEW = {"CT-nnunet", "CT-kits19", "CT-openkbp", "CT-tcia", "MR-bids", "MR-oasis1"}
+
+
+@pytest.mark.parametrize(
+    ("modality", "write"),
+    [case if case.id in FEW else pytest.param(*case.values, id=case.id, marks=pytest.mark.stress) for case in EVERY],
+)
+def test_a_collection_in_an_archive_is_what_it_is_in_a_folder(modality: str, write, tmp_path: Path) -> None:
+    """Layouts, their descriptions, patients, label maps, organs and every voxel: the archive is the input."""
+    write(tmp_path / "tree")
+    archive = packed(tmp_path / "tree.zip", tmp_path / "tree")
+    config = CtConfig() if modality == "CT" else MriConfig()
+    expected = converted(tmp_path / "a", tmp_path / "tree", modality=modality, config=config)
+    found = converted(tmp_path / "b", archive, modality=modality, config=config)
+    assert found.keys() == expected.keys()
+    for name, (rows, samples) in expected.items():
+        own_rows, own_samples = found[name]
+        for row in [*rows, *own_rows]:
+            row.pop("fingerprint")
+        assert own_rows == rows and len(own_samples) == len(samples)
+        for own, sample in zip(own_samples, samples):
+            assert np.array_equal(own.pixels, sample.pixels) and own.subject == sample.subject
+            assert (own.labelmap is None) == (sample.labelmap is None)
+            assert own.labelmap is None or np.array_equal(own.labelmap, sample.labelmap)
+    whole, packed_ = (discovered(each, modality=modality, config=config) for each in (tmp_path / "tree", archive))
+    assert (packed_.labels, packed_.organ_files.names) == (whole.labels, whole.organ_files.names)
+    assert (packed_.layouts, packed_.mapped) == (whole.layouts, whole.mapped)
+
+
+@pytest.mark.parametrize("name", ["png", "radiograph", "npz"])
+def test_pictures_may_lie_in_archives(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture, a radiograph, the images of a MedMNIST file: as from a folder; a damaged one is refused."""
+    monkeypatch.setenv("MEDDAP_SALT", "x")
+    rng = np.random.default_rng(0)
+    (tmp_path / "made" / "p").mkdir(parents=True)
+    for number in range(2):
+        path = tmp_path / "made" / "p" / f"{number}.{name}"
+        if name == "png":
+            Image.fromarray(rng.integers(0, 256, (20, 30), np.uint8)).save(path)
+        elif name == "npz":
+            arrays = {f"{split}_images": rng.integers(0, 256, (2, 9, 9), np.uint8) for split in schema.SPLITS}
+            arrays |= {f"{split}_labels": np.array([[0], [1]]) for split in schema.SPLITS}
+            np.savez(path, **arrays)
+        else:
+            radiographs.write(path, rng.integers(0, 4096, (20, 30)).astype(np.uint16))
+    archive = packed(tmp_path / "in" / "a.zip", tmp_path / "made", zipfile.ZIP_STORED)
+    shares = ("split.train=1", "split.val=0", "split.test=0")
+    results = []
+    for source in (tmp_path / "made", archive):
+        output = tmp_path / f"{source.name}-out"
+        assert shard_images.main(["--input", str(source), "--output", str(output), *shares]) == 0
+        split = schema.Split(output, "train")
+        results.append({split[number].key: split[number].pixels.tobytes() for number in range(len(split))})
+    assert results[0] == results[1] and results[0]
+    with zipfile.ZipFile(archive) as opened:
+        info = opened.infolist()[-1]
+    flip(archive, info.header_offset + 30 + len(info.filename) + info.compress_size // 2)
+    output = tmp_path / "damaged-out"
+    assert shard_images.main(["--input", str(archive), "--output", str(output), *shares]) == 0
+    rows = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    reasons = [row["reason"] for row in rows if row["status"] == "rejected"]
+    assert len(reasons) == 1 and "damaged in its zip archive" in reasons[0]
+
+
+def test_nothing_of_an_archive_is_written_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the archive, of folders and files in it and texts of headers are in no file, temporary ones included."""
+    pytest.importorskip("SimpleITK", reason="needs SimpleITK: pip install 'meddap[itk]'")
+    monkeypatch.setenv("MEDDAP_SALT", "x")
+    write(tmp_path / "made" / "CANARY" / "ct.mhd")
+    dicom_files.series(tmp_path / "made" / "dicom", VOLUME.T, PatientID="CANARY", PatientName="CANARY")
+    packed(tmp_path / "in" / "CANARY.zip", tmp_path / "made")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    assert shard_ct.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["accepted", "accepted"]
+    for path in (tmp_path / "out").rglob("*"):
+        assert "CANARY" not in str(path) and not (path.is_file() and b"CANARY" in path.read_bytes())
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_studies_in_archives_make_a_data_set(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,8 +179,8 @@ class _Archive:
         named = []
         for group, own in zip(groups, by_id):
             first = group.series[0].files[0]
-            place = (rule if own else self.rule).of(self._below(first))
-            trusted = bool(BIDS.search(first) or self.layouts.patient_of(first))
+            place = rule.of(self._below(first)) if own else group.patient
+            trusted = not own and bool(BIDS.search(first) or self.layouts.patient_of(first))
             named.append(doubts.Named(group.patient, place, alone[-1] if alone else place, group.study, own, trusted))
         return named
 

@@ -16,6 +16,8 @@ _TROUBLE = {
     errno.EMFILE,
     errno.ENFILE,
     errno.EAGAIN,
+    errno.ENOSPC,
+    errno.EDQUOT,
 }
 _TROUBLE |= {errno.ENOENT, errno.ENOLINK, errno.EREMOTEIO, errno.ENOMEM, errno.EINTR, errno.ENODEV, errno.EHOSTDOWN}
 
