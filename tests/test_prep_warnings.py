@@ -26,10 +26,10 @@ def salt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nifti(*paths: Path) -> None:
-    """Small CTs."""
-    for path in paths:
+    """Small CTs, no two alike."""
+    for number, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
-        nibabel.save(nibabel.Nifti1Image(VOLUME, np.diag([-2.0, -2.0, 3.0, 1.0])), path)
+        nibabel.save(nibabel.Nifti1Image(VOLUME + np.int16(number), np.diag([-2.0, -2.0, 3.0, 1.0])), path)
 
 
 def series(folder: Path, patient: str, study: int, **attributes: object) -> None:
@@ -189,6 +189,21 @@ def test_strict_refuses_what_only_staging_finds(tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert shard(tmp_path / "in", tmp_path / "out", *train) == 0
     assert "1 of 1 inputs were staged before" in capsys.readouterr().err
+
+
+def test_copies_under_two_names_are_said(tmp_path: Path, capsys) -> None:
+    """A volume stored as another patient's too would be in two splits; a second volume of one patient is none."""
+    for patient, name, number in (("a", "x", 0), ("b", "y", 0), ("a", "z", 1), ("a", "z2", 1), ("c", "ct", 2)):
+        path = tmp_path / "in" / patient / f"{name}_ct.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(VOLUME + np.int16(number), np.diag([-2.0, -2.0, 3.0, 1.0])), path)
+    train = ("split.train=1", "split.val=0", "split.test=0")
+    assert shard(tmp_path / "in", tmp_path / "out", *train) == 0
+    (line,) = schema.read_dataset(tmp_path / "out")["warnings"]
+    assert (
+        line.startswith("2 images of 2 patients are copies of each other")
+        and f"warning: {line}" in capsys.readouterr().err
+    )
 
 
 def test_merged_parts_say_which_split_is_empty(tmp_path: Path, capsys) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 from data_prep import schema
@@ -50,17 +51,41 @@ def of_counts(counts: Mapping[str, int], shares: Mapping[str, float]) -> list[st
 
 
 def of_records(records: Iterable[Record], shares: SplitConfig, own: bool = False) -> list[str]:
-    """Return lines about what staging found: splits whose patients were all left out, label maps that were not used."""
+    """Return lines about what staging found.
+
+    Splits whose patients were all left out, images of two patients that are one, label maps that were not used.
+    """
     rows: list[dict] = []
     splits: dict[str, str] = {}
+    owners: dict[bytes, set[str]] = defaultdict(set)
+    copies: Counter[bytes] = Counter()
     for record in records:
         rows += record.rows
         if record.samples:
             splits[record.subject] = record.split
+        for content in _contents(record):
+            owners[content].add(record.subject)
+            copies[content] += 1
     stacks = {row["stack"]: row["notes"] for row in rows if row["status"] == "accepted"}
     reasons = Counter(notes["labels_left_out"] for notes in stacks.values() if "labels_left_out" in notes)
     lines = [f"{count} series without their label map: {reason}" for reason, count in reasons.most_common()]
+    if shared := [content for content, subjects in owners.items() if len(subjects) > 1]:
+        images = sum(copies[content] for content in shared)
+        people = set().union(*(owners[content] for content in shared))
+        lines.append(
+            f"{images} images of {len(people)} patients are copies of each other, slice by slice: the patients may be "
+            "the same; take the copies out, or name their patients alike"
+        )
     return [*of_split(splits, shares, own), *lines]
+
+
+def _contents(record: Record) -> Iterator[bytes]:
+    """Yield a digest of the pixels of each image or study, which does not depend on the order of its slices."""
+    by_series: dict[str, list[str]] = defaultdict(list)
+    for _, _, _, series, _, content in record.samples:
+        by_series[series].append(str(content))
+    for contents in by_series.values():
+        yield hashlib.sha256(" ".join(sorted(contents)).encode()).digest()
 
 
 def _without(there: set[str], patients: int, shares: Mapping[str, float], own: bool = False) -> list[str]:
