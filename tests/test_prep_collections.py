@@ -176,12 +176,16 @@ def test_folders_named_as_a_collection_keep_their_label_maps(tmp_path: Path, cap
 
 
 def test_label_maps_that_a_layout_cannot_be_about_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Files named as those of LiTS with other values than liver and tumor: the console asks, once."""
+    """Files named as those of LiTS with other values than liver and tumor: a warning, unless the user names them."""
     for case in (1, 2, 3):
         save(tmp_path / "in" / f"volume-{case}.nii", ct(case))
         save(tmp_path / "in" / f"segmentation-{case}.nii", drawn(case, 1, 7))
-    said = start(shard_ct, tmp_path / "in", capsys).said
-    assert "layout: LiTS" in said and said.count("label maps hold 7, which") == 1
+    run = start(shard_ct, tmp_path / "in", capsys)
+    assert "layout: LiTS" in run.said and run.said.count("warning: label maps hold 7, for which no name") == 1
+    shutil.rmtree(run.output)
+    assert start(shard_ct, tmp_path / "in", capsys, "strict=true").status == 1
+    shutil.rmtree(run.output)
+    assert start(shard_ct, tmp_path / "in", capsys, "strict=true", "labels.7=vessel").status == 0
 
 
 @pytest.mark.parametrize(("command", "write"), SOME)

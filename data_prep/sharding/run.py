@@ -118,7 +118,8 @@ def _run(request: Request) -> None:
             own = any(source.split for source in inputs.sources)
             warned.add(warnings.of_records(records.values(), config.split, own))
         named = replace(config, labels={**inputs.organ_files.names, **config.labels})
-        _say_unnamed(inputs, records, named.labels)
+        if inputs.labels:
+            warned.add(warnings.of_label_values(records.values(), named.labels))
         made_with["inputs"] = fingerprint
         write_output(output, records, named, labels.names, made_with, warned.lines, workers)
         summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
@@ -174,19 +175,6 @@ def _say_found(request: Request, inputs: archive.Discovered) -> list[str]:
     if inputs.shared:
         say(f"{inputs.shared} patients are named in several inputs and count as one each; else shard them one by one")
     return doubts
-
-
-def _say_unnamed(inputs: archive.Discovered, records: dict[str, Record], names: dict[str, str]) -> None:
-    """Say that label maps hold values which their layout does not name: they may be those of something else."""
-    rows = [row for record in records.values() for row in record.rows if row["status"] == "accepted"]
-    unnamed = sorted({int(value) for row in rows for value in row.get("annotated") or ()} - {int(one) for one in names})
-    if inputs.labels and unnamed:
-        where = "; layout=none takes no layout's names" if inputs.layouts else ""
-        which = ", ".join(map(str, unnamed[:8])) + (" …" if len(unnamed) > 8 else "")
-        say(
-            f"label maps hold {which}, which the names found for label values lack: are the names those of these maps? "
-            f"labels.{unnamed[0]}=NAME names one{where}"
-        )
 
 
 def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:

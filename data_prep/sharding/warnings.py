@@ -88,6 +88,22 @@ def _contents(record: Record) -> Iterator[bytes]:
         yield hashlib.sha256(" ".join(sorted(contents)).encode()).digest()
 
 
+def of_label_values(records: Iterable[Record], names: Mapping[str, str]) -> list[str]:
+    """Return a line if label maps hold values that have no name, although others have: they may be of something else.
+
+    names  label value → name, as layouts, descriptions and the user say
+    """
+    rows = [row for record in records for row in record.rows if row["status"] == "accepted"]
+    unnamed = sorted({int(value) for row in rows for value in row["annotated"]} - {int(value) for value in names})
+    if not unnamed:
+        return []
+    which = ", ".join(map(str, unnamed[:8])) + (" …" if len(unnamed) > 8 else "")
+    return [
+        f"label maps hold {which}, for which no name was found, unlike for {', '.join(sorted(names, key=int)[:8])}: "
+        f"do they belong here? labels.{unnamed[0]}=NAME names a value, layout=none takes none from a layout"
+    ]
+
+
 def _without(there: set[str], patients: int, shares: Mapping[str, float], own: bool = False) -> list[str]:
     empty = [split for split in schema.SPLITS if shares[split] > 0 and split not in there]
     if not empty or not patients:
