@@ -45,14 +45,16 @@ _SUFFIXES = {
 }
 _SINGLE = {
     **dict.fromkeys(("loc", "locs", "pilot", "survey", "aahead", "aaspine", "aaknee", "triplane", "3plane"), LOCALIZER),
-    **dict.fromkeys(("calibration", "prescan", "refscan", "sensemap", "shim", "shimming"), _CALIBRATION),
+    **dict.fromkeys(("calibration", "prescan", "refscan", "sensemap", "shim", "shimming", "setter"), _CALIBRATION),
     **dict.fromkeys(
         "t1map t2map t2starmap r1map r2map r2star r2starmap pdmap t1mapping t2mapping t1rho molli shmolli qsm chimap "
         "mtr mtsat colfa tensor eadc ktrans relaxometry mwf fieldmap b0map b1map fa md rd mtt ttp tmax rcbf "
         "rcbv cbf cbv relcbf relcbv relmtt relttp".split(),
         _MAP,
     ),
-    **dict.fromkeys(("perfusion", "perf", "dsc", "dce", "pwi", "pcasl", "pasl", "casl", "vsasl"), _PERFUSION),
+    **dict.fromkeys(
+        ("perfusion", "perf", "dsc", "dce", "dynaviews", "pwi", "pcasl", "pasl", "casl", "vsasl"), _PERFUSION
+    ),
     **dict.fromkeys(("bold", "fmri", "rsfmri", "restingstate"), _FUNCTIONAL),
     **dict.fromkeys(
         ("tof", "mra", "mrv", "cemra", "angio", "angiography", "angiogram", "tricks", "venography"), _ANGIOGRAPHY
@@ -61,6 +63,7 @@ _SINGLE = {
     **dict.fromkeys(("mip", "mips", "minip", "mnip", "maxip"), _PROJECTION),
     **dict.fromkeys(("subtraction", "subtracted", "subtract", "subtr", "subtraktion"), _SUBTRACTION),
     **dict.fromkeys(("pha", "phaseimage", "phaseimages", "phasemap", "phasediff"), _PHASE),
+    **dict.fromkeys(("sbref",), _EPI),
     **dict.fromkeys(("mosaic",), "mosaic"),
 }
 # parts of words, also where they stand in a longer one: HeadScout, AAHead_Scout, Lokalizer, 3Plane-Localiser
@@ -69,6 +72,7 @@ _STRONG = (
     (re.compile(r"^(?:3d|2d|p|pc|ps|v)*asl(?:3d|2d)?$"), _PERFUSION),
 )
 _PHRASES = (
+    (re.compile(r" (?:3|three|tri) pl "), LOCALIZER),
     (re.compile(r" (?:3|three|tri) ?plane? (?:loc|gre|ssfse|haste|fiesta|trufi|truefisp|scan)? ?"), LOCALIZER),
     (re.compile(r" (?:t1|t2|t2star|r1|r2|b0|b1|pd|parametric|fa|color) (?:maps?|mapping) "), _MAP),
     (re.compile(r" field ?map(?:s|ping)? "), _FIELD),
@@ -80,7 +84,9 @@ _PHRASES = (
                 r"(?<!delayed)(?<! early)(?<!hepatobiliary)(?<!equilibrium)(?<!nephrographic)(?<!excretory)"
                 r"(?<! single)(?<! multi)(?<! pv)(?<! art) phase $"), _PHASE),
     (re.compile(r" ref(?:erence)? scan | coil sens"), _CALIBRATION),
-    (re.compile(r" exp(?:onential)? (?:adc|atten)"), _MAP),
+    (re.compile(r"^ fat .*(?:lava|dixon|flex|vibe)|dixon(?: [a-z0-9]+)* f $"), "fat image of Dixon"),
+    (re.compile(r" exp(?:onential)? (?:adc|atten)| (?:dti|dwi|diff) (?:.* )?exp $"), _MAP),
+    (re.compile(r" gre b0 | b0 gre "), _FIELD),
     (re.compile(r" resting state "), _FUNCTIONAL),
 )  # fmt: skip
 _SUSCEPTIBILITY = {"ven", "venous", "veno"}  # VEN_BOLD is a susceptibility-weighted image

@@ -17,19 +17,27 @@ from data_prep.volumes.images import stem
 VOCABULARY = ("t1", "t1c", "t2", "flair", "pd", "dwi", "adc", "swi", "t2star")
 # Words of file names and descriptions. BraTS writes t1ce or t1c, t2w, t2f; BIDS T1w, T2w, FLAIR, PDw
 _WORDS = {
-    **dict.fromkeys(("t1", "t1w", "t1n", "mprage", "spgr", "bravo", "mp2rage", "t1wi"), "t1"),
+    **dict.fromkeys(("t1", "t1w", "t1n", "mprage", "spgr", "fspgr", "bravo", "mp2rage", "t1wi"), "t1"),
+    **dict.fromkeys(("vibe", "starvibe", "lava", "thrive", "ethrive"), "t1"),
     **dict.fromkeys(("t1c", "t1ce", "t1gd", "t1post", "t1km", "gadt1", "ct1", "t1gad", "t1cw"), "t1c"),
     **dict.fromkeys(("t2", "t2w", "t2wi"), "t2"),
     **dict.fromkeys(("flair", "fla", "t2f", "tirm", "t2flair"), "flair"),
     **dict.fromkeys(("pd", "pdw", "pdwi"), "pd"),
-    **dict.fromkeys(("dwi", "diff", "diffusion", "tracew"), "dwi"),
-    **dict.fromkeys(("adc", "dadc"), "adc"),
-    **dict.fromkeys(("swi", "swan", "venobold"), "swi"),
+    **dict.fromkeys(("dwi", "ddwi", "isodwi", "isodwib", "diff", "diffusion", "difusion", "difusao"), "dwi"),
+    **dict.fromkeys(
+        ("diffusione", "diffusionsgewichtung", "diffusie", "tracew", "trace", "resolve", "dti", "dmri"), "dwi"
+    ),
+    **dict.fromkeys(("adc", "dadc", "isoadc"), "adc"),
+    **dict.fromkeys(("swi", "swip", "swan", "venobold"), "swi"),
     **dict.fromkeys(("t2star", "t2starw", "gre", "hemo"), "t2star"),
 }
 _CONTRAST = {"post", "gd", "gad", "gado", "contrast", "ce", "gadolinium", "km", "postcontrast", "dotarem", "gadavist"}
 TOKENS = frozenset(_WORDS) | _CONTRAST  # words that tell the images of one study apart
-_TECHNIQUES = {"gre", "mp2rage", "tirm"}  # how an image was made: beside a weighting they say nothing
+# how an image was made: beside a weighting they say nothing
+_TECHNIQUES = {"gre", "mp2rage", "tirm", "spgr", "fspgr", "vibe", "starvibe", "lava", "thrive", "ethrive"}
+_GRADIENT_ECHO = {"gre", "fgre", "ffe", "eg", "gradient", "fl2d", "fl3d"}  # a T2 made so is a T2*
+_AGENT_AT_THE_END = {"c", "iv"}  # "t1_fl2d_tra_C"; of a spine C is where it is
+_SPINES = {"spine", "hws", "bws", "lws", "cervical", "neck", "rachis", "columna", "colonna", "wirbelsaule"}
 _TARGETS = {"to", "onto", "in", "on", "regto", "into"}  # "T2_to_T1" is a T2
 _BIDS_SUFFIXES = {
     **{"T1w": "t1", "T2w": "t2", "PDw": "pd", "T2starw": "t2star", "FLAIR": "flair", "dwi": "dwi", "swi": "swi"},
@@ -185,10 +193,16 @@ def _of_words(said: list[str], grounds: str, rank: Rank = Rank.WORDS, header: An
     elif sequence is None:
         physics = _by_physics(header) if header is not None else None
         agrees = physics is not None and physics.sequence in weights
+        if header is not None and not agrees:
+            return None  # "PD-T2 TSE" of one echo: which of them, its times would have to say
         rank = max(rank, Rank.UNCLEAR)
         sequence = physics.sequence if physics and agrees else weights[-1]
         grounds += f", {physics.grounds}" if physics and agrees else ""
+    if sequence == "t2" and _GRADIENT_ECHO & set(said):
+        sequence = "t2star"
     said_contrast = wording.contrast(said)
+    if said_contrast is None and len(said) > 1 and said[-1] in _AGENT_AT_THE_END and not _spine(said, header):
+        said_contrast, rank = True, max(rank, Rank.UNCLEAR)
     if sequence == "t1" and said_contrast:
         sequence = "t1c"
     elif sequence == "t1c" and said_contrast is False:
@@ -205,6 +219,12 @@ def _of_words(said: list[str], grounds: str, rank: Rank = Rank.WORDS, header: An
     return Guess(sequence, grounds, rank, tuple(against))
 
 
+def _spine(said: list[str], header: AnyHeader | None) -> bool:
+    """Return whether words or the part of the body say that an image shows a spine."""
+    part = wording.words(str(header.get("BodyPartExamined") or "")) if header is not None else []
+    return any("spine" in word or word in _SPINES for word in (*said, *part))
+
+
 def _one(weights: list[str], named: list[str]) -> str | None:
     """Return the one sequence that words name; None if they name several."""
     names = set(weights)
@@ -217,7 +237,7 @@ def _one(weights: list[str], named: list[str]) -> str | None:
         return "t1c"
     if names == {"t2", "t2star"}:
         return "t2star"
-    if names == {"t2star", "swi"}:
+    if "swi" in names and names <= {"t2", "t2star", "swi"}:
         return "swi"
     return weights[-1] if len(names) == 1 else None
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # What an MR image after contrast medium is called: agents, and words for contrast medium in some languages
 _AGENTS = {
-    *("contrast", "contraste", "contrasto", "contraststof", "kontrast", "kontrastmittel", "km", "gd", "gad", "gado"),
+    *(
+        "contrast",
+        "cont",
+        "contraste",
+        "contrasto",
+        "contraststof",
+        "kontrast",
+        "kontrastmittel",
+        "km",
+        "gd",
+        "gad",
+        "gado",
+    ),
     *("gadolinium", "gadovist", "gadavist", "gadobutrol", "dotarem", "magnevist", "multihance", "prohance", "omniscan"),
     *(
         "primovist",
@@ -32,7 +45,8 @@ _WITHOUT = {
 }
 _NEGATIONS = {"without", "wo", "ohne", "sans", "senza", "sin", "zonder", "bez", "utan", "uden", "uten", "wout"}
 _WEAK_NEGATIONS = {"no", "non", "not", "kein", "keine", "nicht"}  # they need what they negate: "no" may be a number
-_BEFORE, _AFTER = {"pre", "vor", "avant", "before", "prae", "prior"}, {"post", "nach", "apres", "after"}
+_BEFORE = {"pre", "vor", "avant", "before", "prae", "prior", "prima"}
+_AFTER = {"post", "nach", "apres", "after", "dopo", "na"}
 _AFFIRMATIONS = {"w", "with", "mit", "avec", "con", "met"}
 # "post" or "pre" of these is a time in a treatment or a place, and says nothing about contrast medium
 _OTHER_TIMES = {
@@ -77,6 +91,21 @@ _OTHER_LACKS = {
     *("distortion", "dis", "dc", "coil", "skull", "sedation", "anesthesia", "implant", "metal", "pat", "spectral"),
 }
 _OTHER_CONTRASTS = {"phase", "high", "low", "transfer", "tissue", "dual", "image"}  # … contrast
+# Words in other scripts, the longer ones first
+_FOREIGN = tuple(
+    (re.compile(pattern), word)
+    for pattern, word in {
+        "造影前|非造影|単純|平扫|平掃": "noc",
+        "造影|增强|增強": "withc",
+        "定位|位置決め": "localizer",
+        "弥散|扩散|擴散|拡散": "diffusion",
+        r"\bбез\b": "without",
+        r"\bдо\b": "pre",
+        r"\bпосле\b": "post",
+        r"\bконтраст\w*": "contrast",
+        r"\bдиффузи\w*": "diffusion",
+    }.items()
+)
 # Words written together: T1post, T1wGd, preT1, T1axFS
 _PIECES = (
     "t1w|t2w|pdw|t1|t2star|t2|pd|flair|mprage|precontrast|postcontrast|contrast|pre|post|gado|gad|gd|km|native|nativ"
@@ -88,8 +117,12 @@ _PIECE = re.compile(_PIECES)
 
 def words(text: str) -> list[str]:
     """Return the lower-case words of a name or description, with "w/o", "+C", "-C" and "T2*" as words of their own."""
-    text = text.lower()
+    text = "".join(one for one in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(one))
+    for pattern, word in _FOREIGN:
+        text = pattern.sub(f" {word} ", text)
+    text = re.sub(r"(?<![a-z0-9])dark[ _-]?fl(?:uid)?(?![a-z0-9])|(?<![a-z0-9])da-fl(?![a-z0-9])", " flair ", text)
     text = re.sub(r"(?<![a-z0-9])t2\s?(?:\*|[ _-]star(?![a-z0-9]))", " t2star ", text)
+    text = re.sub(r"mprage(?=[a-z])", "mprage ", text)
     text = re.sub(r"apparent.diffusion.coeff[a-z]*", " adc ", text)
     text = re.sub(r"(?<![a-z0-9])w\s?[/\\._-]\s?o(?:ut)?(?![a-z0-9])", " without ", text)
     text = re.sub(r"\+\s?c(?:e|m)?(?![a-z0-9])|(?<![a-z0-9])(?:c|iv)\s?\+(?!\s?[tl](?![a-z]))", " withc ", text)
