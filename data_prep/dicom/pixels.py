@@ -17,12 +17,14 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
+from data_prep.dicom import rle
 from data_prep.dicom.files import is_packed, open_file, syntax_of
 from data_prep.dicom.frames import Frame
 from data_prep.schema import AIR_HU
-from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.errors import unless_trouble, without_panics
 from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries
 
@@ -147,9 +149,12 @@ def _native(frame: Frame, offset: int, kind: str) -> np.ndarray:
 
 def _decoded(path: str, frames: list[Frame]) -> Iterator[np.ndarray]:
     source, syntax = _source(path)
-    planes = iter_pixels(source, indices=[frame.number for frame in frames])
-    for frame in frames:
+    numbers = [frame.number for frame in frames]
+    planes = without_panics(iter_pixels(source, indices=numbers))
+    for place, frame in enumerate(frames):
         try:
+            if place == 0 and syntax == RLELossless and isinstance(source, pydicom.Dataset):
+                rle.check(source, numbers)
             plane = next(planes)
         except (NotImplementedError, RuntimeError) as error:
             raise _undecodable(syntax, error) from error
@@ -165,7 +170,7 @@ def _source(path: str) -> tuple[str | pydicom.Dataset, UID]:
             syntax = read_file_meta_info(path).TransferSyntaxUID
         except (InvalidDicomError, AttributeError):  # no preamble, or no syntax
             syntax = None
-        if syntax is not None and syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
+        if syntax is not None and syntax.is_compressed and syntax not in (DeflatedExplicitVRLittleEndian, RLELossless):
             return path, syntax
     with open_file(path) as file:
         dataset = pydicom.dcmread(file, force=True)

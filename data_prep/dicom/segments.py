@@ -11,7 +11,7 @@ from pydicom.pixels import iter_pixels
 from data_prep.config import PrepConfig
 from data_prep.dicom.files import open_file
 from data_prep.dicom.whitelist import term
-from data_prep.volumes.errors import unless_trouble
+from data_prep.volumes.errors import unless_trouble, without_panics
 from data_prep.volumes.volume import RejectedSeries, check_size
 
 
@@ -55,7 +55,7 @@ def _read(file: BinaryIO, config: PrepConfig) -> tuple[np.ndarray, np.ndarray, d
     check_size((int(planes.max()) + 1, dataset.Rows, dataset.Columns), config.limits.volume_gb)
     labels, overlapping = np.zeros((planes.max() + 1, dataset.Rows, dataset.Columns), np.uint8), 0
     file.seek(0)
-    for plane, group, pixels in zip(planes, groups, iter_pixels(file)):
+    for plane, group, pixels in zip(planes, groups, without_panics(iter_pixels(file))):
         if kind == "LABELMAP":
             labels[plane] = _values_of(pixels, values)
             continue

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from typing import TypeVar
 
 from meddap.errors import MeddapError
+
+Plane = TypeVar("Plane")
 
 # The disk, the network or a limit of this process: a retry may succeed
 _TROUBLE = {
@@ -28,6 +32,24 @@ class UnreadableError(MeddapError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class DecoderPanic(RuntimeError):
+    """A decoder written in Rust gave up on damaged pixels; what it raises itself is not an Exception."""
+
+
+def without_panics(planes: Iterator[Plane]) -> Iterator[Plane]:
+    """Yield what a decoder yields. Raises DecoderPanic where one written in Rust gives up."""
+    while True:
+        try:
+            plane = next(planes)
+        except StopIteration:
+            return
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":
+                raise DecoderPanic("the decoder gave up") from error
+            raise
+        yield plane
 
 
 def unless_trouble(error: Exception) -> None:

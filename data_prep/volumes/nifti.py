@@ -51,6 +51,7 @@ class Nifti:
         try:
             kind, header = _header(stream)
             _check_scale(header)
+            _check_storage(header, int(header["sizeof_hdr"]) + 4)
             image: Any = kind.from_file_map({"image": FileHolder(fileobj=stream)})
             self.values = image.dataobj
             extents = [int(n) for n in self.values.shape[:3]]
@@ -59,8 +60,26 @@ class Nifti:
             stream.close()
             raise
         weakref.finalize(self.values, stream.close)
-        self._stream = stream if isinstance(stream, gzip.GzipFile) else None
         self.notes |= notes
+        self._expect(stream, path, header)
+
+    def _expect(self, stream: io.BufferedIOBase, path: str | Path, header: Any) -> None:
+        """Compare the length of a file with what its header says: now, or for a compressed one at its end."""
+        shape = header.get_data_shape()
+        voxels = math.prod(shape) * header.get_data_dtype().itemsize
+        self._end = int(header["vox_offset"]) + voxels
+        self._slab = max(voxels // max(shape), 1)  # what one more along some axis would take
+        self._stream = stream if isinstance(stream, gzip.GzipFile) else None
+        if self._stream is None:
+            self._compare(zips.size(path))
+
+    def _compare(self, length: int) -> None:
+        if length - self._end >= self._slab:
+            raise RejectedSeries(
+                f"holds {length} bytes, {self._end} by its header: are its dimensions, its type or its offset wrong?"
+            )
+        if length > self._end:
+            self.notes["bytes_behind_voxels"] = length - self._end
 
     def _open_pair(self, header_of: Path, path: Path, settings: GeometryConfig, orientation: str) -> None:
         if not zips.is_file(header_of):
@@ -80,6 +99,7 @@ class Nifti:
             raise RejectedSeries("truncated or damaged image (not the header of an Analyze or NIfTI file)")
         if not analyze:
             _check_scale(header)
+        _check_storage(header, 0)
         stream = _opened(path, self.notes)
         stored = math.prod(shape) * header.get_data_dtype().itemsize + int(header["vox_offset"])
         if not isinstance(stream, gzip.GzipFile) and (length := zips.size(path)) < stored:
@@ -90,7 +110,7 @@ class Nifti:
             files["mat"] = FileHolder(fileobj=io.BytesIO())  # SPM's transform, which no other program reads
         self.values = kind.from_file_map(files).dataobj
         weakref.finalize(self.values, stream.close)
-        self._stream = stream if isinstance(stream, gzip.GzipFile) else None
+        self._expect(stream, path, header)
         if analyze:
             self.affine, notes = _of_analyze(header, settings, orientation)
         else:
@@ -98,11 +118,16 @@ class Nifti:
         self.notes |= notes
 
     def finish(self) -> None:
-        """Read a packed file to its end, where its checksum is compared. Raises RejectedSeries or what gzip does."""
-        while self._stream is not None and self._stream.read(1 << 20):
-            pass
+        """Read a packed file to its end, where its checksum is compared. Raises RejectedSeries or what gzip does.
+
+        Raises RejectedSeries too if it holds more than its header says.
+        """
         if self._stream is None:  # a member: zipfile compares no checksum once it was told to seek
             zips.verify(self._path)
+            return
+        while self._stream.read(1 << 20):
+            pass
+        self._compare(self._stream.tell())
 
 
 def header_file(path: str | Path) -> Path | None:
@@ -166,6 +191,15 @@ def _check_scale(header: Any) -> None:
             f"scl_slope {slope:g} with scl_inter {intercept:g}: its values cannot be scaled; set both in its header "
             "(1 and 0 if it has no scale)"
         )
+
+
+def _check_storage(header: Any, least: int) -> None:
+    """Raise RejectedSeries if the type and place of the voxels contradict the rest of the header."""
+    kind, bits, offset = header.get_data_dtype(), int(header["bitpix"]), float(header["vox_offset"])
+    if bits and bits != kind.itemsize * 8:
+        raise RejectedSeries(f"its header says {bits} bits per voxel (bitpix), and voxels of type {kind.name}")
+    if not offset.is_integer() or offset < least:
+        raise RejectedSeries(f"its voxels begin at byte {offset:g} (vox_offset), within its header of {least}")
 
 
 def _grid(header: Any, shape: tuple[int, ...], settings: GeometryConfig) -> tuple[np.ndarray, dict[str, object]]:

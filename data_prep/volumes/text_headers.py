@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,17 @@ _MM = {
 _UNKNOWN = {"", "???", "none", "unknown", "pixel", "pixels", "voxel"}
 _ORIENTED = {
     *("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps"),
+}
+
+_BYTES = {"uchar", "unsigned char", "uint8", "uint8_t", "signed char", "int8", "int8_t"}
+# Fields of a MetaImage; others are ignored by whoever reads it
+_META = {
+    *("objecttype", "ndims", "binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata"),
+    *("compresseddatasize", "transformmatrix", "orientation", "rotation", "offset", "position", "origin"),
+    *("centerofrotation", "anatomicalorientation", "elementspacing", "elementsize", "dimsize", "elementtype"),
+    *("elementnumberofchannels", "elementdatafile", "headersize", "distanceunits", "modality", "comment", "name"),
+    *("elementtointensityfunctionslope", "elementtointensityfunctionoffset", "elementmin", "elementmax", "id"),
+    *("parentid", "objectsubtype", "transformtype", "color", "sequenceid", "acquisitiondate"),
 }
 
 
@@ -64,17 +76,23 @@ def _nrrd(path: Path, start: bytes) -> TextHeader:
     if "spacedirections" not in fields and "spacings" not in fields:
         raise RejectedSeries('it states no spacing; set "space directions" or "spacings" in its header')
     units = fields.get("spaceunits") or fields.get("units", "")
+    other = fields.get("datafile", "")
+    parts = tuple(_listed(path, other, lines)) if other else ()
+    _check_parts(parts)
     packed: tuple[tuple[Path, int], ...] = ()
+    endian = fields.get("endian", "").lower()
+    narrow = fields.get("type", "").lower() in _BYTES
+    if endian not in ("little", "big") and not (narrow or encoding in ("txt", "text", "ascii", "hex")):
+        raise RejectedSeries("an NRRD that does not say whether it is little or big endian; set endian in its header")
     if encoding in ("gzip", "bzip2"):
         if int(fields.get("lineskip", 0) or 0) or int(fields.get("byteskip", 0) or 0):
             raise RejectedSeries("a compressed NRRD with line skip or byte skip; save it without")
-        other = fields.get("datafile", "")
-        packed = tuple((name, 0) for name in _listed(path, other, lines)) if other else ((path, end),)
+        packed = tuple((part, 0) for part in parts) or ((path, end),)
     return TextHeader(
         factor=_factor([unit.strip() for unit in units.split('"')[1::2]] or units.split()),
         oriented=space in _ORIENTED,
         default=False,
-        big=fields.get("endian", "").lower() == "big",
+        big=endian == "big",
         packed=packed,
         encoding=encoding,
     )
@@ -106,8 +124,16 @@ def _listed(path: Path, other: str, lines: list[str]) -> list[Path]:
     return [path.parent / name for name in names]
 
 
+def _check_parts(parts: Sequence[Path]) -> None:
+    if missing := sum(not part.is_file() for part in parts):
+        raise RejectedSeries(f"{missing} of {len(parts)} files that its header names are missing: they hold its voxels")
+
+
 def _metaimage(path: Path, start: bytes) -> TextHeader:
     fields, end = _meta_fields(start)
+    for name in set(fields) - _META:
+        if near := [known for known in sorted(_META) if len(known) == len(name) and _differences(name, known) == 1]:
+            raise RejectedSeries(f"a field of its header is nearly {near[0]}: damaged, or misspelt?")
     if not ({"elementspacing", "elementsize"} & set(fields)):
         raise RejectedSeries("it states no spacing; set ElementSpacing in its header")
     slope = float(fields.get("elementtointensityfunctionslope", 1))
@@ -117,10 +143,13 @@ def _metaimage(path: Path, start: bytes) -> TextHeader:
             f"ElementToIntensityFunction of slope {slope:g} and offset {offset:g}, which most programs ignore: apply "
             "it to the values, or take it out"
         )
+    other = fields.get("elementdatafile", "")
+    several = other.upper().startswith("LIST") or "%" in other
+    if not several and other.upper() != "LOCAL":
+        _check_parts((path.parent / other,))
     packed: tuple[tuple[Path, int], ...] = ()
     if fields.get("compresseddata", "").lower().startswith("t"):
-        other = fields.get("elementdatafile", "")
-        if other.upper().startswith("LIST") or "%" in other:
+        if several:
             raise RejectedSeries("a compressed MetaImage in several files; save it as one")
         packed = ((path, end),) if other.upper() == "LOCAL" else ((path.parent / other, 0),)
     turned = {"transformmatrix", "orientation", "rotation"} & set(fields)
@@ -134,6 +163,10 @@ def _metaimage(path: Path, start: bytes) -> TextHeader:
         packed=packed,
         encoding="zlib",
     )
+
+
+def _differences(one: str, other: str) -> int:
+    return sum(mine != yours for mine, yours in zip(one, other))
 
 
 def _meta_fields(start: bytes) -> tuple[dict[str, str], int]:

@@ -101,18 +101,18 @@ def enhanced(
     dataset = header(modality, RescaleSlope=None, RescaleIntercept=None) if modality == "CT" else header(modality)
     dataset.SOPClassUID = EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage
     shared = Dataset()
-    shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=dataset.ImageOrientationPatient)]
-    shared.PixelMeasuresSequence = [_item(PixelSpacing=dataset.PixelSpacing, SliceThickness=3)]
-    shared.PixelValueTransformationSequence = [_item(RescaleSlope=1, RescaleIntercept=0)]
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=dataset.ImageOrientationPatient)]
+    shared.PixelMeasuresSequence = [item(PixelSpacing=dataset.PixelSpacing, SliceThickness=3)]
+    shared.PixelValueTransformationSequence = [item(RescaleSlope=1, RescaleIntercept=0)]
     for name in ("ImageOrientationPatient", "PixelSpacing"):
         del dataset[name]
     dataset.SharedFunctionalGroupsSequence = [shared]
     frames = []
     for place, position in enumerate(positions):
         groups = Dataset()
-        groups.PlanePositionSequence = [_item(ImagePositionPatient=list(position))]
+        groups.PlanePositionSequence = [item(ImagePositionPatient=list(position))]
         for name, values in (each[place] if each else {}).items():
-            setattr(groups, name, [_item(**values)])
+            setattr(groups, name, [item(**values)])
         frames.append(groups)
     dataset.PerFrameFunctionalGroupsSequence = frames
     dataset.NumberOfFrames, (dataset.Rows, dataset.Columns) = len(stored), stored.shape[1:]
@@ -122,7 +122,8 @@ def enhanced(
     return save(dataset, path)
 
 
-def _item(**attributes: object) -> Dataset:
+def item(**attributes: object) -> Dataset:
+    """Return an item of a sequence."""
     item = Dataset()
     put(item, attributes)
     return item
