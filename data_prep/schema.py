@@ -68,6 +68,8 @@ _DATASET = {
     "classes": dict,
     "made_with": dict,
 }
+# The form of a sample's .json as far as it is read without its pixels
+_RECORD = {"subject": str, "series": str, "order": int, "position": float, "labels": dict}
 AGAIN = "copy it again, or make it again with data_prep/shard_ct.py or shard_mri.py"
 # What decoding a damaged sample raises
 UNDECODABLE = (MeddapError, ValueError, KeyError, TypeError, IndexError, RuntimeError, MemoryError, OverflowError)
@@ -387,12 +389,20 @@ class Split:
             raise SchemaError(f"{self.paths[shard]}: ends at sample {number}; the shard is truncated, make it again")
         return block
 
-    def labels(self, number: int) -> dict[str, float]:
-        """Return the class labels of sample `number` without decoding its pixels. Raises SchemaError."""
+    def record(self, number: int) -> dict[str, Any]:
+        """Return the JSON of sample `number`, and its `key`, without decoding its pixels. Raises SchemaError."""
         try:
-            return json.loads(bytes(members(self.read(number))["json"]))["labels"]
+            payloads = members(self.read(number))
+            record = json.loads(bytes(payloads["json"]))
+            if problem := misfit(record, _RECORD):
+                raise SchemaError(problem)
+            return {**record, "key": bytes(payloads["__key__"]).decode()}
         except UNDECODABLE as error:
             raise self._named(number, error) from error
+
+    def labels(self, number: int) -> dict[str, float]:
+        """Return the class labels of sample `number` without decoding its pixels. Raises SchemaError."""
+        return self.record(number)["labels"]
 
     def __getitem__(self, number: int) -> Slice:
         try:

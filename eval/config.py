@@ -265,6 +265,24 @@ class TuneConfig(NetworkConfig):
 
 
 _MAY_BE_EMPTY = ("ignore",)
+
+
+@dataclass
+class EmbedConfig:
+    """What a vector is made from."""
+
+    size: int = 224  # pixels to which a square around the body is resized; a multiple of the patch size
+    tokens: Literal["cls", "mean_patch", "both"] = "both"
+    # cls tokens (tokens=mean_patch: mean patches) of the last so many blocks; both adds the last mean patch
+    blocks: int = 1
+    pool: Pooling = "mean"  # of the slices of a series, and of the series of a patient
+    stride: int = 1  # every n-th slice of a series
+    split: str = ""  # of shards: that alone
+    workers: int = 1  # processes that prepare raw images
+    batch_size: int = 32  # slices per forward pass
+    bf16: bool = True  # autocast where the device multiplies it in hardware
+
+
 _EVEN = ("segmentation", "stack3d")  # draw by squares that overlap by half
 
 

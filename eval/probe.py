@@ -24,7 +24,8 @@ from eval.data.cohorts import Base, Cohort
 from eval.data.splits import Fold
 from eval.encoders import encoder
 from eval.encoders.encoder import FrozenEncoder
-from eval.kept import head, preparation
+from eval.intake import preparation
+from eval.kept import head
 from eval.probes import registry
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap

@@ -57,3 +57,6 @@ TASK = {
     "batch_size": COUNT,
     **{f"{probe}.{key}": allowed for probe, table in _PROBES.items() for key, allowed in table.items()},
 }
+EMBED = {
+    **{"size": Allowed(1, 16384), "blocks": Allowed(1, 4), "stride": COUNT, "workers": COUNT, "batch_size": COUNT},
+}

@@ -42,6 +42,7 @@ COMMANDS = {
     "checkpoint → numbers": {
         "probe": Command("eval.probe", "measure an encoder on a labelled task"),
         "compare": Command("eval.compare", "say whether two probed encoders really differ"),
+        "embed": Command("eval.embed", "write a vector per patient, series or slice of new images"),
         "sweep": Command("eval.sweep", "probe several encoders at several image sizes"),
         "report": Command("eval.report", "write an HTML page on one run or several"),
     },

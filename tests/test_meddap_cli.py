@@ -109,6 +109,7 @@ REFUSED = {
     "export": ["--checkpoint", "FOLDER", "--format", "onnx", "--output", "FOLDER/out.onnx"],
     "probe": ["--checkpoint", "FOLDER", "--task", "FOLDER/none.yaml", "--output", "FOLDER/out"],
     "compare": ["--runs", "FOLDER", "FOLDER"],
+    "embed": ["--checkpoint", "pixels", "--data", "FOLDER/none", "--output", "FOLDER/out.npz"],
     "sweep": ["--checkpoints", "FOLDER", "--sizes", "32", "--task", "FOLDER/none.yaml", "--output", "FOLDER/out"],
     "report": ["--runs", "FOLDER/none", "--output", "FOLDER/out.html"],
     "submit": ["FOLDER/none.yaml"],

@@ -28,7 +28,7 @@ WINGS = {
     ],
     "eval": [
         *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),
-        *("kept", "nnunet", "probe", "compare", "sweep", "report"),
+        *("intake", "kept", "nnunet", "probe", "compare", "embed", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],
 }

@@ -1,0 +1,81 @@
+"""Options of the commands that take new images, raw or in shards; names in place of hashes; how such commands end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from eval.intake import raw
+from eval.intake.preparation import Preparation
+from eval.intake.raw import Intake
+from meddap import console
+from meddap.settings import SettingsError
+
+LEFT_OUT = 4  # exit status: done, but some inputs were left out
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name images and what becomes of ids."""
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--input", type=Path, metavar="DIR", action="append", help="folder of raw DICOM or image files; several times"
+    )
+    given.add_argument("--data", type=Path, metavar="SHARDS", help="a finished data set")
+    parser.add_argument("--keep-ids", action="store_true", help="write the patients' ids and paths in place of hashes")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="of --data with --keep-ids: what sharding --key wrote")
+    parser.add_argument("--salt-file", metavar="FILE", help="salt of the hashed ids (default: MEDDAP_SALT)")
+
+
+def check_ids(options: argparse.Namespace) -> None:
+    """Raise SettingsError where ids are to be kept that nobody says."""
+    if options.data and options.keep_ids and not options.key:
+        raise SettingsError("--keep-ids: shards hold hashes alone; give --key FILE, which sharding wrote")
+
+
+def taken_in(options: argparse.Namespace, how: Preparation | None, workers: int, work: Path) -> Intake:
+    """Return the images that the options name as shards; `how` raw ones are prepared."""
+    if how is None:
+        return raw.shards(options.data, options.key)
+    settings = "the settings of its data set" if how.settings else "default settings"
+    console.say(f"raw images are prepared as {how.modality or how.source} by {settings}")
+    return raw.prepare(options.input, how, work, options.salt_file, workers, options.keep_ids)
+
+
+def named(columns: Mapping[str, np.ndarray], intake: Intake) -> dict[str, np.ndarray]:
+    """Return columns with the patients' ids and the series' paths in place of hashes.
+
+    Raises SettingsError for a key of another data set.
+    """
+    patients, first = intake.names.patients, {stack: rows[0]["source"] for stack, rows in intake.series.items()}
+    found = dict(columns)
+    if missing := set(columns["patient"]) - set(patients):
+        raise SettingsError(f"--key: does not name {len(missing)} patients of these shards; give theirs")
+    found["patient"] = np.array([patients[each] for each in columns["patient"]])
+    if "series" in columns:
+        found["series"] = np.array([intake.name_of(first[each]) for each in columns["series"]])
+    return found
+
+
+def left_out(intake: Intake, keep_ids: bool) -> list[dict[str, str]]:
+    """Return what did not become slices, and why; named by its path where ids are kept."""
+    rows = [
+        {"source": intake.name_of(row["source"]) if keep_ids else row["source"], "reason": row.get("reason", "")}
+        for row in intake.left_out
+    ]
+    return sorted(rows, key=lambda row: (row["source"], row["reason"]))
+
+
+def say_left_out(count: int) -> int:
+    """Return the exit status for a number of inputs without a result: LEFT_OUT, in words too, if there are any."""
+    if not count:
+        return 0
+    console.say(f"{count} inputs were left out; the reasons are in the output (exit status {LEFT_OUT})")
+    return LEFT_OUT
+
+
+def work_folder(output: Path) -> Path:
+    """Return the folder for what is temporary: inside of an output that is a folder, else beside it."""
+    return output.with_name(f"{output.name}.work") if output.suffix else output / ".work"
