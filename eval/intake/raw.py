@@ -28,8 +28,10 @@ from meddap.settings import SettingsError
 # the sharding command of each modality
 COMMANDS = {"CT": "data_prep.shard_ct", "MR": "data_prep.shard_mri", "IMAGE": "data_prep.shard_images"}
 # settings that say which labels, splits and layout a data set has, not how its images look
-_OWN = ("labels", "label_maps", "label_columns", "unknown_labels", "class_from")
-_OWN += ("split", "split_from", "layout", "strict")
+_OWN = (
+    *("labels", "label_maps", "label_columns", "unknown_labels", "class_from"),
+    *("split", "split_from", "layout", "strict"),
+)
 _ROW = {"source": str, "subject": str, "patient": str, "name": str, "dicom": bool, "files": [str]}
 _MANIFEST = {"status": str, "source": str, "subject": str}
 
