@@ -102,6 +102,8 @@ def test_a_collection_is_read_as_what_it_is(command, write, tmp_path: Path, caps
     run = start(command, tmp_path / "in", capsys, *wanted.words)
     assert run.status == 0 and is_recognised(run, wanted), run.said
     assert all(part in run.said for part in wanted.console), run.said
+    found = {layout["name"]: layout for layout in run.dataset["made_with"]["found"]["layouts"]}
+    assert found[wanted.layout].get("note", "") == rules.named(wanted.layout).note
     accepted = run.accepted
     assert len({row["subject"] for row in accepted}) == wanted.patients, run.said
     assert len({row["stack"] for row in accepted}) == wanted.studies, run.said

@@ -91,6 +91,7 @@ class Applied:
                     **{"name": layout.name, "title": layout.title, "folders": folders, "images": len(used)},
                     **({"patients": len(patients)} if patients else {}),
                     "label_maps": maps,
+                    **({"note": layout.note} if layout.note else {}),
                 }
             )
         return summaries
