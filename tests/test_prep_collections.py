@@ -166,6 +166,16 @@ def test_a_collection_is_read_from_its_archive(command, write, tmp_path: Path, c
     assert len({row["stack"] for row in accepted if row["annotated"]}) == wanted.labelled
 
 
+def test_the_sequences_of_a_study_may_lie_in_several_inputs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """IXI's archives, each given by itself, make the studies that the folder above them makes."""
+    wanted = mri_collections.ixi(tmp_path / "in")
+    folders = [word for kind in ("T1", "T2", "PD") for word in ("--input", str(tmp_path / "in" / f"IXI-{kind}"))]
+    assert shard_mri.main([*folders, "--output", str(tmp_path / "out"), *SPLIT]) == 0
+    run = Run(0, capsys.readouterr().err, tmp_path / "out")
+    assert is_recognised(run, wanted) and len({row["stack"] for row in run.accepted}) == wanted.studies
+    assert {len(sample.sequences) for sample in run.samples()} == {2, 3}
+
+
 def test_folders_named_as_a_collection_keep_their_label_maps(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """FOMO60K has no label maps; where subjects and sessions are named as its are, those that lie there are used."""
     for case in (1, 2, 3):

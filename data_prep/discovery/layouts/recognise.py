@@ -37,8 +37,9 @@ class Known:
 
     @property
     def study(self) -> str:
-        """The study, by a name that no other root has."""
-        return f"{self.root.layout.name}:{self.root.start}{self.entry.study.format_map(self.fields)}"
+        """The study, by a name that no other root has, unless studies of the layout lie in several."""
+        start = "" if self.root.layout.across else self.root.start
+        return f"{self.root.layout.name}:{start}{self.entry.study.format_map(self.fields)}"
 
     @property
     def channel(self) -> str:

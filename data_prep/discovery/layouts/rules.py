@@ -22,7 +22,7 @@ ROLES = ("image", "label map", "organ", "left out", "dicom", "other", "general")
 _PIECE = re.compile(r"(?P<any>\*\*/)|(?P<star>\*)|\{(?P<field>[a-z_]+)\}|\((?P<words>[^()/]*\|[^()/]*)\)")
 _ENTRY_FORM = {"path": str, "role": str}
 _FORM = {"title": str, "commands": [str], "has": list, "files": [dict]}
-_KEYS = {*_FORM, *("fields", "lacks", "over", "described_by", "labels", "sequences", "note", "by_name_alone")}
+_KEYS = {*_FORM, *("fields", "lacks", "over", "described_by", "labels", "sequences", "note", "by_name_alone", "across")}
 _ENTRY_KEYS = {*_ENTRY_FORM, *("fields", "only", "patient", "study", "sequence", "labels", "organs", "reason")}
 _ENTRY_KEYS |= {"beside", "channels", "orientation"}
 _AXES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
@@ -93,6 +93,7 @@ class Layout:
     sequences  value of an entry's `sequence`, lower case → sequence
     note       what the console says of it
     by_name_alone  whether it is for `layout=NAME` alone
+    across     whether the images of one study may lie in several roots
     """
 
     name: str
@@ -107,6 +108,7 @@ class Layout:
     sequences: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     by_name_alone: bool = False
+    across: bool = False
 
 
 @cache
@@ -161,6 +163,7 @@ def _layout(name: str, content: Any) -> Layout:
         sequences={str(key).lower(): str(value) for key, value in (content.get("sequences") or {}).items()},
         note=content.get("note") or "",
         by_name_alone=content.get("by_name_alone") is True,
+        across=content.get("across") is True,
     )
 
 
