@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import os
+import random
+import shutil
 import stat
 import tempfile
 import zipfile
@@ -23,6 +25,7 @@ from data_prep.config import CtConfig, LimitConfig, MriConfig, PrepConfig
 
 VOLUME = np.where(np.indices((16, 14, 6))[0] > 4, 40, -1000).astype(np.int16)
 VOLUME += np.random.default_rng(0).integers(0, 30, VOLUME.shape, dtype=np.int16)
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
 
 
@@ -70,7 +73,7 @@ def nii() -> bytes:
     return nibabel.Nifti1Image(VOLUME, AFFINE).to_bytes()
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "name",
     ["dicom", "dcm.gz", "ct.nii", "ct.nii.gz", "ct.mha", "packed.mha", "ct.mhd", "packed.mhd", "ct.nrrd", "packed.nrrd"]
@@ -267,7 +270,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(bytes(payload))
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["ct.nii", "ct.img", "ct.mha", "ct.mhd", "ct.nrrd", "dicom"])
 def test_a_damaged_member_costs_itself(name: str, method: int, tmp_path: Path) -> None:
     """A flipped byte among the voxels is told by the checksum, whatever the method; others of the archive are read."""
@@ -285,6 +288,42 @@ def test_a_damaged_member_costs_itself(name: str, method: int, tmp_path: Path) -
     rejected = [row["reason"] for rows, _ in found.values() for row in rows if row["status"] == "rejected"]
     assert rejected and all("damaged" in reason for reason in rejected)
     assert sum(len(samples) for _, samples in found.values()) == (5 if name == "dicom" else 0)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.stress)])
+def test_changed_bytes_of_an_archive_give_its_slices_or_none(count: int, tmp_path: Path) -> None:
+    """Bits flipped anywhere, stretches cut or repeated: what is accepted has the pixels that were packed."""
+    draws = random.Random(count)
+    write(tmp_path / "made" / "a" / "ct.nii")
+    write(tmp_path / "made" / "b" / "ct.nii.gz")
+    write(tmp_path / "made" / "c" / "dicom")
+    wholes = [packed(tmp_path / f"{n}.zip", tmp_path / "made", n).read_bytes() for n in (0, zipfile.ZIP_DEFLATED)]
+    config = CtConfig(values="trust", min_slices=1)
+    slices = {
+        sample.pixels.tobytes()
+        for _, samples in converted(tmp_path / "out", tmp_path / "made", config=config).values()
+        for sample in samples
+    }
+    used = 0
+    for number in range(count):
+        payload = bytearray(draws.choice(wholes))
+        at, to = sorted(draws.randrange(len(payload)) for _ in range(2))
+        if (kind := draws.randrange(4)) < 2:
+            for _ in range(2 ** draws.randrange(4)):
+                payload[draws.randrange(len(payload))] ^= 1 << draws.randrange(8)
+        else:
+            payload[at:to] = b"" if kind == 2 else payload[at:to] * 2
+        path = tmp_path / "in" / str(number) / "p.zip"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(payload)
+        found = converted(tmp_path / "out" / str(number), path.parent, config=config)
+        assert all(row["status"] == "accepted" or row["reason"] for rows, _ in found.values() for row in rows) and found
+        mine = [sample.pixels.tobytes() for _, samples in found.values() for sample in samples]
+        assert slices.issuperset(mine), number
+        used += bool(mine)
+        shutil.rmtree(path.parent)
+        shutil.rmtree(tmp_path / "out" / str(number))
+    assert 0 < used < count
 
 
 def test_bombs_are_refused_by_what_they_claim_and_by_what_they_hold(tmp_path: Path) -> None:
@@ -351,6 +390,9 @@ def test_names_in_old_and_new_letters_are_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "in" / "p.zip").write_bytes(payload.replace("Müller".encode(), "Möller".encode()))
     found = discovered(tmp_path / "in")
     assert names(found.sources) == ["p.zip/Möller/ct.nii", "p.zip/Müller/ct.nii"]
+    (tmp_path / "in" / "p.zip").rename(tmp_path / "in" / "İstanbul.zip")  # whose first letter is two in lower case
+    rows = [rows for rows, _ in converted(tmp_path / "out", tmp_path / "in").values()]
+    assert len(rows) == 2 and all(row["status"] == "accepted" for own in rows for row in own)
 
 
 def test_an_archive_beside_what_was_unpacked_from_it_is_left_out(tmp_path: Path) -> None:

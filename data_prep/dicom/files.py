@@ -23,14 +23,13 @@ def open_file(path: str | Path, to_its_end: bool = True) -> BinaryIO:
     to_its_end  whether a member of a zip archive is read whole, so that its checksum is compared
     """
     file: Any = zips.open_binary(path)
-    try:
-        if file.peek(2)[:2] != _GZIP:
-            if not to_its_end or zips.split(path) is None:
-                return cast(BinaryIO, file)
-            file.close()
-            return zips.read(path, _MOST)
-    except zips.DAMAGED as error:
-        raise zips.damage(error) from error
+    with zips.checked():
+        is_gzip = file.peek(2)[:2] == _GZIP
+    if not is_gzip:
+        if not to_its_end or zips.split(path) is None:
+            return cast(BinaryIO, file)
+        file.close()
+        return zips.read(path, _MOST)
     unpacked = io.BytesIO()
     try:
         with file, gzip.open(file) as packed:
@@ -58,10 +57,8 @@ def start(path: str | Path, length: int) -> bytes:
     Raises RejectedSeries for a damaged member of a zip archive.
     """
     with zips.open_binary(path) as file:
-        try:
+        with zips.checked():
             first = file.read(length)
-        except zips.DAMAGED as error:
-            raise zips.damage(error) from error
         if first[:2] != _GZIP:
             return first
         file.seek(0)

@@ -13,6 +13,8 @@ from data_prep.sharding.staging import Record
 from meddap.console import say
 from meddap.errors import MeddapError
 
+_NOBODY = "no patient in"
+
 
 class StrictError(MeddapError):
     """Warnings where `strict` allows none."""
@@ -27,13 +29,19 @@ class Warnings:
 
     def add(self, lines: Iterable[str]) -> None:
         """Say lines that were not said before. Raises StrictError if there are any and `strict` is set."""
-        new = [line for line in dict.fromkeys(lines) if line not in self.lines]
+        said = {_what(line) for line in self.lines}
+        new = [line for line in dict.fromkeys(lines) if _what(line) not in said]
         for line in new:
             say(f"warning: {line}")
         self.lines += new
         if new and self.strict:
             what = "the warning above is an error" if len(new) == 1 else f"the {len(new)} warnings above are errors"
             raise StrictError(f"strict=true: {what}; do what it names, or leave strict out")
+
+
+def _what(line: str) -> str:
+    """Return what makes a line one that was said before: of a split without patients not how many there were."""
+    return line.partition(":")[0] if line.startswith(_NOBODY) else line
 
 
 def of_split(splits: Mapping[str, str], shares: SplitConfig, own: bool = False) -> list[str]:
@@ -110,10 +118,10 @@ def _without(there: set[str], patients: int, shares: Mapping[str, float], own: b
         return []
     places = " and ".join(empty)
     if own:
-        return [f"no patient in {places}: the data name their splits so; split_from=hash splits them anew"]
+        return [f"{_NOBODY} {places}: the data name their splits so; split_from=hash splits them anew"]
     who = "one patient" if patients == 1 else f"{patients} patients"
     keys = " and ".join(f"split.{split}=0" for split in empty)
-    remedy = f"more patients, other shares or {keys} mend it"
+    remedy = f"more patients, larger shares or {keys} mend it"
     if patients == 1:
         remedy = f"if there are more, patient_from and patient_id say what names them, else set {keys}"
-    return [f"no patient in {places}: a hash of the id decides, and it had {who}; {remedy}"]
+    return [f"{_NOBODY} {places}: a hash of each id draws the split, of {who} here; {remedy}"]

@@ -73,11 +73,8 @@ def _local(path: str | Path) -> Iterator[tuple[str, str]]:
         yield str(path), ""
         return
     kind = "NrrdImageIO" if str(path).lower().endswith((".nrrd", ".nhdr")) else "MetaImageIO"
-    with zips.open_binary(path) as file:
-        try:
-            start = file.read(text_headers.LONGEST)
-        except zips.DAMAGED as error:
-            raise zips.damage(error) from error
+    with zips.open_binary(path) as file, zips.checked():
+        start = file.read(text_headers.LONGEST)
     end = _EMPTY_LINE.search(start)
     elsewhere = _ELSEWHERE.search(start[: end.start()] if end else start)
     other = elsewhere[2].decode("utf-8", "replace").strip() if elsewhere else "LOCAL"

@@ -5,6 +5,7 @@ A member's path is the archive's with its own behind it, as if the archive were 
 
 from __future__ import annotations
 
+import gzip
 import io
 import lzma
 import os
@@ -29,6 +30,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplemen
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _MOST = 1_000_000  # members of an archive
 _PIECE = 1 << 20
+_INSIDE = re.compile(r"\.zip(?=/)", re.IGNORECASE)
 _PART = re.compile(r"\.(?:(?:zip|7z|tar|rar)\.\d{3}|z\d\d)$")  # of an archive in several files
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MAC = "__MACOSX"  # where macOS puts what its own files are accompanied by
@@ -104,15 +106,9 @@ def other_archive(name: str) -> str:
 def split(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """Return the archive that a path leads through and the path of the member in it; None for other paths."""
     text = os.fspath(path)
-    lower = text.lower()
-    if SUFFIX + os.sep not in lower:
-        return None
-    at = lower.find(SUFFIX + os.sep)
-    while at >= 0:
-        end = at + len(SUFFIX)
-        if os.path.isfile(text[:end]):
-            return text[:end], text[end + 1 :]
-        at = lower.find(SUFFIX + os.sep, end)
+    for match in _INSIDE.finditer(text):
+        if os.path.isfile(text[: match.end()]):
+            return text[: match.end()], text[match.end() + 1 :]
     return None
 
 
@@ -162,10 +158,8 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     if place is None:
         return open(path, "rb")  # handed to the caller open
     archive, info = _info(*place)
-    try:
+    with checked():
         return cast(BinaryIO, archive.open(info))
-    except DAMAGED as error:
-        raise damage(error) from error
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -224,6 +218,22 @@ def local(path: str | os.PathLike[str]) -> Iterator[str]:
         yield copy
 
 
+@contextmanager
+def checked() -> Iterator[None]:
+    """Raise RejectedSeries where reading a member inside raises what damage raises; OSErrors with a number as they are.
+
+    The decompressor of bzip2 raises an OSError without one.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        raise damage(error) from error
+    except OSError as error:
+        if error.errno is not None or isinstance(error, gzip.BadGzipFile):
+            raise
+        raise damage(error) from error
+
+
 def damage(error: Exception) -> RejectedSeries:
     """Return the rejection of a member whose reading raised one of DAMAGED."""
     checksum = isinstance(error, zipfile.BadZipFile) and "CRC" in str(error)
@@ -234,13 +244,8 @@ def damage(error: Exception) -> RejectedSeries:
 def _pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
     with open_binary(path) as file:
         while True:
-            try:
+            with checked():
                 piece = file.read(_PIECE)
-            except DAMAGED as error:
-                raise damage(error) from error
-            except OSError as error:
-                unless_trouble(error)
-                raise damage(error) from error
             if not piece:
                 return
             yield piece
