@@ -54,6 +54,22 @@ def decathlon_prostate(root: Path) -> Miniature:
     return Miniature("msd", 2, 2, ("t2", "adc"), 2, labels, console=console, plain=False)
 
 
+def decathlon_single(root: Path) -> Miniature:
+    """The Decathlon's hippocampus and, without a sequence that is known, its left atrium: one image in a file."""
+    names = {"Task02_Heart": ("la", "mr"), "Task04_Hippocampus": ("hippocampus", "t1")}
+    for folder, (name, sequence) in names.items():
+        for case in (3, 7):
+            save(root / folder / "imagesTr" / f"{name}_{case:03d}.nii.gz", mr(sequence, case))
+            save(root / folder / "labelsTr" / f"{name}_{case:03d}.nii.gz", drawn(case))
+        described = {
+            "tensorImageSize": "3D",
+            "modality": {"0": "MRI"},
+            "labels": {"0": "background", "1": "first", "2": "second"},
+        }
+        say(root / folder / "dataset.json", described)
+    return Miniature("msd", 4, 4, ("mr", "t1"), 4, {"1": "first", "2": "second"}, plain=False)
+
+
 def amos(root: Path) -> Miniature:
     """AMOS: CT and MR in the same folders, MR from number 507."""
     base = root / "amos22"
@@ -247,7 +263,7 @@ def _analyze(path: Path, values: np.ndarray, zooms: tuple[float, float, float]) 
 COLLECTIONS: dict[str, Write] = {
     one.__name__: one
     for one in (
-        *(nnunet, decathlon, decathlon_prostate, amos, totalsegmentator),
+        *(nnunet, decathlon, decathlon_prostate, decathlon_single, amos, totalsegmentator),
         *(brats18, brats20, brats21, brats23, brats_peds, brats_men_rt),
         *(ixi, fomo, oasis1, oasis1_atlas, oasis2, oasis3, bids),
     )

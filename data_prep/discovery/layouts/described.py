@@ -46,8 +46,9 @@ class Description:
     def channel_problem(self, number: str, modality: str) -> str:
         """Return why a command for `modality` ("CT" or "MR") cannot take a channel; "" if it can."""
         name = self.channel(number)
-        if not name:
-            return f"channel {number[:8]} is not among the {len(self.channels)} described" if self.channels else ""
+        if not name:  # rules may also name a sequence outright, which is no number
+            lacking = self.channels and _CHANNEL.fullmatch(number)
+            return f"channel {number[:8]} is not among the {len(self.channels)} described" if lacking else ""
         others = [other for other in self.channels.values() if _is_ct(other)]
         if modality == "MR":
             return f"channel {_short(name)}; shard_ct.py takes it" if _is_ct(name) else ""
