@@ -9,9 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 from helpers import dicom_files
-from helpers.prepared import discovered, names, problems
+from helpers.prepared import Here, discovered, names, problems
+from PIL import Image
 
 from data_prep import schema, shard_ct
+from data_prep.config import ImagesConfig
+from data_prep.discovery import picture_sources
+from data_prep.discovery.inputs import Inputs
 
 VOLUME = np.where(np.indices((16, 16, 6))[0] > 4, 40, -1000).astype(np.int16)
 
@@ -73,7 +77,7 @@ def test_loops_end(target: str, tmp_path: Path) -> None:
     link(tmp_path / "in" / "p" / "loop", tmp_path / target if target == "in/p" else target)
     found = discovered(tmp_path / "in")
     assert names(found.sources) == ["p/ct.nii.gz"] and not problems(found.sources)
-    assert found.lines[0].startswith("0 linked folders followed, 1 leads to a folder ")
+    assert found.lines[0].startswith("1 linked folder leads to a folder ")
 
 
 def test_loops_behind_links_end(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_a_file_by_two_names_is_read_once(tmp_path: Path) -> None:
     assert names(found.sources) == ["p/ct.nii.gz", "q/ct.nii.gz", "s"]
     assert [len(each.series[0].files) for each in found.sources] == [1, 1, 6]
     assert [len(each.labels) for each in found.sources] == [1, 1, 0]
-    assert found.lines == ["1 linked file followed, 3 more lead to a file already read"]
+    assert found.lines == ["1 linked file followed, 3 lead to a file already read"]
 
 
 def test_hard_links_to_an_image_are_one_image(tmp_path: Path) -> None:
@@ -131,6 +135,24 @@ def test_hard_links_to_an_image_are_one_image(tmp_path: Path) -> None:
     assert names(found.sources) == ["a/ct.nii.gz", "c/ct.nii.gz"]
     assert [len(source.labels) for source in found.sources] == [1, 1]
     assert found.lines == ["1 image file is another by a second name (hard links): read once"]
+
+
+def test_pictures_by_two_names_are_read_once(tmp_path: Path) -> None:
+    """By a link and by a hard link; equal pictures that are two files are two."""
+    rng = np.random.default_rng(0)
+    source = tmp_path / "in"
+    for name in ("a", "b", "c"):
+        (source / name).mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).save(source / "b" / "x.png")
+    (source / "c" / "y.png").write_bytes((source / "b" / "x.png").read_bytes())
+    link(source / "a" / "x.png", source / "b" / "x.png")
+    os.link(source / "b" / "x.png", source / "c" / "x.png")
+    found = picture_sources.discover(Inputs.of([source]), [], ImagesConfig(), "IMAGE", Here())
+    assert names(found.sources) == ["b/x.png", "c/y.png"]
+    assert found.lines[:2] == [
+        "1 image file is another by a second name (hard links): read once",
+        "1 linked file leads to a file already read",
+    ]
 
 
 def test_a_data_set_of_git_annex_is_read_by_its_links(tmp_path: Path) -> None:

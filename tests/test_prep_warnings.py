@@ -8,12 +8,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from helpers import dicom_files
-from helpers.prepared import discovered, names
+from helpers import dicom_files, radiographs
+from helpers.prepared import Here, discovered, names
 
 from data_prep import merge, overview, schema, shard_ct
-from data_prep.config import CtConfig
-from data_prep.discovery import doubts
+from data_prep.config import CtConfig, ImagesConfig
+from data_prep.discovery import doubts, picture_sources
+from data_prep.discovery.inputs import Inputs
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 VOLUME = np.where(np.indices((16, 14, 4))[0] > 4, 40, -1000).astype(np.int16)
@@ -122,6 +123,20 @@ def test_people_who_share_an_id_are_told_by_birth_date_or_sex(tmp_path: Path) ->
     assert line.startswith("one PatientID has several birth dates or sexes") and "patient_id=path" in line
     found = discovered(tmp_path / "in", config=CtConfig(patient_id="path"))
     assert [source.patient for source in found.sources] == ["a", "b"] and not found.warnings
+
+
+def test_radiographs_that_share_an_id_are_doubtful(tmp_path: Path) -> None:
+    """As series are; patient_id=path names the patients of radiographs too."""
+    for number in range(8):
+        place = tmp_path / "in" / f"p{number}" / "a"
+        place.parent.mkdir(parents=True)
+        radiographs.write(place, np.eye(16, dtype=np.uint16), "Anonymous", StudyInstanceUID=f"1.{number}")
+    found = picture_sources.discover(Inputs.of([tmp_path / "in"]), [], ImagesConfig(), "IMAGE", Here())
+    assert len(found.warnings) == 1 and "covers 8 folders with 8 studies" in found.warnings[0]
+    by_path = ImagesConfig(patient_id="path", patient_from="auto")
+    found = picture_sources.discover(Inputs.of([tmp_path / "in"]), [], by_path, "IMAGE", Here())
+    assert sorted(source.patient for source in found.sources) == [f"p{number}" for number in range(8)]
+    assert found.warnings == []
 
 
 def test_identifiers_that_are_all_alike_do_not_merge_patients_by_path(tmp_path: Path) -> None:

@@ -50,20 +50,13 @@ class Links:
 
     def said(self) -> list[str]:
         """Return lines for the console."""
-        lines = []
-        if self.folders or self.folders_again or self.above:
-            words = [f"{_count(self.folders, 'linked folder')} followed"]
-            if self.folders_again:
-                words.append(f"{self.folders_again} {_lead(self.folders_again)} to a folder already read")
-            if self.above:
-                words.append(f"{self.above} {_lead(self.above)} to a folder that holds it: not followed")
-            lines.append(", ".join(words))
-        if self.files or self.files_again:
-            words = [f"{_count(self.files, 'linked file')} followed"]
-            if self.files_again:
-                words.append(f"{self.files_again} more {_lead(self.files_again)} to a file already read")
-            lines.append(", ".join(words))
-        return lines
+        folders = _said(
+            "linked folder",
+            self.folders,
+            (self.folders_again, "to a folder already read"),
+            (self.above, "to a folder that holds it: not followed"),
+        )
+        return [*folders, *_said("linked file", self.files, (self.files_again, "to a file already read"))]
 
 
 @dataclass
@@ -189,12 +182,17 @@ def _key(path: str) -> object:
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
+def _said(what: str, followed: int, *others: tuple[int, str]) -> list[str]:
+    """Return a line: how many were followed, and how many lead elsewhere; none where there are none."""
+    words = [f"{_count(followed, what)} followed"] if followed else []
+    for count, where in others:
+        if count:
+            words.append(f"{count if words else _count(count, what)} {'leads' if count == 1 else 'lead'} {where}")
+    return [", ".join(words)] if words else []
+
+
 def _count(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _lead(count: int) -> str:
-    return "leads" if count == 1 else "lead"
 
 
 def _broken(link: os.DirEntry[str], error: OSError) -> str:
