@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,9 +17,9 @@ from pathlib import Path
 
 from data_prep import identity, schema
 from data_prep.config import MACHINE_KEYS, RANGES, PrepConfig
-from data_prep.discovery import archive, class_labels, labelmaps
+from data_prep.discovery import archive, class_labels
 from data_prep.discovery.inputs import Inputs, apart
-from data_prep.sharding import archive_parts, description, key_table, staging, warnings, writer
+from data_prep.sharding import archive_parts, description, key_table, said, staging, warnings, writer
 from data_prep.sharding.staging import Job, Record
 from data_prep.sharding.warnings import Warnings
 from data_prep.workers import LostJob, Workers
@@ -94,8 +93,10 @@ def _run(request: Request) -> None:
         if not inputs.sources:
             where = ", ".join(map(str, request.inputs))
             raise ShardingError(f"{where}: holds no image and no DICOM file ({inputs.ignored} others)")
+        _check_masks(request, inputs)
         warned = Warnings(config.strict)
-        warned.add([*_say_found(request, inputs), *inputs.warnings, *_of_split(request, inputs.sources)])
+        decided = said.found(inputs, bool(request.masks), request.show_names)
+        warned.add([*decided, *inputs.warnings, *_of_split(request, inputs.sources)])
         if not (output / "settings.json").is_file():  # an error so far leaves the output free for other settings
             write_atomic(output / "settings.json", (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode())
         config = replace(config, labels={**inputs.labels, **config.labels})
@@ -122,7 +123,7 @@ def _run(request: Request) -> None:
             warned.add(warnings.of_label_values(records.values(), named.labels))
         made_with["inputs"] = fingerprint
         write_output(output, records, named, labels.names, made_with, warned.lines, workers)
-        summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
+        said.summarise(records, inputs.ignored, time.monotonic() - began, labels.names)
 
 
 def _found(inputs: archive.Discovered) -> dict:
@@ -138,43 +139,6 @@ def _of_split(request: Request, sources: Sequence[archive.Source]) -> list[str]:
     shares = request.config.split
     splits = {subject: split or identity.split_of(subject, shares) for subject, split in hashes.items()}
     return warnings.of_split(splits, shares, own=any(named.values()))
-
-
-def _say_found(request: Request, inputs: archive.Discovered) -> list[str]:
-    """Say what discovery decided about label maps and inputs; return what of it is a warning.
-
-    Raises ShardingError for masks that match nothing.
-    """
-    doubts = []
-    for line in inputs.lines:
-        say(line)
-    rule, named = inputs.patients
-    if named and rule.setting == "auto":
-        say(f"patients by {rule.said(request.show_names)}: {named}")
-    if inputs.across:
-        doubts.append(
-            f"{inputs.across} patients have images in several of the folders above theirs and count as one each; "
-            "patient_from=parent_folder tells them apart"
-        )
-    mapped, count = inputs.mapped
-    if request.masks:
-        trees = ", ".join(map(str, request.masks))
-        if not mapped and count:
-            remedy = "lay it out like --input"
-            raise ShardingError(f"--masks {trees}: none of {count} images has a label map there; {remedy}")
-        if mapped < count:
-            doubts.append(f"--masks: {mapped} of {count} images have a label map there")
-    organs = inputs.organ_files
-    if organs.folders:
-        say(f"{len(organs.folders)} folders with a file per organ: {len(organs.values)} organs, one map each")
-    if organs.unnamed:
-        say(
-            f"  {organs.unnamed} of their names are not kept: only one folder has them, so they might name a "
-            "patient; labels.VALUE=NAME keeps one"
-        )
-    if inputs.shared:
-        say(f"{inputs.shared} patients are named in several inputs and count as one each; else shard them one by one")
-    return doubts
 
 
 def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, Record]:
@@ -193,36 +157,8 @@ def stage_all(jobs: list[Job], request: Request, workers: Workers) -> dict[str, 
     for job, result in progress(workers.map(partial(staging.guarded, request.convert), left), len(left), "inputs"):
         record = staging.lost(job, result.reason) if isinstance(result, LostJob) else result
         records[job.name] = record
-        _say_rows(record.rows, _names([job]) if request.show_names else {})
+        said.rows_of(record.rows, said.names_of([job]) if request.show_names else {})
     return records
-
-
-def _names(jobs: list[Job]) -> dict[str, str]:
-    """Return salted hash of a series' place → the place."""
-    return {job.hash_of(series): series.name for job in jobs for series in job.source.series}
-
-
-def _say_rows(rows: list[dict], names: dict[str, str]) -> None:
-    """Print what was left out, and once a study what was chosen over what; by its name if `names` has it."""
-
-    def named(row: dict) -> str:
-        return names.get(row["source"], row["source"][:12])
-
-    chosen = [row for row in rows if row["status"] == "accepted" and ("chosen_over" in row or "instead_of" in row)]
-    told = {other["source"] for row in chosen for other in row.get("chosen_over", [])}
-    for row in rows:
-        if row["status"] == "rejected" and not ("lost_to" in row and row["source"] in told):
-            say(f"left out: {named(row)}: {row['reason']}")
-    for study in sorted({row["stack"] for row in chosen}):
-        choices = []
-        for row in chosen:
-            if row["stack"] == study:
-                choice = f"{row['sequence']} is {named(row)} ({row['grounds']})"
-                for key, word in (("instead_of", "instead of"), ("chosen_over", "not")):
-                    others = [f"{named(other)} ({other['grounds']})" for other in row.get(key, [])]
-                    choice += f", {word} {', '.join(others)}" if others else ""
-                choices.append(choice)
-        say(f"study {study[:12]}: {'; '.join(choices)}")
 
 
 def write_output(
@@ -253,49 +189,12 @@ def write_output(
     shutil.rmtree(output / "staging", ignore_errors=True)
 
 
-# notes of accepted series that the console repeats: what a header left open and a setting decided
-_DECIDED = {
-    "values_cut_off_at": "values above cut off, in HU",
-    "hu": "HU",
-    "values_trusted": "taken as HU (values=trust) against",
-    "units": "unit of the header's lengths",
-    "transform": "transform",
-    "compression": "compression",
-    "range": "range",
-    "window": "range",
-    "polarity": "polarity",
-    "colour": "colour",
-    "inks": "inks",
-    "transparent": "transparent pixels",
-}
-
-
-def summarise(records: dict[str, Record], ignored: int, seconds: float, names: dict[str, tuple[str, ...]]) -> None:
-    """Print what became of the inputs."""
-    rows = [row for record in records.values() for row in record.rows]
-    accepted = [row for row in rows if row["status"] == "accepted"]
-    say(f"{len(accepted)} series accepted, {len(rows) - len(accepted)} left out, {ignored} other files ignored")
-    for reason, count in Counter(row["reason"] for row in rows if row["status"] == "rejected").most_common():
-        say(f"  {count} × {reason}")
-    for split in schema.SPLITS:
-        mine = [record for record in records.values() if record.split == split and record.samples]
-        slices = sum(len(record.samples) for record in mine)
-        say(f"  {split}: {slices} slices of {len({record.subject for record in mine})} patients")
-    total = sum(len(record.samples) for record in records.values())
-    air = sum(row["air_slices"] for row in {row["stack"]: row for row in accepted}.values())
-    say(f"{total} slices in {seconds:.0f} s ({total / max(seconds, 1e-9):.0f} a second), {air} of air left out")
-    if len({row["sequence"] for row in accepted}) > 1 and len({row["stack"] for row in accepted}) == len(accepted):
-        say("  every study has one sequence only; study_from=folder takes the files of a folder as one study")
-    for column, classes in description.classes(records.values(), names).items():
-        patients = [sum(counts) for counts in zip(*classes["patients"].values())]
-        by_class = ", ".join(f"{name} {count}" for name, count in zip(classes["names"], patients))
-        say(f"  {column}: {sum(patients)} patients labelled ({by_class})")
-    for key, what in _DECIDED.items():
-        found = Counter(row["notes"][key] for row in accepted if key in row["notes"])
-        for value, count in found.most_common(3):
-            say(f"  {count} series, {what}: {value}")
-    for line in labelmaps.said({row["stack"]: row["notes"] for row in accepted}.values()):
-        say(f"  {line}")
+def _check_masks(request: Request, inputs: archive.Discovered) -> None:
+    """Raise ShardingError for masks that match nothing."""
+    mapped, count = inputs.mapped
+    if request.masks and not mapped and count:
+        trees = ", ".join(map(str, request.masks))
+        raise ShardingError(f"--masks {trees}: none of {count} images has a label map there; lay it out like --input")
 
 
 def _check_shares(config: PrepConfig) -> None:
@@ -349,6 +248,6 @@ def _finished_before(output: Path, fingerprint: str, jobs: list[Job], show_names
         raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
     shutil.rmtree(output / "staging", ignore_errors=True)
     if show_names:
-        _say_rows(description.read_manifest(output, dataset), _names(jobs))
+        said.rows_of(description.read_manifest(output, dataset), said.names_of(jobs))
     samples = sum(part["samples"] for part in dataset["splits"].values())
     say(f"{output}: finished before, {samples} slices")
