@@ -302,15 +302,46 @@ def test_a_description_that_changes_changes_what_was_staged(tmp_path: Path, caps
     assert "the input has changed" in capsys.readouterr().err
 
 
-def test_images_and_labels_in_sibling_folders(tmp_path: Path, capsys) -> None:
-    """Names that only the folder tells apart: label maps are no images, images have them."""
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/{:03d}.nii.gz", "labels/{:03d}.nii.gz"),
+        ("img/img_{}.nii", "mask/mask_{}.nii"),
+        ("volumes/volume-{}.nii.gz", "segmentations/segmentation-{}.nii.gz"),
+        ("CT/p{}_ct.nii.gz", "seg/p{}_seg.nii.gz"),
+        ("images/ctrl{}.nii.gz", "labels/ctrl{}.nii.gz"),
+        ("scans/scan1_{}.nii.gz", "masks/scan1_{}_mask.nii.gz"),
+        ("train/images/a{}.nii.gz", "train/labels/label_a{}.nii.gz"),
+    ],
+)
+def test_images_and_labels_in_sibling_folders(image: str, label: str, tmp_path: Path, capsys) -> None:
+    """Names that the folder, and a word of image or label, tell apart: label maps are no images, images have them."""
     for number in range(3):
-        write(tmp_path / "in" / "images" / f"{number:03d}.nii.gz", body(number))
-        write(tmp_path / "in" / "labels" / f"{number:03d}.nii.gz", labels(1))
+        write(tmp_path / "in" / image.format(number), body(number))
+        write(tmp_path / "in" / label.format(number), labels(1))
     assert shard("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
     assert "(images_and_labels) by " in capsys.readouterr().err
     rows = accepted(tmp_path / "out")
     assert len({row["subject"] for row in rows}) == 3 and all(row["annotated"] == [1] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("label", "more"),
+    [("labels/p{}.nii.gz", ()), ("masks/p{}_seg.nii.gz", ()), ("seg/p{}_t1.nii.gz", ("reference=t1",))],
+)
+def test_mr_images_and_labels_in_sibling_folders(label: str, more: tuple[str, ...], tmp_path: Path, capsys) -> None:
+    """Files of one name but for the sequence are a study of one patient, with the label map of that name."""
+    for number in range(2):
+        for sequence in ("t1", "FLAIR"):
+            write(tmp_path / "in" / "images" / f"p{number}_{sequence}.nii.gz", head(seed=number))
+        write(tmp_path / "in" / label.format(number), (head(seed=number) > 60).astype(np.uint8))
+    words = ("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *more)
+    assert shard(*words, command=shard_mri) == 0
+    assert "(mr_images_and_labels) by " in capsys.readouterr().err
+    rows = accepted(tmp_path / "out")
+    assert sorted(row["sequence"] for row in rows) == ["flair", "flair", "t1", "t1"]
+    assert len({row["stack"] for row in rows}) == 2 == len({row["subject"] for row in rows})
+    assert all(row["annotated"] == [1] for row in rows)
 
 
 def test_images_and_labels_of_each_patient(tmp_path: Path, capsys) -> None:

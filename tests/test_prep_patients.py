@@ -32,6 +32,11 @@ def named(*paths: str, studies: tuple[str, ...] = ()) -> tuple[str, set[str]]:
         (["CT/p1/x.nii", "MR/p1/x.nii", "CT/p2/x.nii"], "folder level 2 (CT|MR/*)", {"p1", "p2"}),
         (["Clinic/imagesTr/p1/x.nii", "Clinic/imagesTr/p2/x.nii"], "folder level 3 (…/imagesTr/*)", {"p1", "p2"}),
         (["HGG/p1/x.nii", "LGG/p2/x.nii"], "folder level 2 (HGG|LGG/*)", {"p1", "p2"}),
+        (["subset0/1.2.3.nii", "subset1/1.2.4.nii"], "file name (subset0|subset1/*)", {"1_2_3", "1_2_4"}),
+        (["Site-A/001/x.nii", "Site-B/002/x.nii"], "folder level 2 (Site-A|Site-B/*)", {"001", "002"}),
+        (["p1_ses-1.nii", "p1_visit02.nii", "p2_ses-1.nii"], "file name", {"p1", "p2"}),
+        (["case_1/x.nii", "case_2/x.nii"], "folder level 1", {"case_1", "case_2"}),
+        (["scan001/x.nii", "scan002/x.nii"], "folder level 1", {"scan001", "scan002"}),
         (["training_data/p1.nii", "training_data/p2.nii"], "file name (training_data/*)", {"p1", "p2"}),
         (["a.nii.gz", "b.nii.gz"], "file name", {"a", "b"}),
         (["T1/p1.nii", "T2/p1.nii"], "file name (T1|T2/*)", {"p1"}),
@@ -104,7 +109,7 @@ def test_names_of_folders_are_said_only_where_asked(tmp_path: Path, capsys) -> N
     assert shard_mri.main([*words, "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
     assert "patients by folder level 3 (…/test|train/*): 2" in said and "Meier" not in said
-    assert "1 of them have images in several of the folders above and count as one each" in said
+    assert "1 patients have images in several of the folders above theirs and count as one each" in said
     assert "Meier" not in (tmp_path / "out" / "dataset.json").read_text()
     assert shard_mri.main([*words, "--output", str(tmp_path / "shown"), "--show-names"]) == 0
     assert "(Meier/test|train/*)" in capsys.readouterr().err

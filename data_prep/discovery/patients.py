@@ -21,6 +21,12 @@ _WORDS = frozenset(
     "negative pos neg and of the with".split()
 )
 _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Folders called like this, numbered or lettered, divide images as well: subset0, fold_1, Site-A
+_NUMBERED = re.compile(
+    r"(training|test|train)?[-_ ]?(subset|fold|part|batch|split|set|chunk|stage|group|site|cent(er|re)|hospital|clinic|"
+    r"institution|scanner|vendor|cohort|class|grade)s?[-_ ]?(\d{1,3}|[a-z])",
+    re.IGNORECASE,
+)
 # Folders called like this are sessions of a patient
 _SESSION = re.compile(r"(ses|session|visit|timepoint|tp|baseline|bl|follow[-_ ]?up|fu)s?[-_ ]?\d{0,3}", re.IGNORECASE)
 # Words of file names that tell times and phases of one patient apart
@@ -28,6 +34,7 @@ _TIMES = frozenset(
     "pre post baseline followup followups follow up fu arterial venous portal delayed late early native nativ plain "
     "noncontrast contrast nc ce art ven del".split()
 )
+_SESSION_WORD = re.compile(r"_(?:ses|session|visit|timepoint|tp|baseline|followup|fu)_?\d{0,3}(?=_|$)")
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -116,7 +123,9 @@ def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = ())
 
 
 def is_word(name: str) -> bool:
-    """Return whether a folder's name only divides or describes images: train, imagesTr, T1."""
+    """Return whether a folder's name only divides or describes images: train, imagesTr, T1, fold_3."""
+    if _NUMBERED.fullmatch(name):
+        return True
     lower = sequences.tokens(name)
     if lower and all(word in sequences.TOKENS or word in _WORDS for word in lower):
         return True
@@ -135,13 +144,13 @@ def _differ(keys: list[tuple[tuple[str, ...], str]], level: int) -> bool:
 
 
 def _base(path: PurePath, channels: bool) -> str:
-    """Return what a file's name says beside words of sequence, phase, image and label map."""
+    """Return what a file's name says beside words of sequence, phase, session, image and label map."""
     if not images.is_image(path.name):
         return path.name
     stem = images.stem(path.name)
     if channels and (channel := _CHANNEL.search(stem)):
         stem = stem[: channel.start()]
-    base = labelmaps.base(f"{stem}.nii")
+    base = _SESSION_WORD.sub("", labelmaps.base(f"{stem}.nii"))
     return "_".join(word for word in base.split("_") if word not in _TIMES)
 
 

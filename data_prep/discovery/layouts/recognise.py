@@ -269,23 +269,25 @@ def _share(root: Root, known: Mapping[str, Known], images: Sequence[str]) -> flo
 def _chosen(fitting: list[Root], known: Mapping[Root, Mapping[str, Known]], doubts: list[str]) -> list[Root]:
     """Return one layout for each root, the more specific; inside a root only what its own rules do not know."""
 
-    at: dict[str, set[str]] = defaultdict(set)
+    claimed: dict[str, set[str]] = defaultdict(set)  # layout → files that more specific ones know
     for root in fitting:
-        at[root.start].add(root.layout.name)
+        for name in root.layout.over:
+            claimed[name].update(known[root])
 
-    def merit(root: Root) -> tuple[int, int, int, str, str]:
-        beats = len(at[root.start].intersection(root.layout.over))
-        return -beats, -len(known[root]), len(root.start), root.start, root.layout.name
+    def merit(root: Root) -> tuple[int, int, str, str]:
+        return -len(known[root]), len(root.start), root.start, root.layout.name
 
     chosen: dict[str, Root] = {}
     taken: set[str] = set()
     for root in sorted(fitting, key=merit):
+        if 2 * len(claimed[root.layout.name].intersection(known[root])) > len(known[root]):
+            continue
         if other := chosen.get(root.start):
             doubt = (
                 f"layout: {root.layout.title} fits as well as {other.layout.title}, which is taken; "
                 f"layout={root.layout.name} takes the former"
             )
-            if root.layout.name not in other.layout.over and doubt not in doubts:
+            if doubt not in doubts:
                 doubts.append(doubt)
         elif 2 * len(taken.intersection(known[root])) <= len(known[root]):
             chosen[root.start] = root
