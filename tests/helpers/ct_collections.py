@@ -147,7 +147,8 @@ def lits(root: Path) -> Miniature:
         for case in cases:
             save(root / f"Training Batch {batch}" / f"volume-{case}.nii", ct(case))
             save(root / f"Training Batch {batch}" / f"segmentation-{case}.nii", drawn(case))
-    return Miniature("lits", 4, 4, labelled=4, labels={"1": "liver", "2": "tumor"})
+    save(root / "LITS-Challenge-Test-Data" / "test-volume-0.nii", ct(99))
+    return Miniature("lits", 5, 5, labelled=4, labels={"1": "liver", "2": "tumor"})
 
 
 def lits_apart(root: Path) -> Miniature:
