@@ -220,3 +220,58 @@ def test_every_real_ct_is_taken(data_dir: Path) -> None:
     assert len(paths) > 20
     for path in paths:
         assert "values_trusted" not in images.read_ct(path, CtConfig(values="trust")).notes, path
+
+
+def cut_out(hu: np.ndarray) -> np.ndarray:
+    """A body in exactly −1024, as treatment planning leaves it: no noise tells where the air was."""
+    body = ndimage.binary_opening(hu > -300, iterations=1)
+    return np.pad(np.where(body, hu, -1024), ((0, 0), (60, 60), (60, 60)), constant_values=-1024)
+
+
+CUT_OUT_NOT_HU = {
+    "intercept twice": lambda hu: hu - 1024,
+    "shifted by -1000": lambda hu: hu - 1000,
+    "shifted by -200": lambda hu: hu - 200,
+    "ten times": lambda hu: hu * 10,
+    "signed 12 bits that wrapped": lambda hu: (np.rint(hu).astype(int) + 1024 + 2048) % 4096 - 2048,
+    "lost intercept": lambda hu: hu + 1024,
+    "lost intercept of 1000": lambda hu: hu + 1000,
+    "abdominal window": windowed(-150, 250),
+    "lung window": windowed(-1350, 150),
+    "z-scores": lambda hu: (hu - hu.mean()) / hu.std(),
+}
+
+
+@pytest.mark.parametrize("body", [trunk, head], ids=["trunk", "head"])
+@pytest.mark.parametrize("kind", CUT_OUT_NOT_HU)
+def test_a_body_without_air_around_it_shows_by_its_tissue(kind: str, body) -> None:
+    """Fat and soft tissue are where they are in HU, or the volume is refused; or none of it counts as body."""
+    hu = cut_out(body())
+    assert "values_trusted" not in judged(hu, values="trust")
+    changed = CUT_OUT_NOT_HU[kind](hu)
+    if changed.max() < -500:
+        assert judged(changed) == {}  # nothing but air: the conversion finds no slice with a body
+        return
+    with pytest.raises(RejectedSeries, match="not in HU|windowed|masked"):
+        judged(changed)
+
+
+def test_real_cts_are_taken_and_their_variants_are_not(data_dir: Path) -> None:
+    """Scans that no threshold was chosen by: head and neck cut out, abdomen, chest, a vertebra without air."""
+    paths = [data_dir / f"ct_openkbp/pt_{n}/ct.nii.gz" for n in (4, 10, 89)]
+    paths += [data_dir / "ct_totalsegmentator/example_ct_sm.nii.gz"]
+    variants = {**NOT_HU, **CUT_OUT_NOT_HU}
+    for name in ("shifted by 200", "half", "a tenth", "masked with 0", "wide soft window", "inverted", "ten times"):
+        del variants[name]  # what some bodies hide: fat and soft tissue stay near 0
+    for path in paths:
+        if not path.is_file():
+            continue
+        hu = images.read_ct(path, CtConfig()).voxels.astype(np.float64)
+        taken = []
+        for name, change in variants.items():
+            try:
+                judged(change(hu))
+            except RejectedSeries:
+                continue
+            taken.append(name)
+        assert not taken, (path.parent.name, taken)

@@ -1,6 +1,7 @@
 """Evidence that a volume is in Hounsfield units: where its air, its soft tissue and its ends lie.
 
-What it cannot tell: a shift or a factor so small that air and soft tissue stay near their places.
+What it cannot tell: a shift so small, or a factor such that air and soft tissue stay near their places. It mends nothing:
+where an intercept was lost, −1024 and −1000 both pass, and air itself lies anywhere from −1010 to −980.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _MOST = 400_000  # voxels that the histogram is taken from
 _LEAST = 10_000  # voxels whose histogram says something
 _REMEDY = "; values=trust takes it"
 _BODY = -500  # above it a voxel is not air
+_CLIPPED = 0.3  # a larger share of voxels below −1024 is padding, or values that were shifted or stretched
 _SOFT = 300  # soft tissue without contrast medium ends below it: what is cut off above is bone and vessels
 
 
@@ -47,7 +49,7 @@ def _judge(voxels: np.ndarray, notes: dict[str, object]) -> tuple[str, dict[str,
         return f"values {low} to {high}, none below 0: not in HU; a label map, an MR or a picture?", {}
     if voxels.size < _LEAST:
         return "", {"values_unchecked": f"fewer than {_LEAST} voxels"}
-    far = int(str(notes.get("voxels_far_below_air", 0))) / voxels.size
+    far = _share(notes, "voxels_far_below_air", voxels)
     # padding that was compressed with loss is there too, but then around a body
     if far > 0.1 and histogram.share(-300) < 0.15 * (1 - far):
         why = f"{far:.0%} of its voxels are far below −1024, few above −300: not in HU; an intercept applied twice?"
@@ -55,11 +57,15 @@ def _judge(voxels: np.ndarray, notes: dict[str, object]) -> tuple[str, dict[str,
         return "", {}  # nothing but air
     elif high - low < 50:
         why = f"values {low} to {high}: not in HU; normalised?"
-    elif against := histogram.misplaced() or histogram.windowed():
+    elif against := histogram.misplaced(_share(notes, "voxels_below_air", voxels)) or histogram.windowed():
         why = f"{against} (values {voxels.min()} to {voxels.max()})"
     else:
         return "", histogram.oddities()
     return why + _REMEDY, {}
+
+
+def _share(notes: dict[str, object], name: str, voxels: np.ndarray) -> float:
+    return int(str(notes.get(name, 0))) / voxels.size
 
 
 class Histogram:
@@ -91,12 +97,21 @@ class Histogram:
         best = int(shares.argmax())
         return int(places[best]), float(shares[best])
 
-    def misplaced(self) -> str:
-        """Return the evidence that air or soft tissue does not lie where it does in HU, else ""."""
-        solid = self.share(-300)
-        soft = self.share(-300, 400)
+    def misplaced(self, below: float = 0.0) -> str:
+        """Return the evidence that air or soft tissue does not lie where it does in HU, else "".
+
+        below  share of the voxels that were below −1024 before they were clipped
+        """
+        solid, soft = self.share(-300), self.share(-300, 400)
         if solid > 0.001 and soft < 0.02 * solid:
             return f"only {soft / solid:.1%} of what is not air lies between −300 and 400, soft tissue: not in HU"
+        near = self.share(-150, 200)
+        moved = self.share(-300, -150) > 0.35 * near or near < 0.6 * soft
+        if below > _CLIPPED and soft > 0.0002 and moved:
+            return (
+                f"{below:.0%} of its voxels are below −1024, and {near / soft:.0%} of those between −300 and 400 lie "
+                "between −150 and 200, fat and soft tissue: not in HU"
+            )
         at, much = self.peak(800, 32768, 20)
         if much > 0.25:
             return f"{much:.0%} of its voxels lie near {at}: not in HU; numbers of 12 bits that wrapped?"
@@ -106,6 +121,15 @@ class Histogram:
                 return f"no air, and {bone:.0%} of its voxels are above 600: not in HU; an intercept that was lost?"
             if bright > 0.15 and dark < 0.005:
                 return f"no air, no fat, and {bright:.0%} of its voxels are above 300: not in HU; an MR?"
+        value, outside = self._background()
+        solid, soft = solid - (outside if value >= -300 else 0), soft - (outside if -300 <= value < 400 else 0)
+        if outside and solid > 0.001 and soft < 0.25 * solid:
+            return (
+                f"{outside:.0%} of its voxels are {value}, and {soft / solid:.1%} of the others soft tissue: not in HU"
+            )
+        dark = self.share(high=-300)
+        if dark > 0.05 and self.share(high=-750) < 0.0005:  # lungs without any air or airway are not scanned
+            return f"{dark:.0%} of its voxels are below −300, none below −750, where air and lungs are: not in HU"
         at, much = self.peak(-940, -150, 20)
         if much > 0.25 and self.share(high=at - 60) < 0.001:  # lungs lie there too, with darker air in them
             return f"{much:.0%} of its voxels lie near {at}, hardly any below; air is at −1000: not in HU"
@@ -119,7 +143,7 @@ class Histogram:
         if self.first > -900 and self._stands_out(self.first, 1, 0.02):
             return f"{self._exactly(self.first):.0%} of its voxels are exactly {self.first}, the lowest: windowed"
         narrow = self.last < _SOFT or (self.last < 1000 and self.first > _BODY)
-        if narrow and self._stands_out(self.last, -1, 0.001):
+        if narrow and (self._stands_out(self.last, -1, 0.001) or self._cut_off()):
             return f"{self._exactly(self.last):.1%} of its voxels are exactly {self.last}, the highest: windowed"
         value = self._masked()
         if value is not None and self.share(high=-900) < 0.02:
@@ -145,6 +169,20 @@ class Histogram:
         body = max(self.share(_BODY), 1e-9)
         often = self._exactly(value) > least * (1 if inwards > 0 else body)
         return often and (beside > 0).mean() > 0.5 and self._exactly(value) * self.total > 10 * max(beside.mean(), 3)
+
+    def _cut_off(self) -> bool:
+        """Return whether the highest value is more frequent than those below it, which no tail of an image is."""
+        beside = self._beside(self.last - 50, self.last)
+        often, present = self._exactly(self.last) * self.total, (beside > 0).mean()
+        return (present > 0.5 and often > 3 * max(beside.mean(), 7)) or (
+            present > 0.2 and often > 30 * max(beside.mean(), 3)
+        )
+
+    def _background(self) -> tuple[int, float]:
+        """Return the value that most voxels have, and their share, where nothing is air; then they are not tissue."""
+        value = int(self.counts.argmax()) + AIR_HU
+        share = self._exactly(value)
+        return (value, share) if share > 0.5 and self.share(high=-900) < 0.02 else (value, 0.0)
 
     def _masked(self) -> int | None:
         """Return the value that a fifth of the voxels have although it is not air and others are beside it."""
