@@ -1,7 +1,7 @@
 """Evidence that a volume is in Hounsfield units: where its air, its soft tissue and its ends lie.
 
-What it cannot tell: a shift so small, or a factor such that air and soft tissue stay near their places. It mends nothing:
-where an intercept was lost, −1024 and −1000 both pass, and air itself lies anywhere from −1010 to −980.
+What it cannot tell: a shift so small, or a factor such that air and soft tissue stay near their places. It mends
+nothing: where an intercept was lost, −1024 and −1000 both pass, and air itself lies anywhere from −1010 to −980.
 """
 
 from __future__ import annotations
