@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,11 +23,12 @@ def open_file(path: str | Path, to_its_end: bool = True) -> BinaryIO:
 
     to_its_end  whether a member of a zip archive is read whole, so that its checksum is compared
     """
-    file: Any = zips.open_binary(path)
-    with zips.checked():
+    member = zips.split(path) is not None
+    file: Any = zips.open_binary(path) if member else open(path, "rb")  # noqa: SIM115  # it is handed to the caller open
+    with zips.checked() if member else nullcontext():
         is_gzip = file.peek(2)[:2] == _GZIP
     if not is_gzip:
-        if not to_its_end or zips.split(path) is None:
+        if not to_its_end or not member:
             return cast(BinaryIO, file)
         file.close()
         return zips.read(path, _MOST)
@@ -56,12 +58,15 @@ def start(path: str | Path, length: int) -> bytes:
 
     Raises RejectedSeries for a damaged member of a zip archive.
     """
-    with zips.open_binary(path) as file:
-        with zips.checked():
+    if zips.split(path) is not None:
+        with zips.open_binary(path) as file, zips.checked():
             first = file.read(length)
-        if first[:2] != _GZIP:
-            return first
-        file.seek(0)
+    else:
+        with open(path, "rb") as file:
+            first = file.read(length)
+    if first[:2] != _GZIP:
+        return first
+    with zips.open_binary(path) as file:
         try:
             return gzip.open(file).read(length)
         except (gzip.BadGzipFile, *zips.DAMAGED):

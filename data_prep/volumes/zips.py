@@ -106,6 +106,8 @@ def other_archive(name: str) -> str:
 def split(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """Return the archive that a path leads through and the path of the member in it; None for other paths."""
     text = os.fspath(path)
+    if _INSIDE.search(text) is None:  # nearly always
+        return None
     for match in _INSIDE.finditer(text):
         if os.path.isfile(text[: match.end()]):
             return text[: match.end()], text[match.end() + 1 :]
