@@ -268,6 +268,17 @@ _MAY_BE_EMPTY = ("ignore",)
 
 
 @dataclass
+class PredictConfig:
+    """How a kept head is used on new patients; what its task says is as it was."""
+
+    stride: int | None = None  # every n-th slice; none: that of the test patients, where structures are drawn every one
+    split: str = ""  # of shards: that alone
+    maps: Literal["labels", "each"] = "labels"  # drawn structures: one label map, or a file each (they may overlap)
+    workers: int = 1  # processes that prepare raw images
+    batch_size: int = 32  # slices per forward pass
+
+
+@dataclass
 class EmbedConfig:
     """What a vector is made from."""
 

@@ -60,3 +60,4 @@ TASK = {
 EMBED = {
     **{"size": Allowed(1, 16384), "blocks": Allowed(1, 4), "stride": COUNT, "workers": COUNT, "batch_size": COUNT},
 }
+PREDICT = {"stride": COUNT, "workers": COUNT, "batch_size": COUNT}

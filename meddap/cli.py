@@ -43,6 +43,7 @@ COMMANDS = {
         "probe": Command("eval.probe", "measure an encoder on a labelled task"),
         "compare": Command("eval.compare", "say whether two probed encoders really differ"),
         "embed": Command("eval.embed", "write a vector per patient, series or slice of new images"),
+        "predict": Command("eval.predict", "predict for new patients with a fitted head"),
         "sweep": Command("eval.sweep", "probe several encoders at several image sizes"),
         "report": Command("eval.report", "write an HTML page on one run or several"),
     },
@@ -56,9 +57,9 @@ TABLE = {name: command for group in COMMANDS.values() for name, command in group
 def usage() -> str:
     """Return the text of `meddap --help`."""
     width = max(map(len, TABLE))
-    lines = ["usage: meddap COMMAND …      meddap COMMAND --help      meddap --version"]
+    lines = ["usage: meddap COMMAND …      meddap COMMAND --help      meddap --version", ""]
     for group, commands in COMMANDS.items():
-        lines += ["", group]
+        lines += [group]
         lines += [f"  {name:{width}}  {command.summary}" for name, command in commands.items()]
     return "\n".join(lines)
 

@@ -110,6 +110,7 @@ REFUSED = {
     "probe": ["--checkpoint", "FOLDER", "--task", "FOLDER/none.yaml", "--output", "FOLDER/out"],
     "compare": ["--runs", "FOLDER", "FOLDER"],
     "embed": ["--checkpoint", "pixels", "--data", "FOLDER/none", "--output", "FOLDER/out.npz"],
+    "predict": ["--checkpoint", "pixels", "--head", "FOLDER", "--data", "FOLDER", "--output", "FOLDER/out"],
     "sweep": ["--checkpoints", "FOLDER", "--sizes", "32", "--task", "FOLDER/none.yaml", "--output", "FOLDER/out"],
     "report": ["--runs", "FOLDER/none", "--output", "FOLDER/out.html"],
     "submit": ["FOLDER/none.yaml"],

@@ -21,6 +21,8 @@ def rows(jobs: Sequence[Job]) -> Iterator[dict[str, object]]:
     source, subject  its hashes in manifest and shards
     patient, name    the patient's id and the series' path below the input
     dicom, files     whether its files are DICOM, and their paths
+    channel          its place along the fourth axis of its file and the length of that axis, or null
+    orientation      where the axes run ("LAS") of a file whose format does not say it, or ""
     """
     for job in jobs:
         for series in job.source.series:
@@ -30,6 +32,8 @@ def rows(jobs: Sequence[Job]) -> Iterator[dict[str, object]]:
                 "patient": job.source.patient,
                 "name": series.name,
                 "dicom": series.dicom,
+                "channel": series.channel,
+                "orientation": series.orientation,
                 "files": [os.path.abspath(path) for path in job.paths(series)],
             }
 

@@ -100,10 +100,27 @@ class Resampler:
         rows, columns = shape
         if grid.in_plane_mm:
             rows, columns = (max(round(n * mm / grid.in_plane_mm), 1) for n, mm in zip(shape, spacing))
-        self._shape = rows, columns
+        self._from, self._shape = shape, (rows, columns)
         self._changes = self._shape != shape
         self.spacing = spacing[0] * shape[0] / rows, spacing[1] * shape[1] / columns
         self._size = grid.size
+
+    def affine(self, volume: np.ndarray) -> np.ndarray:
+        """Return the affine of fitted slices, (x, y, z) indices → mm, from that of their volume."""
+        step = np.eye(4)
+        for axis, (length, fitted) in enumerate(zip(self._from[::-1], self._shape[::-1])):
+            first = 0
+            if self._size:
+                source, target = _centred(fitted, self._size)
+                first = source.start - target.start
+            step[axis, axis] = length / fitted
+            step[axis, 3] = (first + 0.5) * length / fitted - 0.5
+        return volume @ step
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of fitted slices."""
+        return (self._size, self._size) if self._size else self._shape
 
     def image(self, plane: np.ndarray, outside: int) -> np.ndarray:
         """Resample a plane of int16 or uint16 by an antialiased cubic kernel; `outside` beyond the edge."""

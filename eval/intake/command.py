@@ -44,18 +44,28 @@ def taken_in(options: argparse.Namespace, how: Preparation | None, workers: int,
     return raw.prepare(options.input, how, work, options.salt_file, workers, options.keep_ids)
 
 
-def named(columns: Mapping[str, np.ndarray], intake: Intake) -> dict[str, np.ndarray]:
-    """Return columns with the patients' ids and the series' paths in place of hashes.
+def originals(intake: Intake) -> tuple[dict[str, str], dict[str, str]]:
+    """Return hash → id of every patient that the key names, and hash → path of every series.
 
     Raises SettingsError for a key of another data set.
     """
-    patients, first = intake.names.patients, {stack: rows[0]["source"] for stack, rows in intake.series.items()}
-    found = dict(columns)
-    if missing := set(columns["patient"]) - set(patients):
+    series = {stack: intake.name_of(rows[0]["source"]) for stack, rows in intake.series.items()}
+    patients = intake.names.patients
+    if missing := {row["subject"] for row in intake.manifest} - set(patients):
         raise SettingsError(f"--key: does not name {len(missing)} patients of these shards; give theirs")
-    found["patient"] = np.array([patients[each] for each in columns["patient"]])
-    if "series" in columns:
-        found["series"] = np.array([intake.name_of(first[each]) for each in columns["series"]])
+    return patients, series
+
+
+def named(columns: Mapping[str, np.ndarray], intake: Intake) -> dict[str, np.ndarray]:
+    """Return columns with the patients' ids and the series' paths in place of hashes. Raises SettingsError."""
+    patients, series = originals(intake)
+    found = dict(columns)
+    try:
+        for name, table in (("patient", patients), ("series", series)):
+            if name in found:
+                found[name] = np.array([table[each] for each in found[name]])
+    except KeyError:
+        raise SettingsError("--keep-ids: these shards have no manifest that names their series; leave it out") from None
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.schema import SchemaError, read_dataset
-from eval.config import TaskConfig
+from eval.config import FilesConfig, TaskConfig
 from meddap.settings import SettingsError
 from pretrain.config import load
 from pretrain.runtime.checkpoint import CheckpointError
@@ -37,7 +37,19 @@ class Preparation:
 
 def of_task(task: TaskConfig) -> Preparation:
     """Return how the examples of a task were prepared. Raises SchemaError for shards that are damaged."""
-    return of_shards(task.data, task.source) if task.source in SHARDS else Preparation(task.source)
+    if task.source in SHARDS:
+        return of_shards(task.data, task.source)
+    if task.source == "nnunet" and task.files.modality == "CT":
+        return Preparation("nnunet", "CT", _as_nnunet_cases(task.files))
+    return Preparation(task.source)
+
+
+def _as_nnunet_cases(files: FilesConfig) -> dict[str, Any]:
+    """Return the settings with which sharding reads a CT as eval.data.nnunet_cases does."""
+    one = files.geometry
+    geometry: dict[str, str] = {"units": one.units, "disagreeing": one.disagreeing, "unoriented": one.unoriented}
+    geometry |= {"planes": "reformat", "oblique": "reformat"}
+    return {"geometry": geometry, "values": files.values, "min_slices": 1}
 
 
 def of_shards(root: str, source: str = "shards") -> Preparation:

@@ -32,7 +32,7 @@ _OWN = (
     *("labels", "label_maps", "label_columns", "unknown_labels", "class_from"),
     *("split", "split_from", "layout", "strict"),
 )
-_ROW = {"source": str, "subject": str, "patient": str, "name": str, "dicom": bool, "files": [str]}
+_ROW = {"source": str, "subject": str, "patient": str, "name": str, "dicom": bool, "files": [str], "orientation": str}
 _MANIFEST = {"status": str, "source": str, "subject": str}
 
 

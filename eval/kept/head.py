@@ -83,10 +83,12 @@ class Head:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """A head that was read: its card, its arrays, digests (N,) uint64 of the pixels that it was fitted on."""
+    """A head that was read: its card, its arrays and their SHA-256, digests (N,) uint64 of the pixels that it was
+    fitted on."""
 
     head: Head
     arrays: Mapping[str, np.ndarray]
+    sha256: str
     digests: np.ndarray
 
     @property
@@ -178,7 +180,7 @@ def read(path: Path) -> StoredHead:
     task = merge(TaskConfig, (str(place / "head.json"), record["task"]))
     named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     words = {key: named[key] for key in Head.__dataclass_fields__ if key != "task"}
-    return StoredHead(Head(task=task, **words), arrays, arrays.pop(_DIGESTS, np.zeros(0, np.uint64)))
+    return StoredHead(Head(task=task, **words), arrays, record["sha256"], arrays.pop(_DIGESTS, np.zeros(0, np.uint64)))
 
 
 def lines(reasons: Mapping[str, str]) -> Iterator[str]:

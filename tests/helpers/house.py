@@ -27,8 +27,8 @@ WINGS = {
         *("stage", "train", "export", "plan"),
     ],
     "eval": [
-        *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "reporting"),
-        *("intake", "kept", "nnunet", "probe", "compare", "embed", "sweep", "report"),
+        *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "intake"),
+        *("reporting", "kept", "nnunet", "probe", "compare", "embed", "predict", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],
 }
