@@ -92,6 +92,7 @@ class PrepConfig:
     label_columns: list[str] = field(default_factory=list)
     unknown_labels: Literal["refuse", "ignore"] = "refuse"
     keep_year: bool = False  # the year of acquisition
+    license: str | None = None  # of the images, e.g. CC-BY-4.0: in dataset.json and in a trained model's card
     split: SplitConfig = field(default_factory=SplitConfig)
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     stacks: StackConfig = field(default_factory=StackConfig)

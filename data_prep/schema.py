@@ -8,6 +8,9 @@ Layout of a data set:
     OUT/train/000000.index.npy    INDEX_DTYPE, one row per sample, in the order of the tar
     OUT/train/000000.content.npy  uint64, `content_digest` of each sample's pixels, in the same order
     OUT/val/… OUT/test/…
+    OUT/NAME.weights.npy          float32, how often a training draws each sample of a split by the others, in the order
+                                  of its index. Made by whoever curates a data set, not by sharding
+    OUT/NAME.weights.json         WEIGHTS: digest of the data set and split that they are for, how they were made
 
 The members of one sample lie side by side, its `.json` last, so that one read of (offset, size)
 brings a whole sample. Needs numpy, blosc2, the standard library, and of ours only what needs no more.
@@ -70,6 +73,9 @@ _DATASET = {
 }
 # The form of a sample's .json as far as it is read without its pixels
 _RECORD = {"subject": str, "series": str, "order": int, "position": float, "labels": dict}
+# The form of NAME.weights.json
+WEIGHTS = {"digest": str, "split": str, "made_with": dict}
+MOST_WEIGHT = 1000.0  # times the mean
 AGAIN = "copy it again, or make it again with data_prep/shard_ct.py or shard_mri.py"
 # What decoding a damaged sample raises
 UNDECODABLE = (MeddapError, ValueError, KeyError, TypeError, IndexError, RuntimeError, MemoryError, OverflowError)
@@ -424,22 +430,52 @@ def content_of(shard: Path) -> Path:
     return shard.with_suffix(".content.npy")
 
 
+def weights_of(root: str | os.PathLike, name: str) -> tuple[Path, Path]:
+    """Return the paths of weights `name` of a data set and of what is written about them; an absolute name stays."""
+    path = Path(root) / name
+    return path.with_name(f"{path.name}.weights.npy"), path.with_name(f"{path.name}.weights.json")
+
+
+def read_weights(split: Split, name: str) -> np.ndarray:
+    """Return the (N,) float32 weights `name` of a split's samples.
+
+    Raises SchemaError for weights that are missing, damaged, of other data, or not finite, negative or all 0.
+    """
+    path, about = weights_of(split.root, name)
+    remedy = "make the weights again, or leave them out"
+    record = read_json(about, WEIGHTS, remedy, SchemaError)
+    for key, now in (("digest", split.dataset["digest"]), ("split", split.name)):
+        if record[key] != now:
+            raise SchemaError(f"{about}: {key} {record[key][:16]}, but {split.root} has {now[:16]}; {remedy}")
+    weights = read_array(path, np.float32, remedy)
+    if len(weights) != len(split):
+        raise SchemaError(f"{path}: {len(weights)} weights for {len(split)} samples; {remedy}")
+    strange = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(strange):
+        raise SchemaError(f"{path}: sample {strange[0]} has weight {weights[strange[0]]}; give finite ones from 0 on")
+    if not weights.any():
+        raise SchemaError(f"{path}: all weights are 0; {remedy}")
+    if (most := float(weights.max() / weights.mean(dtype=np.float64))) > MOST_WEIGHT:
+        raise SchemaError(f"{path}: a weight of {most:.0f} times the mean; at most {MOST_WEIGHT:g} times are taken")
+    return weights
+
+
 def dataset_digest(splits: dict) -> str:
     """Return the SHA-256 over names and checksums of all shards: the identity of a data set."""
     rows = [[row["name"], row["sha256"]] for name in sorted(splits) for row in splits[name]["shards"]]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def read_array(path: Path, dtype: np.dtype | type) -> np.ndarray:
+def read_array(path: Path, dtype: np.dtype | type, remedy: str = AGAIN) -> np.ndarray:
     """Return the (N,) array of `dtype` in a .npy file. Raises SchemaError for a file that is missing or damaged."""
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
-        raise SchemaError(f"{path}: {error.strerror or error}; {AGAIN}") from error
+        raise SchemaError(f"{path}: {error.strerror or error}; {remedy}") from error
     except Exception as error:  # hostile bytes raise anything
-        raise SchemaError(f"{path}: damaged ({type(error).__name__}); {AGAIN}") from error
+        raise SchemaError(f"{path}: damaged ({type(error).__name__}); {remedy}") from error
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
-        raise SchemaError(f"{path}: does not hold one row per sample; {AGAIN}")
+        raise SchemaError(f"{path}: does not hold one row per sample; {remedy}")
     return array
 
 
@@ -456,3 +492,15 @@ def read_dataset(root: str | os.PathLike) -> dict[str, Any]:
     if problem := misfit(dataset, _DATASET):
         raise SchemaError(f"{path}: {problem}; {AGAIN}")
     return dataset
+
+
+def sequences_of(dataset: dict[str, Any]) -> list[str] | None:
+    """Return the names of the sequences of a data set, by `dataset.json`; None where it does not say."""
+    found = dataset.get("sequences")
+    return list(found) if isinstance(found, dict) and found else None
+
+
+def license_of(dataset: dict[str, Any]) -> str | None:
+    """Return the licence that whoever sharded a data set named, or None."""
+    found = dataset.get("license")
+    return found if isinstance(found, str) and found else None

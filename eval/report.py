@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import figures
-from data_prep.schema import SPLITS, Split
+from data_prep.schema import SPLITS, Split, license_of
 from eval import sweep
 from eval.data import files
 from eval.reporting import plots, report_probes, sequence_maps, tables
@@ -24,8 +24,8 @@ from meddap.errors import MeddapError
 from meddap.page import dim, figure, page, table
 from meddap.records import read_json_lines
 from meddap.settings import SettingsError
-from pretrain.config import load, recorded
-from pretrain.runtime import metrics
+from pretrain.config import load, recorded, sources_of
+from pretrain.runtime import checkpoint, metrics
 
 
 def report(runs: Sequence[Path]) -> str:
@@ -105,7 +105,14 @@ def _run(run: Path) -> Iterator[str]:
 
 def _data(run: Path) -> Iterator[str]:
     config = load(run / "config.yaml")
-    split = Split(config.data.root, config.data.split)
+    for name, source in sources_of(config.data).items():
+        if name:
+            yield f"<h3>{html.escape(name)}</h3>"
+        yield from _or_say_why(lambda root: _data_set(root, config.data.split), Path(source.root))
+
+
+def _data_set(root: Path, name: str) -> Iterator[str]:
+    split = Split(root, name)
     splits = split.dataset["splits"]
     rows = [
         [name, part["subjects"], part["series"], part["samples"], len(part["shards"])]
@@ -114,7 +121,7 @@ def _data(run: Path) -> Iterator[str]:
     yield table(
         ["split", "patients", "series", "slices", "shards"], rows, "Patients are in one split alone, by salted hash."
     )
-    path = Path(config.data.root) / "manifest.jsonl"
+    path = root / "manifest.jsonl"
     manifest = read_json_lines(path, {"status": str}, "shard again")
     rejected = Counter(row.get("reason", "unknown") for row in manifest if row["status"] == "rejected")
     if rejected:
@@ -127,7 +134,9 @@ def _data(run: Path) -> Iterator[str]:
         figures.slices([split[int(number)] for number in shown]),
         "Training slices with their labels; the box is the foreground that crops are drawn from.",
     )
-    yield dim(f"Data digest {split.dataset['digest'][:16]}, schema {split.dataset['schema']}.")
+    license = license_of(split.dataset)
+    licensed = f", licensed as {license}" if license else ""
+    yield dim(f"Data digest {split.dataset['digest'][:16]}, schema {split.dataset['schema']}{licensed}.")
 
 
 def _training(run: Path) -> Iterator[str]:
@@ -143,6 +152,7 @@ def _training(run: Path) -> Iterator[str]:
         yield figure(
             plots.curves(rows), "Loss terms (thin: every step, thick: smoothed), signs of collapse, learning rate."
         )
+        yield from _sources(run / stage, rows)
         if any("sequences/loss" in row for row in rows):
             yield figure(
                 plots.lost_sequences(rows),
@@ -158,6 +168,35 @@ def _training(run: Path) -> Iterator[str]:
             yield figure(picture, "Crops of the first step as the network sees them.")
 
 
+def _sources(folder: Path, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A table of what a stage has seen of each of several sources, and how they do at its end."""
+    found = checkpoint.newest(folder)
+    known = found.state.get("sources", {}) if found else {}
+    last, tenth = rows[-1], max(1, len(rows) // 10)
+    names = [name for name in known if f"source/{name}/samples" in last]
+    if not names:
+        return
+    total = sum(last[f"source/{name}/samples"] for name in names)
+    shown = []
+    for name in names:
+        seen = last[f"source/{name}/samples"]
+        ends = [_mean(part, f"source/{name}/loss") for part in (rows[:tenth], rows[-tenth:])]
+        spread = [_mean(rows[-tenth:], f"source/{name}/{what}_spread") for what in ("cls", "patch")]
+        shares = [f"{known[name]['share']:.2%}", f"{seen / total:.2%}"]
+        shown.append([name, seen, *shares, f"{seen / known[name]['samples']:.2f}", *ends, *spread])
+    yield table(
+        ["source", "samples seen", "share asked", "share seen", "epochs", "loss at first", "at last"]
+        + ["spread of cls tokens", "of patches"],
+        shown,
+        "Loss: DINO and iBOT of its images, means of the first and the last tenth of the steps; spreads of the last.",
+    )
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows if key in row]
+    return f"{np.mean(values):.3f}" if values else "–"
+
+
 def _steps(run: Path, stage: str) -> list[dict[str, Any]]:
     """Return the metrics of the steps that a stage has taken."""
     path = run / stage / "metrics.jsonl"
@@ -170,11 +209,13 @@ def _sequences(run: Path) -> Iterator[str]:
     if not config.model.sequences:
         return
     yield "<h2>Sequences</h2>"
-    yield figure(
-        sequence_maps.draw(run, config.data.root),
-        "First three principal components of the patch features of each sequence as red, green and blue, the same axes "
-        "in all; air is black.",
-    )
+    for name, source in sources_of(config.data).items():
+        yield f"<h3>{html.escape(name)}</h3>" if name else ""
+        yield figure(
+            sequence_maps.draw(run, source.root),
+            "First three principal components of the patch features of each sequence as red, green and blue, the same "
+            "axes in all; air is black.",
+        )
 
 
 @console.command

@@ -35,9 +35,18 @@ def load(schema: type[T], file: str | Path | None, overrides: Sequence[str] = ()
     Raises SettingsError for a file that cannot be read, an override without `=`, an unknown key, a value of the wrong
     type or a required key that is missing.
     """
+    return merge(schema, *_all_layers(file, overrides))
+
+
+def is_given(key: str, file: str | Path | None, overrides: Sequence[str] = ()) -> bool:
+    """Return whether `file` or `overrides` give a value to a dotted key, rather than its default."""
+    found = (OmegaConf.select(OmegaConf.create(dict(layer)), key) for _, layer in _all_layers(file, overrides))
+    return any(value is not None for value in found)
+
+
+def _all_layers(file: str | Path | None, overrides: Sequence[str]) -> list[tuple[str, Mapping[Any, Any]]]:
     layers: list[tuple[str, Mapping[Any, Any]]] = [] if file is None else _files(Path(file), ())
-    layers += [(override, _override(override)) for override in overrides]
-    return merge(schema, *layers)
+    return layers + [(override, _override(override)) for override in overrides]
 
 
 def merge(schema: type[T], *layers: tuple[str, Mapping[Any, Any]]) -> T:
@@ -110,6 +119,15 @@ def _check_keys(where: str, layer: DictConfig, known: Any, prefix: str = "") -> 
         value, inner = layer[key], known._get_node(key)
         if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(inner)):
             _check_keys(where, value, inner, f"{prefix}{key}.")
+        elif isinstance(value, DictConfig) and is_dataclass(element := _element_type(inner)):
+            for name in map(str, value):  # free keys, each with an entry of one form
+                if isinstance(value[name], DictConfig):
+                    _check_keys(where, value[name], OmegaConf.structured(element), f"{prefix}{key}.{name}.")
+
+
+def _element_type(node: Any) -> Any:
+    """Return the type of the entries of a mapping with free keys, or None."""
+    return node._metadata.element_type if isinstance(node, DictConfig) else None
 
 
 def _reason(error: Exception) -> str:

@@ -17,17 +17,15 @@ from meddap.settings import SettingsError
 from pretrain import optim
 from pretrain.config import (
     Config,
-    DataConfig,
     IntensityConfig,
     MachineConfig,
     ModelConfig,
     StageConfig,
     head_count,
 )
-from pretrain.data import labels, masking, randomness
+from pretrain.data import masking, randomness
 from pretrain.data.batch_plan import BatchPlan, plan_batches, plan_micro_batches
 from pretrain.data.intensity import Intensity
-from pretrain.data.labels import Labelling
 from pretrain.data.randomness import Draws
 from pretrain.data.slices import SliceSettings
 from pretrain.data.stream import Batch
@@ -138,51 +136,31 @@ def intensity(config: IntensityConfig) -> Intensity:
     return Intensity(window=(low, high), mean=config.mean, std=config.std)
 
 
-def labelling(config: DataConfig, split: Split) -> Labelling:
-    """Return whose class labels a training sees. Raises SettingsError for a column that the data set lacks."""
-    there = split.dataset["classes"]
-    if strange := [column for column in config.labels if column not in there]:
-        has = f"it has {', '.join(there)}" if there else "it has none; shard with --labels CSV"
-        raise SettingsError(f"data.labels: {strange[0]} is not a label column of {config.root}: {has}")
-    if config.only_labelled and not config.labels:
-        raise SettingsError("data.only_labelled: no label column is named; set data.labels")
-    if not config.labels:
-        return Labelling()
-    known = labels.known(split, config.labelled_share, config.labels)
-    return Labelling(tuple(config.labels), known, np.flatnonzero(known) if config.only_labelled else None)
-
-
-def reads_voxels(name: str, stage: StageConfig, split: Split) -> bool:
-    """Whether stage `name` centres crops at labelled voxels. Raises SettingsError where the data set has no label."""
-    if stage.crops.around_labels and not split.dataset["labels"]:
+def reads_voxels(name: str, stage: StageConfig, *splits: Split) -> bool:
+    """Whether stage `name` centres crops at labelled voxels. Raises SettingsError where no data set has a label."""
+    if stage.crops.around_labels and not any(split.dataset["labels"] for split in splits):
+        roots = " nor ".join(str(split.root) for split in splits)
         raise SettingsError(
-            f"stages.{name}.crops.around_labels=true: {split.root} has no label map; "
+            f"stages.{name}.crops.around_labels=true: {roots} has no label map; "
             "shard with label maps (--masks), or set it to false"
         )
     return stage.crops.around_labels
 
 
-def classes(config: DataConfig, split: Split) -> dict[str, list[str]]:
-    """Return the names of the classes of each label column that a training learns."""
-    return {column: split.dataset["classes"][column]["names"] for column in config.labels}
-
-
-def class_weights(config: DataConfig, split: Split) -> dict[str, tuple[float, ...]]:
-    """Return the weights of the classes of each label column, by inverse frequency in the split."""
-    found = split.dataset["classes"]
-    return {column: labels.balanced(found[column]["samples"][split.name]) for column in config.labels}
-
-
 def view_settings(
-    stage: StageConfig, intensity_config: IntensityConfig, sequences: Sequence[str] = (CT,)
+    stage: StageConfig,
+    intensity_config: IntensityConfig,
+    sequences: Sequence[str] = (CT,),
+    windows: Sequence[tuple[float, float]] = (),
 ) -> ViewSettings:
-    """Return crops and intensity augmentation of a stage."""
+    """Return crops and intensity augmentation of a stage; `windows` are those of several sources."""
     drawn = _tuples(vars(stage.crops) | vars(stage.augment))
     del drawn["mixture"]  # of `crop_variants`
     drawn["slice"] = SliceSettings(**_tuples(vars(stage.augment.slice)))
     return ViewSettings(
         **drawn,
         sequences=tuple(sequences),
+        source_windows=tuple(windows),
         intensity=intensity(intensity_config),
         gram_size=stage.gram.size if stage.gram.teacher_from else None,
     )

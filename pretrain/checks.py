@@ -6,6 +6,7 @@ over a stage's steps takes effect, or the stage is refused before it begins. All
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import numpy as np
 
 from meddap.ranges import check_ranges
 from meddap.settings import SettingsError
-from pretrain import ranges, schedules
+from pretrain import ranges, schedules, shares
 from pretrain.config import Config, ScheduleConfig, StageConfig, gram_teacher_place, recorded
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a source: part of a metric's name and of an override's key
 
 
 def stage(config: Config, name: str) -> StageConfig:
@@ -49,6 +52,39 @@ def check_model(config: Config) -> None:
         raise SettingsError(
             f"data.sequences: {missing[0]} is not in model.sequences={known}; add it there (trained weights: a new row)"
         )
+    _check_sources(config, names)
+
+
+def _check_sources(config: Config, names: list[str]) -> None:
+    """Check what is said of each source, as far as that needs no data; `names` are all sequences that are read."""
+    sources, temperature = config.data.sources, config.data.temperature
+    if not sources:
+        if temperature != 1:
+            raise SettingsError(f"data.temperature={temperature:g}: there is one data set; leave it out")
+        return
+    if config.data.root:
+        raise SettingsError(f"data.root={config.data.root}: there are data.sources too; give one of the two")
+    for name, source in sources.items():
+        where = f"data.sources.{name}"
+        if not _NAME.fullmatch(name):
+            raise SettingsError(f"{where}: a name has letters, digits, _ and - alone; give another one")
+        check_ranges(f"{where}.", source, ranges.SOURCE)
+        if len(set(source.sequences)) < len(source.sequences):
+            raise SettingsError(f"{where}.sequences={source.sequences}: duplicate name; list each once")
+        if missing := [each for each in source.sequences if each not in names]:
+            raise SettingsError(
+                f"{where}.sequences: {missing[0]} is not among the sequences that are read, {names}; add it to "
+                "model.sequences, and to data.sequences where that is given"
+            )
+    if temperature != 1 and all(source.weight is not None for source in sources.values()):
+        raise SettingsError(
+            f"data.temperature={temperature:g}: every source has a weight, so sizes do not count; leave one of them out"
+        )
+    weights = [source.weight for source in sources.values()]
+    try:
+        shares.divide(list(sources), [1] * len(weights), weights)
+    except ValueError as error:
+        raise SettingsError(f"data.sources: {error}") from error
 
 
 def check_stage(where: str, stage: StageConfig, patch_size: int) -> None:

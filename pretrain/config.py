@@ -20,10 +20,26 @@ from pretrain.schedules import warmup_cosine
 
 
 @dataclass
-class DataConfig:
+class SourceConfig:
+    """One of several data sets of a training."""
+
     root: str = MISSING  # folder with dataset.json
+    # share of the samples: where all sources have a weight, their ratios count; else those without one divide what the
+    # others leave, by their sizes. 0 leaves a source out
+    weight: float | None = None
+    sequences: list[str] = field(default_factory=list)  # read from it; empty: those of data.sequences that it has
+    window: list[float] | None = None  # HU mapped to 0 and 1; null: intensity.window
+    sampling: str | None = None  # NAME of weights of its samples, ROOT/NAME.weights.npy; null: all alike
+
+
+@dataclass
+class DataConfig:
+    root: str = ""  # folder with dataset.json; or `sources`
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name: several data sets in one training
+    temperature: float = 1.0  # exponent of the sizes of sources without a weight: 0.5 flattens them, 0 makes them equal
     split: str = "train"
-    sequences: list[str] = field(default_factory=lambda: ["ct"])  # read from every slice that has them
+    # read from every slice that has them; with `sources`, and not given: model.sequences where there are any
+    sequences: list[str] = field(default_factory=lambda: ["ct"])
     labels: list[str] = field(default_factory=list)  # columns of class labels that a classifier head learns
     labelled_share: float = 1.0  # of the patients of each class, whose labels are seen: by their hashed ids
     only_labelled: bool = False  # leave out the slices whose labels are not seen: a supervised baseline
@@ -304,9 +320,32 @@ class Config:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 
-def load(file: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in `file` with `key=value` overrides. Raises SettingsError, one line."""
-    return settings.load(Config, file, list(overrides))
+def load(file: str | Path, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Config:
+    """Return the configuration in `file` with `key=value` overrides. Raises SettingsError, one line.
+
+    needs_data  refuse a configuration that names no data
+    """
+    config = settings.load(Config, file, list(overrides))
+    if needs_data and not config.data.root and not config.data.sources:
+        raise settings.SettingsError(f"{file}: data.root is required; give data.root=VALUE, or data.sources")
+    if config.data.sources and config.model.sequences and not settings.is_given("data.sequences", file, overrides):
+        config.data.sequences = list(config.model.sequences)  # so that it is written down as it is read
+    return config
+
+
+def sources_of(data: DataConfig) -> dict[str, SourceConfig]:
+    """Return the data sets of a training by name, sorted, without those whose weight is 0.
+
+    The one that `root` names has the name "".
+    """
+    if not data.sources:
+        return {"": SourceConfig(data.root)}
+    return {name: data.sources[name] for name in sorted(data.sources) if data.sources[name].weight != 0}
+
+
+def most_sequences(config: Config) -> int:
+    """Return how many sequences an image of the source with most of them may have."""
+    return max(len(source.sequences or config.data.sequences) for source in sources_of(config.data).values())
 
 
 def head_count(model: ModelConfig) -> int:

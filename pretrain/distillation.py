@@ -101,6 +101,9 @@ def teacher_targets(
 ) -> tuple[list[TeacherTargets], dict[str, torch.Tensor]]:
     """Return the targets of each micro-batch, balanced over the whole batch of all ranks, and the monitors.
 
+    Of several sources the monitors have this rank's sums, `sources/…`, which `backward` adds up.
+
+
     centring  the centres of both heads (DINO, iBOT), which are moved; None: Sinkhorn-Knopp
     """
     seen = [teacher.backbone.packed([each.teacher_crops()])[0] for each in batch]
@@ -122,6 +125,8 @@ def teacher_targets(
     counts = [2 * sum(images) for images in zip(*(each.counts for each in batch))]
     tokens = torch.cat([each.cls for each in seen]) if len(seen) > 1 else seen[0].cls
     signs = monitors.collapse_signs([goal.cls for goal in goals], tokens, counts, world)
+    if batch[0].views.sources:
+        signs |= _moments(batch, seen)
     if batch[0].sequences > 1:
         lost = [(each.masked.lost, each.masked.sequence) for each in batch]
         signs |= monitors.sequence_marginal([goal.patches for goal in goals], lost, batch[0].sequences, world)
@@ -141,7 +146,7 @@ def losses(
 
     student      a Model, or what wraps one
     known_koleo  KoLeo of the whole batch; None: of the micro-batch's images alone, of all ranks
-    The total alone has a gradient. `sequences/…` as `lost_sequences` gives them.
+    The total alone has a gradient. `sequences/…` as `lost_sequences` gives them, `sources/…` as `source_losses` does.
     """
     views, masked = micro_batch.views, micro_batch.masked
     groups = [micro_batch.masked_crops(all_patches=gram_teacher is not None)]  # Gram anchoring looks at all patches
@@ -169,8 +174,8 @@ def losses(
             assert views.labels is not None
             terms["classes"] = class_term(class_logits, views.labels, weights)
             total = total + weights.classes * terms["classes"]
-        lost = lost_sequences(micro_batch, ibot.terms)
-    return {**terms, "total": total, **lost}
+        by_image = lost_sequences(micro_batch, ibot.terms) | source_losses(micro_batch, dino.terms, ibot.terms, weights)
+    return {**terms, "total": total, **by_image}
 
 
 def dino_targets(micro_batch: MicroBatch, goal: TeacherTargets, weights: StepWeights) -> Targets:
@@ -245,6 +250,38 @@ def lost_sequences(micro_batch: MicroBatch, terms: torch.Tensor) -> dict[str, to
     return {"sequences/loss": terms[0, lost].sum() / micro_batch.images, "sequences/patches": count}
 
 
+def source_losses(
+    micro_batch: MicroBatch, dino: torch.Tensor, ibot: torch.Tensor, weights: StepWeights
+) -> dict[str, torch.Tensor]:
+    """DINO and iBOT, as they are weighted in the total, of each of several sources: sums by image, as above.
+
+    dino (2 + L, B) and ibot (1, M) terms
+    """
+    names, source = micro_batch.views.sources, micro_batch.views.source
+    if not names or source is None:
+        return {}
+    one, local = crop_weights(len(dino) - 2, weights)
+    each = one * dino[:2].sum(dim=0) + local * dino[2:].sum(dim=0)
+    of_patches = weights.ibot * micro_batch.images * ibot[0] * micro_batch.masked.share
+    each = each.index_add(0, micro_batch.patch_image, of_patches.to(each.dtype)).double()
+    rows = torch.stack([torch.ones_like(each), each], dim=1) / micro_batch.images
+    return {"sources/losses": rows.new_zeros(len(names), 2).index_add_(0, source, rows)}
+
+
+def _moments(batch: Sequence[MicroBatch], seen: Sequence[SelectedFeatures | Features]) -> dict[str, torch.Tensor]:
+    """Moments of the teacher's cls tokens and masked patches of each source, of this rank's micro-batches."""
+    found: dict[str, torch.Tensor] = {}
+    for micro_batch, features in zip(batch, seen):
+        source, count = micro_batch.views.source, len(micro_batch.views.sources)
+        assert source is not None
+        for name, tokens, owner in (
+            ("sources/cls", features.cls, source.repeat(2)),
+            ("sources/patches", features.patches, source[micro_batch.patch_image]),
+        ):
+            found[name] = found.get(name, 0) + monitors.moments(tokens, owner, count)
+    return found
+
+
 def backward(
     student: nn.Module,
     teacher: Model,
@@ -281,6 +318,10 @@ def backward(
         entropy, patches = world.sum_(torch.stack([sums.pop("sequences/loss"), sums.pop("sequences/patches")]))
         if "sequences/marginal" in signs:
             signs["sequences/loss"] = entropy / patches
+    if names := batch[0].views.sources:
+        count, loss = (sums.pop("sources/losses") * (images / world.size)).unbind(dim=1)
+        own = monitors.SourceSums(count, loss, signs.pop("sources/cls"), signs.pop("sources/patches"))
+        signs |= monitors.of_sources(names, own, world)
     return {**sums, **signs}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain import build, parallel
+from pretrain import build, corpora, parallel
 from pretrain.config import (
     DRAWS,
     Config,
@@ -178,6 +178,7 @@ def check_identity(own: Checkpoint, identity: Mapping[str, Any]) -> None:
 
     Settings newer than the version that began the run had their defaults then, or did what that version did.
     """
+    corpora.check_identity(own.path, own.state.get("sources", {}), identity.get("sources", {}))
     if own.state["data_digest"] != identity["data_digest"]:
         raise TrainingError(f"{own.path}: the shards changed since this run began; give the run another name=")
     recipe = older_recipe(identity["stage"]) | own.state["recipe"]

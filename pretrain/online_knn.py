@@ -7,8 +7,10 @@ worse, long before a probe on test patients. A function of weights, data and set
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +21,11 @@ from data_prep.schema import Slice, Split
 from meddap.settings import SettingsError
 from pretrain.config import KnnConfig
 from pretrain.data import stream, views
+from pretrain.data.corpus import Corpus
 from pretrain.data.intensity import Intensity
 from pretrain.model.vit import VisionTransformer
+
+log = logging.getLogger("pretrain")
 
 _BATCH = 32  # slices of a forward pass
 
@@ -32,6 +37,45 @@ class Side:
     split: Split
     numbers: np.ndarray
     labels: np.ndarray
+
+
+class CorpusKnn:
+    """The neighbours of each source of a training by itself.
+
+    scored  by name
+    """
+
+    def __init__(self, scored: Mapping[str, OnlineKnn]) -> None:
+        self.scored = scored
+
+    def score(self, model: VisionTransformer, precision: AbstractContextManager) -> dict[str, float]:
+        """Return `knn/auroc`; of several sources their mean, and `knn/NAME/auroc` of each."""
+        found = {name: each.score(model, precision) for name, each in self.scored.items()}
+        scores = {name: each["knn/auroc"] for name, each in found.items() if each}
+        mean = {"knn/auroc": float(np.mean(list(scores.values())))} if scores else {}
+        return mean | {f"knn/{name}/auroc": score for name, score in scores.items() if name}
+
+
+def of_corpus(
+    corpus: Corpus, sequences: tuple[str, ...], config: KnnConfig, size: int, intensity: Intensity
+) -> CorpusKnn:
+    """Return the neighbours of a training's sources; of several, those that have validation patients and labels.
+
+    Raises SettingsError where none has.
+    """
+    scored, reasons = {}, []
+    for source in corpus.sources:
+        own = intensity if source.window is None else replace(intensity, window=source.window)
+        read = sequences if source.sequences is None else source.sequences
+        try:
+            scored[source.name if corpus.names else ""] = OnlineKnn(str(source.split.root), read, config, size, own)
+        except SettingsError as error:
+            reasons.append(str(error))
+    if not scored:
+        raise SettingsError(reasons[0])
+    for reason in reasons:
+        log.info("no nearest neighbours of a source: %s", reason)
+    return CorpusKnn(scored)
 
 
 class OnlineKnn:

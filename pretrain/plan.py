@@ -18,7 +18,7 @@ from pathlib import Path
 from meddap import console
 from meddap.ranges import COUNT, POSITIVE, Allowed, check_ranges
 from pretrain import build, checks
-from pretrain.config import Config, SaveConfig, StageConfig, gram_teacher_steps, load
+from pretrain.config import Config, SaveConfig, StageConfig, gram_teacher_steps, load, most_sequences
 from pretrain.data import batch_plan
 from pretrain.objective.koleo import spans_micro_batches
 from pretrain.planning import counting, peak_memory, rates
@@ -206,11 +206,11 @@ def _fits(row: Row, machine: Machine) -> str:
 
 def _data(config: Config, options: argparse.Namespace, rows: list[Row], nodes: int) -> Iterator[str]:
     seen, rate = sum(row.samples for row in rows), max(row.rate for row in rows)
-    each = options.slice_kb * 1e3 * len(config.data.sequences)
+    each = options.slice_kb * 1e3 * most_sequences(config)
     epochs = f", {seen / options.slices:.1f} epochs of {options.slices:,}" if options.slices else ""
     stored = f"; {options.slices * each / 1e9:,.0f} GB of shards" if options.slices else ""
     yield f"data: {seen / 1e6:.1f} million samples seen{epochs}, {each / 1e3:.0f} kB each{stored}"
-    cores = rate / nodes * len(config.data.sequences) / options.decode
+    cores = rate / nodes * most_sequences(config) / options.decode
     yield (
         f"loader: {rate * each / 1e6:,.0f} MB/s read at most, {rate / nodes:,.0f} samples/s a node: "
         f"{cores:.1f} cores a node at {options.decode:,} slices/s each (--decode)"
@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     given = argparse.Namespace(**{name.replace("_", "-"): value for name, value in vars(options).items()})
     check_ranges("--", given, _RANGES)
-    config = load(options.config, ["data.root=none", *options.overrides])
+    config = load(options.config, options.overrides, needs_data=False)
     machine = this_machine() if options.gpu == "cpu" else GPUS[options.gpu]
     if options.mfu is not None:
         machine = replace(machine, mfu=options.mfu)

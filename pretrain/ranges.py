@@ -8,6 +8,7 @@ _RANGE = Allowed(0, above=True, length=2, rising=True)
 
 MODEL = {
     "seed": Allowed(-(2**63), 2**63 - 1),
+    "data.temperature": SHARE,
     "data.labelled_share": Allowed(0, 1, above=True),
     "intensity.window": Allowed(length=2, rising=True),
     "intensity.mean": Allowed(),
@@ -43,6 +44,7 @@ MODEL = {
     "machine.prefetch": NOT_NEGATIVE,
     "machine.log_every": COUNT,
 }
+SOURCE = {"weight": NOT_NEGATIVE, "window": Allowed(length=2, rising=True)}
 STAGE = {
     "batch_size": COUNT,
     "crops.global_size": COUNT,

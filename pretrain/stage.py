@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.schema import Split
 from meddap.disk import write_atomic
-from pretrain import build, checks, distillation, networks, optim, runs, schedules
+from pretrain import build, checks, corpora, distillation, networks, online_knn, optim, runs, schedules
 from pretrain.config import Config, StageConfig, as_text, gram_teacher_steps, recipe
 from pretrain.data import stream, views
 from pretrain.data.batch_plan import BatchPlan, micro_batch_count
+from pretrain.data.corpus import Corpus
 from pretrain.data.micro_batch import micro_batches
+from pretrain.data.mixture import Mixture
 from pretrain.data.stream import Batch
 from pretrain.data.views import Views, ViewSettings
 from pretrain.networks import Networks
-from pretrain.online_knn import OnlineKnn
-from pretrain.runs import TrainingError
 from pretrain.runtime import checkpoint
 from pretrain.runtime.device import autocast, pick_device, uses_bf16
 from pretrain.runtime.distributed import World
@@ -39,12 +38,15 @@ from pretrain.runtime.saving import Saver
 
 log = logging.getLogger("pretrain")
 
+# of a source in a batch: one image has two crops alike, so that the spread of few would look like a collapse
+FEWEST_IMAGES, FEWEST_PATCHES = 4, 16
+
 
 @dataclass(frozen=True)
 class Data:
     """What a stage reads, and how its batches are made up.
 
-    samples        of an epoch
+    corpus         the sources, and the order of their samples
     classes        names of the classes of each label column; class_weights their weights in the loss
     plan           batch of every step, and its crop sizes as an index into `views` and `micro_batches`
     views          crops and augmentation at each pair of crop sizes
@@ -52,7 +54,8 @@ class Data:
     batches        this process's share of every batch from the first step on
     """
 
-    samples: int
+    corpus: Corpus
+    order: Mixture
     classes: Mapping[str, Sequence[str]]
     class_weights: Mapping[str, Sequence[float]]
     plan: BatchPlan
@@ -83,7 +86,7 @@ class Stage:
     data: Data
     networks: Networks
     schedules: Mapping[str, np.ndarray]
-    neighbours: OnlineKnn | None
+    neighbours: online_knn.CorpusKnn | None
     metrics: Metrics
     saver: Saver
     heartbeat: Heartbeat
@@ -117,13 +120,13 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
     Raises MeddapError.
     """
     settings = checks.stage(config, name)
-    split = open_split(config)
-    labels, classes = build.labelling(config.data, split), build.classes(config.data, split)
-    class_weights, reads_voxels = build.class_weights(config.data, split), build.reads_voxels(name, settings, split)
+    corpus = corpora.open_corpus(config)
+    classes, class_weights = corpora.classes(config.data, corpus), corpora.class_weights(config.data, corpus)
+    reads_voxels = build.reads_voxels(name, settings, *(source.split for source in corpus.sources))
     plan, variants = build.batch_plan(settings, config.seed), build.crop_variants(settings)
     micro_batches = build.micro_batches(config, name, settings, plan, world.size)
 
-    identity = {"stage": name, "data_digest": split.dataset["digest"], "recipe": recipe(config, name)}
+    identity = {"stage": name, **corpora.identity(corpus), "recipe": recipe(config, name)}
     own, origin = networks.starting_points(config, settings, before, identity, world)
     first_step = own.step if own else 0
     if first_step == settings.steps:
@@ -132,15 +135,17 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
 
     device = pick_device(config.machine.device, world.local_rank)
     made = networks.make(config, name, settings, classes, (own, origin), device, world)
-    values, samples = build.schedules(settings), labels.samples(split)
-    log_start(config, name, settings, samples, first_step, device, made.spread.how, world)
+    values = build.schedules(settings)
+    log_start(config, name, settings, corpus.samples, first_step, device, made.spread.how, world)
+    for line in corpora.described(corpus):
+        log.info("stage %s: %s", name, line)
     log.info("stage %s: %s", name, schedules.described(values))
     log_micro_batches(name, variants, plan, micro_batches, config.machine.accumulate)
 
     folder, sequences, neighbours = runs.folder_of(config) / name, tuple(config.data.sequences), None
     if config.knn.every:
         size, intensity = settings.crops.global_size, build.intensity(config.intensity)
-        neighbours = OnlineKnn(config.data.root, sequences, config.knn, size, intensity)
+        neighbours = online_knn.of_corpus(corpus, sequences, config.knn, size, intensity)
     metrics = Metrics(
         folder if world.first else None,
         stage=name,
@@ -150,20 +155,22 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
         tensorboard=config.machine.tensorboard,
     )
     batches = stream.batches(
-        split,
+        corpus,
         batch_size=plan.sizes.tolist(),
         seed=config.seed,
         start=first_step,
         rank=world.rank,
         world=world.size,
         sequences=sequences,
-        labels=labels,
         voxels=reads_voxels,
         threads=config.machine.decode_threads,
         prefetch=config.machine.prefetch,
         pin=device.type == "cuda",
     )
-    views_of = [build.view_settings(variant, config.intensity, sequences) for variant in variants]
+    low, high = config.intensity.window
+    windows = corpus.windows((low, high))
+    views_of = [build.view_settings(variant, config.intensity, sequences, windows) for variant in variants]
+    order = corpus.mixture(config.seed)
     return Stage(
         config=config,
         name=name,
@@ -175,7 +182,7 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
         kept_steps=gram_teacher_steps(config, name),
         first_step=first_step,
         resumed=own is not None,
-        data=Data(samples, classes, class_weights, plan, views_of, micro_batches, batches),
+        data=Data(corpus, order, classes, class_weights, plan, views_of, micro_batches, batches),
         networks=made,
         schedules=values,
         neighbours=neighbours,
@@ -183,16 +190,6 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
         saver=Saver(folder, world, made.spread.sharded),
         heartbeat=Heartbeat(folder, config.machine.hang_timeout, world),
     )
-
-
-def open_split(config: Config) -> Split:
-    """Return the slices that a run is trained on. Raises SchemaError, and TrainingError where there are none."""
-    split = Split(config.data.root, config.data.split)
-    if not len(split):
-        raise TrainingError(
-            f"{config.data.root}: split {split.name!r} holds no slices; shard with another `split` or salt"
-        )
-    return split
 
 
 def log_start(
@@ -241,7 +238,7 @@ def run_step(stage: Stage, step: int, batch: Batch) -> dict[str, torch.Tensor]:
     """Add the gradients of a batch to the student's and clip them; return losses and norms as the metrics name them."""
     settings, config, parts = stage.settings, stage.config, stage.networks
     batch, now, place = batch.to(stage.device), stage.now(step), stage.data.plan.choice[step]
-    crops = views.make(batch, stage.data.views[place], seed=config.seed)
+    crops = views.make(batch, stage.data.views[place], seed=config.seed, sources=stage.data.corpus.names)
     masks = build.masks(settings, config, batch, stage.data.views[place].global_size)
     if step == 0 and stage.world.first:
         save_crops(stage.folder / "crops.npz", crops)
@@ -283,7 +280,7 @@ def write_row(stage: Stage, step: int, stats: StepStats) -> dict[str, Any]:
     """Write a step's row of metrics, with the neighbours' score where it is due; return the row without timings."""
     row: dict[str, Any] = {"step": step, "stage": stage.name, "batch": int(stage.data.plan.sizes[step])}
     row |= {"crop": stage.data.views[stage.data.plan.choice[step]].global_size, "samples": stats.samples}
-    row |= {**stage.now(step), **stats.values}
+    row |= {**stage.now(step), **of_sources(stage.data, step, stats.values)}
     done, every = step + 1, stage.config.knn.every
     if stage.neighbours is not None and (done % every == 0 or done == stage.settings.steps):
         # on every rank: a sharded teacher needs them all
@@ -292,13 +289,28 @@ def write_row(stage: Stage, step: int, stats: StepStats) -> dict[str, Any]:
     return row
 
 
+def of_sources(data: Data, step: int, values: dict[str, float]) -> dict[str, float]:
+    """Return a step's values with `source/NAME/samples`, those seen so far, and without what no image stands for.
+
+    Of a source that the batch has too few images of, losses and spreads mean nothing.
+    """
+    found, names = dict(values), data.corpus.names
+    for name, seen in zip(names, data.order.counts(int(data.plan.starts[step + 1])).tolist()):
+        images, patches = (int(found.pop(f"source/{name}/{each}")) for each in ("images", "patches"))
+        few = {"loss": images < 1, "cls_spread": images < FEWEST_IMAGES, "patch_spread": patches < FEWEST_PATCHES}
+        for key in [key for key, too_few in few.items() if too_few]:
+            found.pop(f"source/{name}/{key}", None)
+        found |= {f"source/{name}/images": images, f"source/{name}/samples": seen}
+    return found
+
+
 def save(stage: Stage, done: int) -> None:
     """Save the state after `done` steps while the training goes on. Raises what went wrong with the one before."""
     seen, config = int(stage.data.plan.starts[done]), stage.config
     state = {
         **stage.identity,
         "step": done,
-        "stream": {"samples": seen, "epochs": seen / stage.data.samples},
+        "stream": _seen(stage.data, seen),
         "git_commit": checkpoint.git_commit(),
         "processes": stage.world.size,
         "spread": stage.networks.spread.how,
@@ -311,6 +323,16 @@ def save(stage: Stage, done: int) -> None:
             Path(note).touch()  # slurm/pretrain.sh looks for it: another start is worth it
 
     stage.saver.save(stage.networks.tensors(), state, as_text(config), saved)
+
+
+def _seen(data: Data, samples: int) -> dict[str, Any]:
+    """Return how many samples and epochs of each source lie before a position; of several, all of them too."""
+    counts = data.order.counts(samples).tolist()
+    epochs = [count / source.samples for source, count in zip(data.corpus.sources, counts)]
+    if not data.corpus.names:
+        return {"samples": samples, "epochs": epochs[0]}
+    each = {name: {"samples": n, "epochs": e} for name, n, e in zip(data.corpus.names, counts, epochs)}
+    return {"samples": samples, "sources": each}
 
 
 def save_crops(path: Path, crops: Views) -> None:

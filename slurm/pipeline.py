@@ -132,11 +132,13 @@ def steps(
 ) -> list[Step]:
     """Return the steps in an order in which they can run.
 
-    run, data  folder of the run and of its shards
+    run, data  folder of the run and of its shards; "" where it has several sources: a task then names its data itself
     shard      arguments of slurm/shard.sh without --output: ct|mri|images PARTS --input DIR …; empty where shards exist
     tasks      tasks of probes, each before and after training
     Raises PipelineError for arguments of `shard` that do not fit.
     """
+    if shard and not data:
+        raise PipelineError("--shard: the configuration has data.sources; shard each of them first, or give data.root")
     prepared = _sharding(shard, data) if shard else []
     last = tuple(step.name for step in prepared[-1:])
     training = []
@@ -149,7 +151,8 @@ def steps(
         name = Path(task).stem
         for when, checkpoint, needs in (("before", f"{run}/{first}/00000000", (first,)), ("after", run, last)):
             output = f"{run}/probe/{when}" if len(tasks) == 1 else f"{run}/probe/{name}/{when}"
-            arguments = ("--checkpoint", checkpoint, "--task", task, "--output", output, f"data={data}")
+            own = (f"data={data}",) if data else ()
+            arguments = ("--checkpoint", checkpoint, "--task", task, "--output", output, *own)
             probes.append(Step(f"{name}-{when}", "probe", (python("-m", "eval.probe", *arguments),), needs))
     report = python("-m", "eval.report", "--runs", run, "--output", f"{run}/report.html")
     needed = tuple(each.name for each in probes) or last

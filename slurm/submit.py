@@ -24,7 +24,7 @@ from meddap import console
 from meddap.console import show
 from meddap.disk import disk_errors
 from pretrain import checks
-from pretrain.config import Config, load
+from pretrain.config import Config, load, sources_of
 from slurm import cluster as clusters
 from slurm import pipeline
 from slurm.pipeline import PipelineError, Step, Work, read, record_of, recorded, shown, state, write
@@ -217,7 +217,8 @@ def _pipeline(given: argparse.Namespace, config: Config, run: Path) -> int:
         asked = pipeline.asked_before(run) or asked
     else:
         here = [word for word in shard[2:] if Path(word).exists()]
-        check_folder([given.config, config.output, config.data.root, *given.task, *here])
+        roots = [source.root for source in sources_of(config.data).values()]
+        check_folder([given.config, config.output, *roots, *given.task, *here])
         pipeline.ask(run, asked)
     steps = pipeline.steps(run=str(run), data=config.data.root, stages=list(config.stages), **asked)
     if given.status:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import nibabel
@@ -149,26 +148,13 @@ def test_channels_that_are_not_as_described_are_refused(tmp_path: Path) -> None:
         images.read_mr(path, MriConfig())
 
 
-def shard(folder: Path) -> int:
-    """Run shard_mri on a folder, all patients as training."""
-    words = ["--input", str(folder / "in"), "--output", str(folder / "out"), "geometry.unoriented=las"]
-    return shard_mri.main([*words, "split.train=1", "split.val=0", "split.test=0"])
-
-
-@pytest.mark.parametrize("ending", [".img", ".mhd", ".nhdr"])
-def test_a_change_of_the_other_file_is_a_change(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The header of an .img, the content of an .mhd or .nhdr: the next start says that the input has changed."""
-    path = tmp_path / "in" / "p1" / f"a_T1{ending}"
-    if ending == ".img":
-        other = analyze(path, volume()).with_suffix(".hdr")
-    else:
-        itk = pytest.importorskip("SimpleITK")
-        path.parent.mkdir(parents=True)
-        itk.WriteImage(itk.GetImageFromArray(volume().T), str(path))
-        other = next(one for one in path.parent.iterdir() if one != path)
-    assert shard(tmp_path) == 0 and shard(tmp_path) == 0
-    content = bytearray(other.read_bytes())
-    content[-1] ^= 1
-    other.write_bytes(content)
-    os.utime(other, ns=(1, 1))
-    assert shard(tmp_path) == 1 and "input has changed" in capsys.readouterr().err
+def test_another_header_is_another_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A start that finds the .hdr changed since stages the image again, or says that the input has changed."""
+    analyze(tmp_path / "in" / "p1" / "a_T1.img", volume())
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "geometry.unoriented=las"]
+    assert shard_mri.main([*words, "split.train=1", "split.val=0", "split.test=0"]) == 0
+    header = nibabel.AnalyzeHeader.from_fileobj((tmp_path / "in" / "p1" / "a_T1.hdr").open("rb"))
+    header.set_zooms((2, 2, 2))
+    (tmp_path / "in" / "p1" / "a_T1.hdr").write_bytes(header.binaryblock)
+    assert shard_mri.main([*words, "split.train=1", "split.val=0", "split.test=0"]) == 1
+    assert "input has changed" in capsys.readouterr().err

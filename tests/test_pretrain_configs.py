@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.datasets import write_dataset
 from safetensors.torch import load_file
 
 import pretrain
@@ -59,6 +60,14 @@ def short(stage: StageConfig, patch: int) -> list[str]:
     return words
 
 
+def several(config: Config, *roots: Path) -> list[str]:
+    """Words that give the first sources data, CT and MR by turns, and leave out those for which there are none."""
+    names = list(config.data.sources)
+    kinds = dict(zip(names, (roots[0], roots[2], roots[1])))
+    words = [f"data.sources.{name}.root={kinds.get(name, 'none')}" for name in names]
+    return words + [f"data.sources.{name}.weight=0" for name in names if name not in kinds]
+
+
 def changes(folder: Path, network: str) -> dict[str, torch.Tensor]:
     """What a stage's steps changed of each tensor."""
     before, after = (load_file(folder / f"{step:08d}" / f"{network}.safetensors") for step in (0, STEPS))
@@ -76,9 +85,13 @@ def test_every_parameter_that_should_move_moves_in_every_stage(
     file: str, tiny_dataset, brain_shards: Path, radiograph_shards: Path, tmp_path: Path
 ) -> None:
     """From a stage's first checkpoint to its last, all tensors of the student and of its teacher."""
-    sequence = load(FOLDER / file, ["data.root=later"]).data.sequences[0]
-    shards = {"ct": tiny_dataset, "xray": lambda: radiograph_shards}.get(sequence, lambda: brain_shards)()
-    words = [f"data.root={shards}", f"output={tmp_path}", "name=run"]
+    plain = load(FOLDER / file, needs_data=False)
+    words = [f"output={tmp_path}", "name=run"]
+    if plain.data.sources:
+        words += several(plain, tiny_dataset(), write_dataset(tmp_path / "more", {"train": 3}, seed=1), brain_shards)
+    else:
+        made = {"ct": tiny_dataset, "xray": lambda: radiograph_shards}
+        words += [f"data.root={made.get(plain.data.sequences[0], lambda: brain_shards)()}"]
     words += ["data.labels=[tumour]"] if "mm_" in file else []
     config = load(FOLDER / file, words)
     assert train.main(["--config", str(FOLDER / file), *words, *tiny(config)]) == 0

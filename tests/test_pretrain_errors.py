@@ -101,7 +101,7 @@ STEP = "adapt/00000008"
         (f"{STEP}/state.json", instead("[]"), "00000008: no checkpoint there (state.json holds a list)"),
         (f"{STEP}/state.json", instead('{"version": 2}'), "state.json has no usable 'step'; take another checkpoint"),
         (f"{STEP}/config.yaml", instead("a: ["), "00000008/config.yaml: "),
-        (f"{STEP}/config.yaml", instead("name: x\n"), "config.yaml: data.root is required"),
+        (f"{STEP}/config.yaml", instead("name: x\n"), "config.yaml: stages is required"),
         (f"{STEP}/teacher.safetensors", cut, "teacher.safetensors: damaged, its SHA-256 is not the recorded one"),
         (f"{STEP}/teacher.safetensors", Path.unlink, "teacher.safetensors: missing from its checkpoint"),
     ],

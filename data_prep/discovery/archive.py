@@ -22,7 +22,7 @@ from data_prep.discovery.layouts.rules import COMMANDS
 from data_prep.discovery.pairing import Pairing
 from data_prep.discovery.patients import BIDS, Rule
 from data_prep.discovery.studies import Series
-from data_prep.volumes import images, zips
+from data_prep.volumes import nifti, zips
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
 
@@ -317,5 +317,5 @@ class _Archive:
                 named.append((os.path.relpath(path, next(iter(self.inputs.folders.values()))), path))
             more += repr([value for _, value in label.organs]) if label.organs else ""
             more += label.problem
-        named += [(f"{name}, {other.name}", str(other)) for name, path in named for other in images.beside(path)]
+        named += [(f"{name}, header", str(beside)) for name, path in named if (beside := nifti.header_file(path))]
         return fingerprint(named, more.encode())

@@ -68,6 +68,7 @@ def describe(
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
         "ignore": sorted(ignored_values(settings.get("ignore", ()), named)),
         "classes": classes,
+        **({"license": settings["license"]} if settings.get("license") else {}),
         "warnings": list(warned),
         "made_with": made_with,
     }

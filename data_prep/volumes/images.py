@@ -12,10 +12,10 @@ import numpy as np
 
 from data_prep.config import PrepConfig
 from data_prep.schema import AIR_HU
-from data_prep.volumes import geometry, hounsfield, itk, openkbp, text_headers, zips
+from data_prep.volumes import geometry, hounsfield, itk, openkbp, zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.nifti import SUFFIXES as NIFTI
-from data_prep.volumes.nifti import Nifti, header_file
+from data_prep.volumes.nifti import Nifti
 from data_prep.volumes.scaling import ToHounsfield
 from data_prep.volumes.volume import RejectedSeries, Volume, check_size
 
@@ -35,14 +35,6 @@ def stem(name: str) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return Path(name).stem
-
-
-def beside(path: str | Path) -> list[Path]:
-    """Return the other files that an image is read from: the header of an .img, the content of an .mhd or .nhdr."""
-    if str(path).lower().endswith((".mhd", ".nhdr")):
-        return text_headers.elsewhere(Path(path))
-    header = header_file(path)
-    return [header] if header else []
 
 
 class Image:

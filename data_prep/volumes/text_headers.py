@@ -67,21 +67,6 @@ def read(path: Path) -> TextHeader:
     return _nrrd(path, start) if start.startswith(b"NRRD") else _metaimage(path, start)
 
 
-def elsewhere(path: Path) -> list[Path]:
-    """Return the files that hold the content of a header, other than its own; none for a header that is damaged."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(LONGEST)
-        if start.startswith(b"NRRD"):
-            fields, lines, _ = _nrrd_fields(start)
-            other = fields.get("datafile", "")
-            return _listed(path, other, lines) if other else []
-        other = _meta_fields(start)[0].get("elementdatafile", "LOCAL")
-        return [] if other.upper().split(" ")[0] in ("", "LOCAL", "LIST") or "%" in other else [path.parent / other]
-    except (OSError, ValueError, IndexError, StopIteration, TypeError):
-        return []
-
-
 def _nrrd(path: Path, start: bytes) -> TextHeader:
     fields, lines, end = _nrrd_fields(start)
     space = fields.get("space", "").lower()

@@ -24,7 +24,7 @@ from eval.data.splits import Fold
 from meddap.disk import write_atomic
 from meddap.records import read_json
 from meddap.settings import SettingsError
-from pretrain.config import load, recorded
+from pretrain.config import load, recorded, sources_of
 from pretrain.runtime.checkpoint import CheckpointError
 from pretrain.weights import encoder
 
@@ -139,7 +139,7 @@ def _of_run(path: Path, known: frozenset[Path] = frozenset()) -> tuple[list[tupl
     if run in known:
         return [], ""
     config = load(step / "config.yaml")
-    found, unknown = [(config.data.root, config.data.split)], ""
+    found, unknown = [(source.root, config.data.split) for source in sources_of(config.data).values()], ""
     for name in config.stages:
         if start := recorded(config, name).init_from:
             try:

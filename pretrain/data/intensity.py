@@ -16,6 +16,11 @@ class Intensity:
     mean: float = 0.449
     std: float = 0.226
 
+    @property
+    def black(self) -> float:
+        """The input of values at the window's low end."""
+        return -self.mean / self.std
+
     def normalise(
         self,
         hu: torch.Tensor,

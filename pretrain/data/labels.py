@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,27 +18,27 @@ class Labelling:
     columns  names of the label columns
     known    (N,) bool of all samples of the split, whose labels may be seen; None: all
     only     (n,) int64 the samples that are read, where not all of the split are
+    classes  of each column the training's number of each class of the data set, where they differ from its own
     """
 
     columns: tuple[str, ...] = ()
     known: np.ndarray | None = None
     only: np.ndarray | None = None
+    classes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def samples(self, split: Split) -> int:
         """Return how many samples an epoch has."""
         return len(split) if self.only is None else len(self.only)
 
-    def numbers(self, places: np.ndarray) -> np.ndarray:
-        """Return the samples of the split at some places of an epoch's samples."""
-        return places if self.only is None else self.only[places]
+    def of(self, sample: int, said: Mapping[str, float]) -> list[int]:
+        """Return the class in each column of a sample labelled `said`; −1 where there is none or it may not be seen."""
+        if self.known is not None and not self.known[sample]:
+            return [-1] * len(self.columns)
+        return [self._class(column, int(said.get(column, -1))) for column in self.columns]
 
-    def of(self, samples: np.ndarray, said: Sequence[Mapping[str, float]]) -> np.ndarray:
-        """Return (B, C) int64 classes of samples labelled `said`; −1 where there is none or it may not be seen."""
-        found = np.full((len(samples), len(self.columns)), -1, np.int64)
-        for row, (sample, labels) in enumerate(zip(samples, said)):
-            if self.known is None or self.known[sample]:
-                found[row] = [int(labels.get(column, -1)) for column in self.columns]
-        return found
+    def _class(self, column: str, number: int) -> int:
+        renamed = self.classes.get(column)
+        return number if renamed is None or number < 0 else renamed[number]
 
 
 UNLABELLED = Labelling()
@@ -65,7 +65,7 @@ def known(split: Split, share: float, columns: Sequence[str]) -> np.ndarray:
     return chosen[owner]
 
 
-def balanced(counts: Sequence[int]) -> tuple[float, ...]:
+def balanced(counts: Sequence[float]) -> tuple[float, ...]:
     """Return weights of classes by inverse frequency, 1 on average over the samples; 0 for a class without samples."""
     total, classes = sum(counts), sum(count > 0 for count in counts)
     return tuple(total / (classes * count) if count else 0.0 for count in counts)

@@ -59,15 +59,17 @@ def _ranks(
 
     The batch is put in order of epoch and sample first, so that equal numbers, too, are ranked the same everywhere.
     """
-    width = int(whole[0].max()) + 1
-    keys = np.sort(whole[1].numpy() * width + whole[0].numpy())
-    epoch, sample = np.divmod(keys, width)
+    epochs, samples = (np.unique(each.numpy(), return_inverse=True) for each in reversed(whole))
+    keys = epochs[1] * len(samples[0]) + samples[1]
+    order = np.argsort(keys, kind="stable")
+    epoch, sample = (each.numpy()[order] for each in reversed(whole))
     chance = np.concatenate([uniforms(seed, epoch, sample, _PURPOSE + crop, 1)[:, 0] for crop in range(2)])
     rank = np.empty(len(chance), np.int64)
     rank[np.argsort(chance, kind="stable")] = np.arange(len(chance))
-    wanted = mine[1].numpy() * width + mine[0].numpy()
-    place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-    if not np.array_equal(keys[place], wanted):
+    places = [np.searchsorted(known, each.numpy()) for (known, _), each in zip((epochs, samples), reversed(mine))]
+    wanted = places[0] * len(samples[0]) + places[1]
+    place = np.searchsorted(keys[order], wanted).clip(max=len(keys) - 1)
+    if not (np.array_equal(epoch[place], mine[1].numpy()) and np.array_equal(sample[place], mine[0].numpy())):
         raise ValueError("masks are wanted for images that are not in the whole batch")
     return rank.reshape(2, -1)[:, place], len(chance)
 

@@ -12,6 +12,7 @@ from pretrain.data.masking import Masked, masked
 from pretrain.data.randomness import Draws
 from pretrain.data.views import Views
 from pretrain.model.tokens import Crops, repeated
+from pretrain.runtime.device import to_device_async
 
 _NO_PATCHES = torch.empty(0, dtype=torch.int64)
 
@@ -49,6 +50,12 @@ class MicroBatch:
         """The masks on the device of the crops, and which patches they are: known without asking the device."""
         present = repeated(self.views.present, 2)
         return masked(self.masks, present, self.sequences, self.views.global_crops.device)
+
+    @cached_property
+    def patch_image(self) -> torch.Tensor:
+        """(M,) int64 which image each masked patch belongs to, on the device of the crops."""
+        owner = self.masks.nonzero()[:, 0] % self.images
+        return to_device_async(owner, self.views.global_crops.device)
 
     def teacher_crops(self) -> Crops:
         """The whole global crops, of which cls tokens and the patches that the student has masked are read."""

@@ -1,6 +1,6 @@
 """From shards to batches: read by index, decoded in threads, the next batches made while one is used.
 
-order.Chain → which samples → Split.read → decompressed straight into the batch's array → Batch
+Corpus.mixture → which samples → Split.read → decompressed straight into the batch's array → Batch
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import blosc2
 import numpy as np
 import torch
 
 from data_prep import schema
+from pretrain.data.corpus import Corpus
 from pretrain.data.labels import UNLABELLED, Labelling
-from pretrain.data.order import Chain, rank_slice
+from pretrain.data.order import number_of, rank_slice, source_of
 from pretrain.runtime.memory import ArrayPool
 
 _READER_THREADS = "meddap-decode"
@@ -33,7 +35,8 @@ class Batch:
              slice; all air for a sequence that a sample does not have
     box      (B, 4) int64 foreground (row0, row1, column0, column1)
     present  (B, S) bool, which sequences the sample has: at least one
-    sample   (B,) int64 number in the split, and epoch (B,) int64: with the seed, all a view's randomness
+    sample   (B,) int64 source and number in its split (`order.identify`), and epoch (B,) int64 of the source: with the
+             seed, all a view's randomness
     labels   (B, C) int64 class of each label column, −1 where the sample is unlabelled
     voxels   (V, 2) int16 row and column of every pixel with a label inside its sample's foreground box, one sample's
              after the other's from `voxel_starts` (B + 1,) int64 on; both None where they were not asked for
@@ -50,6 +53,11 @@ class Batch:
     voxel_starts: torch.Tensor | None = None
     whole_sample: torch.Tensor | None = None
     whole_epoch: torch.Tensor | None = None
+
+    @cached_property
+    def source(self) -> torch.Tensor:
+        """(B,) int64 number of each image's source."""
+        return torch.from_numpy(source_of(self.sample.numpy()))
 
     @property
     def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +78,7 @@ class Batch:
 
 
 def batches(
-    split: schema.Split,
+    data: schema.Split | Corpus,
     *,
     batch_size: int | Sequence[int] | np.ndarray,
     seed: int,
@@ -87,26 +95,26 @@ def batches(
     """Yield this rank's share of global batches `start`, `start + 1`, … without end, or to the last that has a size.
 
     batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
-    labels      which class labels the batches carry, and of which patients
+    data        a corpus says itself which class labels the batches carry; `labels` are those of a split
     voxels      whether they carry the labelled voxels of their slices; else no label map is decoded
     Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
     """
     blosc2.set_releasegil(True)
-    chain = Chain(labels.samples(split), seed)
+    corpus = data if isinstance(data, Corpus) else Corpus.of(data, labels)
+    order = corpus.mixture(seed)
     last = None if isinstance(batch_size, int) else len(batch_size)
     starts = np.zeros(1, np.int64) if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
-    decoders = _Decoders(split, threads, pin)
+    decoders = _Decoders(corpus, sequences, threads, pin)
     assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
 
     def make(number: int) -> Batch:
         if isinstance(batch_size, int):
-            size, drawn = batch_size, chain.batch(number, batch_size)
+            size, whole = batch_size, order.batch(number, batch_size)
         else:
             size = int(starts[number + 1] - starts[number])
-            drawn = chain.positions(int(starts[number]), size)
-        whole = labels.numbers(drawn[0]), drawn[1]
+            whole = order.positions(int(starts[number]), size)
         sample, epoch = (array[rank_slice(size, rank, world)] for array in whole)
-        batch = _assemble(decoders, sample, epoch, sequences, labels, voxels)
+        batch = _assemble(decoders, sample, epoch, voxels)
         if world > 1:
             whole_sample, whole_epoch = (torch.from_numpy(array) for array in whole)
             batch = replace(batch, whole_sample=whole_sample, whole_epoch=whole_epoch)
@@ -129,9 +137,9 @@ def gather(
     split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
 ) -> Batch:
     """Return samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
-    decoders = _Decoders(split, threads)
+    decoders = _Decoders(Corpus.of(split), sequences, threads)
     try:
-        return _assemble(decoders, numbers, np.zeros_like(numbers), sequences, Labelling())
+        return _assemble(decoders, numbers, np.zeros_like(numbers))
     finally:
         decoders.close()
 
@@ -140,20 +148,25 @@ def gather(
 class _Decoders:
     """The threads of one stream and the memory that they read and decode into, used again for every batch.
 
-    shape  (height, width) of the last batch
+    sequences  names of a batch's sequences
+    shape      (height, width) of the last batch
     """
 
-    split: schema.Split
+    corpus: Corpus
+    sequences: tuple[str, ...]
     threads: int
     pin: bool = False
     shape: tuple[int, int] = (0, 0)
+    wanted: list[frozenset[str]] = field(init=False)  # which sequences are read of each source
     _pool: ThreadPoolExecutor = field(init=False)
     _buffers: list[memoryview] = field(init=False)
     _arrays: ArrayPool = field(init=False, default_factory=lambda: ArrayPool(np.int16))
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.threads, _READER_THREADS)
-        largest = int(self.split.index["size"].max(initial=0))
+        sources = self.corpus.sources
+        self.wanted = [self.corpus.sequences(number, self.sequences) for number in range(len(sources))]
+        largest = max(int(source.split.index["size"].max(initial=0)) for source in sources)
         self._buffers = [memoryview(bytearray(largest)) for _ in range(self.threads)]
 
     def run(self, work: Callable[[int, memoryview], None], numbers: Sequence[int]) -> None:
@@ -180,47 +193,48 @@ class _Decoders:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _assemble(
-    decoders: _Decoders,
-    sample: np.ndarray,
-    epoch: np.ndarray,
-    sequences: tuple[str, ...],
-    labels: Labelling,
-    voxels: bool = False,
-) -> Batch:
+def _assemble(decoders: _Decoders, sample: np.ndarray, epoch: np.ndarray, voxels: bool = False) -> Batch:
+    sources, sequences = decoders.corpus.sources, decoders.sequences
     labelled: list[np.ndarray] = [_NOWHERE] * len(sample)
     records: list[dict] = [{}] * len(sample)
     present = np.zeros((len(sample), len(sequences)), bool)
-    # the last batch's shape is usually this one's: a sample that has it is decoded as soon as it is read
+    source, number = source_of(sample).tolist(), number_of(sample).tolist()
+    # the last batch's shape is usually this one's: a sample that fits is decoded as soon as it is read
     shape = decoders.shape
     pixels = decoders.pixels((len(sample), len(sequences), *shape))
 
     def read(place: int, buffer: memoryview) -> None:
-        members, records[place] = read_sample(decoders.split, int(sample[place]), buffer)
-        if tuple(records[place]["shape"]) == shape:
+        members, records[place] = read_sample(sources[source[place]].split, number[place], buffer)
+        if all(side <= most for side, most in zip(records[place]["shape"], shape)):
             fill(place, members)
 
     def again(place: int, buffer: memoryview) -> None:
-        fill(place, read_sample(decoders.split, int(sample[place]), buffer)[0])
+        fill(place, read_sample(sources[source[place]].split, number[place], buffer)[0])
 
     def fill(place: int, members: dict[str, memoryview]) -> None:
+        split = sources[source[place]].split
         try:
-            _decode(members, records[place], sequences, pixels[place], present[place])
+            wanted = decoders.wanted[source[place]]
+            _decode(members, records[place], sequences, wanted, pixels[place], present[place])
             if voxels:
-                labelled[place] = _labelled(members, records[place], decoders.split.dataset["ignore"])
+                labelled[place] = _labelled(members, records[place], split.dataset["ignore"])
         except (schema.SchemaError, RuntimeError, ValueError) as error:
-            raise _named(decoders.split, int(sample[place]), error) from error
+            raise _named(split, number[place], error) from error
 
     decoders.run(read, range(len(sample)))
-    shapes = [tuple(record["shape"]) for record in records]
-    left: Sequence[int] = [place for place, each in enumerate(shapes) if each != shape]
-    decoders.shape = (max(height for height, _ in shapes), max(width for _, width in shapes))
-    if decoders.shape != shape:
-        pixels, left = decoders.pixels((len(sample), len(sequences), *decoders.shape)), range(len(sample))
-    decoders.run(again, left)
+    heights, widths = zip(*(record["shape"] for record in records))
+    decoders.shape = (max(heights), max(widths))
+    if decoders.shape[0] > shape[0] or decoders.shape[1] > shape[1]:
+        pixels = decoders.pixels((len(sample), len(sequences), *decoders.shape))
+        decoders.run(again, range(len(sample)))
+    elif decoders.shape != shape:
+        larger, pixels = pixels, decoders.pixels((len(sample), len(sequences), *decoders.shape))
+        np.copyto(pixels, larger[:, :, : decoders.shape[0], : decoders.shape[1]])
     box = np.array([record["box"] for record in records], np.int64)
-    classes = labels.of(sample, [record["labels"] for record in records])
-    arrays = [pixels, box, present, sample, epoch, classes]
+    said = zip(source, number, records)
+    classes = [sources[place].labels.of(each, record["labels"]) for place, each, record in said]
+    columns = len(decoders.corpus.columns)
+    arrays = [pixels, box, present, sample, epoch, np.array(classes, np.int64).reshape(len(sample), columns)]
     if voxels:
         arrays += [np.concatenate(labelled), np.cumsum([0, *(len(each) for each in labelled)], dtype=np.int64)]
     return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
@@ -238,13 +252,20 @@ def read_sample(split: schema.Split, number: int, into: memoryview) -> tuple[dic
         raise _named(split, number, error) from error
 
 
-def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.ndarray, present: np.ndarray) -> None:
-    """Fill one sample's (S, H, W) part of the batch."""
+def _decode(
+    members: dict,
+    record: dict,
+    sequences: tuple[str, ...],
+    wanted: frozenset[str],
+    pixels: np.ndarray,
+    present: np.ndarray,
+) -> None:
+    """Fill one sample's (S, H, W) part of the batch with those of the sequences that are `wanted` of its source."""
     height, width = record["shape"]
     whole = (height, width) == pixels.shape[1:]
     for place, name in enumerate(sequences):
         air = int(schema.span(name, (schema.AIR_HU, 0))[0])
-        if name not in record["sequences"]:
+        if name not in record["sequences"] or name not in wanted:
             pixels[place] = air
             continue
         present[place] = True
@@ -257,7 +278,8 @@ def _decode(members: dict, record: dict, sequences: tuple[str, ...], pixels: np.
         else:
             schema.signed(plane)
     if not present.any():
-        raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={list(sequences)}")
+        asked = [name for name in sequences if name in wanted]
+        raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={asked}")
 
 
 def _labelled(members: dict, record: dict, ignored: Sequence[int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from pretrain.data.intensity import Intensity
 from pretrain.data.randomness import gaussian, uniforms
 from pretrain.data.slices import SliceSettings
 from pretrain.data.stream import Batch
+from pretrain.runtime.device import to_device_async
 from pretrain.runtime.memory import ArrayPool
 
 _PURPOSES = {"global": 0, "local": 16}  # of the randomness; each crop adds its number
@@ -31,6 +32,7 @@ class ViewSettings:
     """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area or of its sides.
 
     sequences       names of the S sequences
+    source_windows  window in HU of each of several sources; (): all have `intensity`'s
     scale_of        "area" or "side", see `boxes.draw`
     around_labels   crops are centred at labelled voxels where a sample has some
     min_body        a crop holds at least this share of pixels above `body_threshold_hu` (in MR: of foreground) in some
@@ -55,6 +57,7 @@ class ViewSettings:
     local_number: int
     intensity: Intensity
     sequences: tuple[str, ...] = (CT,)
+    source_windows: tuple[tuple[float, float], ...] = ()
     scale_of: str = "area"
     around_labels: bool = False
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -74,10 +77,17 @@ class ViewSettings:
     slice: SliceSettings = SliceSettings()
     gram_size: int | None = None
 
-    @property
+    @cached_property
     def windows(self) -> np.ndarray:
-        """(S, 2) stored values of each sequence that become 0 and 1."""
-        return np.array([span(name, self.intensity.window) for name in self.sequences])
+        """(K, S, 2) stored values of each sequence that become 0 and 1, for each source."""
+        every = self.source_windows or (self.intensity.window,)
+        return np.array([[span(name, window) for name in self.sequences] for window in every])
+
+    def windows_of(self, source: torch.Tensor) -> np.ndarray:
+        """Return (B, S, 2) of these for images of (B,) sources."""
+        if len(self.windows) == 1:
+            return np.broadcast_to(self.windows, (len(source), *self.windows.shape[1:]))
+        return self.windows[source.numpy()]
 
     @cached_property
     def lowest(self) -> tuple[int, ...]:
@@ -95,6 +105,8 @@ class Views:
     present       (B, S) bool on the host, or None where every sample has every sequence
     sequences     names of the S sequences, or () where there is one without a name
     labels        (B, C) int64 classes, −1 where unlabelled, or None where there is no label column
+    source        (B,) int64 number of each image's source, on the device, and `sources` the names of several; None, ()
+                  where there is one
     """
 
     global_crops: torch.Tensor
@@ -103,12 +115,24 @@ class Views:
     present: torch.Tensor | None = None
     sequences: tuple[str, ...] = ()
     labels: torch.Tensor | None = None
+    source: torch.Tensor | None = None
+    sources: tuple[str, ...] = ()
 
     def select(self, rows: slice) -> Views:
         """Return the views of some of the batch's images."""
         gram = None if self.gram_crops is None else self.gram_crops[:, rows]
-        present, labels = (None if each is None else each[rows] for each in (self.present, self.labels))
-        return Views(self.global_crops[:, rows], self.local_crops[:, rows], gram, present, self.sequences, labels)
+        present, labels, source = (
+            None if each is None else each[rows] for each in (self.present, self.labels, self.source)
+        )
+        return replace(
+            self,
+            global_crops=self.global_crops[:, rows],
+            local_crops=self.local_crops[:, rows],
+            gram_crops=gram,
+            present=present,
+            labels=labels,
+            source=source,
+        )
 
 
 @dataclass(frozen=True)
@@ -133,9 +157,16 @@ Kind = tuple[list[Parameters], int, ViewSettings]  # crops that share a size: wh
 Distortions = list[list[slices.Distortion]]  # of each sample each sequence's
 
 
-def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None = None) -> Views:
+def make(
+    batch: Batch,
+    settings: ViewSettings,
+    seed: int,
+    products: bool | None = None,
+    sources: tuple[str, ...] = (),
+) -> Views:
     """Return the views of a batch, on the device of its pixels.
 
+    sources   names of the sources where there are several
     products  True: matrix products of whole batches, which suit a GPU; False: slice by slice, which suits a CPU; None:
               what suits the device. They agree to float32's last digits
     """
@@ -147,11 +178,21 @@ def make(batch: Batch, settings: ViewSettings, seed: int, products: bool | None 
     kinds = [(whole, settings.global_size, settings), (small, settings.local_size, settings)]
     if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
         clean = replace(settings, blur_p=(0.0, 0.0, 0.0), gamma_p=(0.0, 0.0, 0.0), noise_p=0.0)
-        kinds.append(([_undistorted(parameters, settings) for parameters in whole], settings.gram_size, clean))
+        windows = settings.windows_of(batch.source)
+        kinds.append(([_undistorted(parameters, windows) for parameters in whole], settings.gram_size, clean))
     distortions = _distortions(batch, settings, seed) if settings.slice.on else None
     global_crops, local_crops, *gram = draw(batch, kinds, distortions)
     labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
-    return Views(global_crops, local_crops, gram[0] if gram else None, batch.present, settings.sequences, labels)
+    return Views(
+        global_crops,
+        local_crops,
+        gram[0] if gram else None,
+        batch.present,
+        settings.sequences,
+        labels,
+        to_device_async(batch.source, batch.pixels.device) if sources else None,
+        sources,
+    )
 
 
 def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, ...] = (CT,)) -> torch.Tensor:
@@ -165,8 +206,8 @@ def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, .
     return intensity.normalise(crops, low, high - low)
 
 
-def _undistorted(parameters: Parameters, settings: ViewSettings) -> Parameters:
-    low, high = torch.from_numpy(settings.windows).to(parameters.low).unbind(dim=1)
+def _undistorted(parameters: Parameters, windows: np.ndarray) -> Parameters:
+    low, high = torch.from_numpy(windows.copy()).to(parameters.low).unbind(dim=2)
     same, none = torch.ones_like(parameters.low), torch.zeros_like(parameters.low)
     return replace(parameters, low=same * low, width=same * (high - low), noise=none, blur=none, gamma=same)
 
@@ -206,7 +247,7 @@ def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str
     )
     draws = np.stack([each[:, :_INTENSITY] for each in every], axis=-1).transpose(1, 0, 2)
     _, shift, stretch, noisy, strength, blurred, sigma, key, bent, gamma = draws
-    low, high = settings.windows.T
+    low, high = np.moveaxis(settings.windows_of(batch.source), 2, 0)
     width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
     is_ct = np.array([name == CT for name in settings.sequences])
     most = np.where(is_ct, settings.window_shift, settings.mr_shift * (high - low))
@@ -235,39 +276,65 @@ def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     return batch.voxels.numpy(), batch.voxel_starts.numpy()
 
 
+def _present(batch: Batch) -> torch.Tensor:
+    """(B, S) bool of the sequences that the pixels have: perhaps the first ones of those that samples may have."""
+    return batch.present[:, : batch.pixels.shape[1]]
+
+
 def _by_products(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
-    """(C, B, S, size, size) crops of a batch for each kind, by matrix products of all of its slices."""
-    pixels, settings = batch.pixels, kinds[0][2]
+    """(C, B, S, size, size) crops of a batch for each kind, by matrix products of all slices that are there."""
+    pixels, settings, there = batch.pixels, kinds[0][2], None
     body = boxes.body_sums(pixels, settings.lowest)
-    seen = pixels.float()
+    if not bool(_present(batch).all()):
+        there = to_device_async(_present(batch).flatten().nonzero().squeeze(1), pixels.device)
+    seen = pixels.float() if there is None else pixels.flatten(0, 1)[there].unsqueeze(1).float()
     if distortions is not None:
-        found = [_distorted(*each, settings) for each in zip(pixels, batch.box.tolist(), distortions)]
+        windows = settings.windows_of(batch.source).tolist()
+        found = [_distorted(*each, settings) for each in zip(pixels, batch.box.tolist(), distortions, windows)]
         seen = torch.stack([torch.stack(planes) for planes in found])
+        seen = seen if there is None else seen.flatten(0, 1)[there].unsqueeze(1)
     crops = []
     for drawn, size, settings in kinds:
-        made = [render(seen, body, parameters, size, settings) for parameters in drawn]
+        made = [render(seen, body, parameters, size, settings, there) for parameters in drawn]
         crops.append(torch.stack(made) if made else seen.new_empty(_shape(pixels, 0, size)))
     return crops
 
 
 def render(
-    pixels: torch.Tensor, body: torch.Tensor, parameters: Parameters, size: int, settings: ViewSettings
+    pixels: torch.Tensor,
+    body: torch.Tensor,
+    parameters: Parameters,
+    size: int,
+    settings: ViewSettings,
+    there: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return (B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it."""
+    """Return (B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it.
+
+    there  (M,) which of the B · S images `pixels`, (M, 1, H, W), has; the crops of the others are black. None: all
+    """
+    count, sequences = parameters.low.shape
     row, column, height, width = boxes.choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
     rows = resize.weights(row, height, pixels.shape[2], size, torch.zeros_like(parameters.flip)).unsqueeze(1)
     columns = resize.weights(column, width, pixels.shape[3], size, parameters.flip).unsqueeze(1)
+    own = [parameters.low, parameters.width, parameters.noise, parameters.blur, parameters.gamma, parameters.key]
+    if there is not None:
+        sample = there // sequences
+        rows, columns, own = rows[sample], columns[sample], [each.flatten()[there].unsqueeze(1) for each in own]
+    low, broad, noise, sigma, gamma, key = own
     if settings.blur_sigma[1] and any(settings.blur_p):
-        blur = resize.blur_weights(parameters.blur, size)
+        blur = resize.blur_weights(sigma, size)
         rows, columns = blur @ rows, blur @ columns
     crops = resize.apply(pixels, rows, columns)
-    low, broad, noise = (each[..., None, None] for each in (parameters.low, parameters.width, parameters.noise))
-    gamma = parameters.gamma[..., None, None] if any(settings.gamma_p) else None
-    crops = settings.intensity.normalise(crops, low, broad, gamma=gamma, clip=not settings.slice.on)
+    low, broad, noise, gamma = (each[..., None, None] for each in (low, broad, noise, gamma))
+    bent = gamma if any(settings.gamma_p) else None
+    crops = settings.intensity.normalise(crops, low, broad, gamma=bent, clip=not settings.slice.on)
     if settings.noise_p and settings.noise_std:
-        drawn = gaussian(parameters.key.flatten(), tuple(crops.shape[2:]))
+        drawn = gaussian(key.flatten(), tuple(crops.shape[2:]))
         crops = crops + noise / settings.intensity.std * drawn.view(crops.shape)
-    return crops
+    if there is None:
+        return crops
+    whole = crops.new_full((count * sequences, size, size), settings.intensity.black)
+    return whole.index_copy_(0, there, crops[:, 0]).unflatten(0, (count, sequences))
 
 
 def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
@@ -276,6 +343,7 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
     crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
     numbers = [[_numbers(parameters) for parameters in drawn] for drawn, _, _ in kinds]
     sizes = [size for _, size, _ in kinds]
+    windows, there = settings.windows_of(batch.source).tolist(), _present(batch).tolist()
     for image, planes in enumerate(pixels.numpy()):
         body = boxes.body(planes, settings.lowest)
         mine = [[[values[image] for values in each] for each in of_kind] for of_kind in numbers]
@@ -283,9 +351,14 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
             [boxes.choose_one(body, candidates, settings.min_body) for candidates, *_ in of_kind] for of_kind in mine
         ]
         if distortions is not None:
-            distorted = _distorted(pixels[image], batch.box[image].tolist(), distortions[image], settings)
+            box = batch.box[image].tolist()
+            distorted = _distorted(pixels[image], box, distortions[image], windows[image], settings)
             planes = [plane.numpy() for plane in distorted]
         for place, plane in enumerate(planes):
+            if not there[image][place]:
+                for made in crops:
+                    made[:, image, place] = settings.intensity.black
+                continue
             wanted = [
                 [resize.CropBox(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
                 for of_boxes, of_kind in zip(chosen, mine)
@@ -296,15 +369,19 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
                         out, crop, low[place], width[place], gamma=gamma[place], clip=not settings.slice.on
                     )
     for made, (drawn, _, how) in zip(crops, kinds):
-        _add_noise(made, drawn, how)
+        _add_noise(made, drawn, how, _present(batch))
     return crops
 
 
 def _distorted(
-    planes: torch.Tensor, box: list[int], drawn: list[slices.Distortion], settings: ViewSettings
+    planes: torch.Tensor,
+    box: list[int],
+    drawn: list[slices.Distortion],
+    windows: list[tuple[float, float]],
+    settings: ViewSettings,
 ) -> list[torch.Tensor]:
-    """The (S, H, W) planes of one sample as `slices.distorted` makes them."""
-    every = zip(planes, drawn, settings.windows.tolist())
+    """The (S, H, W) planes of one sample as `slices.distorted` makes them; `windows` of stored values, of each."""
+    every = zip(planes, drawn, windows)
     return [slices.distorted(plane, box, one, window, settings.intensity) for plane, one, window in every]
 
 
@@ -314,11 +391,11 @@ def _numbers(drawn: Parameters) -> list[list]:
     return [each.tolist() for each in every]
 
 
-def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings) -> None:
-    """Add noise to the (C, B, S, size, size) crops that drew it; a few at once, in the cache."""
+def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings, there: torch.Tensor) -> None:
+    """Add noise to the (C, B, S, size, size) crops that drew it and are `there`; a few at once, in the cache."""
     if not drawn:
         return
-    strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std
+    strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std * there
     keys = torch.stack([parameters.key for parameters in drawn])
     for noisy in strength.nonzero().split(_NOISE_AT_ONCE // crops.shape[-1] ** 2 + 1):
         places = noisy.unbind(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,56 @@ def collapse_signs(
         "monitor/feature_spread": spread,
         "monitor/feature_rank": rank,
     }
+
+
+@dataclass(frozen=True)
+class SourceSums:
+    """Sums over images of each of K sources, which ranks and micro-batches add up.
+
+    images   (K,) number of images, and loss (K,) the sum of their losses
+    cls      (K, 2·D + 1) of the teacher's cls tokens as unit vectors: number, sum, sum of squares
+    patches  (K, 2·D + 1) the same of its masked patches
+    """
+
+    images: torch.Tensor
+    loss: torch.Tensor
+    cls: torch.Tensor
+    patches: torch.Tensor
+
+
+def moments(tokens: torch.Tensor, source: torch.Tensor, sources: int) -> torch.Tensor:
+    """Return (K, 2·D + 1) float64 number, sum and sum of squares of (N, D) tokens as unit vectors, by (N,) source."""
+    unit = F.normalize(tokens.float(), dim=-1).double()
+    rows = torch.cat([unit.new_ones(len(unit), 1), unit, unit.square()], dim=1)
+    return rows.new_zeros(sources, rows.shape[1]).index_add_(0, source, rows)
+
+
+def spread(moments: torch.Tensor) -> torch.Tensor:
+    """Return (K,) spread of unit vectors as `collapse_signs` has it: 1 for random ones, 0 for equal ones.
+
+    moments  (K, 2·D + 1) as the function of that name gives them; the spread of fewer than two is 0
+    """
+    count, total, squares = moments.split([1, *[moments.shape[1] // 2] * 2], dim=1)
+    variance = (squares - total.square() / count.clamp(min=1)) / (count - 1).clamp(min=1)
+    return variance.clamp(min=0).sqrt().mean(dim=1) * total.shape[1] ** 0.5
+
+
+@torch.no_grad()
+def of_sources(names: Sequence[str], own: SourceSums, world: World = ALONE) -> dict[str, torch.Tensor]:
+    """Return `source/NAME/…` of the batch of all ranks, from this rank's sums: loss, spreads, and how many they are of.
+
+    The numbers (images, patches) say which of them mean something.
+    """
+    table = torch.cat([own.images[:, None], own.loss[:, None], own.cls, own.patches], dim=1)
+    images, loss, cls, patches = world.sum_(table).split([1, 1, own.cls.shape[1], own.patches.shape[1]], dim=1)
+    columns = {
+        "images": images[:, 0],
+        "patches": patches[:, 0],
+        "loss": (loss / images.clamp(min=1))[:, 0],
+        "cls_spread": spread(cls),
+        "patch_spread": spread(patches),
+    }
+    return {f"source/{name}/{key}": values[row] for row, name in enumerate(names) for key, values in columns.items()}
 
 
 def _uncertainty(targets: SoftTargets) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pretrain import build
-from pretrain.config import Config, LossConfig, MaskConfig, StageConfig
+from pretrain.config import Config, LossConfig, MaskConfig, StageConfig, most_sequences
 from pretrain.model.layers import Block
 from pretrain.model.student_teacher import Model
 
@@ -228,13 +228,13 @@ def step(
     """One step of a stage with one pair of crop sizes (a variant of `build.crop_variants`).
 
     pixels     of a slice
-    sequences  that every image has; None: all of `data.sequences`
+    sequences  that every image has; None: all that are read, of several sources those of the one with most
     masked     patches of the 2 · images global crops that are masked; None: as many as are expected
     first_pass KoLeo's groups span micro-batches (`pretrain.objective.koleo`)
     known      `costs(config)`, where they are at hand
     """
     found, crops = known or costs(config), stage.crops
-    count = len(config.data.sequences) if sequences is None else sequences
+    count = most_sequences(config) if sequences is None else sequences
     patches = count * (crops.global_size // found.patch_size) ** 2
     if masked is None:
         masked = 2 * images * patches * masked_share(stage.masks, count)

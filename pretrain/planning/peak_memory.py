@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain import build, checks, distillation
-from pretrain.config import Config, MaskConfig, StageConfig
+from pretrain.config import Config, MaskConfig, StageConfig, most_sequences
 from pretrain.data import batch_plan
 from pretrain.data.micro_batch import micro_batches
 from pretrain.data.stream import Batch
@@ -89,7 +89,7 @@ def batch_of(images: int, sequences: int, side: int, device: torch.device) -> Ba
 
 def masks_of(config: Config, stage: StageConfig, images: int, share: float) -> torch.Tensor:
     """(2 · images, S·P) masks with the same share of every crop's patches."""
-    patches = len(config.data.sequences) * (stage.crops.global_size // config.model.patch_size) ** 2
+    patches = most_sequences(config) * (stage.crops.global_size // config.model.patch_size) ** 2
     masks = torch.zeros(2 * images, patches, dtype=torch.bool)
     masks[:, : round(share * patches)] = True
     return masks
@@ -167,7 +167,7 @@ def computed(
 
 
 def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple[Views, torch.Tensor]:
-    crops, sequences = stage.crops, len(config.data.sequences)
+    crops, sequences = stage.crops, most_sequences(config)
 
     def empty(number: int, size: int) -> torch.Tensor:
         return torch.empty(number, images, sequences, size, size)
@@ -177,7 +177,7 @@ def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple
         empty(crops.local_number, crops.local_size),
         empty(2, stage.gram.size) if stage.gram.teacher_from else None,
         None,  # every sequence is there: tensors without numbers cannot be asked
-        tuple(config.data.sequences) if config.model.sequences else (),
+        tuple(config.data.sequences[:sequences]) if config.model.sequences else (),
     )
     return views, torch.empty(images, sequences, side, side, dtype=torch.int16)
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +142,8 @@ def _clock(seconds: float) -> str:
 
 
 # by name in the metrics: over how many steps it must hold, what is bad, and the likely cause
-_SIGNS: dict[str, tuple[int, Callable[[float], bool], str]] = {
+_Sign = tuple[int, Callable[[float], bool], str]
+_SIGNS: dict[str, _Sign] = {
     "lr": (
         100,
         lambda value: value == 0,
@@ -169,22 +170,40 @@ _SIGNS: dict[str, tuple[int, Callable[[float], bool], str]] = {
 }
 
 
+# of one of several sources, by the end of its metrics' names
+_SIGNS_OF_SOURCES: dict[str, _Sign] = {
+    f"/{what}_spread": (
+        200,
+        lambda value: value < 0.05,
+        f"all {images} of this source have the same features: its share may be too small for its kind, or its window "
+        "shows nothing. A larger weight, or another window",
+    )
+    for what, images in (("cls", "images"), ("patch", "patches"))
+}
+
+
 class CollapseMonitor:
     """Looks for a run that learns nothing or collapses; each sign is reported once, with its likely cause."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, deque[bool]] = {name: deque(maxlen=steps) for name, (steps, *_) in _SIGNS.items()}
+        self._seen: dict[str, deque[bool]] = {}
         self._reported: set[str] = set()
 
     def update(self, row: dict) -> list[str]:
         """Add a row of the metrics; return the warnings that it completes."""
         lines = []
-        for name, (steps, bad, cause) in _SIGNS.items():
-            if name not in row:
-                continue
-            seen = self._seen[name]
+        for name, (steps, bad, cause) in _signs(row):
+            seen = self._seen.setdefault(name, deque(maxlen=steps))
             seen.append(bad(row[name]))
             if name not in self._reported and len(seen) == steps and all(seen):
                 self._reported.add(name)
                 lines.append(f"step {row['step']}: {name.removeprefix('monitor/')} {row[name]:.3f}: {cause}")
         return lines
+
+
+def _signs(row: dict) -> Iterator[tuple[str, _Sign]]:
+    """Yield the names in a row that may show a collapse, and how."""
+    yield from ((name, sign) for name, sign in _SIGNS.items() if name in row)
+    for name in row:
+        if name.startswith("source/"):
+            yield from ((name, sign) for end, sign in _SIGNS_OF_SOURCES.items() if name.endswith(end))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.config import StageConfig, load, recorded
+from pretrain.config import Config, StageConfig, load, recorded
 from pretrain.runtime import metrics
 from pretrain.runtime.checkpoint import Checkpoint
 from pretrain.weights.encoder import Encoder
@@ -36,8 +36,7 @@ Height and width are multiples of {model.patch_size}. Rows run front to back, co
 
 ## Data
 
-{", ".join(config.data.sequences)} slices of split `{config.data.split}` of the data set with digest \
-`{found.state["data_digest"][:16]}`; patients of the other splits were not seen.
+{_data(found, config)}
 
 ## Recipe
 
@@ -53,6 +52,32 @@ Seed {config.seed}. Commit {found.state.get("git_commit") or "unknown"}.
 Features for research. Not a medical device, not validated for diagnosis; scanners, body parts and populations that are
 not in the training data may be served badly. Measure on your own patients before you rely on it.
 """
+
+
+def _data(found: Checkpoint, config: Config) -> str:
+    """Name the data sets by digest, with their licences where those who sharded them said so."""
+    sources, licenses, split = found.state.get("sources", {}), found.state.get("licenses", {}), config.data.split
+    names = ", ".join(config.data.sequences)
+    if len(sources) < 2:
+        licensed = f", licensed as {each}" if (each := next(iter(licenses.values()), None)) else ""
+        return (
+            f"{names} slices of split `{split}` of the data set with digest `{found.state['data_digest'][:16]}`"
+            f"{licensed}; patients of the other splits were not seen."
+        )
+    lines = [
+        f"{names} slices of split `{split}` of {len(sources)} data sets; patients of the other splits were not seen. "
+        "The window is that of this card unless another one is named.",
+        "",
+        "| data set | share of the samples | slices | sequences | window in HU | digest | licence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, each in sources.items():
+        window = "–" if each["window"] is None else "{:g} to {:g}".format(*each["window"])
+        lines.append(
+            f"| {name} | {each['share']:.1%} | {each['samples']:,} | {', '.join(each['sequences'])} | {window} | "
+            f"`{each['digest'][:16]}` | {licenses.get(name, 'not named')} |"
+        )
+    return "\n".join(lines)
 
 
 def _use(loaded: Encoder) -> str:

@@ -21,9 +21,9 @@ WINGS = {
         *("command", "shard_ct", "shard_mri", "shard_images", "merge", "verify", "overview", "generate"),
     ],
     "pretrain": [
-        *("schedules", "ranges", "config", "checks"),
+        *("schedules", "shares", "ranges", "config", "checks"),
         *("runtime", "objective", "model", "data", "optim"),
-        *("distillation", "parallel", "build", "weights", "runs", "networks", "online_knn", "planning"),
+        *("distillation", "parallel", "build", "weights", "runs", "corpora", "networks", "online_knn", "planning"),
         *("stage", "train", "export", "plan"),
     ],
     "eval": [
