@@ -34,6 +34,7 @@ def named(*paths: str, studies: tuple[str, ...] = ()) -> tuple[str, set[str]]:
         (["HGG/p1/x.nii", "LGG/p2/x.nii"], "folder level 2 (HGG|LGG/*)", {"p1", "p2"}),
         (["subset0/1.2.3.nii", "subset1/1.2.4.nii"], "file name (subset0|subset1/*)", {"1_2_3", "1_2_4"}),
         (["Site-A/001/x.nii", "Site-B/002/x.nii"], "folder level 2 (Site-A|Site-B/*)", {"001", "002"}),
+        (["ct_scans/c1.nii", "lung_mask/c1.nii", "ct_scans/c2.nii"], "file name (ct_scans|lung_mask/*)", {"c1", "c2"}),
         (["p1_ses-1.nii", "p1_visit02.nii", "p2_ses-1.nii"], "file name", {"p1", "p2"}),
         (["case_1/x.nii", "case_2/x.nii"], "folder level 1", {"case_1", "case_2"}),
         (["scan001/x.nii", "scan002/x.nii"], "folder level 1", {"scan001", "scan002"}),

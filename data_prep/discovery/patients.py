@@ -20,6 +20,7 @@ _WORDS = frozenset(
     "annotations gt patients subjects hgg lgg benign malignant normal abnormal healthy control controls positive "
     "negative pos neg and of the with".split()
 )
+_LABELS = frozenset("mask masks seg segs segm segmentation segmentations label labels annotations contours".split())
 _SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # Folders called like this, numbered or lettered, divide images as well: subset0, fold_1, Site-A
 _NUMBERED = re.compile(
@@ -129,6 +130,8 @@ def is_word(name: str) -> bool:
     lower = sequences.tokens(name)
     if lower and all(word in sequences.TOKENS or word in _WORDS for word in lower):
         return True
+    if lower and lower[-1] in _LABELS and name.isascii() and not any(map(str.isdigit, name)):
+        return True  # lung_mask, tumor-labels
     words = [word.lower() for word in _SPLIT.findall(name)]
     return bool(words) and all(word in _WORDS for word in words)
 
