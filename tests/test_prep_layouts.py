@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from helpers.mri_files import head, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep import merge, schema, shard_ct, shard_mri
+from data_prep.config import CtConfig, MriConfig
+from data_prep.discovery import archive
+from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.layouts import recognise
+from data_prep.discovery.layouts.rules import LayoutError
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 ALL_TRAIN = ("split.train=1", "split.val=0", "split.test=0")
@@ -163,14 +173,15 @@ def test_channels_of_ct(tmp_path: Path, capsys) -> None:
     described = {"channel_names": {"0": "CT", "1": "PET"}}
     root = nnunet(tmp_path / "pet", "a", "b", channels=("0000", "0001"), described=described)
     assert shard("--input", str(root), "--output", str(tmp_path / "o1")) == 0
-    assert "2 × channel PET beside the CT of its case" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 × channel PET beside the CT of its case" in said and "label map of an image" not in said
     assert len(accepted(tmp_path / "o1")) == 2
     assert all(row["annotated"] == [1, 2] for row in accepted(tmp_path / "o1"))
     for number, names in enumerate(({"0": "CT", "1": "CT late"}, {"0": "low", "1": "high"})):
         (root / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": {}}))
         assert shard("--input", str(root), "--output", str(tmp_path / f"o{number + 2}")) == 1
         said = capsys.readouterr().err
-        assert "one of several channels" in said and "label map without an image" not in said
+        assert "one of several channels" in said and said.count("label map of an image that is left out") == 2
 
 
 def test_channels_of_mr_are_the_sequences_of_one_study(tmp_path: Path, capsys) -> None:
@@ -386,3 +397,67 @@ def test_a_layout_gives_the_same_in_parts(tmp_path: Path) -> None:
     for key in ("labels", "ignore"):
         assert whole[key] == parts[key]
     assert whole["made_with"]["found"] == parts["made_with"]["found"]
+
+
+class Here:
+    """Jobs done in this process."""
+
+    def map(self, function: Callable, jobs: Iterable) -> Iterator[tuple]:
+        """Yield (job, result)."""
+        for job in jobs:
+            yield job, function(job)
+
+
+STARTS = ("", "Dataset001_A", "data/train")
+FILES = (
+    *(f"imagesTr/{case}_000{channel}.nii.gz" for case in "ab" for channel in (0, 1)),
+    *("imagesTr/liver_1.nii.gz", "imagesTr/._a_0000.nii.gz", "imagesTs/c_0000.nii.gz", "imagesTr/amos_0001.nii.gz"),
+    *(
+        "labelsTr/a.nii.gz",
+        "labelsTr/b.nii.gz",
+        "labelsTr/liver_1.nii.gz",
+        "labelsTr/amos_0001.nii.gz",
+        "labelsTs/c.nii",
+    ),
+    *("img/img0001.nii.gz", "label/label0001.nii.gz", "img/x_ct.nii", "label/x_seg.nii", "masks/liver.nii.gz"),
+    *("case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz", "case_00000/instances/x.nii.gz"),
+    *("volume-0.nii", "segmentation-0.nii", "s0001/ct.nii.gz", "s0001/segmentations/liver.nii.gz"),
+    *("sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_dseg.nii.gz", "derivatives/x/sub-1/anat/sub-1_T1w.nii.gz"),
+    *(
+        "train_1/train_1_a/train_1_a_1.nii.gz",
+        "IXI002-Guys-0828-T1.nii.gz",
+        "p1/t1.nii.gz",
+        "p1/seg.nii.gz",
+        "p2/ct.nii",
+    ),
+    *("BraTS2021_00000/BraTS2021_00000_t1.nii.gz", "BraTS2021_00000/BraTS2021_00000_seg.nii.gz", "dataset.csv"),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tree=st.sets(st.tuples(st.sampled_from(STARTS), st.sampled_from(FILES)), min_size=1, max_size=14),
+    modality=st.sampled_from(["CT", "MR"]),
+    layout=st.sampled_from(["auto", "none", "nnunet", "images_and_labels"]),
+)
+def test_every_file_is_used_once_or_has_a_reason(tree: set, modality: str, layout: str) -> None:
+    """Whatever lies together: an image in one source alone, a label map in one at least or with its reason."""
+    with TemporaryDirectory() as folder:
+        for start, name in tree:
+            path = Path(folder, start, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        config = (CtConfig if modality == "CT" else MriConfig)(layout=layout)
+        try:
+            found = archive.discover(Inputs.of([Path(folder)]), [], config, modality, Here())
+        except LayoutError:
+            return
+        series = Counter(file for source in found.sources for one in source.series for file in one.files)
+        labelled = {os.path.relpath(file, folder) for one in found.sources for map in one.labels for file in map.files}
+        organs = {file for source in found.sources for one in source.series if not one.files for file in [one.name]}
+        for start, name in tree:
+            file = os.path.join(start, name)
+            if not name.endswith(".csv"):
+                used = series[file] + (file in labelled) + (os.path.dirname(file) in organs)
+                assert used == 1, (file, series[file], file in labelled)
+        assert all(source.patient for source in found.sources)

@@ -25,6 +25,7 @@ class Pairing:
     organ_files  label maps with a file per organ
     series_in    how many DICOM series lie in each folder
     paired       names of the label maps, and of the holders of organ files, that belong to an image
+    passed       the same of images that are left out
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Pairing:
             folder for files in walked.series.values() for folder in {os.path.dirname(file) for file in files}
         )
         self.paired: set[str] = set()
+        self.passed: set[str] = set()
         self._sure: set[str] = set()  # holders of organ files that the masks or a layout give them
         self.organ_files = self._collected(walked)
         self._labels: dict[str, list[str]] = defaultdict(list)
@@ -140,8 +142,12 @@ class Pairing:
 
     def pass_over(self, name: str) -> None:
         """Note that the label maps of an image that is left out are not without one."""
-        self.paired.update(self.found.labels_of(name))
-        self._organs(name)
+        self.passed.update(self.found.labels_of(name))
+        self.passed.add(name)
+
+    def unpaired(self, name: str) -> str:
+        """Return why a label map, or organ files by their holder, are not used."""
+        return "of an image that is left out" if name in self.passed else "without an image of their own"
 
     def _given(self, series: Series) -> LabelFile | None:
         for pattern, target in self.config.label_maps.items():
