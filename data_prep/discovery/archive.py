@@ -206,11 +206,13 @@ class _Archive:
         paired = self.pairing.paired
         for name in [*self.walked.labels, *self.layouts.label_maps()]:
             if name not in paired:
-                sources.append(self._problem(name, f"label map {self.pairing.unpaired(name).replace('their', 'its')}"))
+                sources.append(self._problem(name, f"label map {self.pairing.unpaired(name)}"))
         for holder, files in self.pairing.organ_files.folders.items():
             if holder not in paired:
                 place = os.path.dirname(files[0])
-                sources.append(self._problem(place, f"{len(files)} organ files {self.pairing.unpaired(holder)}"))
+                sources.append(
+                    self._problem(place, f"{len(files)} organ files {self.pairing.unpaired(holder, 'their own')}")
+                )
         for refers, names in self.walked.segmentations.items():
             reason = "one of several" if refers in self.walked.series else "segmentation of images that are not here"
             sources += [self._problem(name, reason) for name in names if name not in paired]

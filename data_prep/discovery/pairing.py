@@ -145,9 +145,9 @@ class Pairing:
         self.passed.update(self.found.labels_of(name))
         self.passed.add(name)
 
-    def unpaired(self, name: str) -> str:
+    def unpaired(self, name: str, own: str = "its own") -> str:
         """Return why a label map, or organ files by their holder, are not used."""
-        return "of an image that is left out" if name in self.passed else "without an image of their own"
+        return "of an image that is left out" if name in self.passed else f"without an image of {own}"
 
     def _given(self, series: Series) -> LabelFile | None:
         for pattern, target in self.config.label_maps.items():
