@@ -81,8 +81,33 @@ def image_fault(write: Callable, seed: int, folder: Path) -> str:
         )
     if case.refusal:
         return f"taken, though it must be refused: {case.refusal}\n{case.words}"
-    wrong = truth.difference(volume, case.truth, 1e-6 if case.reader == "mr" else 0.0)
+    wrong = truth.difference(volume, case.truth, 1e-6 if case.reader == "mr" else 0.0) or elsewhere(case)
     return wrong and f"{wrong}\n{case.words}"
+
+
+def elsewhere(case: image_encodings.Case) -> str:
+    """Return whether SimpleITK places the file elsewhere than the truth, where it reads it and heeds its unit."""
+    try:
+        import SimpleITK
+    except ImportError:
+        return ""
+    if case.words.get("unit") not in (None, "", "mm") or not case.words.get("lengths", True):
+        return ""  # of NIfTI it takes the lengths from pixdim alone
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(case.path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return ""
+    if reader.GetDimension() != 3:
+        return ""
+    theirs = np.eye(4)
+    theirs[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * np.array(reader.GetSpacing())
+    theirs[:3, 3] = reader.GetOrigin()
+    theirs[:2] *= -1
+    off = np.abs(theirs - case.truth.affine).max()
+    return f"SimpleITK places it {off:.3f} mm off: {theirs.tolist()}" if off > 0.01 else ""
 
 
 def nifti_fault(seed: int, folder: Path) -> str:

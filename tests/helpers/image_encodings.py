@@ -117,6 +117,7 @@ def nifti(seed: int, folder: Path) -> Case:
     elif reader != "labels":
         refusal = truth.refuses(Truth(stored, affine))
     words = dict(reader=reader, kind=kind, shape=extent, turn=turn, slope=slope, ground=ground, second=second, big=big)
+    words["lengths"] = bool(header["pixdim"][1])
     words |= dict(code=code, which=which, extension=extension, pair=pair, packed=packed)
     return Case(path, reader, Truth(_meant(meant, reader), affine), refusal, words)
 
