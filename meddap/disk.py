@@ -38,8 +38,10 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def write_atomic(path: Path, payload: bytes) -> None:
+def write_atomic(path: Path, payload: bytes, flushed: bool = True) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it; what fails leaves nothing behind.
+
+    flushed  False: after a loss of power the file may hold anything, which its reader must notice
 
     Raises DiskError where a folder or a device has that name: a rename would put the file in the device's place.
     """
@@ -49,7 +51,8 @@ def write_atomic(path: Path, payload: bytes) -> None:
     temporary = temporary_of(path)
     try:
         temporary.write_bytes(payload)
-        flush(temporary)
+        if flushed:
+            flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):

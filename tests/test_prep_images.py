@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,13 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import RLELossless
 
 from data_prep import overview, schema, shard_images, verify
+from data_prep.config import ImagesConfig
+from data_prep.discovery.archive import Source
+from data_prep.discovery.inputs import Inputs
+from data_prep.discovery.studies import Series
 from data_prep.sharding import description
+from data_prep.sharding.convert_images import convert
+from data_prep.sharding.staging import Job, read_record
 from data_prep.volumes import pictures
 
 RNG = np.random.default_rng(0)
@@ -433,3 +440,24 @@ def test_a_second_start_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture)
         for root in (output, tmp_path / "parts")
     )
     assert whole == parts
+
+
+def test_what_a_loss_of_power_took_is_staged_again(tmp_path: Path) -> None:
+    """A staged file of zeros, one that is missing, a record that is cut: none is taken for staged; another class is not
+    either."""
+    written = grey()
+    save(tmp_path / "in" / "a.png", written)
+    inputs = Inputs.of([tmp_path / "in"])
+    series = Series("a.png", ("a.png",), dicom=False, uid="a.png")
+    job = Job(Source((series,), "a", "a"), inputs, tmp_path, b"salt", ImagesConfig(), {"class": 0})
+    tar, record = tmp_path / f"{job.name}.tar", tmp_path / f"{job.name}.json"
+    for damage in (
+        lambda: tar.write_bytes(bytes(tar.stat().st_size)),
+        lambda: tar.unlink(),
+        lambda: record.write_bytes(record.read_bytes()[:50]),
+        lambda: record.write_bytes(b""),
+    ):
+        assert convert(job) == read_record(job)
+        assert read_record(replace(job, labels={"class": 1})) is None
+        damage()
+        assert read_record(job) is None

@@ -33,7 +33,7 @@ class _Frame:
 
 def convert(job: Job) -> Record:
     """Stage one source, or record in its rows why it is left out."""
-    stager = Stager(job)
+    stager = Stager(job, flushed=False)
     if not refused_before(stager):
         series = job.source.series[0]
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from data_prep.volumes.volume import RejectedSeries
 from meddap.disk import flush, temporary_of, write_atomic
 from meddap.records import RecordError, read_json
 
-VERSION = 4  # of staged records; those of another version are made again
+VERSION = 5  # of staged records; those of another version are made again
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Record:
     samples     (key, offset, size, series, order, digest of the pixels) of each sample in the staged file
     histograms  sequence → stored value → count of foreground pixels
     labels      column → class, of all samples
+    checksum    CRC-32 of a staged file that was not flushed to the disk; −1 for one that was
     version     VERSION when it was written
     """
 
@@ -79,13 +81,14 @@ class Record:
     samples: list[list] = field(default_factory=list)
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    checksum: int = -1
     version: int = VERSION
 
 
 # The form (meddap.records) of a staged record
 _FORM = {
     **{"version": int, "fingerprint": str, "subject": str, "split": str, "rows": [dict], "samples": [list]},
-    **{"histograms": {...: {...: int}}, "labels": {...: int}},
+    **{"histograms": {...: {...: int}}, "labels": {...: int}, "checksum": int},
 }
 
 
@@ -99,15 +102,27 @@ def read_record(job: Job) -> Record | None:
     except RecordError:
         return None
     current = staged["version"] == VERSION and staged["fingerprint"] == job.source.fingerprint
-    current = current and staged["subject"] == job.subject
-    return Record(**staged) if current and set(staged) == set(_FORM) else None
+    current = current and staged["subject"] == job.subject and staged["labels"] == job.labels
+    if not current or set(staged) != set(_FORM):
+        return None
+    record = Record(**staged)
+    return record if record.checksum < 0 or record.checksum == _checksum(path.with_suffix(".tar")) else None
+
+
+def _checksum(staged: Path) -> int | None:
+    """Return the CRC-32 of a staged file; None if it is missing."""
+    return zlib.crc32(staged.read_bytes()) if staged.is_file() else None
 
 
 class Stager:
-    """Collects the samples and rows of one source; `finish` puts them into place."""
+    """Collects the samples and rows of one source; `finish` puts them into place.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    flushed  whether they are on the disk then. Small sources are not: waiting for the disk takes ten times as long as
+             they do, and after a loss of power a checksum says which are to be staged again
+    """
+
+    def __init__(self, job: Job, flushed: bool = True) -> None:
+        self.job, self._flushed = job, flushed
         subject = job.subject
         split = job.source.split or split_of(subject, job.config.split)
         self.record = Record(subject, split, job.source.fingerprint, labels=job.labels)
@@ -128,6 +143,8 @@ class Stager:
                 self._file = open(self._temporary, "wb")  # noqa: SIM115 closed by `finish`
             block = b"".join(schema.tar_block(member, payload) for member, payload in schema.encode(sample))
             self._file.write(block)
+            if not self._flushed:
+                self.record.checksum = zlib.crc32(block, max(self.record.checksum, 0))
             content = schema.content_digest(sample.pixels)
             self.record.samples.append([sample.key, self._offset, len(block), sample.series, sample.order, content])
             self._offset += len(block)
@@ -137,7 +154,7 @@ class Stager:
     def discard(self) -> None:
         """Drop the samples added so far."""
         self.record.samples.clear()
-        self._offset = 0
+        self._offset, self.record.checksum = 0, -1
         if self._file is not None:
             self._file.seek(0)
             self._file.truncate()
@@ -177,9 +194,11 @@ class Stager:
         """Put the staged file, then its record, into place; return the record."""
         if self._file is not None:
             self._file.close()
-            flush(self._temporary)
+            if self._flushed:
+                flush(self._temporary)
             os.replace(self._temporary, self._tar)
-        write_atomic(self._tar.with_suffix(".json"), json.dumps(vars(self.record), sort_keys=True).encode())
+        payload = json.dumps(vars(self.record), sort_keys=True).encode()
+        write_atomic(self._tar.with_suffix(".json"), payload, self._flushed)
         return self.record
 
 
