@@ -175,6 +175,8 @@ def ruled(values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object]
             values = np.rint(values * part + behind * (1 - part)).astype(values.dtype)
         notes["transparent"] = f"alpha={rules.alpha}"
     if values.ndim == 3:
+        if values.dtype not in (np.uint8, np.uint16):
+            raise RejectedSeries(f"colours of type {values.dtype}; 8 and 16 bits are read")
         if (values[..., :1] == values[..., 1:]).all():
             values = values[..., 0]
         elif rules.colour == "refuse":
