@@ -148,8 +148,20 @@ class RadiographConfig:
 
 
 @dataclass
+class PetConfig:
+    """PET series, which are volumes: their axial slices are the sequence pet."""
+
+    # suv: standardised uptake by body weight, from the header, and refused where it does not say enough; stored: the
+    # stored values, scaled as MR is
+    values: Literal["suv", "stored"] = "suv"
+    top: float = 10.0  # SUV that becomes 1; values up to 2.5 times that are kept
+    body_suv: float = 0.1  # above it a pixel is body
+    min_body_fraction: float = 0.02  # of a slice's pixels; a slice with less is air and left out
+
+
+@dataclass
 class ImagesConfig(PrepConfig):
-    """Settings of pictures and radiographs."""
+    """Settings of pictures, radiographs and PET."""
 
     sequence: str = "image"  # name of the pictures' one sequence, e.g. xray
     # what names the patient of a picture: a regular expression of its path below the input, whose group is the patient;
@@ -169,6 +181,7 @@ class ImagesConfig(PrepConfig):
     longest: int | None = None  # pixels of the longer side; larger pictures are resampled to it, antialiased
     frame_stride: int = 1  # every n-th picture of a file that holds several
     radiographs: RadiographConfig = field(default_factory=RadiographConfig)
+    pet: PetConfig = field(default_factory=PetConfig)
 
 
 # Range of each number
@@ -195,6 +208,9 @@ RANGES = {
     "min_foreground": SHARE,
     "longest": Allowed(1, 16384),
     "frame_stride": COUNT,
+    "pet.top": POSITIVE,
+    "pet.body_suv": NOT_NEGATIVE,
+    "pet.min_body_fraction": SHARE,
 }
 # Settings that change no slice: a second start may differ in them.
 MACHINE_KEYS = ("workers", "limits", "strict")

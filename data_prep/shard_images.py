@@ -1,4 +1,4 @@
-"""Turn pictures and radiographs into WebDataset shards: DICOM, PNG, JPEG, TIFF, BMP, WebP, GIF, MedMNIST files.
+"""Turn radiographs, pictures and PET into WebDataset shards: DICOM, PNG, JPEG, TIFF, BMP, WebP, GIF, MedMNIST files.
 
 python data_prep/shard_images.py --input DIR --output DIR [--labels CSV] [--config FILE] [key=value …]
 """
@@ -22,8 +22,8 @@ from meddap import console
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = command.parser(
-        "Turn radiographs (DICOM) and pictures (PNG, JPEG, TIFF, BMP, WebP, GIF, MedMNIST .npz) into WebDataset "
-        "shards, grey on one scale. Splits of the data's own are kept, classes are folders or a CSV.",
+        "Turn radiographs and PET (DICOM) and pictures (PNG, JPEG, TIFF, BMP, WebP, GIF, MedMNIST .npz) into "
+        "WebDataset shards, grey on one scale. Splits of the data's own are kept, classes are folders or a CSV.",
         "patient, class_from, split_from, longest, range, sequence …",
         masks=False,
     )

@@ -29,7 +29,7 @@ COMMANDS = {
         "generate": Command("data_prep.generate", "make synthetic patients to try everything with"),
         "shard-ct": Command("data_prep.shard_ct", "turn CT (DICOM, NIfTI, NRRD, MetaImage) into shards"),
         "shard-mri": Command("data_prep.shard_mri", "turn MRI, one or several sequences, into shards"),
-        "shard-images": Command("data_prep.shard_images", "turn radiographs and pictures into shards"),
+        "shard-images": Command("data_prep.shard_images", "turn radiographs, pictures and PET into shards"),
         "merge": Command("data_prep.merge", "join the parts of a data set that array jobs made"),
         "verify": Command("data_prep.verify", "check a finished data set, byte by byte"),
         "overview": Command("data_prep.overview", "write an HTML page that shows a data set"),

@@ -174,7 +174,7 @@ def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if raw is not None:
         raw = (raw[0] + place * rows * columns * 2, raw[1])
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" and modality == "MR"
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" and modality != "CT"
     top = 2 ** int(dataset.BitsStored) - 1 if not dataset.PixelRepresentation else -1  # of signed ones −1 − v inverts
     return Frame(
         path=path,

@@ -34,6 +34,7 @@ class Header:
     series  SeriesInstanceUID; "" if it was emptied
     kind    "image", "segmentation" or "directory" (a DICOMDIR, which holds no image)
     refers  for a segmentation: SeriesInstanceUID of the images that it labels
+    modality  "CT", "PT" …
     person  birth date and sex, by which people who share a PatientID are told apart; "" where not stated
     """
 
@@ -43,6 +44,7 @@ class Header:
     kind: str = "image"
     refers: str = ""
     person: tuple[str, str] = ("", "")
+    modality: str = ""
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -72,8 +74,8 @@ def read_header(path: str | Path) -> Header:
         except Exception as error:  # hostile bytes raise anything
             unless_trouble(error)
             raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
-        person = _person(dataset)
-    return Header(series, patient, study, person=person)
+        person, modality = _person(dataset), _modality(dataset)
+    return Header(series, patient, study, person=person, modality=modality)
 
 
 def _read_start(file: BinaryIO) -> pydicom.Dataset:
@@ -88,6 +90,13 @@ def _refers(file: BinaryIO) -> str:
     dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     referenced = dataset.get("ReferencedSeriesSequence") or []
     return _text(referenced[0], "SeriesInstanceUID") if len(referenced) else ""
+
+
+def _modality(dataset: AnyHeader) -> str:
+    try:
+        return str(dataset.get("Modality") or "").strip()[:16]
+    except Exception:  # hostile bytes raise anything; its reader says more
+        return ""
 
 
 def _person(dataset: AnyHeader) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
+    PositronEmissionTomographyImageStorage,
 )
 
 from data_prep.config import StackConfig
@@ -19,6 +20,7 @@ from data_prep.volumes.volume import RejectedSeries
 _STORED = {
     "CT": {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage},
     "MR": {MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage},
+    "PT": {PositronEmissionTomographyImageStorage},
 }
 _DOCUMENTS = {"SR": "report", "DOC": "document", "PR": "presentation state", "KO": "key object", "REG": "registration"}
 # Defined terms (PS3.3, C.7.3.1.1.1 and C.7.6.3.1.2) that reasons may repeat
@@ -57,7 +59,7 @@ _MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
 
 
 def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
-    """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT" or "MR")."""
+    """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT", "MR" or "PT")."""
     stored, stated = _stored(dataset), term(dataset.get("Modality"), MODALITIES, "unknown")
     words = image_type(dataset)
     if stated in _DOCUMENTS:

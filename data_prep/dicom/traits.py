@@ -20,6 +20,7 @@ SAME = {
         *("TemporalPositionIdentifier", "StackID", "ComplexImageComponent", "AcquisitionContrast", "ASLContext"),
         *("ContrastBolusAgentPhase", "ImageType"),
     ),
+    "PT": ("TemporalPositionIdentifier", "StackID", "ImageType", "Units", "CorrectedImage", "ReconstructionMethod"),
 }
 # These tell volumes apart only where places repeat: alone they say little
 _AT_ONE_PLACE = (

@@ -1,4 +1,4 @@
-"""The sources of shard_images.py, one per picture or radiograph: files, DICOM images, the images of MedMNIST files.
+"""The sources of shard_images.py, one per picture, radiograph or PET series; MedMNIST files have one per image.
 
 What the data say themselves is taken: PatientID, the splits and labels of MedMNIST files, folders named train, val or
 test (`split_from`). What a path may say is taken as configured: patients (`patient`, `patient_from`), classes
@@ -29,12 +29,9 @@ from meddap.settings import SettingsError
 
 COLUMN = "class"  # of the labels that folders are
 _SEQUENCE = re.compile(r"[a-z][a-z0-9_-]{0,15}")
-_TAKEN = ("ct", "seg", "json", "red", "green", "blue")
-# settings of volumes and label maps
-_NO_EFFECT = (
-    *("layout", "min_slices", "labels", "label_maps", "ignore", "label_grid", "max_labels_outside"),
-    *("geometry", "stacks.uneven", "stacks.repeats", "stacks.max_gap"),
-)
+_TAKEN = ("ct", "pet", "seg", "json", "red", "green", "blue")
+# settings of label maps, and of CT and MR
+_NO_EFFECT = ("layout", "labels", "label_maps", "ignore", "label_grid", "max_labels_outside")
 _FEW = 20  # folders that look like classes if they hold so many pictures on average, and are as few
 
 
@@ -65,8 +62,11 @@ def discover(
             found.ignored += 1
     for uid, files in walked.series.items():
         patient, study = walked.owners[uid]
+        if walked.modalities[uid] == "PT":
+            found.add(min(files), uid, patient, study, dicom=True, files=tuple(sorted(files)))
+            continue
         for name in files:
-            found.add(name, uid=f"{uid}\0{name}", patient=patient, study=study, dicom=True)
+            found.add(name, f"{uid}\0{name}", patient, study, dicom=True)
     volumes = "a volume; shard_ct.py or shard_mri.py takes it"
     for name in (*walked.images, *walked.labels, *walked.organ_candidates):
         found.refuse(name, volumes)
@@ -95,7 +95,7 @@ def _check(config: ImagesConfig) -> None:
     for key in _NO_EFFECT:
         value, default = (attrgetter(key)(each) for each in (config, ImagesConfig()))
         if value != default:
-            raise SettingsError(f"{key}: is a setting of volumes and does nothing for pictures; leave it out")
+            raise SettingsError(f"{key}: does nothing for pictures, radiographs and PET; leave it out")
     if not _SEQUENCE.fullmatch(config.sequence) or config.sequence in _TAKEN:
         raise SettingsError(
             f"sequence={config.sequence}: take up to 16 small letters, digits, _ or -, and none of {', '.join(_TAKEN)}"
@@ -115,8 +115,17 @@ class _Finder:
         except re.error as error:
             raise SettingsError(f"patient={config.patient}: not a regular expression ({error})") from error
 
-    def add(self, name: str, uid: str, patient: str = "", study: str = "", dicom: bool = False) -> None:
-        """Add a file. `patient`, `study`: from its header, "" if it has none."""
+    def add(
+        self,
+        name: str,
+        uid: str,
+        patient: str = "",
+        study: str = "",
+        *,
+        dicom: bool = False,
+        files: tuple[str, ...] = (),
+    ) -> None:
+        """Add a file, or all `files` of a series. `patient`, `study`: from its header, "" if it has none."""
         below = self.inputs.below(name)
         problem = ""
         if not patient:
@@ -124,10 +133,10 @@ class _Finder:
         classes = ((COLUMN, below.parent.name),) if self.config.class_from == "folder" and below.parent.name else ()
         if self.config.class_from == "folder" and not classes:
             problem = problem or "lies in no folder, and class_from=folder takes that as its class"
-        series = Series(name, (name,), dicom=dicom, uid=uid)
+        series = Series(name, files or (name,), dicom=dicom, uid=uid)
         study = study or str(below.with_suffix(""))
         split = self._split(below)
-        print_ = self._fingerprint([name])
+        print_ = self._fingerprint(list(series.files))
         self.sources.append(Source((series,), patient, study, print_, problem=problem, split=split, classes=classes))
 
     def add_arrays(self, name: str) -> None:

@@ -42,6 +42,7 @@ class Walked:
     problems: list[tuple[str, str]] = field(default_factory=list)
     series: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     owners: dict[str, tuple[str, str]] = field(default_factory=dict)
+    modalities: dict[str, str] = field(default_factory=dict)  # of series, by their first file
     segmentations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     others: list[str] = field(default_factory=list)
     ignored: int = 0
@@ -265,4 +266,5 @@ def _sort_image(walked: Walked, name: str, header: headers.Header) -> None:
     if walked.owners.setdefault(series, owner) != owner:
         series = "\0".join((series, *owner))
         walked.owners[series] = owner
+    walked.modalities.setdefault(series, header.modality)
     walked.series[series].append(name)

@@ -1,4 +1,4 @@
-"""The conversion of a picture or radiograph into staged samples, one for each frame of its file."""
+"""The conversion of a picture or radiograph into staged samples, one for each frame of its file, or of a PET series."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from itertools import islice
 import numpy as np
 
 from data_prep.config import GridConfig, ImagesConfig
-from data_prep.dicom import radiographs
+from data_prep.dicom import headers, radiographs
 from data_prep.discovery.studies import Series
 from data_prep.schema import MR_HIGH, MR_LOW, Slice
+from data_prep.sharding import convert_pet
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
 from data_prep.volumes import medmnist, pictures, slicing
 from data_prep.volumes.scaling import Scale
@@ -37,7 +38,10 @@ def convert(job: Job) -> Record:
     if not refused_before(stager):
         series = job.source.series[0]
         try:
-            _stage(stager, series)
+            if series.dicom and headers.read_header(job.paths(series)[0]).modality == "PT":
+                convert_pet.stage(stager, series)
+            else:
+                _stage(stager, series)
         except RejectedSeries as error:
             stager.discard()
             stager.reject(series, error)

@@ -83,6 +83,8 @@ _DECIDED = {
     "range": "range",
     "window": "range",
     "polarity": "polarity",
+    "suv": "values",
+    "scan_start": "start of the scan",
     "colour": "colour",
     "inks": "inks",
     "transparent": "transparent pixels",
@@ -103,7 +105,8 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
     total = sum(len(record.samples) for record in records.values())
     air = sum(row["air_slices"] for row in {row["stack"]: row for row in accepted}.values())
     say(f"{total} slices in {seconds:.0f} s ({total / max(seconds, 1e-9):.0f} a second), {air} of air left out")
-    if len({row["sequence"] for row in accepted}) > 1 and len({row["stack"] for row in accepted}) == len(accepted):
+    sequences = {row["sequence"] for row in accepted if "grounds" in row}  # of MR
+    if len(sequences) > 1 and len({row["stack"] for row in accepted}) == len(accepted):
         say("  every study has one sequence only; study_from=folder takes the files of a folder as one study")
     for column, classes in description.classes(records.values(), names).items():
         patients = [sum(counts) for counts in zip(*classes["patients"].values())]
