@@ -132,6 +132,18 @@ def test_several_roots_and_a_folder_without_a_layout(tmp_path: Path, capsys) -> 
     assert dataset(tmp_path / "out")["labels"] == {"1": "liver", "2": "spleen"}
 
 
+def test_bids_is_named_with_its_subjects(tmp_path: Path, capsys) -> None:
+    """Its names say patient, session and sequence; the console how many there are."""
+    for subject in ("01", "02"):
+        for name in ("T1w", "FLAIR"):
+            write(tmp_path / "in" / f"sub-{subject}" / "anat" / f"sub-{subject}_{name}.nii.gz", head())
+    words = ("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    assert shard(*words, command=shard_mri) == 0
+    assert "layout: BIDS (bids) by */anat/*_*.nii.gz: 4 images of 2 patients\n" in capsys.readouterr().err
+    found = dataset(tmp_path / "out")["made_with"]["found"]["layouts"]
+    assert [(one["name"], one["images"], one["patients"]) for one in found] == [("bids", 4, 2)]
+
+
 def test_label_names_that_disagree_are_an_error_until_the_user_names_them(tmp_path: Path, capsys) -> None:
     """Value 1 is liver in one folder and kidney in another: nothing is sharded, the remedy works."""
     for name, organ in (("Dataset001_A", "liver"), ("Dataset002_B", "kidney")):

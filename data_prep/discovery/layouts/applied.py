@@ -15,6 +15,7 @@ from data_prep.discovery.layouts import described, recognise
 from data_prep.discovery.layouts.described import Description
 from data_prep.discovery.layouts.recognise import Known, Recognised, Root
 from data_prep.discovery.layouts.rules import COMMANDS, Layout, LayoutError
+from data_prep.discovery.patients import BIDS
 from data_prep.discovery.studies import Series
 from data_prep.discovery.walk import Walked
 from data_prep.volumes import zips
@@ -47,6 +48,7 @@ class Applied:
     named     label value → name, as the user says
     problems  start of a root → why its label maps cannot be used
     lines     what the console says of them
+    general   image files that their rules leave to the general ones
     unknown   how many image files below their roots no rule knows
     """
 
@@ -56,6 +58,7 @@ class Applied:
     labels: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     descriptions: dict[Root, Description] = field(default_factory=dict)
+    general: list[str] = field(default_factory=list)
     unknown: int = 0
 
     @cached_property
@@ -83,14 +86,17 @@ class Applied:
         for layout in {root.layout.name: root.layout for root in self.found.roots}.values():
             folders = sum(root.layout is layout for root in self.found.roots)
             used = [image for image in self.images if self._layout_of(image.name) is layout and not image.problem]
+            general = [name for name in self.general if self._layout_of(name) is layout]
             maps = sum(self._layout_of(name) is layout for name in self.label_maps())
             maps += sum(bool(self.found.organs_of(image.name)) for image in used)
             patients = {image.patient for image in used if image.patient}
+            patients |= {found[1] for name in general if (found := BIDS.search(name))}
             summaries.append(
                 {
-                    **{"name": layout.name, "title": layout.title, "folders": folders, "images": len(used)},
+                    **{"name": layout.name, "title": layout.title, "folders": folders},
+                    "images": len(used) + len(general),
                     **({"patients": len(patients)} if patients else {}),
-                    "label_maps": maps,
+                    **({} if general else {"label_maps": maps}),
                     **({"note": layout.note} if layout.note else {}),
                 }
             )
@@ -113,7 +119,8 @@ class Applied:
             counts = ""
             if summary["images"]:
                 patients = f" of {summary['patients']} patients" if "patients" in summary else ""
-                counts = f": {summary['images']} images{patients}, {summary['label_maps']} label maps"
+                counts = f": {summary['images']} images{patients}"
+                counts += f", {summary['label_maps']} label maps" if "label_maps" in summary else ""
             yield f"layout: {layout.title} ({layout.name}) by {shape}{folders}{counts}"
             if layout.note:
                 yield f"  {layout.note}"
@@ -199,6 +206,7 @@ def _take_out(applied: Applied, walked: Walked) -> None:
         names[:] = [name for name in names if name not in known]
         rest = [name for name in names if name not in applied.found.files]
         applied.unknown += sum(applied.found.root_of(name) is not None for name in rest)
+    applied.general = [name for name in walked.images if name in applied.found.files]
     used = known | {root.start + root.layout.described_by for root in applied.found.roots if root.layout.described_by}
     walked.ignored -= sum(name in used for name in walked.others)
 
