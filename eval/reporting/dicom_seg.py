@@ -20,6 +20,11 @@ from meddap.settings import SettingsError
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's patient axes run to the left and to the back
 _SCHEME = "99MEDDAP"
+# of a source image; the standard lets them be empty, and many files lack them
+_MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)
 
 
 def check() -> None:
@@ -45,7 +50,10 @@ def write(
     for number in range(len(names)):
         volume = _volume(placed, {order: each[number] for order, each in masks.items()})
         drawn.append(np.stack([_on_plane(volume, placed.slices.affine, image) for image in sources]))
-    payload = _encoded(sources, np.stack(drawn, axis=-1), names, values, by)
+    try:
+        payload = _encoded(sources, np.stack(drawn, axis=-1), names, values, by)
+    except (AttributeError, ValueError, TypeError) as error:  # what highdicom makes of headers that lack something
+        return f"no DICOM segmentation: highdicom refuses its source ({type(error).__name__}: {error})".splitlines()[0]
     write_atomic(path, payload)
     return ""
 
@@ -69,6 +77,9 @@ def _sources(placed: Placed) -> list[pydicom.Dataset]:
         if abs(height - order) < 0.05 and 0 <= order < placed.slices.shape[2]:
             if order in inside:
                 raise SettingsError("its series holds several volumes")
+            for name in _MAY_BE_EMPTY:
+                if name not in image:
+                    setattr(image, name, "")
             inside[order] = image
     if not inside:
         raise SettingsError("none of its images lies in the volume")
