@@ -142,10 +142,12 @@ def _write_drawn(
     row["overlapping voxels"] = int(sum((each.sum(axis=0) > 1).sum() for each in found.masks.values()))
     if config.maps == "labels":
         file = folder / f"{found.series}.nii.gz"
+        row["file"] = f"segmentations/{file.name}"
         labels = drawn.write_labels(file, place, found.beyond, mine.values)
         for name, value in zip(mine.names, mine.values):
             row[f"{name} ml"] = drawn.volume_ml(labels == value, place.source.affine)
     else:
+        row["file"] = f"segmentations/{found.series}"
         for number, (name, value) in enumerate(zip(mine.names, mine.values)):
             mask = place.drawn({order: each[number].astype(np.uint8) for order, each in found.masks.items()})
             drawn.write_nifti(folder / found.series / f"{value}.nii.gz", mask, place.source.affine)

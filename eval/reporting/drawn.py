@@ -36,5 +36,5 @@ def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
 
 
 def volume_ml(voxels: np.ndarray, affine: np.ndarray) -> float:
-    """Return the volume of the voxels that are not zero, in ml."""
-    return float(np.count_nonzero(voxels) * abs(np.linalg.det(affine[:3, :3])) / 1000)
+    """Return the volume of the voxels that are not zero, in ml, to a microlitre."""
+    return round(float(np.count_nonzero(voxels) * abs(np.linalg.det(affine[:3, :3])) / 1000), 3)
