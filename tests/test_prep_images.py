@@ -22,7 +22,7 @@ from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.studies import Series
 from data_prep.sharding import description
 from data_prep.sharding.convert_images import convert
-from data_prep.sharding.staging import Job, read_record
+from data_prep.sharding.staging import Job, guarded, read_record
 from data_prep.volumes import pictures
 
 RNG = np.random.default_rng(0)
@@ -462,3 +462,29 @@ def test_what_a_loss_of_power_took_is_staged_again(tmp_path: Path) -> None:
         assert read_record(replace(job, labels={"class": 1})) is None
         damage()
         assert read_record(job) is None
+
+
+@pytest.mark.parametrize(("name", "dicom"), [("a.png", False), ("a.dcm", True), ("a.npz#train-000000", False)])
+def test_an_input_that_vanishes_is_no_error_of_the_output(tmp_path: Path, name: str, dicom: bool) -> None:
+    """A file that was there when the folder was read and is gone now: its row says so, the run goes on."""
+    series = Series(name, (name.partition("#")[0],), dicom=dicom, uid=name)
+    job = Job(Source((series,), "a", "a"), Inputs.of([tmp_path]), tmp_path, b"salt", ImagesConfig())
+    (row,) = guarded(convert, job).rows
+    assert row["status"] == "rejected" and row["reason"].startswith("cannot be read (No such file")
+
+
+def test_the_full_range_of_a_radiograph_is_that_of_its_bits(tmp_path: Path) -> None:
+    """12 bits in 16 without a window: 4,095 is white with range=full, and with a rescale what it makes of the bits."""
+    stored = grey(most=4095, kind=np.uint16) // 2
+    radiographs.write(tmp_path / "in" / "a.dcm", stored)
+    radiographs.write(tmp_path / "in" / "b.dcm", stored, "other", RescaleSlope=2, RescaleIntercept=-100)
+    for sample in samples(sharded(tmp_path, "range=full")):
+        assert np.abs(unit(sample) - stored / 4095).max() < 1e-3
+
+
+def test_a_pattern_that_names_nobody(tmp_path: Path) -> None:
+    """An optional group that is empty is no patient."""
+    save(tmp_path / "in" / "p1_a.png", grey())
+    save(tmp_path / "in" / "a.png", grey())
+    output = sharded(tmp_path, "patient=(p\\d)?_?a")
+    assert rejected(output) == ["its path does not match the pattern `patient`, or names nobody by it"]

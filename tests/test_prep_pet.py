@@ -113,3 +113,16 @@ def test_air_is_left_out_and_hot_spots_are_counted(tmp_path: Path) -> None:
     limit = (65535 - schema.MR_LOW) / (schema.MR_HIGH - schema.MR_LOW)
     assert row["slices"] == 4 and row["air_slices"] == 1
     assert row["notes"]["values_clipped"] == np.count_nonzero(suv()[:4] > limit + 1e-4) > 0
+
+
+def test_damaged_files_cost_the_series_only(tmp_path: Path) -> None:
+    """A slice that is cut inside its pixels is left out with a line; the other slices and series are read."""
+    pet_files.series(tmp_path / "in" / "good", STORED, PatientID="other", SeriesInstanceUID="1.2.3.5")
+    path = pet_files.series(tmp_path / "in" / "bad", STORED)[4]
+    path.write_bytes(path.read_bytes()[:-100])
+    rows = description.read_manifest(sharded(tmp_path))
+    assert sorted((row["status"], row.get("slices")) for row in rows if row["status"] == "accepted") == [
+        ("accepted", 4),
+        ("accepted", 5),
+    ]
+    assert sum(row["status"] == "rejected" for row in rows) == 1

@@ -162,8 +162,9 @@ def _presented(
     slope, intercept = (whitelist.number(header.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
     if header.get("ModalityLUTSequence") or (slope or 1, intercept or 0) != (1, 0):
         values = apply_modality_lut(stored, header)
+    whole = _ends_of_bits(header, stored) if config.range == "full" and not header.get("ModalityLUTSequence") else None
     if config.radiographs.window == "range":
-        return values, None
+        return values, whole
     if header.get("VOILUTSequence"):
         lut = header.VOILUTSequence[0]
         if values.dtype.kind == "f":
@@ -172,7 +173,7 @@ def _presented(
         return apply_voi(values, header), (0.0, float((1 << int(lut.LUTDescriptor[2])) - 1))
     centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None:
-        return values, None
+        return values, whole
     function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
     notes["window"] = f"{function} window of the header" if function != "LINEAR" else "window of the header"
     if function == "SIGMOID" and width > 0:
@@ -183,6 +184,14 @@ def _presented(
     if function == "LINEAR" and width > 1:
         return values, (centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
     raise RejectedSeries(f"a window {width:g} wide with VOILUTFunction {whitelist.code(function) or 'unknown'}")
+
+
+def _ends_of_bits(header: pydicom.Dataset, stored: np.ndarray) -> tuple[float, float]:
+    """Return the ends of what the stored bits can hold, rescaled."""
+    bits = int(header.BitsStored)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if stored.dtype.kind == "i" else (0, (1 << bits) - 1)
+    slope, intercept = (whitelist.number(header.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+    return low * (slope or 1) + (intercept or 0), high * (slope or 1) + (intercept or 0)
 
 
 def _first(value: Any) -> float | None:

@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 
 import pydicom
 
+from data_prep.dicom import pixels
 from data_prep.dicom.files import open_file
 from data_prep.dicom.whitelist import number, term
+from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
 
 _COUNTS = "; pet.values=stored takes the stored values"
@@ -62,8 +64,14 @@ def factor(paths: Sequence[str]) -> tuple[float, dict[str, object]]:
 
 
 def _read(path: str) -> pydicom.Dataset:
-    with open_file(path) as file:
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    try:
+        with open_file(path) as file:
+            return pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    except RejectedSeries:
+        raise
+    except Exception as error:  # hostile bytes raise anything
+        unless_trouble(error)
+        raise RejectedSeries(pixels.unreadable(error)) from error
 
 
 def _values(value: object) -> list[object]:

@@ -175,9 +175,10 @@ class _Finder:
         """Return the patient that a path names, and why it names none."""
         if self.pattern:
             match = self.pattern.search(below.as_posix())
-            if match is None:
-                return below.as_posix(), "its path does not match the pattern `patient`"
-            return match.group(1) if match.re.groups else match.group(0), ""
+            patient = match.group(1 if match.re.groups else 0) if match else None
+            if not patient:
+                return below.as_posix(), "its path does not match the pattern `patient`, or names nobody by it"
+            return patient, ""
         if self.config.patient_from == "file" or len(below.parts) == 1:
             self.alone += 1
             return below.as_posix(), ""

@@ -15,6 +15,7 @@ from data_prep.schema import MR_HIGH, MR_LOW, Slice
 from data_prep.sharding import convert_pet
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
 from data_prep.volumes import medmnist, pictures, slicing
+from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import Scale
 from data_prep.volumes.volume import RejectedSeries
 
@@ -38,7 +39,7 @@ def convert(job: Job) -> Record:
     if not refused_before(stager):
         series = job.source.series[0]
         try:
-            if series.dicom and headers.read_header(job.paths(series)[0]).modality == "PT":
+            if series.dicom and _modality(job.paths(series)[0]) == "PT":
                 convert_pet.stage(stager, series)
             else:
                 _stage(stager, series)
@@ -46,6 +47,14 @@ def convert(job: Job) -> Record:
             stager.discard()
             stager.reject(series, error)
     return stager.finish()
+
+
+def _modality(path: str) -> str:
+    try:
+        return headers.read_header(path).modality
+    except OSError as error:  # the input's, not the output's
+        unless_trouble(error)
+        raise RejectedSeries(f"cannot be read ({error.strerror})") from error
 
 
 def _stage(stager: Stager, series: Series) -> None:
