@@ -333,6 +333,7 @@ def test_a_description_that_changes_changes_what_was_staged(tmp_path: Path, caps
         ("volumes/volume-{}.nii.gz", "segmentations/segmentation-{}.nii.gz"),
         ("CT/p{}_ct.nii.gz", "seg/p{}_seg.nii.gz"),
         ("images/ctrl{}.nii.gz", "labels/ctrl{}.nii.gz"),
+        ("images/p{}_ct.nii.gz", "labels/p{}_ct_seg.nii.gz"),
         ("scans/scan1_{}.nii.gz", "masks/scan1_{}_mask.nii.gz"),
         ("train/images/a{}.nii.gz", "train/labels/label_a{}.nii.gz"),
     ],

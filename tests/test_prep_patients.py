@@ -36,6 +36,8 @@ def named(*paths: str, studies: tuple[str, ...] = ()) -> tuple[str, set[str]]:
         (["Site-A/001/x.nii", "Site-B/002/x.nii"], "folder level 2 (Site-A|Site-B/*)", {"001", "002"}),
         (["ct_scans/c1.nii", "lung_mask/c1.nii", "ct_scans/c2.nii"], "file name (ct_scans|lung_mask/*)", {"c1", "c2"}),
         (["p1_ses-1.nii", "p1_visit02.nii", "p2_ses-1.nii"], "file name", {"p1", "p2"}),
+        (["p1_20190102.nii", "p1_2020-11-30.nii", "p2_20190102.nii"], "file name", {"p1", "p2"}),
+        (["abdomen_20190102.nii", "abdomen_20190103.nii"], "file name", {"abdomen_20190102", "abdomen_20190103"}),
         (["case_1/x.nii", "case_2/x.nii"], "folder level 1", {"case_1", "case_2"}),
         (["scan001/x.nii", "scan002/x.nii"], "folder level 1", {"scan001", "scan002"}),
         (["training_data/p1.nii", "training_data/p2.nii"], "file name (training_data/*)", {"p1", "p2"}),

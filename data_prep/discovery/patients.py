@@ -36,6 +36,8 @@ _TIMES = frozenset(
     "noncontrast contrast nc ce art ven del".split()
 )
 _SESSION_WORD = re.compile(r"_(?:ses|session|visit|timepoint|tp|baseline|followup|fu)_?\d{0,3}(?=_|$)")
+# A date behind something numbered: of a study, not of a patient
+_DATED = re.compile(r"(.*\d.*)_(?:19|20)\d\d_?(?:0[1-9]|1[0-2])_?(?:0[1-9]|[12]\d|3[01])")
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -147,14 +149,15 @@ def _differ(keys: list[tuple[tuple[str, ...], str]], level: int) -> bool:
 
 
 def _base(path: PurePath, channels: bool) -> str:
-    """Return what a file's name says beside words of sequence, phase, session, image and label map."""
+    """Return what a file's name says beside words of sequence, phase, session, image and label map, and a date."""
     if not images.is_image(path.name):
         return path.name
     stem = images.stem(path.name)
     if channels and (channel := _CHANNEL.search(stem)):
         stem = stem[: channel.start()]
     base = _SESSION_WORD.sub("", labelmaps.base(f"{stem}.nii"))
-    return "_".join(word for word in base.split("_") if word not in _TIMES)
+    base = "_".join(word for word in base.split("_") if word not in _TIMES)
+    return dated[1] if (dated := _DATED.fullmatch(base)) else base
 
 
 def _numbered_channels(paths: Iterable[PurePath]) -> bool:

@@ -87,7 +87,7 @@ class Applied:
             folders = sum(root.layout is layout for root in self.found.roots)
             used = [image for image in self.images if self._layout_of(image.name) is layout and not image.problem]
             general = [name for name in self.general if self._layout_of(name) is layout]
-            maps = sum(self._layout_of(name) is layout for name in self.label_maps())
+            maps = len({file for image in used for file in self.found.labels_of(image.name)})
             maps += sum(bool(self.found.organs_of(image.name)) for image in used)
             patients = {image.patient for image in used if image.patient}
             patients |= {found[1] for name in general if (found := BIDS.search(name))}
