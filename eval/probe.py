@@ -25,13 +25,15 @@ from eval.data.splits import Fold
 from eval.encoders import encoder
 from eval.encoders.encoder import FrozenEncoder
 from eval.intake import preparation
-from eval.kept import head
+from eval.kept import calibration, head
 from eval.probes import registry
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap
 from eval.statistics.predictions import Tabled
 from meddap import console
 from meddap.settings import load
+
+_CALIBRATED = (*calibration.LABELS, calibration.CLASSES, "segmentation")  # kinds of task that give probabilities
 
 
 def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     if drawn:
         overlays.save(output / "overlays.npz", last, drawings, drawn)
     if task.keep_heads:
-        _keep(fitted, rows, base, frozen, output)
+        _keep(fitted, outcomes, rows, base, frozen, output)
     files.write_rows(output / "results.jsonl", rows)
     return rows
 
@@ -100,6 +102,7 @@ def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> 
 
 def _keep(
     fitted: list[tuple[Fold, dict[str, Fitted]]],
+    outcomes: dict[str, list[list[Outcome]]],
     rows: list[dict[str, Any]],
     base: Base,
     frozen: FrozenEncoder,
@@ -112,6 +115,11 @@ def _keep(
     for number, (fold, probes_of_fold) in enumerate(fitted, 1):
         learned = np.concatenate([fold.rows["train"], fold.rows["val"]])
         for name, each in probes_of_fold.items():
+            figures = [row for row in rows if row["probe"] == name and row["label"] in results.HEADLINE]
+            maps: tuple[dict[str, Any], ...] = ()
+            if task.kind in _CALIBRATED and not each.refitted and not isinstance(each, Drawing):
+                maps = calibration.fit(each.predict(Cohort("val", base, fold.rows["val"])))
+                figures += calibration.figures(maps, outcomes[name][number - 1], task)
             sees = registry.PROBES[name].reads(task) == "images" or name in registry.SEE_IMAGES
             mine = head.Head(
                 probe=name,
@@ -127,7 +135,8 @@ def _keep(
                 training=head.hashes(examples.subjects[learned]),
                 choices=each.choices,
                 refitted=each.refitted,
-                figures=tuple(row for row in rows if row["probe"] == name and row["label"] in results.HEADLINE),
+                figures=tuple(figures),
+                calibration=maps,
             )
             reasons[mine.name] = head.keep(output, mine, each, examples.digests[learned])
     for line in head.lines(reasons):

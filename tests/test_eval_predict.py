@@ -111,6 +111,11 @@ def test_raw_images_and_shards_give_the_probes_own_predictions(images, shards, p
         for row in found:
             scores = wanted[f"{row['series']}-{int(row['slice']):05d}"]
             np.testing.assert_allclose([float(row["bright"]), float(row["dark"])], scores, atol=1e-6)
+    card = json.loads((probed / "heads" / "logistic" / "head.json").read_text())
+    assert card["calibration"] and any(row["metric"] == "ece, calibrated" for row in card["figures"])
+    by_score = sorted((float(row["bright"]), float(row["bright, calibrated"])) for row in found)
+    assert [each for _, each in by_score] == sorted(each for _, each in by_score)
+    assert max(abs(one - other) for one, other in by_score) > 1e-3
     refused = [row for row in rows(tmp_path / "raw") if row["status"] == "refused"]
     assert {row["patient"] for row in refused} == set(head.read(probed / "logistic").head.training)
     assert all("was fitted on or chosen by; --allow-training-patients" in row["reason"] for row in refused)

@@ -16,6 +16,7 @@ from eval.data import features, images
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples
 from eval.encoders.encoder import FrozenEncoder
+from eval.kept import calibration
 from eval.kept.head import StoredHead
 from eval.networks import volume_scores
 from eval.networks.segmentation import FittedSegmenter
@@ -88,12 +89,16 @@ def scores(applied: Applied, cohort: Cohort) -> Iterator[dict[str, Any]]:
         prediction = outcome.prediction
         assert isinstance(prediction, Scored)  # drawn ones go through `drawn`; figures of patients are not kept
         titles = columns(prediction.kind, prediction.names, outcome.variant)
-        for key, mine in zip(prediction.keys, prediction.scores[0]):
+        better = calibration.apply(applied.stored.head.calibration, outcome.variant, prediction.scores[0])
+        for number, (key, mine) in enumerate(zip(prediction.keys, prediction.scores[0])):
             if key not in rows:
                 at = place[key]
                 rows[key] = {"patient": str(cohort.examples.subjects[at]), "series": str(cohort.examples.studies[at])}
                 rows[key] |= {"slice": int(cohort.examples.orders[at])} if by_slice else {}
             rows[key] |= dict(zip(titles, mine.tolist()))
+            if better is not None:
+                pairs = zip(titles, better[number].tolist())
+                rows[key] |= {f"{title}, calibrated": value for title, value in pairs if not np.isnan(value)}
             if prediction.kind == "multiclass":
                 likely = f"likeliest{results.words(dict(outcome.variant))}"
                 rows[key][likely] = prediction.names[int(mine.argmax())]

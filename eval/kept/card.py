@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _LIMITS = """Measured on the test patients above and on nobody else; other scanners, protocols and populations may be
-served worse. Probabilities are the probe's own: see its calibration (ece) before you read them as chances. For
-research: not a medical device, not validated for diagnosis."""
+served worse. For research: not a medical device, not validated for diagnosis."""
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -43,10 +42,23 @@ A fitted head of `meddap probe`, for `meddap predict --head THIS_FOLDER`. {task[
 {json.dumps(record["choices"])}
 ```
 
+{_calibrated(record)}
+
 ## Limits
 
 {_LIMITS}
 """
+
+
+def _calibrated(record: Mapping[str, Any]) -> str:
+    """Return how the probabilities are to be read."""
+    if not record["calibration"]:
+        return "Scores are not calibrated: they order patients, and are no chances to rely on."
+    units = max(each["units"] for each in record["calibration"])
+    return (
+        f"Probabilities are the probe's own. Those called calibrated are mapped by what {units} slices or series of "
+        "validation patients showed (`calibration` in head.json); labels that too few of them have are not."
+    )
 
 
 def _prepared(prepared: Mapping[str, Any]) -> str:

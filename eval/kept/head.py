@@ -39,7 +39,7 @@ _FORM = {  # (meddap.records) of head.json
     **{"version": int, "probe": str, "fold": str, "task": dict, "names": [str], "values": [int], "ignored": [int]},
     **{"sequences": [str], "encoder": {"source": str, "digest": str, "window": [float]}, "prepared": dict},
     **{"patients": {...: int}, "training": [str], "plain": dict, "choices": dict, "refitted": bool},
-    **{"figures": [dict], "sha256": str, "made_by": str},
+    **{"figures": [dict], "calibration": [dict], "sha256": str, "made_by": str},
 }
 
 
@@ -56,7 +56,8 @@ class Head:
                `salt_check`
     patients   numbers of training, validation and test patients; training: salted hashes of those that the head was
                fitted on or chosen by, () where the data name patients by numbers
-    figures    rows of results.jsonl, over all labels
+    figures    rows of results.jsonl, over all labels; and of calibrated predictions
+    calibration  maps from the probe's probabilities to calibrated ones (eval.kept.calibration)
     """
 
     probe: str
@@ -74,6 +75,7 @@ class Head:
     refitted: bool
     figures: tuple[dict[str, Any], ...] = ()
     plain: dict[str, Any] = field(default_factory=dict)
+    calibration: tuple[dict[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
