@@ -338,3 +338,82 @@ def test_the_range_of_a_picture_does_not_follow_its_borders() -> None:
     assert len(np.unique(pictures.encode(flat, RULES)[0])) == 1
     with pytest.raises(RejectedSeries, match="-5 to 7 have no known ends; range=robust takes them"):
         pictures.ends(np.array([[-5, 7]], np.int32), pictures.Rules(range="full"))
+
+
+ENCODINGS = {  # what a format keeps to the last bit: kinds of values, and how Pillow is told to write them
+    "png": (("bool", "uint8", "uint16", "rgb"), ({}, {"compress_level": 1}, {"optimize": True})),
+    "tif": (
+        ("bool", "uint8", "uint16", "int32", "float32", "rgb"),
+        (
+            {},
+            {"compression": "tiff_lzw"},
+            {"compression": "tiff_deflate"},
+            {"compression": "packbits"},
+            {"big_tiff": True},
+        ),
+    ),
+    "bmp": (("bool", "uint8", "rgb"), ({},)),
+    "webp": (("uint8", "rgb"), ({"lossless": True, "method": 0},)),
+    "gif": (("uint8",), ({}, {"interlace": 0})),
+}
+
+
+def check_random_encodings(count: int, folder: Path) -> None:
+    """Write `count` random pictures in random encodings; each comes out value by value."""
+    draw, keep = np.random.default_rng(7), pictures.Rules(colour="keep")
+    for _ in range(count):
+        ending = str(draw.choice(list(ENCODINGS)))
+        kinds, ways = ENCODINGS[ending]
+        kind, way = str(draw.choice(kinds)), ways[draw.integers(len(ways))]
+        shape = (int(draw.integers(1, 70)), int(draw.integers(1, 70)))
+        values = draw.integers(0, 256, (*shape, 3)).astype(np.uint8)
+        if kind == "float32":
+            values = draw.normal(0, 1000, shape).astype(np.float32)
+        elif kind != "rgb":
+            low, high = {"bool": (0, 2), "uint8": (0, 256), "uint16": (0, 65536), "int32": (-(2**31), 2**31)}[kind]
+            values = draw.integers(low, high, shape).astype(kind)
+        path = folder / f"x.{ending}"
+        Image.fromarray(values).save(path, **way)
+        expected = values.astype(np.uint8) * 255 if kind == "bool" else values
+        found = value_of(path, keep)
+        assert np.array_equal(found, expected[..., 0] if found.ndim < expected.ndim else expected), (ending, kind, way)
+
+
+def test_random_pictures_in_random_encodings(tmp_path: Path) -> None:
+    """Every kind of value in every format that keeps it, in any size from one pixel on: 150."""
+    check_random_encodings(150, tmp_path)
+
+
+@pytest.mark.stress
+def test_many_random_pictures_in_random_encodings(tmp_path: Path) -> None:
+    """The same, 3,000."""
+    check_random_encodings(3000, tmp_path)
+
+
+def check_damage(count: int, folder: Path) -> None:
+    """Overwrite bytes of every format, `count` times each: refused in a line, or read; never another exception."""
+    draw = np.random.default_rng(8)
+    for ending in (*ENCODINGS, "jpg"):
+        Image.fromarray(draw.integers(0, 256, (40, 40)).astype(np.uint8)).save(folder / f"x.{ending}")
+        content = (folder / f"x.{ending}").read_bytes()
+        for _ in range(count):
+            damaged = bytearray(content)
+            for place in draw.integers(0, len(content), draw.integers(1, 9)):
+                damaged[place] = draw.integers(0, 256)
+            (folder / f"x.{ending}").write_bytes(bytes(damaged))
+            try:
+                for frame in pictures.frames(folder / f"x.{ending}", RULES):
+                    assert frame.values.ndim == 2
+            except RejectedSeries as error:
+                assert error.reason and "\n" not in error.reason and str(folder) not in error.reason
+
+
+def test_damaged_pictures_of_every_format(tmp_path: Path) -> None:
+    """60 of each."""
+    check_damage(60, tmp_path)
+
+
+@pytest.mark.stress
+def test_many_damaged_pictures_of_every_format(tmp_path: Path) -> None:
+    """2,000 of each."""
+    check_damage(2000, tmp_path)

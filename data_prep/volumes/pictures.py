@@ -42,7 +42,8 @@ _MOST = 4 << 30  # bytes of a picture in a zip archive
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of TIFF
 _PREVIEW_OR_MASK = 1 | 4  # bits of NewSubfileType
 _CONSTANT = 0.1  # the darkest or brightest value is background (collimated, masked) if so many pixels have it
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # beyond twice as many it is an error
+# of damaged or large pictures: what matters is refused in a line
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

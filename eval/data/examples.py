@@ -18,18 +18,17 @@ import numpy as np
 from data_prep import identity
 from meddap.settings import SettingsError
 
-Scale = Literal["hu", "unit8", "mr16", "free"]
+Scale = Literal["hu", "unit8", "mr16"]
 
 
 @dataclass(frozen=True)
 class Picture:
     """The pixels of one example.
 
-    pixels     (S, H, W) of the S sequences that are there: int16 HU, uint8, uint16 or float32 (see `scale`)
+    pixels     (S, H, W) of the S sequences that are there: int16 HU, uint8 or uint16 (see `scale`)
     sequences  their names, e.g. ("ct",), ("t1", "flair"), ("image",)
     scale      how stored values become 0…1: `hu` by the encoder's window; `unit8` by 255; `mr16` by the schema's
-               fixed places of the 0.5th and 99.5th percentile; `free` by `span`
-    span       (low, high) stored values that become 0 and 1 where scale is `free`
+               fixed places of the 0.5th and 99.5th percentile
     spacing    (row, column) in mm, (1, 1) where unknown
     box        foreground (row0, row1, column0, column1), half open
     labelmap   (H, W) uint8, 0 is background; None where there is none
@@ -39,7 +38,6 @@ class Picture:
     sequences: tuple[str, ...]
     scale: Scale
     box: tuple[int, int, int, int]
-    span: tuple[float, float] = (0.0, 1.0)
     spacing: tuple[float, float] = (1.0, 1.0)
     labelmap: np.ndarray | None = None
 
@@ -153,9 +151,10 @@ def matched(names: Sequence[str], pattern: str, key: str) -> list[str]:
     found = []
     for name in names:
         match = re.search(pattern, name)
-        if match is None:
-            raise SettingsError(f"{key}={pattern!r}: does not match {name!r}")
-        found.append(match.group(1) if match.re.groups else match.group(0))
+        value = match.group(1 if match.re.groups else 0) if match else None
+        if not value:
+            raise SettingsError(f"{key}={pattern!r}: {'names nobody in' if match else 'does not match'} {name!r}")
+        found.append(value)
     return found
 
 

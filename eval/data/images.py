@@ -39,7 +39,7 @@ def image(picture: Picture, size: int) -> torch.Tensor:
 
 def unit(stored: torch.Tensor, picture: Picture, window: tuple[float, float]) -> torch.Tensor:
     """Map stored values of `picture` to 0…1, clipped. `window` are the HU that an encoder maps to 0 and 1."""
-    low, high = {"hu": window, "unit8": (0.0, 255.0), "mr16": (LOW, HIGH), "free": picture.span}[picture.scale]
+    low, high = {"hu": window, "unit8": (0.0, 255.0), "mr16": (LOW, HIGH)}[picture.scale]
     return ((stored - low) / (high - low)).clamp(0, 1)
 
 
