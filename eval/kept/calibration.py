@@ -48,9 +48,7 @@ def fit(outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def apply(
-    calibration: Sequence[Mapping[str, Any]], variant: Mapping[str, Any], scores: np.ndarray
-) -> np.ndarray | None:
+def apply(maps: Sequence[Mapping[str, Any]], variant: Mapping[str, Any], scores: np.ndarray) -> np.ndarray | None:
     """Return calibrated (…, T) probabilities of a variant, NaN for labels that are not; None where nothing is."""
     mine = next((each for each in maps if each["variant"] == variant), None)
     if mine is None:
