@@ -288,6 +288,7 @@ class EmbedConfig:
     blocks: int = 1
     pool: Pooling = "mean"  # of the slices of a series, and of the series of a patient
     stride: int = 1  # every n-th slice of a series
+    window: list[float] | None = None  # HU that become 0 and 1; null: the encoder's
     split: str = ""  # of shards: that alone
     workers: int = 1  # processes that prepare raw images
     batch_size: int = 32  # slices per forward pass
@@ -351,6 +352,8 @@ class TaskConfig:
     head_gb: float = 2.0  # a head of more gigabytes is not kept, and that is said
     draws: int = 2000  # of the bootstrap
     seed: int = 0
+    # HU that become 0 and 1; null: those of the training's source that these shards are, else the encoder's
+    window: list[float] | None = None
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes
     pictures: int = 4  # test slices shown in the report
     batch_size: int = 32  # slices per forward pass

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,7 @@ from eval.data import features, files
 from eval.data.cohorts import pool
 from eval.data.examples import Examples
 from eval.data.features import StoredFeatures
-from eval.encoders import encoder
+from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
 from eval.intake import preparation, raw, unlabelled
 from eval.intake.command import LEFT_OUT, add_inputs, check_ids, left_out, named, say_left_out, taken_in, work_folder
@@ -47,7 +47,9 @@ def embed(options: argparse.Namespace, config: EmbedConfig) -> int:
     check_ranges("", config, ranges.EMBED)
     vectors.check(options.output)
     check_ids(options)
-    task = TaskConfig(data="", size=config.size, batch_size=config.batch_size, bf16=config.bf16)
+    task = TaskConfig(data=str(options.data or ""), size=config.size, window=config.window)
+    task = replace(task, batch_size=config.batch_size, bf16=config.bf16)
+    task, about_window = windows.chosen(options.checkpoint, task)
     frozen = encoder.load(options.checkpoint, task)
     made = _made(options, config, frozen)
     if finished(options.output, made):
@@ -58,6 +60,8 @@ def embed(options: argparse.Namespace, config: EmbedConfig) -> int:
         intake = taken_in(options, how, config.workers, work)
         examples = unlabelled.load(str(intake.root), config.stride, config.split)
         console.say(f"{frozen.source}: {len(examples)} slices, {config.size} pixels, tokens={config.tokens}")
+        if about_window:
+            console.say(about_window)
         found = features.extract(frozen, examples, task, work / "cache")
         rows = left_out(intake, options.keep_ids) if options.input else []  # of shards the manifest says it
         made |= {"slices": len(examples), "left_out": rows}

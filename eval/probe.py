@@ -22,7 +22,7 @@ from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
 from eval.data import features, files, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.splits import Fold
-from eval.encoders import encoder
+from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
 from eval.intake import preparation
 from eval.kept import calibration, head
@@ -40,6 +40,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     """Run the task's probes; return the rows of results.jsonl. Raises MeddapError."""
     check(task)
     probes = registry.find(task.probes, task.kind, task.level, task.refit)
+    task, about_window = windows.chosen(checkpoint, task)
     frozen, cache = encoder.load(checkpoint, task), output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:
@@ -50,6 +51,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     else:
         folds = splits.folds(examples, task)
     console.say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
+    if about_window:
+        console.say(about_window)
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     for line in found_leaks.lines():
         console.say(line)

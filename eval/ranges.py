@@ -36,6 +36,7 @@ _PROBES = {
     **dict.fromkeys(("unet", "transunet", "cnn"), _NETWORK),
 }
 TASK = {
+    "window": Allowed(length=2, rising=True),
     "split.train": NOT_NEGATIVE,
     "split.val": NOT_NEGATIVE,
     "split.test": NOT_NEGATIVE,
@@ -58,6 +59,7 @@ TASK = {
     **{f"{probe}.{key}": allowed for probe, table in _PROBES.items() for key, allowed in table.items()},
 }
 EMBED = {
+    "window": Allowed(length=2, rising=True),
     **{"size": Allowed(1, 16384), "blocks": Allowed(1, 4), "stride": COUNT, "workers": COUNT, "batch_size": COUNT},
 }
 PREDICT = {"stride": COUNT, "workers": COUNT, "batch_size": COUNT}

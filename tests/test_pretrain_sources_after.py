@@ -15,6 +15,10 @@ from data_prep import schema
 from eval import report
 from eval.config import StrideConfig, TaskConfig
 from eval.data import leaks, sources, splits
+from eval.encoders import encoder as encoders
+from eval.encoders import windows
+from eval.intake import preparation
+from meddap.settings import SettingsError
 from pretrain import plan, train
 from pretrain.config import load
 from pretrain.corpora import class_weights, classes, open_corpus
@@ -81,6 +85,26 @@ def test_test_patients_of_any_source_are_found(finished: Path, tmp_path: Path) -
         examples.splits[:] = [turned[each] for each in examples.splits]
         seen = leaks.check(str(finished), task, examples, splits.folds(examples, task), tmp_path)
         assert len(seen.by_id) == len(seen.by_pixels) == seen.patients > 0
+
+
+def test_a_source_is_probed_in_the_window_that_training_read_it_in(finished: Path, tmp_path: Path) -> None:
+    """Its own for the shards of a source with one, the encoder's for others; the task's own word goes before both.
+
+    Other data are said to have been read otherwise in part. Raw images need to be told which source they are like.
+    """
+    plain = encoders.load(str(finished), TaskConfig(data="x"))
+    for data, words, expected, said in (
+        (finished.parent / "few", {}, (-100.0, 200.0), "window -100 to 200 HU, as training read few"),
+        (finished.parent / "body", {}, plain.window, ""),
+        (finished.parent / "few", {"window": [0.0, 80.0]}, (0.0, 80.0), ""),
+        (write_dataset(tmp_path / "new", {"train": 1}, seed=4), {}, plain.window, "others (few -100 to 200 HU)"),
+    ):
+        task, about = windows.chosen(str(finished), TaskConfig(data=str(data), **words))
+        found = encoders.load(str(finished), task)
+        assert found.window == expected and said in about and bool(said) == bool(about)
+        assert (found.digest == plain.digest) == (expected == plain.window)
+    with pytest.raises(SettingsError, match=r"was trained on several data sets, body \(.*--like SHARDS"):
+        preparation.of_checkpoint(str(finished), None, None)
 
 
 def test_a_pipeline_of_several_sources_leaves_the_data_to_its_tasks(tmp_path: Path, monkeypatch, capsys) -> None:

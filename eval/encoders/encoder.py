@@ -87,7 +87,16 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     FILE.py:FUNCTION                     an encoder of your own
     random                               a fresh backbone of the architecture of `like`
     pixels                               no network: statistics of the pixels, the baseline of every table
+
+    A window that the task names takes the place of the encoder's.
     """
+    found = _loaded(checkpoint, task)
+    if task.window is not None and (window := (task.window[0], task.window[1])) != tuple(found.window):
+        found.window, found.digest = window, hashlib.sha256(f"{found.digest} {window}".encode()).hexdigest()
+    return found
+
+
+def _loaded(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     if checkpoint == "pixels":
         return pixel_baseline.PixelBaseline()
     if checkpoint == "random":

@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.schema import SchemaError, read_dataset
 from eval.config import FilesConfig, TaskConfig
 from meddap.settings import SettingsError
-from pretrain.config import load
+from pretrain.config import load, sources_of
 from pretrain.runtime.checkpoint import CheckpointError
 from pretrain.weights import encoder
 
@@ -73,9 +73,13 @@ def of_checkpoint(checkpoint: str, like: str | None, modality: str | None) -> Pr
         return Preparation("shards", modality)
     remedy = "give --like SHARDS, a data set that was made alike, or --modality CT|MR|IMAGE for default settings"
     try:
-        root = load(encoder.find(Path(checkpoint)).path / "config.yaml").data.root
+        roots = sources_of(load(encoder.find(Path(checkpoint)).path / "config.yaml").data)
     except CheckpointError:
         raise SettingsError(f"{checkpoint}: does not say how raw images are prepared; {remedy}") from None
+    if len(roots) > 1:
+        each = ", ".join(f"{name} ({source.root})" for name, source in roots.items())
+        raise SettingsError(f"{checkpoint}: was trained on several data sets, {each}; {remedy}")
+    root = next(iter(roots.values())).root
     try:
         return _with_modality(root, of_shards(root))
     except SchemaError as error:
