@@ -313,7 +313,7 @@ def content_digest(pixels: np.ndarray) -> int:
     return int.from_bytes(digest.digest()[:8], "big")
 
 
-def _allow_open_files(count: int) -> None:
+def allow_open_files(count: int) -> None:
     """Let this process keep `count` shards open. Raises SchemaError if the system does not allow it.
 
     Many systems allow 1,024 files by default and more to a process that asks.
@@ -344,7 +344,7 @@ class Split:
         for number, (path, row, end) in enumerate(zip(self.paths, rows, ends)):
             self.index[end - row["samples"] : end] = self._read_index(path, row)
             self.shard[end - row["samples"] : end] = number
-        _allow_open_files(len(rows))
+        allow_open_files(len(rows))
         self._files: dict[int, int] = {}
 
     @staticmethod

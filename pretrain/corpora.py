@@ -28,6 +28,7 @@ def open_corpus(config: Config) -> Corpus:
         raise SettingsError(f"data.sources: {len(asked)} sources; at most {MOST_SOURCES:,} are taken")
     splits = {name: _open(name, source, data.split) for name, source in asked.items()}
     _check_distinct(splits)
+    schema.allow_open_files(sum(len(split.paths) for split in splits.values()))
     numbered = _class_numbers(data, splits)
     sources = []
     for name, source in asked.items():

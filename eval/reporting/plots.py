@@ -23,7 +23,8 @@ def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> 
     for (name, each), row in zip(kinds, axes):
         row[0].set_ylabel(name, color=INK)
         for axis, crop in zip(row, each):
-            axis.imshow(crop[0], cmap="gray", interpolation="nearest")
+            shown = next((plane for plane in crop if plane.min() < plane.max()), crop[0])  # absent sequences are flat
+            axis.imshow(shown, cmap="gray", interpolation="nearest")
     return png(figure)
 
 
