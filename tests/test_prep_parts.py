@@ -93,3 +93,13 @@ def test_a_merge_needs_all_parts_made_alike(patients: Path, tmp_path: Path, caps
     assert shard(patients, out) == 1 and "holds parts" in capsys.readouterr().err
     assert shard(patients, tmp_path / "whole") == 0 and shard(patients, tmp_path / "whole", "part=1/2") == 1
     assert "was begun without parts" in capsys.readouterr().err
+
+
+def test_a_licence_is_kept_in_parts_and_in_what_names_them_as_one(patients: Path, tmp_path: Path) -> None:
+    """`license=` is in dataset.json of each part and of the merged data set; without it there is none."""
+    for number in (1, 2):
+        assert shard(patients, tmp_path / "parts", f"part={number}/2", "license=CC-BY-4.0") == 0
+    assert merge.main([str(tmp_path / "parts")]) == 0 and shard(patients, tmp_path / "plain") == 0
+    for folder in (tmp_path / "parts", *archive_parts.folders(tmp_path / "parts")):
+        assert schema.license_of(schema.read_dataset(folder)) == "CC-BY-4.0"
+    assert schema.license_of(schema.read_dataset(tmp_path / "plain")) is None
