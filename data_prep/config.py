@@ -160,6 +160,16 @@ class PetConfig:
 
 
 @dataclass
+class VideoConfig:
+    """Videos, whose frames are the pictures of one series: every `frame_stride`-th."""
+
+    # largest mean change of any of 32 × 32 cells, in 0…1, up to which a frame is left out as a copy of the last one
+    # kept; below 0: none is
+    max_change: float = 0.02
+    broken: Literal["refuse", "keep"] = "refuse"  # a video that breaks off: its frames before that
+
+
+@dataclass
 class ImagesConfig(PrepConfig):
     """Settings of pictures, radiographs and PET."""
 
@@ -179,9 +189,10 @@ class ImagesConfig(PrepConfig):
     # grey: by the luma of BT.601; keep: as the sequences red, green and blue
     colour: Literal["grey", "keep", "refuse"] = "grey"
     longest: int | None = None  # pixels of the longer side; larger pictures are resampled to it, antialiased
-    frame_stride: int = 1  # every n-th picture of a file that holds several
+    frame_stride: int = 1  # every n-th picture of a file that holds several, of a video too
     radiographs: RadiographConfig = field(default_factory=RadiographConfig)
     pet: PetConfig = field(default_factory=PetConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
 
 
 # Range of each number
@@ -209,6 +220,7 @@ RANGES = {
     "longest": Allowed(1, 16384),
     "frame_stride": COUNT,
     "pet.top": POSITIVE,
+    "video.max_change": Allowed(-1, 1),
     "pet.body_suv": NOT_NEGATIVE,
     "pet.min_body_fraction": SHARE,
 }

@@ -20,7 +20,7 @@ from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.studies import Series
 from data_prep.identity import SPLIT_NAMES
 from data_prep.schema import SPLITS
-from data_prep.volumes import medmnist, pictures, zips
+from data_prep.volumes import medmnist, pictures, video, zips
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
@@ -51,10 +51,10 @@ def discover(
     _check(config)
     walked = walk.walk(inputs, workers, config, skip)
     anonymous = [files for uid, files in walked.series.items() if not walked.owners[uid][0]]
-    names = [*filter(pictures.is_picture, walked.others), *(name for files in anonymous for name in files)]
+    names = [*filter(_is_picture, walked.others), *(name for files in anonymous for name in files)]
     found = _Finder(inputs, config, patients.rule(map(inputs.below, names), config.patient_from))
     for name in sorted(walked.others):
-        if pictures.is_picture(name):
+        if _is_picture(name):
             found.add(name, uid=name)
         elif name.lower().endswith(".npz"):
             found.add_arrays(name)
@@ -79,6 +79,10 @@ def discover(
     everything.lines[:0] = walked.notes
     everything.warnings += doubts.warnings(_by_id(inputs, walked), walked.persons, config)
     return everything
+
+
+def _is_picture(name: str) -> bool:
+    return pictures.is_picture(name) or video.is_video(name)
 
 
 def _by_id(inputs: Inputs, walked: walk.Walked) -> list[doubts.Named]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +14,7 @@ from data_prep.discovery.studies import Series
 from data_prep.schema import MR_HIGH, MR_LOW, Slice
 from data_prep.sharding import convert_pet
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
-from data_prep.volumes import medmnist, pictures, slicing
+from data_prep.volumes import medmnist, pictures, slicing, video
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import Scale
 from data_prep.volumes.volume import RejectedSeries
@@ -128,9 +128,31 @@ def _frames(job: Job, series: Series, config: ImagesConfig) -> Iterator[_Frame]:
         if image.ndim == 3 and config.colour == "grey" and not _equal(image):
             image, notes = medmnist.grey(image[None])[0], {"colour": "grey by the luma of BT.601"}
         yield _encoded(pictures.ruled(image, None, notes, rules), rules)
+    elif video.is_video(path):
+        yield from _of_video(video.Video(path, config.frame_stride, config.video.max_change), rules, config)
     else:
         for decoded in islice(pictures.frames(path, rules), 0, None, config.frame_stride):
             yield _encoded(decoded, rules)
+
+
+def _of_video(film: video.Video, rules: pictures.Rules, config: ImagesConfig) -> Iterator[_Frame]:
+    """Yield the frames of a video but blank ones; the last has the notes. Raises RejectedSeries if it breaks off."""
+    last: _Frame | None = None
+    blank = 0
+    for pixels in film.frames():
+        if pixels.min() == pixels.max():
+            blank += 1
+            continue
+        if last is not None:
+            yield last
+        last = _encoded(pictures.ruled(pixels, None, {}, rules), rules)
+    if film.broken and config.video.broken == "refuse":
+        raise RejectedSeries(f"{film.broken}; video.broken=keep takes the frames before")
+    if last is None:
+        raise RejectedSeries("all its frames are blank")
+    notes: dict[str, object] = {"copies_left_out": film.left_out} if film.left_out else {}
+    notes |= {"blank_frames_left_out": blank} if blank else {}
+    yield replace(last, notes={**last.notes, **notes, **({"video": film.broken} if film.broken else {})})
 
 
 def _equal(image: np.ndarray) -> bool:

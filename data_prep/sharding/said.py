@@ -84,6 +84,7 @@ _DECIDED = {
     "window": "range",
     "polarity": "polarity",
     "suv": "values",
+    "video": "video",
     "scan_start": "start of the scan",
     "colour": "colour",
     "inks": "inks",
