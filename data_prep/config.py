@@ -160,6 +160,17 @@ class PetConfig:
 
 
 @dataclass
+class TileConfig:
+    """Large pictures (electron micrographs, slides) cut into tiles, which are slices of one series, row by row."""
+
+    # rows and columns; null: pictures stay whole. Smaller pictures do, too; neighbours overlap where the size does not
+    # divide a picture's
+    size: int | None = None
+    # standard deviation, in 0…1 of the picture's range, below which a tile is empty (glass, background) and left out
+    min_spread: float = 0.02
+
+
+@dataclass
 class VideoConfig:
     """Videos, whose frames are the pictures of one series: every `frame_stride`-th."""
 
@@ -193,6 +204,7 @@ class ImagesConfig(PrepConfig):
     radiographs: RadiographConfig = field(default_factory=RadiographConfig)
     pet: PetConfig = field(default_factory=PetConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    tiles: TileConfig = field(default_factory=TileConfig)
 
 
 # Range of each number
@@ -221,6 +233,8 @@ RANGES = {
     "frame_stride": COUNT,
     "pet.top": POSITIVE,
     "video.max_change": Allowed(-1, 1),
+    "tiles.size": Allowed(8, 16384),
+    "tiles.min_spread": NOT_NEGATIVE,
     "pet.body_suv": NOT_NEGATIVE,
     "pet.min_body_fraction": SHARE,
 }

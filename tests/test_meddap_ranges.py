@@ -11,7 +11,7 @@ import pytest
 
 from data_prep import generate
 from data_prep.config import RANGES as CT_AND_MRI
-from data_prep.config import CtConfig, MriConfig
+from data_prep.config import CtConfig, ImagesConfig, MriConfig
 from eval.config import TaskConfig
 from eval.ranges import TASK
 from meddap import cli
@@ -30,6 +30,7 @@ CONFIGURATIONS = {
     "task": (TaskConfig(data="x"), TASK, ("blocks",)),
     "ct": (CtConfig(), CT_AND_MRI, ()),
     "mri": (MriConfig(), CT_AND_MRI, ()),
+    "images": (ImagesConfig(), CT_AND_MRI, ()),
     "generate": (generate.GenerateConfig(), generate.RANGES, ()),
 }
 

@@ -488,3 +488,24 @@ def test_a_pattern_that_names_nobody(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", grey())
     output = sharded(tmp_path, "patient=(p\\d)?_?a")
     assert rejected(output) == ["its path does not match the pattern `patient`, or names nobody by it"]
+
+
+def test_large_pictures_are_cut_into_tiles(tmp_path: Path) -> None:
+    """Tiles of 16 that cover 40 × 30 pixels, each at its place, without the empty ones, which are counted; a smaller
+    picture stays whole, one that is empty everywhere is left out."""
+    picture = grey(40, 30)
+    picture[:16, :16] = 200
+    save(tmp_path / "in" / "large.png", picture)
+    save(tmp_path / "in" / "small.png", grey(12, 16))
+    empty = np.full((40, 40), 9, np.uint8)
+    empty[0, 0] = 10
+    save(tmp_path / "in" / "empty.png", empty)
+    output = sharded(tmp_path, "tiles.size=16")
+    tiles = {each.order: np.rint(decoded(each)[0]) for each in samples(output) if each.pixels.shape[1:] == (16, 16)}
+    places = [(row, column) for row in (0, 12, 24) for column in (0, 14)][1:]
+    assert len(tiles) == len(places)
+    for order, (row, column) in enumerate(places):
+        assert np.array_equal(tiles[order], picture[row : row + 16, column : column + 16])
+    rows = {row["slices"]: row for row in description.read_manifest(output) if row["status"] == "accepted"}
+    assert rows[5]["air_slices"] == 1 and rows[1]["air_slices"] == 0
+    assert rejected(output) == ["all its tiles are empty; tiles.min_spread says what is"]

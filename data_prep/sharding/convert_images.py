@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from data_prep.config import GridConfig, ImagesConfig
+from data_prep.config import GridConfig, ImagesConfig, TileConfig
 from data_prep.dicom import headers, radiographs
 from data_prep.discovery.studies import Series
 from data_prep.schema import MR_HIGH, MR_LOW, Slice
@@ -63,38 +63,39 @@ def _stage(stager: Stager, series: Series) -> None:
     assert isinstance(config, ImagesConfig)
     own = stager.series_hash(series.uid)
     notes: dict[str, object] = {}
-    sizes, first, counts = set(), None, slicing.SliceCounts()
-    for order, frame in enumerate(_frames(job, series, config)):
+    sizes, first, counts, order = set(), None, slicing.SliceCounts(), 0
+    for frame in _frames(job, series, config):
         first = first or frame
         if len(frame.planes) != len(first.planes):
             raise RejectedSeries("grey and coloured pictures in one file; colour=grey takes it")
         for key, value in frame.notes.items():
             counted = isinstance(value, int) and not isinstance(value, bool)
             notes[key] = int(str(notes.get(key, 0))) + int(str(value)) if counted else value
-        planes, spacing = _fitted(frame, config)
-        names = (config.sequence,) if len(planes) == 1 else RGB
-        for name, plane in zip(names, planes):
-            channel = slicing.Channel(name, planes, 0, frame.scale)
-            counts.count(channel, plane, np.ones(plane.shape, bool))
-        sizes.add(planes.shape[1:])
-        stager.add(
-            [
-                Slice(
-                    pixels=planes,
-                    sequences=names,
-                    spacing=spacing or (1.0, 1.0),
-                    position=float(order),
-                    subject=stager.record.subject,
-                    series=own,
-                    order=order,
-                    key=f"{own}-{order:05d}",
-                    box=(0, planes.shape[1], 0, planes.shape[2]),
-                    labels=dict(job.labels),
-                    scales=((frame.scale.slope, frame.scale.intercept),) * len(names),
-                    meta=frame.meta,
-                )
-            ]
-        )
+        fitted, spacing = _fitted(frame, config)
+        names = (config.sequence,) if len(fitted) == 1 else RGB
+        sizes.add(fitted.shape[1:])
+        for planes in _tiles(fitted, config.tiles, counts):
+            for name, plane in zip(names, planes):
+                channel = slicing.Channel(name, planes, 0, frame.scale)
+                counts.count(channel, plane, np.ones(plane.shape, bool))
+            sample = Slice(
+                pixels=planes,
+                sequences=names,
+                spacing=spacing or (1.0, 1.0),
+                position=float(order),
+                subject=stager.record.subject,
+                series=own,
+                order=order,
+                key=f"{own}-{order:05d}",
+                box=(0, planes.shape[1], 0, planes.shape[2]),
+                labels=dict(job.labels),
+                scales=((frame.scale.slope, frame.scale.intercept),) * len(names),
+                meta=frame.meta,
+            )
+            stager.add([sample])
+            order += 1
+    if not order:
+        raise RejectedSeries("all its tiles are empty; tiles.min_spread says what is")
     assert first is not None  # readers refuse files without pictures
     if len(sizes) > 1:
         notes["sizes"] = f"{len(sizes)} sizes of pictures in the file"
@@ -105,13 +106,37 @@ def _stage(stager: Stager, series: Series) -> None:
             sequence=name,
             stack=own,
             slices=count,
-            air_slices=0,
+            air_slices=counts.air,
             shape=[count, *first.planes.shape[1:]],
             spacing_mm=[1.0, *(round(length, 4) for length in first.spacing or (1.0, 1.0))],
             annotated=[],
             notes=notes if first.spacing else {**notes, "spacing": "unknown, 1 mm stands for it"},
             meta=first.meta,
         )
+
+
+def _tiles(planes: np.ndarray, tiles: TileConfig, counts: slicing.SliceCounts) -> Iterator[np.ndarray]:
+    """Yield the tiles of (S, H, W) planes that are not empty, row by row; those that are count as air.
+
+    They cover the picture: evenly placed from edge to edge, so that neighbours may overlap.
+    """
+    if tiles.size is None or max(planes.shape[1:]) <= tiles.size:
+        yield planes
+        return
+    rows, columns = (_starts(length, tiles.size) for length in planes.shape[1:])
+    for row in rows:
+        for column in columns:
+            tile = planes[:, row : row + tiles.size, column : column + tiles.size]
+            if (tile.std(axis=(1, 2)) < tiles.min_spread * (MR_HIGH - MR_LOW)).all():
+                counts.air += 1
+            else:
+                yield np.ascontiguousarray(tile)
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Return where tiles begin along an axis: as few as cover it."""
+    count = max(-(-length // size), 1)
+    return [place * max(length - size, 0) // max(count - 1, 1) for place in range(count)]
 
 
 def _frames(job: Job, series: Series, config: ImagesConfig) -> Iterator[_Frame]:
