@@ -210,7 +210,8 @@ def _other_crops(crops: int, device: torch.device) -> torch.Tensor:
 def gram_term(teacher: VisionTransformer, micro_batch: MicroBatch, student: torch.Tensor) -> torch.Tensor:
     """Gram anchoring of the student's (N, P, D) patches, each sequence by itself, to the Gram teacher's.
 
-    The Gram teacher's patches, of finer crops, are resized to the student's grid.
+    The Gram teacher's patches, of finer crops, are resized to the student's grid. The mean is over a crop's sequences,
+    then over crops, so that a batch may be divided where samples have different sequences.
     """
     crops, patch = micro_batch.gram_crops(), teacher.patch_size
     fine, coarse = (
@@ -219,7 +220,11 @@ def gram_term(teacher: VisionTransformer, micro_batch: MicroBatch, student: torc
     with torch.no_grad():
         seen = teacher.packed([crops])[0]
         anchor = resize_patches(seen.patches, fine[0], fine[1], to=(coarse[0], coarse[1]))
-    return gram_loss(student, anchor)
+    there = crops.present
+    if there is None or bool(there.all()):
+        return gram_loss(student, anchor)
+    share = (1 / there.sum(dim=1, keepdim=True) / len(there)).expand(there.shape)[there]
+    return gram_loss(student, anchor, to_device_async(share, student.device))
 
 
 def class_term(logits: Mapping[str, torch.Tensor], labels: torch.Tensor, weights: StepWeights) -> torch.Tensor:

@@ -61,6 +61,15 @@ def test_a_sign_that_stays_is_told_once(name: str, bad: float, good: float, caus
     assert not any(healthy.update({"step": step, f"monitor/{name}": good}) for step in range(1000))
 
 
+def test_a_source_whose_images_are_all_alike_is_named_once() -> None:
+    """Its own spread tells, while that of the whole batch is healthy; steps in which it has too few do not count."""
+    monitor, told = CollapseMonitor(), []
+    for step in range(500):
+        row = {"step": step, "monitor/feature_spread": 0.8, "source/good/cls_spread": 0.7}
+        told += monitor.update(row | ({"source/bad/cls_spread": 0.01} if step % 2 else {}))
+    assert len(told) == 1 and told[0].startswith("step 399: source/bad/cls_spread 0.010: all images of this source")
+
+
 def test_a_rate_of_zero_that_stays_is_reported_once() -> None:
     """After 100 steps of it, not at a warm-up's first step and not while it is small."""
     monitor, lines = CollapseMonitor(), []

@@ -144,6 +144,19 @@ def test_metrics_of_each_source_add_up_to_the_batch(run, tmp_path: Path) -> None
     assert sum(seen.values()) == state["stream"]["samples"] == 64
 
 
+def test_micro_batches_change_nothing_of_a_mixed_run(run, tmp_path: Path) -> None:
+    """Gram anchoring, distorted slices, windows, two or three sequences or one: two micro-batches are one, to 1e-5."""
+    words = ["stages.second.gram.teacher_from=adapt", "stages.second.gram.size=32", "stage_defaults.loss.koleo_group=2"]
+    words += ["stage_defaults.augment.slice.noise_p=0.5", "stage_defaults.augment.slice.gamma_p=0.5"]
+    words += ["data.sources.few.window=[-100,200]", "data.sources.few.weight=0.3"]
+    assert run("one", *words) == 0 and run("two", *words, "machine.accumulate=2") == 0
+    for stage in ("adapt", "second"):
+        for ours, theirs in zip(rows(tmp_path / "one" / stage), rows(tmp_path / "two" / stage), strict=True):
+            assert ours.keys() == theirs.keys() and ours["samples"] == theirs["samples"]
+            for key, value in ours.items():
+                assert value == theirs[key] or value == pytest.approx(theirs[key], rel=1e-5, abs=1e-5), key
+
+
 def test_one_source_with_a_name_is_the_run_of_its_root(corpus, tmp_path: Path) -> None:
     """`data.sources` of one data set: the samples, metrics and weights of `data.root`, to the bit."""
     (tmp_path / "c.yaml").write_text(CONFIG)

@@ -107,4 +107,4 @@ def chain_seed(seed: int, source: int) -> int:
     if not source:
         return seed
     mixed = mix64(np.array([seed % 2**64], np.uint64) ^ mix64(np.array([source], np.uint64)))
-    return int(mixed[0])
+    return int(mixed[0] >> np.uint64(1))  # as a signed number

@@ -89,13 +89,16 @@ def batch_class_weights(counts: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, (total / (counts + 1e-6)).clamp(min=1e-6).log(), 0.0)
 
 
-def gram_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def gram_loss(student: torch.Tensor, teacher: torch.Tensor, share: torch.Tensor | None = None) -> torch.Tensor:
     """Return the mean squared difference of patches' cosine similarities within an image, student against Gram teacher.
 
     student, teacher  (N, P, D)
+    share             (N,) float32 of each image in the mean; None: all alike
     """
     of_student, of_teacher = (_similarities(tokens) for tokens in (student, teacher))
-    return F.mse_loss(of_student, of_teacher)
+    if share is None:
+        return F.mse_loss(of_student, of_teacher)
+    return (F.mse_loss(of_student, of_teacher, reduction="none").mean(dim=(1, 2)) * share).sum()
 
 
 def _similarities(tokens: torch.Tensor) -> torch.Tensor:
