@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.datasets import body_slice
 from helpers.encoders import random_transformer
+from PIL import Image
 
 from data_prep import identity, shard_ct
 from eval import predict, probe
@@ -293,3 +294,57 @@ def test_what_is_wrong_is_one_line(images, shards, probed, tiny_dataset, tmp_pat
     monkeypatch.setattr(encoder, "load", lambda checkpoint, task: random_transformer(seed=1))
     assert run(tmp_path / "other", logistic, *data) == 1
     assert "other weights than the head logistic was fitted on" in capfd.readouterr().err
+
+
+def test_a_head_of_nnunets_layout_reads_new_files_as_its_cases(tmp_path: Path) -> None:
+    """NIfTI files alone, prepared as the cases were: the probe's own predictions of its test cases, to 1e-6; the
+    training cases are known again by their pixels."""
+    root = tmp_path / "Dataset001"
+    for number in range(12):
+        write_patient(tmp_path / f"{number}", number)
+        end = "Tr" if number < 9 else "Ts"
+        for folder, name in ((f"images{end}", "ct"), (f"labels{end}", "ct_seg")):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            channel = "_0000" if name == "ct" else ""
+            shutil.copy(tmp_path / f"{number}" / f"{name}.nii.gz", root / folder / f"case{number:02d}{channel}.nii.gz")
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "bright": 1, "dark": 2}}
+    (root / "dataset.json").write_text(json.dumps({**described, "numTraining": 9, "file_ending": ".nii.gz"}))
+    settings = task(root, "logistic", source="nnunet", kind="multilabel")
+    probe.run("any", settings, tmp_path / "probed")
+    _, written = results.read_predictions(tmp_path / "probed")
+    wanted = dict(zip(written["logistic"].keys, written["logistic"].scores[0]))
+    words = ("--input", str(root / "imagesTs"), "--keep-ids")
+    assert run(tmp_path / "out", tmp_path / "probed", *words) == 0
+    found = rows(tmp_path / "out")
+    for row in found:
+        study = identity.hashed(b"tests", "series", row["series"].removesuffix("_0000.nii.gz"))
+        scores = wanted.pop(f"{study}-{int(row['slice']):05d}")
+        np.testing.assert_allclose([float(row["bright"]), float(row["dark"])], scores, atol=1e-6)
+    assert not wanted and len(found) == 21
+    assert run(tmp_path / "seen", tmp_path / "probed", "--input", str(root / "imagesTr")) == 1
+
+
+def test_a_head_of_folders_of_pictures_reads_new_pictures(tmp_path: Path) -> None:
+    """The probe's own probabilities to 1e-3, for shards store 8 bits on a scale of 16,384 steps, and the same classes;
+    pictures of the training are known again."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for name, level in (("dark", 60), ("light", 160)):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise = np.clip(rng.normal(level, 60, (48, 48)), 0, 255).astype(np.uint8)
+                Image.fromarray(noise).save(tmp_path / "pictures" / split / name / f"{split}{number}.png")
+    probe.run(
+        "any", task(tmp_path / "pictures", "logistic", source="folders", kind="binary", size=48), tmp_path / "out"
+    )
+    _, written = results.read_predictions(tmp_path / "out")
+    new = ("--input", str(tmp_path / "pictures" / "test"), "--keep-ids")
+    assert run(tmp_path / "new", tmp_path / "out", *new) == 0
+    wanted = dict(zip(written["logistic"].keys, written["logistic"].scores[0][:, 0]))
+    found = rows(tmp_path / "new")
+    for row in found:
+        score = wanted[identity.hashed(b"tests", "source", f"test/{row['series']}")]
+        assert float(row["light"]) == pytest.approx(score, abs=1e-3)
+        assert (float(row["light"]) > 0.5) == row["series"].startswith("light")
+    assert len(found) == len(wanted) == 12
+    assert run(tmp_path / "old", tmp_path / "out", "--input", str(tmp_path / "pictures" / "train")) == 1

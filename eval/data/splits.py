@@ -59,7 +59,7 @@ def _given(examples: Examples, config: TaskSplitConfig) -> Fold:
 
     Examples of no split belong to training where the data know others, for that is what test folders mean.
     """
-    splits = examples.splits.copy()
+    splits = examples.splits.astype("U5")  # wide enough for every name, whichever the data have
     if not (splits == "test").any():
         raise SettingsError("split.by=given: the data name no test patients; take split.by=patient, kfold or site")
     splits[splits == ""] = "train"

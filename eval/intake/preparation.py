@@ -41,6 +41,11 @@ def of_task(task: TaskConfig) -> Preparation:
         return of_shards(task.data, task.source)
     if task.source == "nnunet" and task.files.modality == "CT":
         return Preparation("nnunet", "CT", _as_nnunet_cases(task.files))
+    if task.source == "medmnist":
+        return Preparation(task.source, "IMAGE")
+    if task.source == "folders" and task.files.range != "hu":  # sharding of pictures knows no HU
+        own = {name: getattr(task.files, name) for name in ("range", "alpha", "colour")}
+        return Preparation(task.source, "IMAGE", {**own, "patient": task.files.patient or ""})
     return Preparation(task.source)
 
 
