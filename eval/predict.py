@@ -175,9 +175,9 @@ def _seen(examples: Examples, stored: StoredHead, intake: Intake) -> dict[str, s
 def _table(rows: list[dict[str, Any]], intake: Intake, options: argparse.Namespace) -> str:
     """Return the CSV: predictions, then what was left out before."""
     if options.keep_ids:
-        patients, series = originals(intake)
+        patients, series = originals(intake, {row["patient"] for row in rows})
         rows = [{**row, "patient": patients[row["patient"]]} for row in rows]
-        rows = [{**row, "series": series[row["series"]]} if "series" in row else row for row in rows]
+        rows = [{**row, "series": series.get(row["series"], "")} if "series" in row else row for row in rows]
     if options.input:
         rows = rows + [
             {"series": row["source"], "status": OUT, "reason": row["reason"]}

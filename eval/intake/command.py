@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,29 +44,31 @@ def taken_in(options: argparse.Namespace, how: Preparation | None, workers: int,
     return raw.prepare(options.input, how, work, options.salt_file, workers, options.keep_ids)
 
 
-def originals(intake: Intake) -> tuple[dict[str, str], dict[str, str]]:
+def originals(intake: Intake, subjects: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return hash → id of every patient that the key names, and hash → path of every series.
 
-    Raises SettingsError for a key of another data set.
+    subjects  hashes of the patients that there are. Raises SettingsError for a key of another data set.
     """
-    series = {stack: intake.name_of(rows[0]["source"]) for stack, rows in intake.series.items()}
     patients = intake.names.patients
-    if missing := {row["subject"] for row in intake.manifest} - set(patients):
+    if missing := set(subjects) - set(patients):
         raise SettingsError(f"--key: does not name {len(missing)} patients of these shards; give theirs")
-    return patients, series
+    return patients, {stack: intake.name_of(rows[0]["source"]) for stack, rows in intake.series.items()}
 
 
 def named(columns: Mapping[str, np.ndarray], intake: Intake) -> dict[str, np.ndarray]:
     """Return columns with the patients' ids and the series' paths in place of hashes. Raises SettingsError."""
-    patients, series = originals(intake)
+    patients, series = originals(intake, columns["patient"].tolist())
     found = dict(columns)
-    try:
-        for name, table in (("patient", patients), ("series", series)):
-            if name in found:
-                found[name] = np.array([table[each] for each in found[name]])
-    except KeyError:
-        raise SettingsError("--keep-ids: these shards have no manifest that names their series; leave it out") from None
+    for name, table in (("patient", patients), ("series", series)):
+        if name in found:
+            found[name] = np.array([_of(table, each) for each in found[name]])
     return found
+
+
+def _of(table: Mapping[str, str], name: str) -> str:
+    if name not in table:
+        raise SettingsError("--keep-ids: these shards have no manifest that names their series; leave it out")
+    return table[name]
 
 
 def left_out(intake: Intake, keep_ids: bool) -> list[dict[str, str]]:
