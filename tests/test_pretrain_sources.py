@@ -12,7 +12,9 @@ from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 
 from data_prep import schema
 from pretrain import train
-from pretrain.data import order
+from pretrain.config import load
+from pretrain.corpora import open_corpus
+from pretrain.data import order, stream
 from pretrain.data.mixture import Mixture, chain_seed
 from pretrain.data.order import Chain
 from pretrain.runtime import checkpoint
@@ -101,6 +103,35 @@ def test_a_sample_comes_as_often_as_its_weight_says() -> None:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Roots of the three sources by name; to be read only."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_mixed_batch_holds_each_slice_as_it_is_stored(threads: int, corpus, tmp_path: Path) -> None:
+    """Of slices of three sizes, the batch's largest changing from one to the next: stored values, air around them and
+    in all sequences that a slice does not have or its source does not give; each once an epoch, memory used again."""
+    (tmp_path / "c.yaml").write_text(SEVERAL)
+    config = load(
+        tmp_path / "c.yaml",
+        [*overrides(corpus), "data.sources.brains.sequences=[t1,flair]", "data.sources.brains.weight=0.7"],
+    )
+    sources, names = open_corpus(config), tuple(config.data.sequences)
+    shapes, batches = set(), stream.batches(sources, batch_size=2, seed=1, sequences=names, threads=threads)
+    for _ in range(40):
+        batch = next(batches)
+        shapes.add(tuple(batch.pixels.shape[2:]))
+        for row, sample in enumerate(batch.sample.numpy()):
+            source = sources.sources[int(order.source_of(sample))]
+            stored, (height, width) = source.split[int(order.number_of(sample))], batch.pixels.shape[2:]
+            for place, name in enumerate(names):
+                expected = np.full((height, width), int(schema.span(name, (schema.AIR_HU, 0))[0]), np.int16)
+                given = name in stored.sequences and (source.name != "brains" or name in ("t1", "flair"))
+                assert bool(batch.present[row, place]) == given
+                if given:
+                    plane = schema.signed(stored.pixels[stored.sequences.index(name)].copy())
+                    expected[: plane.shape[0], : plane.shape[1]] = plane
+                assert np.array_equal(batch.pixels[row, place].numpy(), expected), (row, name)
+    batches.close()
+    assert len(shapes) == 3
 
 
 @pytest.fixture

@@ -70,12 +70,15 @@ class Dies:
         stage.run_step = dying
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.stress)])
-def test_ranks_share_a_mixed_batch(arguments, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "spread"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.stress)]
+)
+def test_ranks_share_a_mixed_batch(arguments, size: int, spread: str) -> None:
     """Metrics of each source too are those of one process."""
-    logs = arguments.root / "logs" / f"ranks{size}"
-    assert train(arguments(f"ranks{size}"), size, logs) == [0] * size, said(logs)
-    assert_same(arguments.root / "whole", arguments.root / f"ranks{size}")
+    name = f"{spread}{size}"
+    logs = arguments.root / "logs" / name
+    assert train(arguments(name, f"machine.parallel={spread}"), size, logs) == [0] * size, said(logs)
+    assert_same(arguments.root / "whole", arguments.root / name)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.stress)])
