@@ -86,8 +86,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]
     drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}
     if drawn:
         overlays.save(output / "overlays.npz", last, drawings, drawn)
-    if task.keep_heads:
-        _keep(fitted, outcomes, rows, base, frozen, output)
+    kept = _keep(fitted, outcomes, rows, base, frozen, output) if task.keep_heads else []
+    head.remove_others(output, kept)
     files.write_rows(output / "results.jsonl", rows)
     return rows
 
@@ -110,8 +110,8 @@ def _keep(
     base: Base,
     frozen: FrozenEncoder,
     output: Path,
-) -> None:
-    """Keep every fitted head that can be kept, with its card; say which are."""
+) -> list[str]:
+    """Keep every fitted head that can be kept, with its card; say which are, and return their names."""
     task, examples, reasons = base.task, base.examples, {}
     prepared = vars(preparation.of_task(task))
     source = {"source": frozen.source, "digest": frozen.digest, "window": [float(value) for value in frozen.window]}
@@ -144,6 +144,7 @@ def _keep(
             reasons[mine.name] = head.keep(output, mine, each, examples.digests[learned])
     for line in head.lines(reasons):
         console.say(line)
+    return [name for name, reason in reasons.items() if not reason]
 
 
 def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> Choices:

@@ -212,6 +212,9 @@ def test_a_head_that_cannot_be_used_is_one_line(tiny_dataset, transformer, tmp_p
     arrays.write_bytes(arrays.read_bytes()[:-8] + bytes(8))
     with pytest.raises(FileError, match="head.safetensors: damaged, or of another head"):
         head.read(out)
-    probe.run("any", task(data, "logistic", head_gb=1e-9), tmp_path / "small")
-    with pytest.raises(SettingsError, match="no fitted head there"):
-        head.read(tmp_path / "small")
+    for change in ({"head_gb": 1e-9}, {"keep_heads": False}):
+        probe.run("any", task(data, "logistic"), tmp_path / "small")
+        assert head.read(tmp_path / "small").head.name == "logistic"
+        probe.run("any", task(data, "logistic", **change), tmp_path / "small")  # its results are of another head
+        with pytest.raises(SettingsError, match="no fitted head there"):
+            head.read(tmp_path / "small")

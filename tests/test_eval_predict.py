@@ -14,7 +14,7 @@ from helpers.datasets import body_slice
 from helpers.encoders import random_transformer
 from PIL import Image
 
-from data_prep import identity, shard_ct
+from data_prep import identity, shard_ct, shard_mri
 from eval import predict, probe
 from eval.config import DecoderConfig, StrideConfig, TableConfig, TaskConfig
 from eval.data import sources
@@ -348,3 +348,33 @@ def test_a_head_of_folders_of_pictures_reads_new_pictures(tmp_path: Path) -> Non
         assert (float(row["light"]) > 0.5) == row["series"].startswith("light")
     assert len(found) == len(wanted) == 12
     assert run(tmp_path / "old", tmp_path / "out", "--input", str(tmp_path / "pictures" / "train")) == 1
+
+
+def test_maps_of_an_mr_study_lie_on_the_grid_of_its_reference(brains: Path, tmp_path: Path) -> None:
+    """Several sequences, seen one after the other; the file has the reference's shape and affine, and the Dice with the
+    study's label map is the probe's."""
+    words = ["--input", str(brains), "--output", str(tmp_path / "shards"), "--key", str(tmp_path / "key.jsonl")]
+    assert shard_mri.main([*words, "split.train=4", "split.val=3", "split.test=3"]) == 0
+    settings = task(tmp_path / "shards", "segmentation", size=40)
+    probe.run("any", settings, tmp_path / "probed")
+    _, written = results.read_predictions(tmp_path / "probed")
+    prediction = written["segmentation"]
+    run(tmp_path / "out", tmp_path / "probed", "--input", str(brains), "--allow-training-patients", "maps=each")
+    key = {row["source"]: row for row in map(json.loads, (tmp_path / "key.jsonl").read_text().splitlines())}
+    manifest = [json.loads(line) for line in (tmp_path / "shards" / "manifest.jsonl").read_text().splitlines()]
+    values = head.read(tmp_path / "probed").head.values
+    seen = 0
+    for row in manifest:
+        if row["status"] != "accepted" or not row["reference"] or row["split"] != "test":
+            continue
+        source = Path(key[row["source"]]["files"][0])
+        (labels,) = source.parent.glob("*seg*")
+        truth, image = np.asarray(nib.load(labels).dataobj), nib.load(source)
+        place = list(prediction.subjects).index(row["subject"])
+        for column, value in enumerate(values):
+            drawn = nib.load(tmp_path / "out" / "segmentations" / row["stack"] / f"{value}.nii.gz")
+            assert drawn.shape == image.shape and np.allclose(drawn.affine, image.affine)
+            wanted = prediction.values["dice"][0][place, column]
+            assert dice(np.asarray(drawn.dataobj) > 0, truth == value) == pytest.approx(wanted, abs=1e-6, nan_ok=True)
+            seen += 1
+    assert seen

@@ -31,6 +31,7 @@ from eval.config import TaskConfig
 from eval.data import files, images
 from eval.data.examples import Examples, Picture
 from eval.encoders.encoder import FrozenEncoder, Tokens
+from meddap.console import progress
 from meddap.disk import write_atomic
 from meddap.records import read_json
 from meddap.settings import SettingsError
@@ -173,7 +174,7 @@ def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskC
     starts = range(first, count, task.batch_size)
     with ThreadPoolExecutor(1) as reader:  # the next batch is read while this one is computed
         ahead = reader.submit(_pictures, examples, first, task)
-        for number, start in enumerate(tqdm(starts, "features", disable=None, leave=False)):
+        for number, start in enumerate(progress(starts, len(starts), "batches of features")):
             pictures, rows = ahead.result(), slice(start, min(start + task.batch_size, count))
             ahead = reader.submit(_pictures, examples, rows.stop, task)
             found, _ = encode(encoder, pictures, task.size, [*tail, *blocks])

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,14 @@ def keep(folder: Path, head: Head, fitted: Fitted, digests: np.ndarray) -> str:
     write_atomic(place / "card.md", card.markdown(record).encode())
     write_atomic(place / "head.json", (json.dumps(record, indent=1) + "\n").encode())
     return ""
+
+
+def remove_others(folder: Path, names: Collection[str]) -> None:
+    """Remove the heads of earlier runs from a probe's folder: its results are no longer theirs."""
+    for place in folder.glob("heads/*/head.json"):
+        if place.parent.name not in names:
+            place.unlink()  # first, so that what is left is no head
+            shutil.rmtree(place.parent)
 
 
 def find(path: Path) -> Path:
