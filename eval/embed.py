@@ -28,7 +28,18 @@ from eval.data.features import StoredFeatures
 from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
 from eval.intake import preparation, raw, unlabelled
-from eval.intake.command import LEFT_OUT, add_inputs, check_ids, left_out, named, say_left_out, taken_in, work_folder
+from eval.intake.command import (
+    LEFT_OUT,
+    add_inputs,
+    begin,
+    check_ids,
+    compare,
+    left_out,
+    named,
+    say_left_out,
+    taken_in,
+    work_folder,
+)
 from eval.intake.raw import CommandFailed
 from eval.reporting import vectors
 from eval.reporting.vectors import Vectors
@@ -56,6 +67,7 @@ def embed(options: argparse.Namespace, config: EmbedConfig) -> int:
         return 0
     work = work_folder(options.output)
     with sole_writer(work):
+        begin(options.output, work, made)
         how = preparation.of_checkpoint(options.checkpoint, options.like, options.modality) if options.input else None
         intake = taken_in(options, how, config.workers, work)
         examples = unlabelled.load(str(intake.root), config.stride, config.split)
@@ -128,10 +140,7 @@ def finished(output: Path, made: dict[str, Any]) -> bool:
     before = vectors.made(output)
     if before is None:
         return False
-    for name, value in made.items():
-        if before.get(name) != value:
-            was = before.get(name)
-            raise SettingsError(f"{output}: was made with {name}={was}, now {value}; name another --output")
+    compare(output, before, made)
     console.say(f"{output}: finished before, {before.get('slices')} slices; the images were not looked at again")
     return True
 

@@ -27,7 +27,17 @@ from eval.data import files
 from eval.data.examples import Examples
 from eval.encoders import encoder
 from eval.intake import grids, unlabelled
-from eval.intake.command import LEFT_OUT, add_inputs, check_ids, left_out, originals, say_left_out, taken_in
+from eval.intake.command import (
+    LEFT_OUT,
+    add_inputs,
+    begin,
+    check_ids,
+    compare,
+    left_out,
+    originals,
+    say_left_out,
+    taken_in,
+)
 from eval.intake.grids import Placed
 from eval.intake.preparation import SHARDS, Preparation
 from eval.intake.raw import CommandFailed, Intake
@@ -59,6 +69,7 @@ def predict(options: argparse.Namespace, config: PredictConfig) -> int:
     if _finished(output, made):
         return 0
     with sole_writer(work):
+        begin(output, work, made)
         how = Preparation(**stored.head.prepared) if options.input else None
         intake = taken_in(options, how, config.workers, work)
         measured = task.stride.test if task.source in SHARDS else task.files.plane_stride
@@ -98,7 +109,7 @@ def _rows(
         if subject in seen:
             yield {"patient": subject, "status": REFUSED, "reason": seen[subject]}
             continue
-        path = work / "rows" / f"{subject}.json"
+        path = work / f"rows-{examples.version[:16]}" / f"{subject}.json"
         if not path.is_file():
             mine = examples.take(np.arange(start, stop))
             rows = _patient(applied, mine, placed, options, config)
@@ -229,10 +240,7 @@ def _finished(output: Path, made: Mapping[str, Any]) -> bool:
     if not path.is_file():
         return False
     before = read_json(path, {"rows": int}, "name another --output", SettingsError)
-    for name, value in json.loads(json.dumps(made)).items():
-        if before.get(name) != value:
-            was = before.get(name)
-            raise SettingsError(f"{output}: was made with {name}={was}, now {value}; name another --output")
+    compare(output, before, made)
     console.say(f"{output}: finished before, {before['rows']} rows; the images were not looked at again")
     return True
 

@@ -152,6 +152,7 @@ def test_a_start_that_was_killed_ends_as_if_it_was_not(tiny_dataset, transformer
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed.npz", *words)
     assert not (tmp_path / "killed.npz").exists()
+    assert run(tmp_path / "killed.npz", *words, "tokens=cls") == 1  # it was begun otherwise
     monkeypatch.setattr(embed.vectors, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed.npz", *words)

@@ -259,6 +259,7 @@ def test_a_start_that_was_killed_goes_on(shards, probed, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", probed / "segmentation", *words)
     assert not (tmp_path / "killed" / "predictions.csv").exists()
+    assert run(tmp_path / "killed", probed / "segmentation", *words, "maps=each") == 1  # it was begun otherwise
     assert run(tmp_path / "killed", probed / "segmentation", *words) == 0
     assert len(calls) == 3 + len(rows(tmp_path / "whole")) - 2
     for path in (tmp_path / "whole").rglob("*.*"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from eval.intake import raw
 from eval.intake.preparation import Preparation
 from eval.intake.raw import Intake
 from meddap import console
+from meddap.disk import write_atomic
+from meddap.records import read_json
 from meddap.settings import SettingsError
 
 LEFT_OUT = 4  # exit status: done, but some inputs were left out
@@ -86,6 +90,22 @@ def say_left_out(count: int) -> int:
         return 0
     console.say(f"{count} inputs were left out; the reasons are in the output (exit status {LEFT_OUT})")
     return LEFT_OUT
+
+
+def compare(output: Path, before: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Raise SettingsError where an output was made, or begun, otherwise than it would be now."""
+    for name, value in json.loads(json.dumps(made)).items():
+        if before.get(name) != value:
+            was = before.get(name)
+            raise SettingsError(f"{output}: was made with {name}={was}, now {value}; name another --output")
+
+
+def begin(output: Path, work: Path, made: Mapping[str, Any]) -> None:
+    """Record how an output is made. Raises SettingsError where a start that was killed made it otherwise."""
+    path = work / "made.json"
+    if path.is_file():
+        compare(output, read_json(path, dict, f"remove {work}", SettingsError), made)
+    write_atomic(path, json.dumps(made).encode())
 
 
 def work_folder(output: Path) -> Path:
