@@ -77,6 +77,9 @@ class PrepConfig:
     # what names the patient of a file whose header does not; BIDS names and layouts take precedence. auto: the first
     # folder from the top where the names differ and are not train, val, images … only; without one the file's name
     patient_from: Literal["auto", "first_folder", "parent_folder", "file"] = "auto"
+    # what names the patient of a file whose header does not, before BIDS names, layouts and `patient_from`: a regular
+    # expression of its path below the input, whose group is the patient
+    patient: str = ""
     # DICOM: whether its PatientID names the patient, or its path as for image files (where all share one id)
     patient_id: Literal["header", "path"] = "header"
     strict: bool = False  # whether what would be a warning is an error, before anything is written where it can be told
@@ -185,9 +188,7 @@ class ImagesConfig(PrepConfig):
     """Settings of pictures, radiographs and PET."""
 
     sequence: str = "image"  # name of the pictures' one sequence, e.g. xray
-    # what names the patient of a picture: a regular expression of its path below the input, whose group is the patient;
-    # else `patient_from`, where `file` takes each picture as a patient. PatientID of DICOM takes precedence
-    patient: str = ""
+    # what names the patient of a picture without `patient`; `file`: each is one. PatientID of DICOM takes precedence
     patient_from: Literal["auto", "first_folder", "parent_folder", "file"] = "file"
     class_from: Literal["none", "folder"] = "none"  # folder: a picture's folder is its class, in the column `class`
     # auto: as MedMNIST files and folders named train, val or test say; hash: by the hashed patient

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import shard_mri
-from data_prep.discovery import patients
+from data_prep.discovery import alike, patients
 
 
 def named(*paths: str, studies: tuple[str, ...] = ()) -> tuple[str, set[str]]:
@@ -49,12 +49,80 @@ def named(*paths: str, studies: tuple[str, ...] = ()) -> tuple[str, set[str]]:
         (["p1/visit1/x.nii", "p1/visit2/x.nii"], "folder level 1", {"p1"}),
         (["p1/t1.nii", "p1/flair.nii"], "folder level 1", {"p1"}),
         (["p1/x.nii", "stray.nii"], "folder level 1", {"p1", "stray"}),
+        (["2019-03-04/A7/x.nii", "2019-05-06/B8/x.nii"], "folder level 2 (…/*)", {"A7", "B8"}),
+        (["20190304/4711/x.nii", "20190506/4711/x.nii"], "folder level 2 (…/*)", {"4711"}),
+        (["20190304/1/x.nii", "20190506/2/x.nii"], "folder level 1", {"20190304", "20190506"}),
+        (["Kim/20190304/x.nii", "Kim/20190506/x.nii"], "folder level 1", {"Kim"}),
+        (["preop/007/x.nii", "intraop/007/x.nii", "preop/008/x.nii"], "folder level 2 (…/*)", {"007", "008"}),
+        (["visit1/s1.nii", "visit2/s1.nii", "visit1/s2.nii"], "file name (…/*)", {"s1", "s2"}),
+        (["K7_visit1/x.nii", "K7_visit2/x.nii", "K8_visit1/x.nii"], "folder level 1", {"K7", "K8"}),
+        (["K7-baseline/x.nii", "K7-followup/x.nii", "K8_2020-01-31/x.nii"], "folder level 1", {"K7", "K8"}),
+        (["K-01_raw/x.nii", "K-01_FU001d_raw/x.nii", "K-02_raw/x.nii"], "folder level 1", {"K-01_raw", "K-02_raw"}),
+        (["k7_B30f.nii", "k7_Br64d.nii", "k8_B30f.nii"], "file name", {"k7", "k8"}),
+        (["k7_lung.nii", "k7_soft.nii", "k7_1.5mm.nii", "k7_5mm.nii"], "file name", {"k7"}),
+        (["k7_L.nii", "k7_R.nii", "k8_exp.nii", "k8_insp.nii"], "file name", {"k7", "k8"}),
+        (["k7_T00.nii", "k7_T50.nii", "k7_T0.nii", "k8_BL.nii", "k8_FU2.nii"], "file name", {"k7", "k8"}),
+        (["k7_scan1.nii", "k7_scan2.nii", "k8-V1.nii", "k8-V2.nii"], "file name", {"k7", "k8"}),
+        (
+            ["7_CT_20210506100215_2.nii", "7_CT_20210506100315_3a.nii", "8_CT_20210506100215_2.nii"],
+            "file name",
+            {"7", "8"},
+        ),
+        (["scan_1.nii", "scan_2.nii"], "file name", {"1", "2"}),
         (["raw/sub-01/anat/sub-01_T1w.nii", "raw/sub-02/sub-02_T1w.nii"], "file name", {"sub-01", "sub-02"}),
     ],
 )
 def test_the_level_whose_names_differ_names_the_patient(paths: list[str], says: str, who: set[str]) -> None:
     """Levels that only divide images, and one folder around all, are passed over; others' names are not said."""
     assert named(*paths) == (says, who)
+
+
+@pytest.mark.parametrize(
+    ("line", "paths"),
+    [
+        ("begin or end alike", [f"gbm-{p:03d}_{scan}/x.nii" for p in range(4) for scan in (11, 21)]),
+        ("begin or end alike", [f"{1000 + p}_{7000 + 10 * p + scan}.nii" for p in range(4) for scan in (1, 2)]),
+        ("begin or end alike", [f"p{p}{side}/x.nii" for p in range(4) for side in "ab"]),
+        ("begin or end alike", [f"2021031{day}_{1000 + p}.nii" for p in range(4) for day in (1, 2)]),
+        ("begin or end alike", ["P1/x.nii", "p-1/x.nii", *(f"P{p}/x.nii" for p in range(2, 9))]),
+        ("look like years", [f"{year}/mrn{p}/x.nii" for p in range(4) for year in (2019, 2020)]),
+        ("look like dates", [f"2021031{day}/{scan}.nii" for day in range(4) for scan in "ab"]),
+        ("without a number", [f"{site}/{p:02d}/x.nii" for p in range(4) for site in ("Bern", "Graz")]),
+        ("without a number", [f"{kind}/{kind}_{p:03d}.nii" for p in range(4) for kind in ("covid", "normal")]),
+        ("without a number", [f"CT-{kind}/study_{kind}{p:03d}.nii" for p in range(4) for kind in (0, 1)]),
+        ("of several patients", [f"acc{p}{scan}/{1000 + p}.nii" for p in range(6) for scan in (1, 2)]),
+        ("", [f"p{p}/scan{scan}.nii" for p in range(8) for scan in (1, 2, 3)]),
+        ("", [f"p{p}/2019030{day}/x.nii" for p in range(1, 5) for day in (1, 2)]),
+        ("", [f"TCGA-{site:02d}-{1000 + 7 * site + p:04d}/x.nii" for site in (2, 6, 8) for p in range(3)]),
+        ("", [f"site{site}_{p:03d}.nii" for site in (1, 2) for p in range(9)]),
+        ("", [f"Kim{name}/CT {scan}/x.nii" for name in ("a", "b") for scan in (1, 2)]),
+        ("", [f"{p:04d}.nii" for p in range(20)]),
+    ],
+)
+def test_names_that_may_be_of_fewer_or_more_patients_are_a_warning(line: str, paths: list[str]) -> None:
+    """No rule can know what a number counts: what looks like images of one patient is said, usual names are not."""
+    every = [PurePath(path) for path in paths]
+    said = alike.warnings(patients.rule(every, "auto"), every)
+    assert len(said) == bool(line) and all(line in one and "patient=REGEX" in one for one in said)
+    assert not alike.warnings(patients.rule(every, "auto", pattern="x"), every)
+
+
+def test_a_pattern_of_the_path_names_patients(tmp_path: Path, capsys) -> None:
+    """It counts before folders and BIDS names; a path that it misses is left out with the reason."""
+    for number in range(3):
+        for scan in (11, 21):
+            write(tmp_path / "in" / f"gbm-{number}_{scan}" / "T1.nii.gz", head(seed=10 * number + scan))
+    write(tmp_path / "in" / "sub-gbm7" / "anat" / "sub-gbm7_T1w.nii.gz", head(seed=99))
+    write(tmp_path / "in" / "phantom" / "T1.nii.gz", head(seed=98))
+    words = ["--input", str(tmp_path / "in"), "split.train=1", "split.val=0", "split.test=0"]
+    assert shard_mri.main([*words, "--output", str(tmp_path / "out"), "patient=(gbm-?[0-9])"]) == 0
+    said = capsys.readouterr().err
+    assert "patients by the pattern given (patient): 4" in said and "end alike" not in said
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert len({row["subject"] for row in rows if row["status"] == "accepted"}) == 4
+    assert [row["reason"] for row in rows if row["status"] == "rejected"] == [patients.MISSED]
+    assert shard_mri.main([*words, "--output", str(tmp_path / "none"), "patient=("]) == 1
+    assert "patient=(: not a regular expression" in capsys.readouterr().err
 
 
 def test_files_of_one_study_are_one_patient() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from data_prep.config import MriConfig, PrepConfig
-from data_prep.discovery import doubts, labelmaps, organs, patients, studies, walk
+from data_prep.discovery import alike, doubts, labelmaps, organs, patients, studies, walk
 from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.labelmaps import LabelFile
 from data_prep.discovery.layouts import applied, recognise
@@ -113,7 +113,7 @@ class _Archive:
         self.config = replace(config, labels={**self.layouts.labels, **config.labels})
         self.pairing = Pairing(inputs, masks, self.config, walked, self.layouts.found, self.layouts.problems)
         self.rule = self._rule(self._by_path())
-        if config.patient_from in ("auto", "first_folder") or not walked.by_id:
+        if config.patient_from in ("auto", "first_folder") or config.patient or not walked.by_id:
             walked.part(self._patient)
         self.by_path = self._by_path()
 
@@ -134,7 +134,8 @@ class _Archive:
             if image.problem:
                 self.pairing.pass_over(image.name)
                 sources.append(self._problem(image.name, image.problem))
-        named = {self._patient(name) for name in self.by_path if not BIDS.search(name)}
+        by_path = [name for name in self.by_path if self.config.patient or not BIDS.search(name)]
+        named = {self._patient(name) for name in by_path if not self.rule.misses(self._below(name))}
         who = self._named([*groups, *of_layouts])
         without = sum(not (one.by_id or one.trusted) for one, group in zip(who, groups) if group.series[0].dicom)
         lines = [*self.walked.notes, *self.layouts.lines()]
@@ -154,6 +155,7 @@ class _Archive:
             warnings=[
                 *self.layouts.found.doubts,
                 *self._borrowed_names(sources),
+                *alike.warnings(self.rule, map(self._below, by_path)),
                 *doubts.warnings(who, self.walked.persons, self.config),
             ],
         )
@@ -180,7 +182,7 @@ class _Archive:
         for group, own in zip(groups, by_id):
             first = group.series[0].files[0]
             place = rule.of(self._below(first)) if own else group.patient
-            trusted = not own and bool(BIDS.search(first) or self.layouts.patient_of(first))
+            trusted = not own and bool(self.config.patient or BIDS.search(first) or self.layouts.patient_of(first))
             named.append(doubts.Named(group.patient, place, alone[-1] if alone else place, group.study, own, trusted))
         return named
 
@@ -194,7 +196,8 @@ class _Archive:
         return [*singles, *(name for folders in by_folder for name in folders.values())]
 
     def _rule(self, names: Iterable[str]) -> Rule:
-        return patients.rule(map(self._below, names), self.config.patient_from, self._study_folders())
+        config = self.config
+        return patients.rule(map(self._below, names), config.patient_from, self._study_folders(), config.patient)
 
     def _id(self, uid: str) -> str:
         """Return the PatientID of a DICOM series; "" if it has none, or if the paths are to be taken."""
@@ -246,11 +249,13 @@ class _Archive:
         return below if below.parts else PurePath("input")
 
     def _patient(self, name: str) -> str:
-        return self.layouts.patient_of(name) or self.rule.of(self._below(name))
+        layout = "" if self.config.patient else self.layouts.patient_of(name)
+        return layout or self.rule.of(self._below(name))
 
     def _owner(self, uid: str) -> str:
         """Return the patient of a DICOM series, if its header or a layout names it; else ""."""
-        return self._id(uid) or self.layouts.patient_of(self.walked.series[uid][0])
+        layout = "" if self.config.patient else self.layouts.patient_of(self.walked.series[uid][0])
+        return self._id(uid) or layout
 
     def _across(self) -> int:
         """Return how many patients have images in several of the folders that say nothing of patients."""
@@ -292,6 +297,9 @@ class _Archive:
         except RejectedSeries as error:
             problem = error.reason
         files = [file for series in group.series for file in series.files]
+        by_id = group.series[0].dicom and self._id(group.series[0].uid)
+        if not by_id and any(self.rule.misses(self._below(file)) for file in files):
+            problem = patients.MISSED
         return Source(
             series=tuple(group.series),
             patient=group.patient,

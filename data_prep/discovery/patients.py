@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from data_prep.discovery import labelmaps, sequences
+from data_prep.discovery import labelmaps, sequences, times
 from data_prep.volumes import images
+from meddap.settings import SettingsError
 
 BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?:[/_](ses-[A-Za-z0-9]+))?")
+MISSED = "its path does not match the pattern `patient`, or names nobody by it"
 # Folders called by these words alone divide or describe images; they name nobody
 _WORDS = frozenset(
     "train training tr trn val valid validation vl test testing tst ts dev holdout heldout split set sets stage "
@@ -28,16 +30,12 @@ _NUMBERED = re.compile(
     r"institution|scanner|vendor|cohort|class|grade)s?[-_ ]?(\d{1,3}|[a-z])",
     re.IGNORECASE,
 )
-# Folders called like this are sessions of a patient
-_SESSION = re.compile(r"(ses|session|visit|timepoint|tp|baseline|bl|follow[-_ ]?up|fu)s?[-_ ]?\d{0,3}", re.IGNORECASE)
 # Words of file names that tell times and phases of one patient apart
 _TIMES = frozenset(
-    "pre post baseline followup followups follow up fu arterial venous portal delayed late early native nativ plain "
+    "pre post baseline followup followups follow up fu bl arterial venous portal delayed late early native nativ plain "
     "noncontrast contrast nc ce art ven del".split()
 )
 _SESSION_WORD = re.compile(r"_(?:ses|session|visit|timepoint|tp|baseline|followup|fu)_?\d{0,3}(?=_|$)")
-# A date behind something numbered: of a study, not of a patient
-_DATED = re.compile(r"(.*\d.*)_(?:19|20)\d\d_?(?:0[1-9]|1[0-2])_?(?:0[1-9]|[12]\d|3[01])")
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -50,6 +48,7 @@ class Rule:
     skipped   names of the levels above it: one where all images lie in it, several where they only divide them
     channels  whether file names end with the number of a channel that is not the patient's
     folders   folders whose files are one study, which names no patient by its files
+    pattern   the user's regular expression of paths (`patient`), which counts before all else; None: there is none
     """
 
     setting: str
@@ -57,9 +56,12 @@ class Rule:
     skipped: tuple[tuple[str, ...], ...] = ()
     channels: bool = False
     folders: frozenset[str] = frozenset()
+    pattern: re.Pattern[str] | None = None
 
     def of(self, path: PurePath) -> str:
-        """Return the patient of a file, by its path below its input."""
+        """Return the patient of a file, by its path below its input; the path itself where the pattern misses it."""
+        if self.pattern:
+            return by_pattern(self.pattern, path) or path.as_posix()
         if bids := BIDS.search(str(path)):
             return bids[1]
         folders = path.parts[:-1]
@@ -69,15 +71,21 @@ class Rule:
             return folders[0]
         if self.setting == "auto":
             if self.level is not None and len(folders) > self.level:
-                return folders[self.level]
+                return times.of_folder(folders[self.level])
             if str(path.parent) in self.folders:
                 return str(path.parent)
             if base := _base(path, self.channels):
                 return base
         return images.stem(path.name) if images.is_image(path.name) else path.name
 
+    def misses(self, path: PurePath) -> bool:
+        """Return whether the user's pattern names nobody in a path."""
+        return self.pattern is not None and not by_pattern(self.pattern, path)
+
     def said(self, show_names: bool) -> str:
         """Return which names are the patients', for the console; folders that may name somebody if `show_names`."""
+        if self.pattern:
+            return "the pattern given (patient)"
         if self.setting != "auto":
             return f"patient_from={self.setting}"
         above = "/".join(
@@ -87,19 +95,35 @@ class Rule:
         return f"file name{below}" if self.level is None else f"folder level {self.level + 1}{below}"
 
 
-def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = ()) -> Rule:
+def compiled(pattern: str) -> re.Pattern[str] | None:
+    """Return the user's pattern of paths; None where there is none. Raises SettingsError if it is no expression."""
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise SettingsError(f"patient={pattern}: not a regular expression ({error})") from error
+
+
+def by_pattern(pattern: re.Pattern[str], path: PurePath) -> str:
+    """Return whom a pattern names in a path below the input: its first group, or all of it; "" for nobody."""
+    match = pattern.search(path.as_posix())
+    return (match[1 if pattern.groups else 0] or "") if match else ""
+
+
+def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = (), pattern: str = "") -> Rule:
     """Return how the paths of images, below their inputs, name patients.
 
     studies  folders (relative paths) whose files are one study
+    pattern  regular expression that the user gave, or ""
 
     With auto the patient is the first folder, from the top, where the names differ. A level is passed over where all
     names are words that divide images (train, val, imagesTr, CT, MR), and where all images lie in one folder, if
-    anything below it tells them apart. If all names of the level are those of sessions (visit1, baseline), the
-    folder above it is the patient. Where no folder is left, the file's name without words of sequence, phase, image
-    and label map is. The order of the paths does not matter.
+    anything below it tells them apart. A level of dates, visits or phases (2019-03-04, visit1, arterial) is passed over
+    if folders or files below it bear names of their own; else the one folder above it is the patient. What says a time
+    behind a folder's name (P7_visit1) is not the patient's. Where no folder is left, the file's name without words of
+    sequence, phase, image and label map is. The order of the paths does not matter.
     """
-    if setting != "auto":
-        return Rule(setting)
+    if setting != "auto" or pattern:
+        return Rule(setting, pattern=compiled(pattern))
     every = sorted({path for path in paths if not BIDS.search(str(path))})
     channels = _numbered_channels(path for path in every if images.is_image(path.name))
     keys = [(path.parts[:-1], "" if str(path.parent) in studies else _base(path, channels)) for path in every]
@@ -111,12 +135,12 @@ def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = ())
         if not names:
             break
         alone = len(names) == 1 and not direct and _differ(keys, level + 1)
-        if not all(map(is_word, names)) and not alone:
+        if not all(map(is_word, names)) and not alone and not _divides(names, keys, level, skipped):
             break
         skipped.append(tuple(sorted(names)))
         level += 1
     if names:
-        sessions = all(_SESSION.fullmatch(name) for name in names) and len(names) > 1
+        sessions = all(map(times.is_time, names)) and len(names) > 1
         if sessions and skipped and len(skipped[-1]) == 1 and not is_word(skipped[-1][0]):
             level, skipped = level - 1, skipped[:-1]
         return Rule(setting, level, tuple(skipped), channels)
@@ -138,6 +162,21 @@ def is_word(name: str) -> bool:
     return bool(words) and all(word in _WORDS for word in words)
 
 
+def _divides(
+    names: Collection[str], keys: list[tuple[tuple[str, ...], str]], level: int, skipped: list[tuple[str, ...]]
+) -> bool:
+    """Return whether a level holds times of several patients: dates, visits, phases with names of their own below."""
+    if not all(map(times.is_time, names)):
+        return False
+    below = {folders[level + 1] for folders, _ in keys if len(folders) > level + 1}
+    if any(len(folders) == level + 1 for folders, _ in keys):  # files lie directly in them
+        bases = {base for folders, base in keys if len(folders) == level + 1}
+        known = all(len(each) > 1 or is_word(each[0]) for each in skipped)  # no folder above may be the patient's
+        numbered = all(any(map(str.isdigit, base)) for base in bases)
+        return known and not below and len(bases) > 1 and numbered and not any(map(times.is_date, names))
+    return not all(is_word(name) or times.is_time(name) or times.is_numbered_word(name) for name in below)
+
+
 def _differ(keys: list[tuple[tuple[str, ...], str]], level: int) -> bool:
     """Return whether a folder from `level` on, or a file's name, tells the images apart."""
     deepest = max(len(folders) for folders, _ in keys)
@@ -156,8 +195,7 @@ def _base(path: PurePath, channels: bool) -> str:
     if channels and (channel := _CHANNEL.search(stem)):
         stem = stem[: channel.start()]
     base = _SESSION_WORD.sub("", labelmaps.base(f"{stem}.nii"))
-    base = "_".join(word for word in base.split("_") if word not in _TIMES)
-    return dated[1] if (dated := _DATED.fullmatch(base)) else base
+    return times.of_file("_".join(word for word in base.split("_") if word not in _TIMES))
 
 
 def _numbered_channels(paths: Iterable[PurePath]) -> bool:

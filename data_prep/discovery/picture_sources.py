@@ -114,10 +114,7 @@ class _Finder:
         self.named: set[str] = set()  # patients by their paths
         self.sources: list[Source] = []
         self.alone = self.unnamed = 0  # pictures that are their own patient, and those in no split's folder
-        try:
-            self.pattern = re.compile(config.patient) if config.patient else None
-        except re.error as error:
-            raise SettingsError(f"patient={config.patient}: not a regular expression ({error})") from error
+        self.pattern = patients.compiled(config.patient)
 
     def add(
         self,
@@ -178,11 +175,8 @@ class _Finder:
     def _patient(self, below: PurePath) -> tuple[str, str]:
         """Return the patient that a path names, and why it names none."""
         if self.pattern:
-            match = self.pattern.search(below.as_posix())
-            patient = match.group(1 if match.re.groups else 0) if match else None
-            if not patient:
-                return below.as_posix(), "its path does not match the pattern `patient`, or names nobody by it"
-            return patient, ""
+            patient = patients.by_pattern(self.pattern, below)
+            return patient or below.as_posix(), "" if patient else patients.MISSED
         if self.config.patient_from == "file" or len(below.parts) == 1:
             self.alone += 1
             return below.as_posix(), ""

@@ -72,14 +72,15 @@ def group(singles: list[Item], dicoms: list[Item], config: MriConfig) -> list[Gr
             name = os.path.basename(item.series.name)
             bids = BIDS.search(item.series.name)
             if bids and config.study_from == "auto":
-                studies[bids[1], f"bids:{bids[2] or ''}"].append(item.series)
+                patient, whole = (item.patient, f"{bids[1]}_") if config.patient else (bids[1], "")
+                studies[patient, f"bids:{whole}{bids[2] or ''}"].append(item.series)
             elif together and config.study_from == "folder":
                 studies[first if folder else ".", f"folder:{folder}"].append(item.series)
             elif together:
                 studies[item.patient, f"folder:{folder}"].append(item.series)
             else:
                 base = labelmaps.base(name)
-                named = folder or config.patient_from == "auto"
+                named = folder or config.patient_from == "auto" or config.patient
                 patient = item.patient if named else base or item.patient
                 studies[patient, f"name:{os.path.join(folder, base)}"].append(item.series)
     return [

@@ -21,7 +21,7 @@ def found(inputs: Discovered, masks: bool, show_names: bool) -> list[str]:
     for line in inputs.lines:
         say(line)
     rule, named = inputs.patients
-    if named and rule.setting == "auto":
+    if named and (rule.setting == "auto" or rule.pattern):
         say(f"patients by {rule.said(show_names)}: {named}")
     if inputs.across:
         doubts.append(
