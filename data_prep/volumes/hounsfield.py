@@ -6,6 +6,8 @@ nothing: where an intercept was lost, −1024 and −1000 both pass, and air its
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from data_prep.config import CtConfig, PrepConfig
@@ -17,6 +19,7 @@ _LEAST = 10_000  # voxels whose histogram says something
 _REMEDY = "; values=trust takes it"
 _BODY = -500  # above it a voxel is not air
 _CLIPPED = 0.3  # a larger share of voxels below −1024 is padding, or values that were shifted or stretched
+_PADDED = 0.01  # share of voxels far below −1024 from which on they may hide that nothing is air
 _SOFT = 300  # soft tissue without contrast medium ends below it: what is cut off above is bone and vessels
 
 
@@ -59,6 +62,8 @@ def _judge(voxels: np.ndarray, notes: dict[str, object]) -> tuple[str, dict[str,
         why = f"values {low} to {high}: not in HU; normalised?"
     elif against := histogram.misplaced(_share(notes, "voxels_below_air", voxels)) or histogram.windowed():
         why = f"{against} (values {voxels.min()} to {voxels.max()})"
+    elif against := histogram.padded(far):
+        why = f"{against} (values {voxels.min()} to {voxels.max()}, without its padding)"
     else:
         return "", histogram.oddities()
     return why + _REMEDY, {}
@@ -137,6 +142,24 @@ class Histogram:
         if much > 0.25 and self.share(high=at - 15) < 0.005:  # fat lies there too, with more noise
             return f"{much:.0%} of its voxels lie near {at}, hardly any below; air is at −1000: not in HU"
         return ""
+
+    def padded(self, far: float) -> str:
+        """Return the evidence against HU of what is not padding, where nothing but padding looks like air, else "".
+
+        far  share of the voxels that were far below −1024 before they were clipped: padding, most often, as is a value
+             of −1024 or less with nothing near it
+        """
+        inner = copy.copy(self)
+        inner.counts = self.counts.copy()
+        alone = self.share(AIR_HU + 1, AIR_HU + 101) == 0
+        padding = self.counts[0] if alone or far > 0.9 * self._exactly(AIR_HU) else round(far * self.total)
+        inner.counts[0] = max(0, self.counts[0] - padding)
+        inner.total = int(inner.counts.sum())
+        if self.total - inner.total < _PADDED * self.total or inner.total < _LEAST / 10:
+            return ""
+        inner._below = np.concatenate([[0], np.cumsum(inner.counts)]) / inner.total
+        inner.first = int(np.flatnonzero(inner.counts)[0]) + AIR_HU
+        return inner.misplaced() if inner.share(high=-300) < 0.005 else ""
 
     def windowed(self) -> str:
         """Return the evidence that values were cut off within air or soft tissue, or masked, else ""."""
