@@ -10,11 +10,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import pet_files
 from helpers.datasets import body_slice
 from helpers.encoders import random_transformer
 from PIL import Image
 
-from data_prep import identity, shard_ct, shard_mri
+from data_prep import identity, shard_ct, shard_images, shard_mri
 from eval import predict, probe
 from eval.config import DecoderConfig, StrideConfig, TableConfig, TaskConfig
 from eval.data import sources
@@ -379,3 +380,15 @@ def test_maps_of_an_mr_study_lie_on_the_grid_of_its_reference(brains: Path, tmp_
             assert dice(np.asarray(drawn.dataobj) > 0, truth == value) == pytest.approx(wanted, abs=1e-6, nan_ok=True)
             seen += 1
     assert seen
+
+
+def test_a_pet_series_lies_where_its_manifest_says(tmp_path: Path) -> None:
+    """Its slices come of the command for pictures, and have a grid as those of a CT have."""
+    stored = np.random.default_rng(0).integers(2000, 20000, (5, 16, 16)).astype(np.uint16)
+    pet_files.series(tmp_path / "in", stored)
+    words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "grid.size=20"]
+    assert shard_images.main(words) == 0
+    (placed,) = grids.places(raw.shards(tmp_path / "out", None)).values()
+    assert placed.slices.shape == (20, 20, 5) and placed.source.shape == (16, 16, 5)
+    planes = {order: np.pad(np.full((16, 16), order + 1, np.uint8), 2) for order in range(5)}
+    assert np.array_equal(placed.drawn(planes), np.broadcast_to(np.arange(1, 6, dtype=np.uint8), (16, 16, 5)))

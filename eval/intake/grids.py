@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.config import CtConfig, GridConfig, MriConfig, PrepConfig
+from data_prep.config import CtConfig, GridConfig, ImagesConfig, MriConfig, PrepConfig
 from data_prep.schema import read_dataset
 from data_prep.volumes import geometry, slicing
 from data_prep.volumes.images import Image
 from data_prep.volumes.volume import RejectedSeries
 from eval.intake.raw import Intake
 from meddap.settings import SettingsError, merge
+
+_CONFIGS: dict[str, type[PrepConfig]] = {"CT": CtConfig, "MR": MriConfig, "IMAGE": ImagesConfig}  # by modality
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ def places(intake: Intake) -> dict[str, Placed]:
     if not known:
         return {}
     made = read_dataset(intake.root)["made_with"]
-    schema: type[PrepConfig] = CtConfig if made.get("modality") == "CT" else MriConfig
-    config = merge(schema, (f"{intake.root}/dataset.json", made.get("settings", {})))
+    config = merge(_CONFIGS[made["modality"]], (f"{intake.root}/dataset.json", made.get("settings", {})))
     names = intake.names.rows
     return {stack: _placed(rows, config, names.get(rows[0]["source"])) for stack, rows in known.items()}
 
