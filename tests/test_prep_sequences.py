@@ -41,6 +41,16 @@ AFTER = [
     *("AX T1 W CONTRAST", "t1 tse km", "T1 +C", "T1+C", "T1 C+ AX", "T1 POST", "T1 POST GAD", "T1PostGd", "T1W CE"),
     *("T1 post-op +C", "sag t1 with gd", "T1 nach KM", "T1 mit KM", "T1 post contrast fs", "T1 wo FS POST"),
     *("post fossa T1 GD", "T1 con contraste", "T1 W/ IV CONTRAST", "contrast-enhanced T1", "T1 W/O FS +C", "T1 w C"),
+    *(
+        "T1 com contraste",
+        "T1 z kontrastem",
+        "T1 kontrastlı",
+        "T1 조영증강",
+        "T1_с_контрастом",
+        "T1 Gd - axial",
+        "t1 km-tra",
+    ),
+    *("T1 kontrasztanyaggal", "T1 med kontrast", "T1 s kontrastom", "T1 Gd-DTPA"),
     *("CET1", "T1 con gadolinio", "T1 SE C+FS", "T1 C plus", "sT1W_3D_TFE_GD", "T1 IV+", "T1 post gadoterate"),
 ]
 BEFORE = [
@@ -57,6 +67,17 @@ BEFORE = [
     ),
     *("AX T1 -C", "T1 pre-Gd", "T1 noncontrast", "T1 wo", "T1 senza mdc", "non enhanced T1", "T1 not enhanced"),
     *("T1 W/O IV CONTRAST", "T1 without i.v. contrast", "T1 C-", "t1_pre_contrast", "T1 ohne"),
+    *(
+        "T1 sem contraste",
+        "T1 s/ contraste",
+        "T1 s/c",
+        "T1 kontrastsız",
+        "T1 조영전",
+        "T1_KM-frei",
+        "T1 IV-",
+        "T1 Gd- ax",
+    ),
+    *("T1 KM -", "T1_Gd_neg", "T1 uden kontrast", "T1_без_контраста", "T1 bez kontrastu", "T1 gado negativ"),
     *("T1 w.o. contrast", "T1_W_O_CONTRAST", "T1 wout contrast", "T1 prior to contrast", "T1 contrast: none"),
 ]
 NEITHER = [
@@ -131,6 +152,13 @@ def test_descriptions_that_misled(attributes: dict, expected: str) -> None:
         ("p1_T1_W_O_contrast.nii.gz", "t1", None),
         ("p1_mp2rage_INV1.nii.gz", None, "single inversion"),
         ("p1_T1_without_contrast.nii.gz", "t1", None),
+        ("p1_T1_post_sub.nii.gz", None, "subtraction"),
+        ("sub_07_T1.nii.gz", "t1", None),
+        ("P1/T1/P1_T1_FLAIR.nii.gz", "flair", None),  # T1 is a time point
+        ("P1/T2/P1_T2_T1.nii.gz", "t1", None),
+        ("in/P1/T1/P1-T1-T2.nii.gz", "t2", None),
+        ("P1/T1/P1_T1.nii.gz", "t1", None),
+        ("P1/T1/T1_FLAIR.nii.gz", "t1", None),
     ],
 )
 def test_names_say_what_is_no_weighted_image(name: str, sequence: str | None, kind: str | None) -> None:

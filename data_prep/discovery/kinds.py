@@ -88,6 +88,7 @@ _PHRASES = (
     (re.compile(r" exp(?:onential)? (?:adc|atten)| (?:dti|dwi|diff) (?:.* )?exp $"), _MAP),
     (re.compile(r" gre b0 | b0 gre "), _FIELD),
     (re.compile(r" resting state "), _FUNCTIONAL),
+    (re.compile(r"^ sub (?:[a-z]+ )*(?:t1|post|pre) | (?:t1|post|gd|gad|dyn)(?: [a-z]+)* sub $"), _SUBTRACTION),
 )  # fmt: skip
 _SUSCEPTIBILITY = {"ven", "venous", "veno"}  # VEN_BOLD is a susceptibility-weighted image
 _AT_THE_END = {"fa", "md", "rd"}  # elsewhere they may be a flip angle or a name

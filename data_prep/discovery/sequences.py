@@ -95,7 +95,7 @@ def by_words(path: PurePath) -> Guess | None:
     name = stem(path.name)
     if name.startswith("sub-"):
         return _of_bids(name)
-    return _of_words(wording.words(name), "file name")
+    return _of_words(wording.words(_own(path)), "file name")
 
 
 def kind_by_name(path: PurePath) -> str | None:
@@ -105,8 +105,22 @@ def kind_by_name(path: PurePath) -> str | None:
         entities, suffix = _bids(name)
         free = wording.words(" ".join(entities.get(key, "") for key in ("acq", "desc", "rec")))
         return kinds.of_bids(suffix, entities) or kinds.of_words(free)
-    said = wording.words(name)
+    said = wording.words(_own(path))
     return kinds.of_words(said, [place for place, word in enumerate(said) if word in _WORDS])
+
+
+def _own(path: PurePath) -> str:
+    """Return a file's name without the folders that it repeats, if the rest names a sequence.
+
+    P1/T2/P1_T2_FLAIR is a FLAIR of the time point T2. A single folder that is repeated may be that of a sequence.
+    """
+    name, folders = stem(path.name), path.parts[:-1]
+    for first in range(max(len(folders) - 4, 0), len(folders) - 1):
+        repeated = "".join(f"{re.escape(part)}[-_. ]+" for part in folders[first:])
+        found = re.match(repeated, name, re.IGNORECASE)
+        if found and any(word in _WORDS for word in wording.words(name[found.end() :])):
+            return name[found.end() :]
+    return name
 
 
 def is_ct(path: PurePath) -> bool:

@@ -43,11 +43,12 @@ _WITHOUT = {
     *("pregad", "pregado", "pregd", "prekm", "precon", "preinj", "nogad", "nogd", "nongd", "nongad", "nonce", "noce"),
     *("noc", "nonc", "woc", "wocontrast", "withoutcontrast", "ohnekm", "unkontrastiert", "uncontrasted"),
 }
-_NEGATIONS = {"without", "wo", "ohne", "sans", "senza", "sin", "zonder", "bez", "utan", "uden", "uten", "wout"}
+_NEGATIONS = {"without", "wo", "ohne", "sans", "senza", "sin", "zonder", "bez", "utan", "uden", "uten", "wout", "sem"}
+_NEGATIONS |= {"ilman", "fara", "nelkul"}
 _WEAK_NEGATIONS = {"no", "non", "not", "kein", "keine", "nicht"}  # they need what they negate: "no" may be a number
 _BEFORE = {"pre", "vor", "avant", "before", "prae", "prior", "prima"}
 _AFTER = {"post", "nach", "apres", "after", "dopo", "na"}
-_AFFIRMATIONS = {"w", "with", "mit", "avec", "con", "met"}
+_AFFIRMATIONS = {"w", "with", "mit", "avec", "con", "met", "com", "med", "z", "s", "cu"}
 # "post" or "pre" of these is a time in a treatment or a place, and says nothing about contrast medium
 _OTHER_TIMES = {
     *("op", "operative", "operatively", "operation", "opera", "operatoire", "operativ", "ops", "surgery", "surgical"),
@@ -97,6 +98,12 @@ _FOREIGN = tuple(
     for pattern, word in {
         "造影前|非造影|単純|平扫|平掃": "noc",
         "造影|增强|增強": "withc",
+        "조영\\s?전|비조영": "noc",
+        "조영": "withc",
+        r"\b(?:kontrast|contrast|km|gd|gado)[\s_-]?(?:frei|free|fri|vrij)\b": "noc",
+        r"\bkontrasts[iı]z\b|\b(?:kontrasztanyag|teho[a-z]*)\s?n[eé]lk[uü]l[a-z]*": "noc",
+        r"\bkontrastl[iı]\b|\bkontrasztanyag(?:gal|os)\b|\bkontrast(?:em|om|nim|nych|na)\b": "withc contrast",
+        r"\bkontrastu\b": "contrast",
         "定位|位置決め": "localizer",
         "弥散|扩散|擴散|拡散": "diffusion",
         r"\bбез\b": "without",
@@ -118,6 +125,8 @@ _PIECE = re.compile(_PIECES)
 def words(text: str) -> list[str]:
     """Return the lower-case words of a name or description, with "w/o", "+C", "-C" and "T2*" as words of their own."""
     text = "".join(one for one in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(one))
+    text = unicodedata.normalize("NFC", text)  # syllables of Korean are whole again
+    text = re.sub(r"(?<![a-z0-9])w_o(?:ut)?(?![a-z0-9])", " without ", text).replace("_", " ")
     for pattern, word in _FOREIGN:
         text = pattern.sub(f" {word} ", text)
     text = re.sub(r"(?<![a-z0-9])dark[ _-]?fl(?:uid)?(?![a-z0-9])|(?<![a-z0-9])da-fl(?![a-z0-9])", " flair ", text)
@@ -127,6 +136,13 @@ def words(text: str) -> list[str]:
     text = re.sub(r"(?<![a-z0-9])w\s?[/\\._-]\s?o(?:ut)?(?![a-z0-9])", " without ", text)
     text = re.sub(r"\+\s?c(?:e|m)?(?![a-z0-9])|(?<![a-z0-9])(?:c|iv)\s?\+(?!\s?[tl](?![a-z]))", " withc ", text)
     text = re.sub(r"(?<![a-z0-9])(?:c[ _]?plus|plus[ _]?c|c/c)(?![a-z0-9])", " withc ", text)
+    text = re.sub(r"(?<![a-z0-9])s\s?/\s?c(?![a-z0-9])", " without contrast ", text)
+    text = re.sub(r"(?<![a-z0-9])s\s?/\s?(?=contr|gad|gd|km|iny)", " without ", text)
+    text = re.sub(
+        r"(?<![a-z0-9])(?:iv|i\.v\.|gd|gado?|km|contrast)(?:-(?=\s|$)|\s?-\s*$|\s?neg(?:ati[a-z]+)?(?![a-z]))",
+        " noc ",
+        text,
+    )
     text = re.sub(r"-c(?![a-z0-9]|[ _-]?sp)|(?<![a-z0-9])c-(?![a-z0-9])", " noc ", text)
     found: list[str] = []
     for word in re.split(r"[^a-z0-9]+", text):
