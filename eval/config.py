@@ -295,6 +295,38 @@ class EmbedConfig:
     bf16: bool = True  # autocast where the device multiplies it in hardware
 
 
+@dataclass
+class DuplicatesConfig:
+    """What counts as a near-duplicate. The defaults were chosen on patients of head and neck CT (docs/data.md)."""
+
+    radius: int = 64  # bits of 256 in which the hashes of two slices may differ to be compared at all
+    neighbours: int = 64  # nearest hashes that are compared for each slice
+    slice: float = 0.965  # correlation from which two slices are duplicates
+    similar: float = 0.85  # correlation from which two slices count for their series
+    series: float = 0.3  # share of the shorter series' slices that must be similar, in one order
+    keep: float = 0.0  # a cluster of m duplicates weighs as 1 + keep · (m − 1) slices
+
+
+@dataclass
+class CurateConfig:
+    """How often a training draws each slice, and what that rests on."""
+
+    split: str = "train"  # whose slices get weights; duplicates are looked for in all splits
+    name: str = (
+        "curated"  # of the weights, as `data.sources.NAME.sampling` takes it; an absolute path: not beside the shards
+    )
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    # how far the draws are evened out: 0 not at all, 1 as often from each word; share^(1 − strength)
+    balance: dict[str, float] = field(
+        default_factory=lambda: {"body_part": 0.5, "manufacturer": 0.5, "model": 0.5, "sequence": 0.5}
+    )
+    max_weight: float = 10.0  # times the mean
+    min_weight: float = 0.01  # times the mean; 0 lets a slice never come
+    # training patients who are in validation or test too, under another id: said, given no draws, or an error
+    leaks: Literal["say", "leave_out", "refuse"] = "say"
+    workers: int = 1  # threads that decode slices
+
+
 _EVEN = ("segmentation", "stack3d")  # draw by squares that overlap by half
 
 

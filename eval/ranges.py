@@ -63,3 +63,14 @@ EMBED = {
     **{"size": Allowed(1, 16384), "blocks": Allowed(1, 4), "stride": COUNT, "workers": COUNT, "batch_size": COUNT},
 }
 PREDICT = {"stride": COUNT, "workers": COUNT, "batch_size": COUNT}
+CURATE = {
+    "duplicates.radius": Allowed(0, 256),
+    "duplicates.neighbours": COUNT,
+    "duplicates.slice": Allowed(0, 1, above=True),
+    "duplicates.similar": Allowed(0, 1, above=True),
+    "duplicates.series": Allowed(0, 1, above=True),
+    "duplicates.keep": SHARE,
+    "max_weight": Allowed(1, 1000),
+    "min_weight": SHARE,
+    "workers": COUNT,
+}

@@ -33,6 +33,7 @@ COMMANDS = {
         "merge": Command("data_prep.merge", "join the parts of a data set that array jobs made"),
         "verify": Command("data_prep.verify", "check a finished data set, byte by byte"),
         "overview": Command("data_prep.overview", "write an HTML page that shows a data set"),
+        "curate": Command("eval.curate", "find near-duplicates of a data set and weigh its slices"),
     },
     "shards → checkpoint": {
         "plan": Command("pretrain.plan", "estimate what a training takes: days, memory, disk"),

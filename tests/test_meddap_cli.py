@@ -104,6 +104,7 @@ REFUSED = {
     "merge": ["FOLDER"],
     "verify": ["FOLDER"],
     "overview": ["FOLDER"],
+    "curate": ["--data", "FOLDER/none", "--output", "FOLDER/out"],
     "plan": ["FOLDER/none.yaml"],
     "train": ["--config", "FOLDER/none.yaml"],
     "export": ["--checkpoint", "FOLDER", "--format", "onnx", "--output", "FOLDER/out.onnx"],

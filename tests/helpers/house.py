@@ -28,7 +28,8 @@ WINGS = {
     ],
     "eval": [
         *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "intake"),
-        *("reporting", "kept", "nnunet", "probe", "compare", "embed", "predict", "sweep", "report"),
+        *("reporting", "kept", "nnunet", "curation"),
+        *("probe", "compare", "embed", "predict", "curate", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],
 }

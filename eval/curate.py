@@ -1,0 +1,173 @@
+"""Curation of a finished data set: near-duplicates, patients in two splits, and weights that even out what is drawn.
+
+    python -m eval.curate --data SHARDS --output FOLDER
+
+Nothing is deleted or moved: a training takes the weights by `data.sources.NAME.sampling=curated`. FOLDER has
+`curation.json` and `curation.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.schema import read_dataset
+from eval import ranges
+from eval.config import CurateConfig
+from eval.curation import balance, catalogue, duplicates, search, summary, weights
+from eval.curation.catalogue import Catalogue
+from eval.data import files
+from meddap import __version__, console
+from meddap.disk import disk_errors, sole_writer, write_atomic
+from meddap.ranges import check_ranges
+from meddap.settings import SettingsError, load
+
+_LEAKS_SAID = 10
+_SPEED = ("workers",)  # settings that change no weight
+
+
+def curate(options: argparse.Namespace, config: CurateConfig) -> int:
+    """Write weights, `curation.json` and the page; return the exit status. Raises MeddapError."""
+    dataset = read_dataset(options.data)
+    _check(config, dataset)
+    digest = dataset["digest"]
+    with sole_writer(options.output):
+        slices = catalogue.read(options.data, options.output / "work", config.workers)
+        attributes = weights.attributes(slices, config.balance)
+        console.say(f"{len(slices):,} slices; near-duplicates are searched by {search.engine()}")
+        clusters, found = _duplicates(slices, config)
+        leaks = found["leaks"]
+        _say_leaks(leaks, config)
+        banned = _leaking(slices, leaks, config)
+        weighed = weights.weigh(slices, clusters, attributes, config, banned)
+        settings = {name: value for name, value in asdict(config).items() if name not in _SPEED}
+        made_with = {"by": f"meddap curate {__version__}", "settings": settings}
+        record = {"digest": digest, "made_with": made_with, "duplicates": found, "weights": _figures(weighed, banned)}
+        path = weights.write(options.data, slices, weighed, config, made_with)
+        write_atomic(options.output / "curation.json", (json.dumps(record, indent=1) + "\n").encode())
+        title = f"MedDAP curation: {options.data.resolve().name}"
+        page = summary.html_page(title, record, slices, clusters)
+        write_atomic(options.output / "curation.html", page.encode())
+    _say_weights(record["weights"], found)
+    console.show(str(path))
+    console.show(str(options.output / "curation.html"))
+    return 0
+
+
+def _check(config: CurateConfig, dataset: dict[str, Any]) -> None:
+    """Raise SettingsError for settings that cannot be used on a data set."""
+    check_ranges("", config, ranges.CURATE)
+    weights.check_strengths(config.balance)
+    if config.duplicates.similar > config.duplicates.slice:
+        raise SettingsError(f"duplicates.similar={config.duplicates.similar}: above duplicates.slice; take less")
+    path = Path(config.name)
+    if not path.name or (len(path.parts) > 1 and not path.is_absolute()):
+        raise SettingsError(f"name={config.name}: give a word, or an absolute path")
+    filled = [name for name, split in dataset["splits"].items() if split["samples"]]
+    if config.split not in filled:
+        raise SettingsError(f"split={config.split}: no slices there; it has {', '.join(filled) or 'none at all'}")
+
+
+def _duplicates(slices: Catalogue, config: CurateConfig) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the cluster of every slice, and what `curation.json` says about duplicates."""
+    wanted = config.duplicates
+    similar = duplicates.pairs(slices, wanted.radius, wanted.neighbours, wanted.similar)
+    clusters = duplicates.clusters(len(slices), similar.where(similar.score >= wanted.slice))
+    same = duplicates.same_series(slices, similar, wanted.slice, wanted.series)
+    patients = duplicates.same_patients(slices, same)
+    return clusters, {
+        "slices": len(slices),
+        "plain_slices": int(slices.plain.sum()),
+        "pairs": int((similar.score >= wanted.slice).sum()),
+        "clusters": int((np.bincount(clusters) > 1).sum()),
+        "redundant_slices": len(slices) - int(clusters.max()) - 1,
+        "series_pairs": len(same),
+        "patients": [[f"{one:016x}", f"{other:016x}"] for one, other in patients.tolist()],
+        "leaks": [list(row) for row in duplicates.leaks(slices, patients)],
+    }
+
+
+def _say_leaks(leaks: Sequence[Sequence[str]], config: CurateConfig) -> None:
+    """Name patients who are in two splits. Raises SettingsError where they are refused."""
+    if not leaks:
+        return
+    if config.leaks == "refuse":
+        split, patient, other, copy = leaks[0]
+        raise SettingsError(
+            f"leaks=refuse: {len(leaks)} patients are in two splits, e.g. {patient} of {split} as {copy} of {other}; "
+            "shard again with one id for each patient, or take leaks=leave_out"
+        )
+    done = "no draws for those in training" if config.leaks == "leave_out" else "take leaks=leave_out or shard again"
+    console.say(f"LEAK: {len(leaks)} pairs of patients in different splits show the same person; {done}")
+    for split, patient, other, copy in leaks[:_LEAKS_SAID]:
+        console.say(f"LEAK: patient {patient} of {split} is patient {copy} of {other}")
+    if len(leaks) > _LEAKS_SAID:
+        console.say(f"LEAK: … and {len(leaks) - _LEAKS_SAID} more, in curation.json")
+
+
+def _leaking(slices: Catalogue, leaks: Sequence[Sequence[str]], config: CurateConfig) -> np.ndarray:
+    """Return (N,) bool: slices that get no draws, since their patient is in another split too."""
+    if config.leaks != "leave_out":
+        return np.zeros(len(slices), bool)
+    named = {patient for split, one, other, copy in leaks for patient, where in ((one, split), (copy, other))
+             if where == config.split}  # fmt: skip
+    return np.isin(slices.subject, np.array([int(patient, 16) for patient in sorted(named)], np.uint64))
+
+
+def _figures(weighed: weights.Weighed, banned: np.ndarray) -> dict[str, Any]:
+    values = weighed.fit.weights
+    return {
+        "slices": len(values),
+        "left_out_for_leaks": int(banned.sum()),
+        "smallest": float(values.min()),
+        "largest": float(values.max()),
+        "effective_slices": round(balance.effective(values), 1),
+        "rounds": weighed.fit.rounds,
+        "largest_miss_of_a_share": round(weighed.fit.missed, 6),
+        "left_out": weighed.left_out,
+        "shares": weighed.shares,
+    }
+
+
+def _say_weights(found: dict[str, Any], copies: dict[str, Any]) -> None:
+    console.say(
+        f"{copies['redundant_slices']:,} slices repeat others; {copies['series_pairs']:,} pairs of series and "
+        f"{len(copies['patients']):,} pairs of patients show the same"
+    )
+    for name, reason in found["left_out"].items():
+        console.say(f"balance.{name}: nothing to balance, {reason}")
+    for name, each in found["shares"].items():
+        shown = sorted(each["words"].items(), key=lambda item: -item[1][0])[:4]
+        moved = ", ".join(f"{word} {100 * one:.1f} → {100 * other:.1f} %" for word, (one, other) in shown)
+        console.say(f"balance.{name}: {moved}{' …' if len(each['words']) > 4 else ''}")
+    console.say(
+        f"weights from {found['smallest']:.3g} to {found['largest']:.3g} times the mean; "
+        f"as much as {found['effective_slices']:,.0f} of {found['slices']:,} slices of equal weight"
+    )
+
+
+@console.command
+def main(arguments: list[str] | None = None) -> int:
+    parser = console.parser(
+        "Find near-duplicates in a finished data set and write how often a training draws each slice. "
+        "Nothing is deleted; a second start goes on.",
+        "Keys: split, name, duplicates.*, balance.WORD, max_weight, min_weight, leaks=say|leave_out|refuse, workers "
+        "(CurateConfig in eval/config.py).",
+    )
+    parser.add_argument("--data", required=True, type=Path, metavar="SHARDS", help="a finished data set")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="for curation.json and the page")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. max_weight=5")
+    options = parser.parse_intermixed_args(arguments)
+    config = load(CurateConfig, None, options.overrides)
+    with files.output_errors(options.output), disk_errors(options.output):
+        return curate(options, config)
+
+
+if __name__ == "__main__":
+    console.launch(main)

@@ -1,0 +1,1 @@
+"""Near-duplicates, groups and sampling weights of a finished data set"""
