@@ -341,6 +341,8 @@ class TaskConfig:
     table: TableConfig = field(default_factory=TableConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     metrics: list[str] = field(default_factory=list)  # empty: those that suit the kind
+    # PROBE/METRIC by which encoders are judged first; empty: the kind's first metric, by the first probe that gives it
+    main: str = ""
     label: str = ""  # source shards, multiclass or binary: the column of class labels that the shards carry
     # share of training and validation patients whose labels are used: those that data.labelled_share shows
     labelled_share: float = 1.0

@@ -36,12 +36,15 @@ from meddap.settings import load
 _CALIBRATED = (*calibration.LABELS, calibration.CLASSES, "segmentation")  # kinds of task that give probabilities
 
 
-def run(checkpoint: str, task: TaskConfig, output: Path) -> list[dict[str, Any]]:
-    """Run the task's probes; return the rows of results.jsonl. Raises MeddapError."""
+def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = None) -> list[dict[str, Any]]:
+    """Run the task's probes; return the rows of results.jsonl. Raises MeddapError.
+
+    cache  folder for features that several probed encoders share; None: one inside of `output`
+    """
     check(task)
     probes = registry.find(task.probes, task.kind, task.level, task.refit)
     task, about_window = windows.chosen(checkpoint, task)
-    frozen, cache = encoder.load(checkpoint, task), output / "cache"
+    frozen, cache = encoder.load(checkpoint, task), cache or output / "cache"
     examples = sources.load(task, cache)
     if not examples.names:
         console.say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
@@ -180,8 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint",
         required=True,
         metavar="WHAT",
-        help="a run, or a stage or step of one; published weights; FILE.py:FUNCTION, an encoder of yours; pixels, the "
-        "baseline without a network; random, untrained weights of the architecture of like=RUN",
+        help="a run, RUN:chosen, or a stage or step of one; published weights; FILE.py:FUNCTION, an encoder of yours; "
+        "pixels, the baseline without a network; random, untrained weights of the architecture of like=RUN",
     )
     parser.add_argument("--task", required=True, metavar="FILE", help="the task as YAML")
     parser.add_argument(

@@ -17,7 +17,7 @@ from data_prep import figures
 from data_prep.schema import SPLITS, Split, license_of
 from eval import sweep
 from eval.data import files
-from eval.reporting import plots, report_probes, sequence_maps, tables
+from eval.reporting import choices, plots, report_probes, sequence_maps, tables
 from meddap import console
 from meddap.disk import write_atomic
 from meddap.errors import MeddapError
@@ -42,6 +42,7 @@ def report(runs: Sequence[Path]) -> str:
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
             body += _or_say_why(_sequences, run) if title == "Training" else []
+            body += _or_say_why(choices.section, run) if title == "Training" else []
     if loose:
         body += ["<h2>Probes</h2>", *report_probes.section(loose)]
     title = "MedDAP: " + ", ".join(run.name for run in runs)

@@ -42,6 +42,7 @@ COMMANDS = {
     },
     "checkpoint → numbers": {
         "probe": Command("eval.probe", "measure an encoder on a labelled task"),
+        "choose": Command("eval.choose", "choose which checkpoint of a run to take"),
         "compare": Command("eval.compare", "say whether two probed encoders really differ"),
         "embed": Command("eval.embed", "write a vector per patient, series or slice of new images"),
         "predict": Command("eval.predict", "predict for new patients with a fitted head"),
@@ -58,7 +59,7 @@ TABLE = {name: command for group in COMMANDS.values() for name, command in group
 def usage() -> str:
     """Return the text of `meddap --help`."""
     width = max(map(len, TABLE))
-    lines = ["usage: meddap COMMAND …      meddap COMMAND --help      meddap --version", ""]
+    lines = ["usage: meddap COMMAND …      meddap COMMAND --help      meddap --version"]
     for group, commands in COMMANDS.items():
         lines += [group]
         lines += [f"  {name:{width}}  {command.summary}" for name, command in commands.items()]

@@ -109,6 +109,7 @@ REFUSED = {
     "train": ["--config", "FOLDER/none.yaml"],
     "export": ["--checkpoint", "FOLDER", "--format", "onnx", "--output", "FOLDER/out.onnx"],
     "probe": ["--checkpoint", "FOLDER", "--task", "FOLDER/none.yaml", "--output", "FOLDER/out"],
+    "choose": ["--run", "FOLDER", "--task", "FOLDER/none.yaml"],
     "compare": ["--runs", "FOLDER", "FOLDER"],
     "embed": ["--checkpoint", "pixels", "--data", "FOLDER/none", "--output", "FOLDER/out.npz"],
     "predict": ["--checkpoint", "pixels", "--head", "FOLDER", "--data", "FOLDER", "--output", "FOLDER/out"],

@@ -58,8 +58,8 @@ class Leaks:
         counts = {name: len(getattr(self, name)) for name in ("by_id", "by_pixels", "in_splits")}
         return {"checked": list(self.checked), "unchecked": self.unchecked, **counts}
 
-    def lines(self) -> list[str]:
-        """Return what to tell the user, the patients named by their hashes."""
+    def lines(self, who: str = "test") -> list[str]:
+        """Return what to tell the user, the patients named by their hashes; `who`: the patients that were checked."""
         said = []
         texts = {
             "by_id": "are among the patients of pretraining",
@@ -69,14 +69,19 @@ class Leaks:
         for name, text in texts.items():
             if mine := getattr(self, name):
                 some = ", ".join(each[:12] for each in mine[:5]) + (" …" if len(mine) > 5 else "")
-                said.append(f"leak: {len(mine)} of {self.patients} test patients {text}: {some}")
+                said.append(f"leak: {len(mine)} of {self.patients} {who} patients {text}: {some}")
         if self.unchecked:
             said.append(f"not checked against pretraining: {self.unchecked}")
         return said
 
 
-def check(checkpoint: str, task: TaskConfig, examples: Examples, folds: Sequence[Fold], cache: Path) -> Leaks:
-    """Compare the test patients with what was seen before. Raises SettingsError for a leak where `leaks=refuse`."""
+def check(
+    checkpoint: str, task: TaskConfig, examples: Examples, folds: Sequence[Fold], cache: Path, who: str = "test"
+) -> Leaks:
+    """Compare the test patients with what was seen before. Raises SettingsError for a leak where `leaks=refuse`.
+
+    who  what the rows `test` of the folds are called in its message
+    """
     sources, unchecked = _seen(checkpoint, task)
     ids, pixels, checked = set(), [np.empty(0, np.uint64)], []
     for root, split in sources:
@@ -100,7 +105,7 @@ def check(checkpoint: str, task: TaskConfig, examples: Examples, folds: Sequence
     patients = len(np.unique(tested.subjects))
     found = Leaks(tuple(checked), unchecked, by_id, by_pixels, in_splits, patients)
     if found.found and task.leaks == "refuse":
-        raise SettingsError(f"{task.data}: {found.lines()[0]}; leaks=mark would mark the table instead")
+        raise SettingsError(f"{task.data}: {found.lines(who)[0]}; leaks=mark would mark the table instead")
     return found
 
 

@@ -80,13 +80,31 @@ def differences(one: Resampled, other: Resampled, metric: str, draws: int, seed:
 
     Raises ValueError where the two do not rest on the same patients.
     """
+    whole, drawn, patients = _paired(one, other, metric, draws, seed)
+    return _named(one, whole, drawn, patients, paired=True)
+
+
+def drawn_differences(
+    one: Resampled, other: Resampled, metric: str, draws: int, seed: int
+) -> tuple[float, np.ndarray, int]:
+    """Return the average over names of `other` minus `one`, its (draws,) resamples, and the number of patients.
+
+    Resample r is the same for every pair of the same patients, so that several differences can be judged together.
+    Raises ValueError where the two do not rest on the same patients.
+    """
+    whole, drawn, patients = _paired(one, other, metric, draws, seed)
+    return float(_mean(whole)[0, -1]), drawn[:, -1], patients
+
+
+def _paired(one: Resampled, other: Resampled, metric: str, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return (fits, T) differences of the whole, (draws, T) of the resamples, macro average last; and patients."""
     if set(one.subjects) != set(other.subjects):
         raise ValueError("the two probes rest on different patients; run both on the same shards and task")
     patients, first, first_drawn = _resampled(one, metric, draws, seed)
     _, second, second_drawn = _resampled(other, metric, draws, seed)
     count = min(len(first), len(second))
     whole = second[:count] - first[:count] if len(first) == len(second) else _mean(second) - _mean(first)
-    return _named(one, whole, second_drawn - first_drawn, len(patients), paired=True)
+    return whole, second_drawn - first_drawn, len(patients)
 
 
 def _resampled(prediction: Resampled, metric: str, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

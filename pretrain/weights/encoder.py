@@ -14,6 +14,7 @@ from pretrain.config import ModelConfig, head_count, load
 from pretrain.data.intensity import Intensity
 from pretrain.model.vit import VisionTransformer
 from pretrain.runtime import checkpoint
+from pretrain.weights import chosen
 
 _BACKBONE = "backbone."
 
@@ -39,9 +40,11 @@ class Encoder:
 def find(path: str | Path) -> checkpoint.Checkpoint:
     """Return the checkpoint in a step folder, or the newest of a stage folder or of a run's last stage that has one.
 
-    Raises CheckpointError where there is none.
+    RUN:chosen names the one that eval.choose chose. Raises CheckpointError where there is none.
     """
     path = Path(path)
+    if (run := chosen.run_of(path)) is not None:
+        return chosen.find(run)
     if (path / "state.json").is_file():
         return checkpoint.read(path)
     folders = [path]
@@ -50,7 +53,9 @@ def find(path: str | Path) -> checkpoint.Checkpoint:
     for folder in folders:
         if found := checkpoint.newest(folder):
             return found
-    raise checkpoint.CheckpointError(f"{path}: no checkpoint there; name a run, a stage or a step folder")
+    raise checkpoint.CheckpointError(
+        f"{path}: no checkpoint there; name a run, a stage or a step folder, or RUN:chosen"
+    )
 
 
 def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
