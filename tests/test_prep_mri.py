@@ -297,3 +297,33 @@ def test_single_files_of_a_folder_are_told_how_to_become_a_study(tmp_path: Path,
     assert shard(tmp_path / "in", tmp_path / "out2", "study_from=folder") == 0
     assert samples(tmp_path / "out2")[0].sequences == ("t1", "t2")
     assert "study_from=folder" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["t1_roi", "T1_lesion", "flair_contour", "t2_parcels", "T1_region_float"])
+def test_drawings_are_no_images_whatever_their_names_say(name: str, tmp_path: Path, capsys) -> None:
+    """Whole numbers in even areas are labels, few values or many; a pattern of the user takes them all the same."""
+    drawn = np.zeros((24, 24, 10))
+    drawn[6:18, 6:18, 2:8] = 1
+    drawn[8:12, 8:12, 3:7] = 2
+    if name.endswith("parcels"):
+        drawn = (np.indices(drawn.shape) // 6 * np.array([1, 5, 25]).reshape(3, 1, 1, 1)).sum(axis=0) * (drawn > 0)
+    kind = np.float32 if name.endswith("float") else np.uint8
+    write(tmp_path / "in" / "p1" / f"{name.partition('_')[0]}.nii.gz", head(seed=1))
+    write(tmp_path / "in" / "p1" / f"{name}.nii.gz", drawn.astype(kind))
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert sorted(row["status"] for row in rows) == ["accepted", "rejected"]
+    assert "in even areas: a label map, not an MR image" in capsys.readouterr().err
+    assert shard(tmp_path / "in", tmp_path / "taken", f"sequences.*{name}*=lesion") == 0
+    assert {one for sample in samples(tmp_path / "taken") for one in sample.sequences} > {"lesion"}
+
+
+@pytest.mark.parametrize("zoom", [1, 2])
+def test_coarse_images_are_no_drawings(zoom: int, tmp_path: Path) -> None:
+    """8 bits, steps, skulls stripped, voxels doubled without interpolation: images still."""
+    signal = np.rint(head(shape=(24, 24, 12), seed=3) / 4) * 4
+    signal[signal < np.median(signal)] = 0
+    for axis in range(3):
+        signal = np.repeat(signal, zoom, axis=axis)
+    write(tmp_path / "in" / "p1" / "t1.nii.gz", signal.clip(0, 255).astype(np.uint8))
+    assert shard(tmp_path / "in", tmp_path / "out") == 0

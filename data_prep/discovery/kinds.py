@@ -49,7 +49,8 @@ _SINGLE = {
     **dict.fromkeys(
         "t1map t2map t2starmap r1map r2map r2star r2starmap pdmap t1mapping t2mapping t1rho molli shmolli qsm chimap "
         "mtr mtsat colfa tensor eadc ktrans relaxometry mwf fieldmap b0map b1map fa md rd mtt ttp tmax rcbf "
-        "rcbv cbf cbv relcbf relcbv relmtt relttp".split(),
+        "rcbv cbf cbv relcbf relcbv relmtt relttp jacobian warp warpfield biasfield prob probs probseg probability "
+        "pve pveseg distance displacement".split(),
         _MAP,
     ),
     **dict.fromkeys(

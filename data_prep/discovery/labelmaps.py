@@ -42,6 +42,8 @@ _IGNORE = "ignore"  # what nnU-Net calls voxels that nobody annotated
 _SAME_MM = 0.05  # corners of two grids that lie no further apart are one grid
 _CHANNEL = re.compile(r"_\d{4}$")  # at the end of the name of nnU-Net's images, not of their label maps
 _EDGE = 0.5 + 1e-3  # voxels beyond the outermost centres that a grid reaches, with room for rounding
+_FEW = 4  # an image has more values than so many
+_EVEN = 0.4  # of what is not background, the share that equals its neighbours along all axes in a drawing, not an image
 _BIDS_SUFFIXES = {"dseg", "mask", "msk", "seg"}
 _IMAGE_WORDS = sequences.TOKENS | {"ct", "mr", "mri", "image", "img", "scan", "volume"}
 
@@ -101,6 +103,21 @@ def base(name: str) -> str:
     if stem.startswith("sub-"):
         return "_".join(part for part in stem.split("_") if part.startswith(("sub-", "ses-")))
     return "_".join(word for word in sequences.tokens(stem) if word not in _WORDS | _IMAGE_WORDS)
+
+
+def is_drawn(voxels: np.ndarray) -> bool:
+    """Return whether (Z, Y, X) values are labels, not an image: whole numbers, few of them or in even areas."""
+    values, counts = np.unique(voxels[:: max(1, voxels.shape[0] // 8)], return_counts=True)
+    if not np.isfinite(values).all() or (values != np.rint(values)).any():
+        return False
+    if len(values) <= _FEW and len(np.unique(voxels)) <= _FEW:
+        return bool(voxels.min() < voxels.max())  # of one value nothing can be said
+    drawn = voxels != values[counts.argmax()]
+    even = drawn[:-1, :-1, :-1].copy()
+    for axis in range(3):
+        ahead = tuple(slice(1, None) if axis == each else slice(None, -1) for each in range(3))
+        even &= voxels[ahead] == voxels[:-1, :-1, :-1]
+    return bool(even.sum() > _EVEN * max(drawn[:-1, :-1, :-1].sum(), 1))
 
 
 def in_tree(image: PurePath, masks: Path) -> LabelFile | None:

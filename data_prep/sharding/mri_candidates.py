@@ -12,7 +12,7 @@ from typing import TypeVar
 from data_prep.config import MriConfig
 from data_prep.dicom.scan import AnyHeader
 from data_prep.dicom.series_reader import read_series
-from data_prep.discovery import kinds, sequences
+from data_prep.discovery import kinds, labelmaps, sequences
 from data_prep.discovery.sequences import Guess, Rank
 from data_prep.discovery.studies import Series
 from data_prep.sharding.staging import Job
@@ -85,6 +85,12 @@ def _image(job: Job, series: Series, config: MriConfig) -> tuple[Candidate, Volu
     volume = images.read_mr(job.paths(series)[0], config, series.channel, series.orientation)
     if named_ct and volume.voxels.min() <= _AIR_HU:
         raise RejectedSeries("named as CT; shard_ct.py takes it")
+    if guess.rank > Rank.PATTERN and labelmaps.is_drawn(volume.voxels):
+        low, high = volume.voxels.min(), volume.voxels.max()
+        raise RejectedSeries(
+            f"whole numbers from {low:g} to {high:g} in even areas: a label map, not an MR image; label_maps names the "
+            "image that it is of, sequences takes it by a pattern of its path"
+        )
     return Candidate(series, 0, guess, scout, volume.voxels.size), volume
 
 
