@@ -201,6 +201,8 @@ class ImagesConfig(PrepConfig):
     # grey: by the luma of BT.601; keep: as the sequences red, green and blue
     colour: Literal["grey", "keep", "refuse"] = "grey"
     longest: int | None = None  # pixels of the longer side; larger pictures are resampled to it, antialiased
+    # pictures whose name or folder calls them masks, segmentations or annotations, where others are not called so
+    drawings: Literal["keep", "refuse"] = "refuse"
     frame_stride: int = 1  # every n-th picture of a file that holds several, of a video too
     radiographs: RadiographConfig = field(default_factory=RadiographConfig)
     pet: PetConfig = field(default_factory=PetConfig)

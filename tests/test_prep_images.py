@@ -509,3 +509,33 @@ def test_large_pictures_are_cut_into_tiles(tmp_path: Path) -> None:
     rows = {row["slices"]: row for row in description.read_manifest(output) if row["status"] == "accepted"}
     assert rows[5]["air_slices"] == 1 and rows[1]["air_slices"] == 0
     assert rejected(output) == ["all its tiles are empty; tiles.min_spread says what is"]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{}.png", "masks/{}.png"),
+        ("xray_{}.png", "xray_{}_mask.png"),
+        ("CXR/{}.png", "leftMask/{}.png"),
+        ("ISIC_Input/{}.png", "ISIC_GroundTruth/{}_segmentation.png"),
+        ("train/image/{}.bmp", "train/label/{}.bmp"),
+        ("benign/benign ({}).png", "benign/benign ({})_mask_1.png"),
+        ("images/{}_training.tif", "1st_manual/{}_manual1.tif"),
+    ],
+)
+def test_masks_of_pictures_are_no_pictures(image: str, mask: str, tmp_path: Path) -> None:
+    """What its name or folder calls a mask is left out beside other pictures, unless it is asked for."""
+    for number in range(3):
+        save(tmp_path / "in" / image.format(number), grey() + np.uint8(number))
+        drawn = np.zeros((20, 30), np.uint8)
+        drawn[5 : 10 + number, 5:15] = 255
+        save(tmp_path / "in" / mask.format(number), drawn)
+    split = ("split_from=hash", "split.train=1", "split.val=0", "split.test=0")
+    output = sharded(tmp_path, *split)
+    assert [len(np.unique(sample.pixels)) > 2 for sample in samples(output)] == [True] * 3
+    assert (
+        rejected(output)
+        == ["its name or folder says a mask or segmentation, not a picture; drawings=keep takes it"] * 3
+    )
+    output.rename(tmp_path / "before")
+    assert len(samples(sharded(tmp_path, *split, "drawings=keep"))) == 6

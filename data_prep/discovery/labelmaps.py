@@ -41,6 +41,7 @@ _WORDS |= {"segmentationoverlapping"}
 _IGNORE = "ignore"  # what nnU-Net calls voxels that nobody annotated
 _SAME_MM = 0.05  # corners of two grids that lie no further apart are one grid
 _CHANNEL = re.compile(r"_\d{4}$")  # at the end of the name of nnU-Net's images, not of their label maps
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # between the words of leftMask
 _EDGE = 0.5 + 1e-3  # voxels beyond the outermost centres that a grid reaches, with room for rounding
 _FEW = 4  # an image has more values than so many
 _EVEN = 0.4  # of what is not background, the share that equals its neighbours along all axes in a drawing, not an image
@@ -90,6 +91,13 @@ def is_label(name: str) -> bool:
     if stem.startswith("sub-"):
         return stem.rpartition("_")[2].lower() in _BIDS_SUFFIXES
     return bool(_WORDS & set(sequences.tokens(stem)))
+
+
+def is_drawing(path: PurePath) -> bool:
+    """Return whether the name of a picture, or of a folder above it, says labels: masks/7.png, leftMask, 7_mask.png."""
+    parts = [sequences.tokens(_HUMP.sub(" ", part)) for part in (*path.parts[:-1], path.stem)]
+    words = {word for part in parts for word in (*part, "".join(part[-2:]))}  # ground truth, as one word too
+    return bool(words & (_WORDS | {"manual", "contour", "contours"}))
 
 
 def is_plain(name: str) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path, PurePath
 
 from data_prep.config import ImagesConfig, PrepConfig
-from data_prep.discovery import doubts, organs, patients, walk
+from data_prep.discovery import doubts, labelmaps, organs, patients, walk
 from data_prep.discovery.archive import Discovered, Source
 from data_prep.discovery.inputs import Inputs, fingerprint
 from data_prep.discovery.studies import Series
@@ -53,8 +53,11 @@ def discover(
     anonymous = [files for uid, files in walked.series.items() if not walked.owners[uid][0]]
     names = [*filter(_is_picture, walked.others), *(name for files in anonymous for name in files)]
     found = _Finder(inputs, config, patients.rule(map(inputs.below, names), config.patient_from))
+    drawings = _drawings(filter(_is_picture, walked.others), inputs, config)
     for name in sorted(walked.others):
-        if _is_picture(name):
+        if name in drawings:
+            found.refuse(name, "its name or folder says a mask or segmentation, not a picture; drawings=keep takes it")
+        elif _is_picture(name):
             found.add(name, uid=name)
         elif name.lower().endswith(".npz"):
             found.add_arrays(name)
@@ -83,6 +86,13 @@ def discover(
 
 def _is_picture(name: str) -> bool:
     return pictures.is_picture(name) or video.is_video(name)
+
+
+def _drawings(names: Iterable[str], inputs: Inputs, config: ImagesConfig) -> set[str]:
+    """Return the pictures that are called masks; none if all are called so, or if they are to be kept."""
+    every = list(names)
+    drawn = {name for name in every if labelmaps.is_drawing(inputs.below(name))}
+    return drawn if config.drawings == "refuse" and len(drawn) < len(every) else set()
 
 
 def _by_id(inputs: Inputs, walked: walk.Walked) -> list[doubts.Named]:
