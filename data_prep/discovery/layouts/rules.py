@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,25 @@ class LayoutError(MeddapError):
 class Pattern:
     """A pattern of paths relative to a root.
 
+    expression  what whole paths are compared with, a regular expression
     depth   how many names a path has that fits; 0 if any number (`**/`)
     fields  the names of its fields
     literal the longest text that all paths have that fit
     """
 
     text: str
-    regex: re.Pattern[str]
+    expression: str
     depth: int
     fields: frozenset[str]
     literal: str
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """The expression, compiled when it is first needed: most layouts are not those of an input. Raises LayoutError."""
+        try:
+            return re.compile(self.expression)
+        except re.error as error:
+            raise LayoutError(f"{self.text}: {error}") from error
 
     def fit(self, path: str) -> dict[str, str] | None:
         """Return the values of the fields, or None if `path` (with /) does not fit."""
@@ -114,7 +123,7 @@ class Layout:
 @cache
 def every() -> tuple[Layout, ...]:
     """Return all layouts, sorted by name."""
-    return tuple(read(path) for path in sorted(FOLDER.glob("*.yaml")))
+    return tuple(_read(path) for path in sorted(FOLDER.glob("*.yaml")))
 
 
 def named(name: str) -> Layout:
@@ -128,14 +137,27 @@ def named(name: str) -> Layout:
 
 
 def read(path: Path) -> Layout:
-    """Read the rules of one layout. Raises LayoutError, one line."""
+    """Read the rules of one layout and try its expressions. Raises LayoutError, one line."""
+    layout = _read(path)
+    own = [entry.path for entry in layout.files] + [one for line in layout.has for one in line] + [*layout.lacks]
+    for entry in layout.files:
+        own += [*entry.labels, *entry.beside, *([entry.organs] if entry.organs else [])]
+    try:
+        for one in own:
+            _ = one.regex
+    except LayoutError as error:
+        raise LayoutError(f"{path}: {error}") from error
+    return layout
+
+
+def _read(path: Path) -> Layout:
     try:
         content = yaml.load(path.read_text("utf-8"), _LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LayoutError(f"{path}: cannot be read as YAML ({type(error).__name__})") from error
     try:
         return _layout(path.stem, content)
-    except (ValueError, re.error) as error:
+    except ValueError as error:
         raise LayoutError(f"{path}: {error}") from error
 
 
@@ -211,7 +233,7 @@ def _check(content: Any, form: Mapping[str, Any], keys: set[str], what: str) -> 
 
 
 def pattern(text: str, fields: Mapping[str, str]) -> Pattern:
-    """Return a pattern; `fields`: field → regular expression. Raises ValueError, re.error."""
+    """Return a pattern; `fields`: field → regular expression."""
     regex, literals, seen, end = "", [], set(), 0
     for piece in _PIECE.finditer(text):
         literals.append(text[end : piece.start()])
@@ -231,4 +253,4 @@ def pattern(text: str, fields: Mapping[str, str]) -> Pattern:
     literals.append(text[end:])
     regex += re.escape(literals[-1])
     depth = 0 if "**/" in text else text.count("/") + 1
-    return Pattern(text, re.compile(regex), depth, frozenset(seen), max(literals, key=len))
+    return Pattern(text, regex, depth, frozenset(seen), max(literals, key=len))
