@@ -35,7 +35,7 @@ class GeometryConfig:
     unoriented: Literal["refuse", "ras", "las", "lps"] = "refuse"
 
 
-@dataclass
+@dataclass(unsafe_hash=True)  # so that what follows from it can be kept beside it; it is not changed once it is read
 class StackConfig:
     """Treatment of DICOM slices that are not evenly spaced, and of images that were not acquired."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -15,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from data_prep.config import StackConfig
 from data_prep.dicom import selection, traits
 from data_prep.dicom.files import open_file, syntax_of
-from data_prep.dicom.scan import AnyHeader, scan
+from data_prep.dicom.scan import AnyHeader, Header, once, part, scan, tags_of
 from data_prep.dicom.whitelist import number, term
 from data_prep.volumes.volume import RejectedSeries
 
@@ -60,6 +61,13 @@ _GROUPS = {
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
     "CTXRayDetailsSequence": {"KVP": "KVP"},
 }
+# In these most files of a series agree: what follows from them is worked out once
+_SHARED = tags_of(
+    *selection.ATTRIBUTES,
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames", "TransferSyntaxUID"),
+    *("ImageOrientationPatient", "PixelSpacing", "Columns", "RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+)
 
 
 @dataclass(frozen=True)
@@ -105,36 +113,47 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
     """
     with open_file(path) as file:
         dataset: AnyHeader = scan(file) or pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        selection.check(dataset, modality, config)
-        check_bits(dataset)
-        raw = _native(file, dataset)
+        shared = part(_SHARED, dataset.raw(_SHARED)) if isinstance(dataset, Header) else dataset
+        once(shared, selection.check, modality, config)
+        once(shared, check_bits)
+        raw = _native(file, shared)
         if isinstance(file, io.BytesIO):
             raw = None  # unpacked: no offset in the file itself
+    if isinstance(dataset, Header):
+        once(shared, _check_single)
+        yield _frame(path, 0, dataset, shared, modality, raw), dataset
+        return
     derived = 0  # an enhanced image may hold acquired frames beside computed ones
     for place, flat in enumerate(_flattened(dataset)):
         if config.derived == "refuse" and selection.is_derived(selection.image_type(flat)):
             derived += 1
         else:
-            yield _frame(path, place, flat, modality, raw), flat
+            yield _frame(path, place, flat, flat, modality, raw), flat
     if derived:
         raise RejectedSeries("derived series; stacks.derived=keep takes it")
 
 
-def _flattened(dataset: AnyHeader) -> Iterator[AnyHeader]:
+def _check_single(dataset: AnyHeader) -> int:
+    """Return how many frames a file without functional groups has, 1. Raises RejectedSeries for more."""
+    if (count := int(dataset.get("NumberOfFrames") or 1)) > 1:
+        raise RejectedSeries("multi-frame image without a position per frame")
+    return count
+
+
+def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
     """Yield a classic header per frame."""
-    count = int(dataset.get("NumberOfFrames") or 1)
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
-        if count > 1:
-            raise RejectedSeries("multi-frame image without a position per frame")
+        _check_single(dataset)
         yield dataset
         return
+    count = int(dataset.get("NumberOfFrames") or 1)
     if len(per_frame) != count:
         raise RejectedSeries(f"{count} frames, but positions of {len(per_frame)}")
     shared = dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
     for groups in per_frame:
         flat = pydicom.Dataset()
-        flat.update(cast(pydicom.Dataset, dataset))  # copy.copy would share one dictionary between all frames
+        flat.update(dataset)  # copy.copy would share one dictionary between all frames
         del flat["PerFrameFunctionalGroupsSequence"]
         for name, attributes in _GROUPS.items():
             macro = groups.get(name) or shared[0].get(name)
@@ -154,8 +173,23 @@ def _put(flat: pydicom.Dataset, name: str, value: object) -> None:
     setattr(flat, name, value)
 
 
-def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[int, str] | None) -> Frame:
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
+@dataclass(frozen=True)
+class _Grid:
+    """What frames of a series share, as in `Frame`. `known`: whether the numbers are as many as needed, and finite."""
+
+    axes: tuple[float, ...]
+    spacing: tuple[float, ...]
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+    bright: int | None
+    bits: int
+    known: bool
+
+
+def _grid(dataset: AnyHeader, modality: str) -> _Grid:
+    for name in ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
         if dataset.get(name) is None:
             raise RejectedSeries(f"no {name}")
     slope, intercept = number(dataset.get("RescaleSlope")), number(dataset.get("RescaleIntercept"))
@@ -164,36 +198,57 @@ def _frame(path: str, place: int, dataset: AnyHeader, modality: str, raw: tuple[
             raise RejectedSeries("no RescaleSlope and RescaleIntercept: stored values cannot be converted to HU")
         if (unit := term(dataset.get("RescaleType") or "HU", _UNITS, "in an unknown unit")) not in _HU:
             raise RejectedSeries(f"stored values are {unit}, not HU")
-    position = np.array([float(value) for value in dataset.ImagePositionPatient])
     axes = tuple(float(value) for value in dataset.ImageOrientationPatient)
     spacing = tuple(float(value) for value in dataset.PixelSpacing)
-    if len(position) != 3 or len(axes) != 6 or len(spacing) != 2 or not np.isfinite([*position, *axes, *spacing]).all():
-        raise RejectedSeries("position, orientation or spacing is incomplete")
-    if min(spacing) <= 0:
-        raise RejectedSeries(f"pixel spacing of {min(spacing)} mm")
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if raw is not None:
-        raw = (raw[0] + place * rows * columns * 2, raw[1])
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1" and modality != "CT"
     top = 2 ** int(dataset.BitsStored) - 1 if not dataset.PixelRepresentation else -1  # of signed ones −1 − v inverts
-    return Frame(
-        path=path,
-        number=place,
-        position=position,
+    return _Grid(
         axes=axes,
         spacing=spacing,
-        shape=(rows, columns),
+        shape=(int(dataset.Rows), int(dataset.Columns)),
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
         padding=padding_of(dataset),
         bright=top if inverted else None,
+        bits=int(dataset.BitsStored),
+        known=len(axes) == 6 and len(spacing) == 2 and all(map(math.isfinite, (*axes, *spacing))),
+    )
+
+
+def _frame(
+    path: str, place: int, dataset: AnyHeader, shared: AnyHeader, modality: str, raw: tuple[int, str] | None
+) -> Frame:
+    position = dataset.decimals("ImagePositionPatient") if isinstance(dataset, Header) else None
+    if position is None and dataset.get("ImagePositionPatient") is None:
+        raise RejectedSeries("no ImagePositionPatient")
+    grid = once(shared, _grid, modality)
+    if position is None:
+        position = [float(value) for value in dataset.ImagePositionPatient]
+    if not grid.known or len(position) != 3 or not all(map(math.isfinite, position)):
+        raise RejectedSeries("position, orientation or spacing is incomplete")
+    down, across = grid.spacing
+    if min(down, across) <= 0:
+        raise RejectedSeries(f"pixel spacing of {min(down, across)} mm")
+    if raw is not None:
+        raw = (raw[0] + place * grid.shape[0] * grid.shape[1] * 2, raw[1])
+    return Frame(
+        path=path,
+        number=place,
+        position=np.array(position),
+        axes=grid.axes,
+        spacing=(down, across),
+        shape=grid.shape,
+        slope=grid.slope,
+        intercept=grid.intercept,
+        padding=grid.padding,
+        bright=grid.bright,
         group=traits.same(dataset, modality),
         maybe=traits.maybe(dataset),
         instance=int(dataset.get("InstanceNumber") or 0),
         acquisition=str(dataset.get("AcquisitionNumber") or ""),
         uid=str(dataset.get("SOPInstanceUID") or ""),
         raw=raw,
-        bits=int(dataset.BitsStored),
+        bits=grid.bits,
     )
 
 
@@ -229,10 +284,7 @@ def _native(file: BinaryIO, dataset: AnyHeader) -> tuple[int, str] | None:
     The file stands at the tag of PixelData. None if pixels are compressed or of another width: then pydicom reads them.
     Raises RejectedSeries if there are fewer than the header says.
     """
-    syntax = syntax_of(dataset)
-    if syntax is None and dataset.original_encoding[1]:  # before PS3.10: no file header, little endian
-        syntax = ExplicitVRLittleEndian
-    if syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+    if not once(dataset, _is_native):
         return None
     head = file.read(12)
     if len(head) < 12 or struct.unpack("<HH", head[:4]) != (0x7FE0, 0x0010):
@@ -241,10 +293,23 @@ def _native(file: BinaryIO, dataset: AnyHeader) -> tuple[int, str] | None:
     implicit = head[4:6] not in (b"OW", b"OB")
     length = struct.unpack("<I", head[4:8] if implicit else head[8:12])[0]
     offset = file.tell() - (4 if implicit else 0)
-    width = dataset.BitsAllocated // 8
-    needed = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1) * width
+    needed, kind = once(dataset, _needed)
     if length == _UNDEFINED:
         return None
     if length < needed or file.seek(0, 2) < offset + needed:
         raise RejectedSeries("damaged: the file ends within its pixels, or holds fewer than its header says")
-    return (offset, "<i2" if dataset.PixelRepresentation else "<u2") if width == 2 else None
+    return None if kind is None else (offset, kind)
+
+
+def _is_native(dataset: AnyHeader) -> bool:
+    syntax = syntax_of(dataset)
+    if syntax is None and dataset.original_encoding[1]:  # before PS3.10: no file header, little endian
+        syntax = ExplicitVRLittleEndian
+    return syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+
+
+def _needed(dataset: AnyHeader) -> tuple[int, str | None]:
+    """Return the bytes of all frames, and the type of their pixels; None unless they are of 16 bits."""
+    width = dataset.BitsAllocated // 8
+    needed = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1) * width
+    return needed, ("<i2" if dataset.PixelRepresentation else "<u2") if width == 2 else None

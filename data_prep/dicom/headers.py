@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +13,8 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import SegmentationStorage
 
 from data_prep.dicom import files
-from data_prep.dicom.scan import AnyHeader, scan
+from data_prep.dicom import scan as scanned
+from data_prep.dicom.scan import AnyHeader, once, part, scan, tags_of
 from data_prep.volumes import zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
@@ -21,6 +22,11 @@ from data_prep.volumes.volume import RejectedSeries
 # discovery needs no attribute behind SeriesInstanceUID
 _LAST = Tag("SeriesInstanceUID")
 _IDENTIFIERS = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID")
+# In these most files of a series agree: what follows from them is worked out once
+_SHARED = tags_of(
+    *("DirectoryRecordSequence", "SOPClassUID", "Modality", "PatientBirthDate", "PatientSex"),
+    *_IDENTIFIERS,
+)
 _PREAMBLE = 128
 # that of label maps (Supplement 243) is unknown to older pydicom
 _SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
@@ -62,20 +68,39 @@ def is_dicom(path: str | Path) -> bool:
 def read_header(path: str | Path) -> Header:
     """Return the header of a DICOM file. Raises RejectedSeries if it is damaged, OSError if it cannot be opened."""
     with files.open_file(path, to_its_end=False) as file:
-        try:
-            dataset: AnyHeader = scan(file, _LAST) or _read_start(file)
-            if "DirectoryRecordSequence" in dataset:
-                return Header("", "", "", kind="directory")
-            series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
-            if dataset.get("SOPClassUID") in _SEGMENTATIONS:
-                return Header(series, patient, study, "segmentation", _refers(file))
-        except zipfile.BadZipFile as error:
-            raise zips.damage(error) from error
-        except Exception as error:  # hostile bytes raise anything
-            unless_trouble(error)
-            raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
-        person, modality = _person(dataset), _modality(dataset)
-    return Header(series, patient, study, person=person, modality=modality)
+        return _read(file)
+
+
+def read_if_dicom(path: str | Path) -> Header | None:
+    """Return the header of a file, None if it is not DICOM, opening it once if it is a usual one. Raises as above."""
+    if zips.split(path) is None:
+        with open(path, "rb") as file:
+            if file.peek(_PREAMBLE + 4)[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
+                return _read(file)
+    return read_header(path) if is_dicom(path) else None
+
+
+def _read(file: BinaryIO) -> Header:
+    try:
+        dataset: AnyHeader = scan(file, _LAST) or _read_start(file)
+        shared = part(_SHARED, dataset.raw(_SHARED)) if isinstance(dataset, scanned.Header) else dataset
+        header = once(shared, _header)
+        return replace(header, refers=_refers(file)) if header.kind == "segmentation" else header
+    except zipfile.BadZipFile as error:
+        raise zips.damage(error) from error
+    except Exception as error:  # hostile bytes raise anything
+        unless_trouble(error)
+        raise RejectedSeries(f"damaged or unreadable DICOM ({type(error).__name__})") from error
+
+
+def _header(dataset: AnyHeader) -> Header:
+    """Return a file's header, without what a segmentation refers to."""
+    if "DirectoryRecordSequence" in dataset:
+        return Header("", "", "", kind="directory")
+    series, patient, study = (_text(dataset, name) for name in _IDENTIFIERS)
+    if dataset.get("SOPClassUID") in _SEGMENTATIONS:
+        return Header(series, patient, study, "segmentation")
+    return Header(series, patient, study, person=_person(dataset), modality=_modality(dataset))
 
 
 def _read_start(file: BinaryIO) -> pydicom.Dataset:

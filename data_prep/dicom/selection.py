@@ -58,6 +58,22 @@ _ACQUIRED = {"PERFUSION", "3D", "AVERAGE", "TENSOR"}
 _MAPS = {"ADC", "SWI", "TRACEW", "TRACE"}
 
 
+# What `check` looks at
+ATTRIBUTES: tuple[str | int, ...] = (
+    *(
+        "MediaStorageSOPClassUID",
+        "SOPClassUID",
+        "Modality",
+        "ImageType",
+        "Manufacturer",
+        _IN_MOSAIC,
+        "PixelData",
+        "Rows",
+    ),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BurnedInAnnotation"),
+)
+
+
 def check(dataset: AnyHeader, modality: str, config: StackConfig) -> None:
     """Raise RejectedSeries unless `dataset` is an acquired image of `modality` ("CT", "MR" or "PT")."""
     stored, stated = _stored(dataset), term(dataset.get("Modality"), MODALITIES, "unknown")

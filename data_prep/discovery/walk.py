@@ -234,8 +234,8 @@ def _read_header(path: str) -> headers.Header | str | None:
     try:
         if zips.split(path) is None and not os.path.isfile(path):
             return "not a regular file" if os.path.lexists(path) else "vanished while it was read"
-        if headers.is_dicom(path):
-            return headers.read_header(path)
+        if header := headers.read_if_dicom(path):
+            return header
         return next((why for ending, why in _NOT_DICOM.items() if path.lower().endswith(ending)), None)
     except (RejectedSeries, UnreadableError) as error:
         return error.reason

@@ -50,7 +50,7 @@ class Pattern:
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
-        """The expression, compiled when it is first needed: most layouts are not those of an input. Raises LayoutError."""
+        """The expression, compiled when it is needed: most layouts are not those of an input. Raises LayoutError."""
         try:
             return re.compile(self.expression)
         except re.error as error:
