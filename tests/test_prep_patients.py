@@ -107,6 +107,34 @@ def test_names_that_may_be_of_fewer_or_more_patients_are_a_warning(line: str, pa
     assert not alike.warnings(patients.rule(every, "auto", pattern="x"), every)
 
 
+@pytest.mark.parametrize(
+    ("ids", "alike_ones"),
+    [
+        ({"P001", "p001", "P002"}, 2),
+        ({"001", "1", "0001", "2"}, 3),
+        ({"K7-V1", "K7-V2", "K8-V1"}, 2),
+        ({"K7_20200101", "K7_20210101"}, 2),
+        ({"K7_BL", "K7_FU", "K8_BL", "K8_FU"}, 4),
+        ({"TCGA-02-0001", "TCGA-02-0003", "TCGA-06-0001", "LIDC-IDRI-0100", "LIDC-IDRI-0010"}, 0),
+        ({"1.2.840.1", "1.2.840.10", "a", "b", ""}, 0),
+    ],
+)
+def test_ids_that_may_be_of_one_person_are_a_warning(ids: set[str], alike_ones: int) -> None:
+    """Case, zeros, separators, a visit: what other systems add. Nothing is joined, and no id is said."""
+    said = alike.of_ids(ids)
+    assert [line.split()[0] for line in said] == ([str(alike_ones)] if alike_ones else [])
+
+
+def test_a_folder_with_patients_by_id_and_by_path_is_a_warning() -> None:
+    """The same person would be two, one of them perhaps in test."""
+    files = [PurePath(f"P{n}/ct.nii") for n in range(3)]
+    rule = patients.rule(files, "auto")
+    (line,) = alike.beside_ids(rule, files, [(PurePath(f"P{n}/dcm/1"), f"id{n}") for n in range(2)])
+    assert line.startswith("2 patients by their paths")
+    assert not alike.beside_ids(rule, files, [(PurePath(f"P{n}/dcm/1"), f"P{n}") for n in range(3)])
+    assert not alike.beside_ids(rule, files, [(PurePath("P1/dcm/1"), "a"), (PurePath("P1/dcm/2"), "b")])
+
+
 def test_a_pattern_of_the_path_names_patients(tmp_path: Path, capsys) -> None:
     """It counts before folders and BIDS names; a path that it misses is left out with the reason."""
     for number in range(3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 
 from data_prep.discovery import patients, times
@@ -28,6 +28,42 @@ def warnings(rule: Rule, paths: Iterable[PurePath]) -> list[str]:
         return []
     lines = [_times(rule, set(files)), _around_numbers(rule, files), _alike(set(files)), _same_files(rule, files)]
     return [f"{line}; {_MENDS}" for line in lines if line]
+
+
+def of_ids(ids: Collection[str]) -> list[str]:
+    """Return a line if PatientIDs differ only in case, separators, zeros in front, or a date or visit behind them."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name in ids:
+        bare = times.of_file(name.strip())
+        groups["_".join(part.casefold().lstrip("0") or "0" for part in _PART.findall(bare)) or name].add(name)
+    several = [own for own in groups.values() if len(own) > 1]
+    if not several:
+        return []
+    return [
+        f"{sum(map(len, several))} of {len(ids)} PatientIDs differ only in case, separators, zeros or a date or visit "
+        f"behind them, as if of {len(several)} patients; patient_id=path, with patient=REGEX, takes their paths instead"
+    ]
+
+
+def beside_ids(rule: Rule, by_path: Iterable[PurePath], by_id: Iterable[tuple[PurePath, str]]) -> list[str]:
+    """Return a line if images and DICOM series of one folder are of two patients, one by its path, one by PatientID.
+
+    by_id  paths of DICOM series, and their PatientID
+    """
+    if rule.level is None or rule.pattern:
+        return []
+    owners: dict[str, set[str]] = defaultdict(set)
+    for path, patient in by_id:
+        if len(path.parts) > rule.level + 1:
+            owners[rule.of(path)].add(patient)
+    named = {rule.of(path) for path in by_path}
+    apart = [name for name in named if len(owners[name]) == 1 and name not in owners[name]]
+    if not apart:
+        return []
+    return [
+        f"{len(apart)} patients by their paths lie in folders whose DICOM series have one other PatientID each; if "
+        "they are the same patients, patient_id=path takes the paths of all"
+    ]
 
 
 def _times(rule: Rule, names: set[str]) -> str:

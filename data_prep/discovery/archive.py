@@ -156,6 +156,7 @@ class _Archive:
                 *self.layouts.found.doubts,
                 *self._borrowed_names(sources),
                 *alike.warnings(self.rule, map(self._below, by_path)),
+                *self._alike_ids(groups, by_path),
                 *doubts.warnings(who, self.walked.persons, self.config),
             ],
         )
@@ -185,6 +186,13 @@ class _Archive:
             trusted = not own and bool(self.config.patient or BIDS.search(first) or self.layouts.patient_of(first))
             named.append(doubts.Named(group.patient, place, alone[-1] if alone else place, group.study, own, trusted))
         return named
+
+    def _alike_ids(self, groups: Sequence[studies.Group], by_path: Iterable[str]) -> list[str]:
+        """Return doubts about PatientIDs that are alike, and about folders with patients by id and by path."""
+        dicoms = [group.series[0] for group in groups if group.series[0].dicom and self._id(group.series[0].uid)]
+        ids = {self._id(series.uid) for series in dicoms}
+        places = ((self._below(series.files[0]), self._id(series.uid)) for series in dicoms)
+        return [*alike.of_ids(ids), *alike.beside_ids(self.rule, map(self._below, by_path), places)]
 
     def _by_path(self) -> list[str]:
         """Return a file of each image and series whose patient its path names, or of each folder of the series."""
