@@ -139,6 +139,42 @@ def test_pixdim_that_disagrees_needs_a_setting(tmp_path: Path) -> None:
     assert np.allclose(opened(save(tmp_path / "unset.nii", change=unset)).affine, GRID)
 
 
+@pytest.mark.parametrize(("place", "value"), [(0, 3), (1, -1.5), (2, 0)])
+def test_a_quaternion_that_is_no_transform_is_refused_for_that(place: int, value: float, tmp_path: Path) -> None:
+    """Not as a damaged file; where an sform states the grid as well, a setting takes that."""
+
+    def change(header: nibabel.Nifti1Header, sform: int = 1) -> None:
+        header.set_qform(GRID, 1)
+        header.set_sform(GRID, sform)
+        header["pixdim"][place] = value
+
+    path = save(tmp_path / "ct.nii.gz", change=change)
+    if value > 0 or value < 0:
+        with pytest.raises(
+            RejectedSeries, match="its qform is no transform.*geometry.disagreeing=sform passes it over"
+        ):
+            opened(path)
+    else:
+        with pytest.raises(RejectedSeries, match="geometry.disagreeing"):
+            opened(path)
+    image = opened(path, disagreeing="sform")
+    assert np.allclose(image.affine, GRID, atol=1e-4) and "transform" in image.notes
+    with pytest.raises(RejectedSeries):
+        opened(save(tmp_path / "alone.nii.gz", change=lambda header: change(header, 0)))
+
+
+@pytest.mark.parametrize("sform", [0, 1])
+def test_a_first_pixdim_of_0_counts_as_1(sform: int, tmp_path: Path) -> None:
+    """As the standard says, which rules it out."""
+
+    def change(header: nibabel.Nifti1Header) -> None:
+        header.set_qform(GRID, 1)
+        header.set_sform(GRID, sform)
+        header["pixdim"][0] = 0
+
+    assert np.allclose(opened(save(tmp_path / "ct.nii.gz", change=change)).affine, GRID, atol=1e-4)
+
+
 def test_a_tilted_gantry_is_no_disagreement(tmp_path: Path) -> None:
     """A quaternion holds no shear: the sform counts, as converters of tilted CT mean it."""
     tilted = GRID.copy()

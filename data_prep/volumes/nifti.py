@@ -13,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
 
 from data_prep.config import GeometryConfig
 from data_prep.volumes import geometry, zips
@@ -225,14 +226,16 @@ def _transform(header: Any, shape: tuple[int, ...], settings: GeometryConfig) ->
         return _unoriented(pixdim, settings, "its header holds no orientation (sform_code and qform_code are 0)")
     sform = np.asarray(header.get_sform(), np.float64)
     if not coded_s:
-        return np.asarray(header.get_qform(), np.float64), {}
+        return _qform(header), {}
     lengths = np.linalg.norm(sform[:3, :3], axis=0)
     if not np.isfinite(sform).all() or not lengths.all():
         return sform, {}  # is refused as an affine without a volume
     # a quaternion cannot hold the shear of a tilted gantry: then only the first slice is compared
     sheared = geometry.shear_degrees(sform) > 0.5
+    if coded_q and settings.disagreeing == "sform" and not _holds_qform(header):
+        return sform, {"transform": "sform; its qform is no transform"}
     if coded_q:
-        qform = np.asarray(header.get_qform(), np.float64)
+        qform = _qform(header)
         first = (*shape[:2], 1) if sheared else shape
         apart = geometry.distance(sform, qform, first)
         if not apart <= _APART * lengths.min():
@@ -246,6 +249,31 @@ def _transform(header: Any, shape: tuple[int, ...], settings: GeometryConfig) ->
         resized[:3, :3] *= np.where(pixdim > 0, pixdim / lengths, 1)
         return (sform, resized)[_choice(what, settings)], {"transform": f"{settings.disagreeing}; {what}"}
     return sform, {}
+
+
+def _qform(header: Any) -> np.ndarray:
+    """Return the transform of the quaternion. Raises RejectedSeries if its numbers are none.
+
+    A pixdim[0] of 0, which the standard rules out, counts as 1, as the standard says.
+    """
+    header = header.copy()
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1
+    try:
+        return np.asarray(header.get_qform(), np.float64)
+    except (HeaderDataError, ValueError) as error:
+        numbers = ", ".join(f"{float(one):g}" for one in header["pixdim"][:4])
+        remedy = "; geometry.disagreeing=sform passes it over" if int(header["sform_code"]) > 0 else ""
+        raise RejectedSeries(
+            f"its qform is no transform: pixdim {numbers} (1 or -1, then lengths above 0) or its quaternion{remedy}"
+        ) from error
+
+
+def _holds_qform(header: Any) -> bool:
+    try:
+        return bool(np.isfinite(_qform(header)).all())
+    except RejectedSeries:
+        return False
 
 
 def _choice(what: str, settings: GeometryConfig) -> int:
