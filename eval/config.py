@@ -308,6 +308,29 @@ class DuplicatesConfig:
 
 
 @dataclass
+class ClustersConfig:
+    """Clusters of an encoder's features: k-means of the slices, k-means of its centroids, … (arXiv 2405.15613)."""
+
+    sizes: list[int] = field(default_factory=list)  # of each level, falling; empty: by the number of slices
+    passes: int = 10  # of k-means, each time
+    rounds: int = 2  # of resampling: k-means again on the few slices nearest to each centroid
+    nearest: int = 8  # those few
+    memory_gb: float = 1.0  # of distances at a time
+    seed: int = 0
+
+
+@dataclass
+class BodyPartConfig:
+    """Body parts of slices whose headers state none, guessed from the labelled slices most like them."""
+
+    guess: bool = True  # false: what nobody states stays unknown
+    k: int = 5  # labelled slices that vote
+    agreement: float = 0.8  # share of the votes without which nothing is guessed
+    accuracy: float = 0.9  # of guesses of labelled slices, by other patients' alone; less, and nothing is guessed
+    most: int = 50000  # labelled slices, drawn where there are more
+
+
+@dataclass
 class CurateConfig:
     """How often a training draws each slice, and what that rests on."""
 
@@ -318,8 +341,12 @@ class CurateConfig:
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     # how far the draws are evened out: 0 not at all, 1 as often from each word; share^(1 − strength)
     balance: dict[str, float] = field(
-        default_factory=lambda: {"body_part": 0.5, "manufacturer": 0.5, "model": 0.5, "sequence": 0.5}
+        default_factory=lambda: dict.fromkeys(("body_part", "manufacturer", "model", "sequence", "cluster"), 0.5)
     )
+    clusters: ClustersConfig = field(default_factory=ClustersConfig)
+    body_parts: BodyPartConfig = field(default_factory=BodyPartConfig)
+    size: int = 224  # pixels to which a square around the body is resized for the encoder
+    batch_size: int = 32  # slices per forward pass
     max_weight: float = 10.0  # times the mean
     min_weight: float = 0.01  # times the mean; 0 lets a slice never come
     # training patients who are in validation or test too, under another id: said, given no draws, or an error

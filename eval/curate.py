@@ -1,6 +1,6 @@
 """Curation of a finished data set: near-duplicates, patients in two splits, and weights that even out what is drawn.
 
-    python -m eval.curate --data SHARDS --output FOLDER
+    python -m eval.curate --data SHARDS --output FOLDER [--checkpoint RUN] [--body-parts CSV]
 
 Nothing is deleted or moved: a training takes the weights by `data.sources.NAME.sampling=curated`. FOLDER has
 `curation.json` and `curation.html`.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ import numpy as np
 from data_prep.schema import read_dataset
 from eval import ranges
 from eval.config import CurateConfig
-from eval.curation import balance, catalogue, duplicates, search, summary, weights
+from eval.curation import (
+    balance,
+    body_parts,
+    catalogue,
+    duplicates,
+    encoded,
+    hierarchy,
+    search,
+    summary,
+    weights,
+)
 from eval.curation.catalogue import Catalogue
 from eval.data import files
 from meddap import __version__, console
@@ -29,7 +39,7 @@ from meddap.ranges import check_ranges
 from meddap.settings import SettingsError, load
 
 _LEAKS_SAID = 10
-_SPEED = ("workers",)  # settings that change no weight
+_SPEED = ("workers", "batch_size")  # settings that change no weight
 
 
 def curate(options: argparse.Namespace, config: CurateConfig) -> int:
@@ -39,16 +49,19 @@ def curate(options: argparse.Namespace, config: CurateConfig) -> int:
     digest = dataset["digest"]
     with sole_writer(options.output):
         slices = catalogue.read(options.data, options.output / "work", config.workers)
-        attributes = weights.attributes(slices, config.balance)
+        labels = body_parts.read_labels(options.body_parts) if options.body_parts else {}
         console.say(f"{len(slices):,} slices; near-duplicates are searched by {search.engine()}")
+        attributes, more = _attributes(slices, labels, options, config)
         clusters, found = _duplicates(slices, config)
         leaks = found["leaks"]
         _say_leaks(leaks, config)
         banned = _leaking(slices, leaks, config)
         weighed = weights.weigh(slices, clusters, attributes, config, banned)
         settings = {name: value for name, value in asdict(config).items() if name not in _SPEED}
-        made_with = {"by": f"meddap curate {__version__}", "settings": settings}
-        record = {"digest": digest, "made_with": made_with, "duplicates": found, "weights": _figures(weighed, banned)}
+        made_with = {"by": f"meddap curate {__version__}", "settings": settings, "encoder": more.get("encoder")}
+        record = {"digest": digest, "made_with": made_with, "duplicates": found, **more}
+        record["weights"] = _figures(weighed, banned)
+        record["weights"]["left_out"] |= record.pop("not_balanced", {})
         path = weights.write(options.data, slices, weighed, config, made_with)
         write_atomic(options.output / "curation.json", (json.dumps(record, indent=1) + "\n").encode())
         title = f"MedDAP curation: {options.data.resolve().name}"
@@ -72,6 +85,7 @@ def _check(config: CurateConfig, dataset: dict[str, Any]) -> None:
     filled = [name for name, split in dataset["splits"].items() if split["samples"]]
     if config.split not in filled:
         raise SettingsError(f"split={config.split}: no slices there; it has {', '.join(filled) or 'none at all'}")
+    hierarchy.check_sizes(config.clusters.sizes, dataset["splits"][config.split]["samples"])
 
 
 def _duplicates(slices: Catalogue, config: CurateConfig) -> tuple[np.ndarray, dict[str, Any]]:
@@ -91,6 +105,59 @@ def _duplicates(slices: Catalogue, config: CurateConfig) -> tuple[np.ndarray, di
         "patients": [[f"{one:016x}", f"{other:016x}"] for one, other in patients.tolist()],
         "leaks": [list(row) for row in duplicates.leaks(slices, patients)],
     }
+
+
+def _attributes(
+    slices: Catalogue, labels: dict[int, str], options: argparse.Namespace, config: CurateConfig
+) -> tuple[dict[str, weights.Attribute], dict[str, Any]]:
+    """Return what is balanced, and what `curation.json` says about it: by headers, the user and an encoder."""
+    rows = np.flatnonzero(slices.split == slices.splits.index(config.split))
+    parts = body_parts.stated(slices, rows, labels, options.body_parts)
+    found, more = weights.attributes(slices, config.balance), dict[str, Any]()
+    if options.checkpoint:
+        work = options.output / "work" / "features"
+        vectors, source = encoded.vectors(options.data, options.checkpoint, config, slices.content[rows], work)
+        more = {"encoder": source, "clusters": {"sizes": _sizes(len(rows), config)}}
+        if weights.CLUSTER in config.balance:
+            found[weights.CLUSTER] = _clusters(vectors, rows, len(slices), config)
+        if config.body_parts.guess:
+            parts = body_parts.guessed(parts, vectors, slices.subject[rows], config.body_parts, config.clusters.seed)
+            more["body_parts"] = parts.figures
+            _say_body_parts(parts.figures)
+    elif weights.CLUSTER in config.balance:
+        more = {"not_balanced": {weights.CLUSTER: "no --checkpoint"}}
+    if "body_part" in found:
+        codes = slices.codes["body_part"].astype(np.int64)
+        codes[rows] = parts.codes
+        found["body_part"] = replace(found["body_part"], words=parts.words, codes=codes)
+    return found, more
+
+
+def _sizes(count: int, config: CurateConfig) -> list[int]:
+    return list(config.clusters.sizes) or hierarchy.usual_sizes(count)
+
+
+def _clusters(vectors: np.ndarray, rows: np.ndarray, count: int, config: CurateConfig) -> weights.Attribute:
+    """Return the clusters of the split's slices as an attribute of all slices."""
+    wanted = config.clusters
+    levels = hierarchy.build(
+        vectors, _sizes(len(rows), config), wanted.rounds, wanted.nearest, wanted.passes, wanted.memory_gb * 1e9,
+        wanted.seed,
+    )  # fmt: skip
+    codes = np.zeros(count, np.int64)
+    codes[rows] = levels[0]
+    words = [f"group {number}" for number in range(int(levels[-1].max()) + 1)]
+    return weights.Attribute(words, codes, config.balance[weights.CLUSTER], None, tuple(levels[1:]))
+
+
+def _say_body_parts(figures: dict[str, Any]) -> None:
+    """Say how many body parts are stated, guessed and unknown, and how good the guesses are."""
+    said = f"body part: stated of {figures['stated']:,} slices, guessed of {figures['guessed']:,}"
+    if "labelled_right" in figures and figures["labelled_right"] is not None:
+        said += f" (labelled slices by other patients': {100 * figures['labelled_right']:.1f} % right"
+        said += f", {100 * figures['labelled_guessed']:.0f} % guessed)"
+    why = f"; {figures['why']}" if "why" in figures else "; body_parts.guess=false takes no guess"
+    console.say(f"{said}, unknown of {figures['unknown']:,}{why}")
 
 
 def _say_leaks(leaks: Sequence[Sequence[str]], config: CurateConfig) -> None:
@@ -157,11 +224,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = console.parser(
         "Find near-duplicates in a finished data set and write how often a training draws each slice. "
         "Nothing is deleted; a second start goes on.",
-        "Keys: split, name, duplicates.*, balance.WORD, max_weight, min_weight, leaks=say|leave_out|refuse, workers "
+        "Keys: split, name, duplicates.*, balance.WORD, clusters.*, body_parts.*, size, max_weight, min_weight, "
+        "leaks=say|leave_out|refuse, workers "
         "(CurateConfig in eval/config.py).",
     )
     parser.add_argument("--data", required=True, type=Path, metavar="SHARDS", help="a finished data set")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="for curation.json and the page")
+    parser.add_argument("--checkpoint", metavar="WHAT", help="an encoder, as of meddap probe: for clusters, body parts")
+    parser.add_argument("--body-parts", type=Path, metavar="CSV", help="slice,body_part: names of some samples")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. max_weight=5")
     options = parser.parse_intermixed_args(arguments)
     config = load(CurateConfig, None, options.overrides)

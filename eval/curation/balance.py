@@ -90,10 +90,13 @@ def _off(weights: np.ndarray, codes: np.ndarray, wanted: np.ndarray) -> float:
 
 def _bounded(weights: np.ndarray, most: float, least: float) -> np.ndarray:
     """Return weights times one factor, cut to least … most, such that their mean is 1."""
+    scaled = weights / weights.mean()
+    if scaled.min() >= least and scaled.max() <= most:
+        return scaled
     low, high = 0.0, 1.0
     while np.clip(weights * high, least, most).mean() < 1 - 1e-12 and high < 1e12:
         high *= 2
-    for _ in range(80):
+    for _ in range(50):
         factor = (low + high) / 2
         low, high = (factor, high) if np.clip(weights * factor, least, most).mean() < 1 else (low, factor)
     cut: np.ndarray = np.clip(weights * high, least, most)

@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from data_prep.schema import CT, UNDECODABLE, SchemaError, Slice, Split, read_dataset
+from data_prep.schema import (
+    CT,
+    UNDECODABLE,
+    SchemaError,
+    Slice,
+    Split,
+    content_digest,
+    read_dataset,
+    short_hash,
+    text_sha256,
+)
 from eval.curation.descriptors import BYTES, SIDE, Descriptor, describe
 from eval.data import files
 from meddap.console import progress
@@ -28,10 +38,13 @@ from meddap.settings import SettingsError
 
 ATTRIBUTES = ("body_part", "manufacturer", "model", "sequence")
 UNKNOWN = "not stated"
-FACTS = np.dtype([("plain", "?"), *((name, "<u4") for name in ATTRIBUTES)])
+FACTS = np.dtype([("plain", "?"), ("content", "<u8"), ("key", "<u8"), *((name, "<u4") for name in ATTRIBUTES)])
 _STRETCH = 2048  # slices between two records of what is done
 _VERSION = 1  # of the descriptors
 _FORM = {"digest": str, "version": int, "done": int, "words": dict.fromkeys(ATTRIBUTES, [str])}
+
+
+Looked = tuple[Descriptor, tuple[int, int], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Catalogue:
     splits      names of the splits; `split` (N,) is the number of each slice's
     subject, series  (N,) uint64, first eight bytes of the salted hashes; order (N,) place in the series
     thumbnails, hashes  memory-mapped; plain (N,) bool: slices that show nothing
+    content     (N,) uint64 digests of pixels; key (N,) uint64, `key_hash` of the names of the samples
     words       attribute → its words; `codes[attribute]` (N,) is the number of each slice's word
     """
 
@@ -52,6 +66,8 @@ class Catalogue:
     thumbnails: np.ndarray
     hashes: np.ndarray
     plain: np.ndarray
+    content: np.ndarray
+    key: np.ndarray
     words: dict[str, list[str]]
     codes: dict[str, np.ndarray]
 
@@ -83,9 +99,16 @@ def read(root: Path, work: Path, workers: int = 1) -> Catalogue:
         thumbnails=arrays["thumbnails"],
         hashes=arrays["hashes"],
         plain=facts["plain"],
+        content=facts["content"],
+        key=facts["key"],
         words=state["words"],
         codes={name: facts[name] for name in ATTRIBUTES},
     )
+
+
+def key_hash(key: str) -> int:
+    """Return eight bytes that stand for the name of a sample."""
+    return short_hash(text_sha256(key))
 
 
 def facts_of(sample: Slice) -> dict[str, str]:
@@ -112,10 +135,12 @@ def _fill(splits: Sequence[Split], count: int, work: Path, state: dict[str, Any]
     numbers = {name: {word: place for place, word in enumerate(words)} for name, words in state["words"].items()}
     first = state["done"]
     with ThreadPoolExecutor(workers) as pool:
-        for place, (found, said) in enumerate(progress(_look(splits, first, pool), count - first, "slices"), first):
+        for place, (found, ids, said) in enumerate(
+            progress(_look(splits, first, pool), count - first, "slices"), first
+        ):
             arrays["thumbnails"][place], arrays["hashes"][place] = found.thumbnail, found.hash
             codes = (numbers[name].setdefault(said[name], len(numbers[name])) for name in ATTRIBUTES)
-            arrays["facts"][place] = (found.plain, *codes)
+            arrays["facts"][place] = (found.plain, *ids, *codes)
             if (place + 1) % _STRETCH == 0 or place + 1 == count:
                 for array in arrays.values():
                     array.flush()
@@ -123,13 +148,13 @@ def _fill(splits: Sequence[Split], count: int, work: Path, state: dict[str, Any]
                 write_atomic(work / "words.json", json.dumps(state).encode())
 
 
-def _look(splits: Sequence[Split], first: int, pool: ThreadPoolExecutor) -> Iterator[tuple[Descriptor, dict[str, str]]]:
-    """Yield descriptor and facts of each slice from number `first` on, a few dozen read ahead."""
+def _look(splits: Sequence[Split], first: int, pool: ThreadPoolExecutor) -> Iterator[Looked]:
+    """Yield descriptor, digests of pixels and name, and facts of each slice from number `first` on, some at a time."""
 
-    def look(split: Split, number: int) -> tuple[Descriptor, dict[str, str]]:
+    def look(split: Split, number: int) -> Looked:
         sample = split[number]
         try:
-            return described(sample), facts_of(sample)
+            return described(sample), (content_digest(sample.pixels), key_hash(sample.key)), facts_of(sample)
         except UNDECODABLE as error:
             raise SchemaError(f"{split.root}: {split.name}: sample {number}: {error}") from error
 

@@ -59,6 +59,9 @@ def _duplicates(found: dict[str, Any], catalogue: Catalogue, clusters: np.ndarra
 def _shares(found: dict[str, Any]) -> Iterator[str]:
     rows = [[name, f"{value:,.4g}"] for name, value in found["weights"].items() if isinstance(value, int | float)]
     yield table(["weights", ""], rows)
+    if parts := found.get("body_parts"):
+        said = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in parts.items())
+        yield dim(f"Body parts: {said}.")
     for name, reason in found["weights"]["left_out"].items():
         yield dim(f"{name}: not balanced, {reason}.")
     for name, each in found["weights"]["shares"].items():

@@ -13,20 +13,33 @@ import numpy as np
 
 from data_prep import schema
 from eval.config import CurateConfig
-from eval.curation import balance
+from eval.curation import balance, hierarchy
 from eval.curation.catalogue import ATTRIBUTES, UNKNOWN, Catalogue
 from meddap.disk import write_atomic
 from meddap.settings import SettingsError
 
+CLUSTER = "cluster"  # of an encoder's features, beside what headers say
+
 
 @dataclass(frozen=True)
 class Attribute:
-    """What is balanced: words, the number of each slice's word (N,), the strength, the number of UNKNOWN or None."""
+    """What is balanced.
+
+    words, codes  its words and the number of each slice's word (N,); unknown  the number of the one that says nothing
+    above         for clusters of clusters: for each level above the first the cluster of each one below
+    """
 
     words: list[str]
     codes: np.ndarray
     strength: float
-    unknown: int | None
+    unknown: int | None = 0
+    above: tuple[np.ndarray, ...] = ()
+
+    def shown(self, codes: np.ndarray) -> np.ndarray:
+        """Return the numbers of words as people see them: of the topmost clusters."""
+        for level in self.above:
+            codes = level[codes]
+        return codes
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,8 @@ class Weighed:
 def check_strengths(strengths: Mapping[str, float]) -> None:
     """Raise SettingsError for an attribute that headers do not have, or a strength outside 0 to 1."""
     for name, strength in strengths.items():
-        if name not in ATTRIBUTES:
-            raise SettingsError(f"balance.{name}: unknown; take {', '.join(ATTRIBUTES)}")
+        if name not in (*ATTRIBUTES, CLUSTER):
+            raise SettingsError(f"balance.{name}: unknown; take {', '.join((*ATTRIBUTES, CLUSTER))}")
         if not 0 <= strength <= 1:
             raise SettingsError(f"balance.{name}={strength}: expected from 0 to 1")
 
@@ -56,7 +69,7 @@ def check_strengths(strengths: Mapping[str, float]) -> None:
 def attributes(catalogue: Catalogue, strengths: Mapping[str, float]) -> dict[str, Attribute]:
     """Return what the headers say, for the attributes whose strengths are given."""
     return {
-        name: Attribute(catalogue.words[name], catalogue.codes[name], strengths[name], 0)
+        name: Attribute(catalogue.words[name], catalogue.codes[name], strengths[name])
         for name in ATTRIBUTES
         if name in strengths
     }
@@ -84,11 +97,12 @@ def weigh(
         if len(said) < 2:
             left_out[name] = f"all {each.words[said[0]]}" if len(said) else UNKNOWN
             continue
-        used[name] = codes, balance.targets(codes, start, each.strength, each.unknown)
+        wanted = hierarchy.shares([codes, *each.above], start, each.strength) if each.above else None
+        used[name] = codes, balance.targets(codes, start, each.strength, each.unknown) if wanted is None else wanted
     fit = balance.balanced(start, used, config.max_weight, config.min_weight)
     shares = {}
     for name, (codes, _) in used.items():
-        words = found[name].words
+        words, codes = found[name].words, found[name].shown(codes)
         before = np.bincount(codes, minlength=len(words)) / len(codes)
         after = np.bincount(codes, fit.weights, len(words)) / fit.weights.sum()
         shares[name] = {
