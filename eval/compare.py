@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.data import files
-from eval.reporting import comparison
+from eval.reporting import comparison, results, verdict, verdict_page
 from eval.statistics import bootstrap
-from meddap import console
+from meddap import console, disk
 
 
 def table(rows: list[dict]) -> str:
@@ -19,8 +19,8 @@ def table(rows: list[dict]) -> str:
     lines = ["| probe | metric | label | difference | 95 % interval | p | patients |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         figure = " | ".join(bootstrap.shown(row, "+"))
-        p = bootstrap.shown_p(row)
-        lines.append(f"| {row['probe']} | {row['metric']} | {row['label']} | {figure} | {p} | {row['patients']} |")
+        names = " | ".join([row["probe"], results.with_unit(row["metric"]), row["label"]])
+        lines.append(f"| {names} | {figure} | {bootstrap.shown_p(row)} | {row['patients']} |")
     return "\n".join(lines)
 
 
@@ -28,7 +28,7 @@ def table(rows: list[dict]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = console.parser(
         "Say whether two probed encoders, or two probes, really differ: the difference on the same test patients, its "
-        "95 % interval over resampled patients, and a p-value. Prints a table.",
+        "95 % interval over resampled patients, and a p-value. Prints the verdict in words, then a table.",
         "BEFORE and AFTER are folders that eval.probe wrote for the same task; name one folder twice to compare two of "
         "its probes.",
     )
@@ -41,11 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: a row per probe, metric and label")
     options = parser.parse_args(arguments)
     before, after = options.runs
+    if options.output:
+        with files.output_errors(options.output):
+            disk.check_output(options.output)
     rows = comparison.compare(before, after, tuple(options.probes) if options.probes else None)
     if options.output:
         with files.output_errors(options.output):
             files.write_rows(options.output, rows)
-    console.show(table(rows))
+    found = verdict.judge(before, after, rows)
+    console.show("\n".join([*(verdict_page.lines(found) if found else []), "", table(rows)]).lstrip("\n"))
     return 0
 
 

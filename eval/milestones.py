@@ -39,8 +39,6 @@ from pretrain.config import load, recorded
 from pretrain.runtime import checkpoint
 from pretrain.runtime.checkpoint import Checkpoint, CheckpointError
 
-SCRATCH = tuple(name for name, probe in registry.PROBES.items() if probe.needs == "images")  # read no encoder
-
 
 @dataclass(frozen=True)
 class Milestone:
@@ -181,7 +179,7 @@ def _stored_or_made(
     try:
         if read_json(place / "of.json", {"key": str}, "")["key"] == key:
             _, predictions = results.read_predictions(place)
-            if kept := main_figure.find(task.kind, task.metrics, task.main, predictions, SCRATCH):
+            if kept := main_figure.find(task.kind, task.metrics, task.main, predictions, registry.SCRATCH):
                 return kept, predictions[kept.probe]
     except MeddapError:  # none there yet, or a damaged one
         pass
@@ -190,7 +188,7 @@ def _stored_or_made(
     predictions = {
         probe + results.words(each.variant): each.prediction for probe, found in outcomes.items() for each in found
     }
-    main = main_figure.find(task.kind, task.metrics, task.main, predictions, SCRATCH)
+    main = main_figure.find(task.kind, task.metrics, task.main, predictions, registry.SCRATCH)
     if main is None:
         metrics = " or ".join(main_figure.metrics_of(task.kind, task.metrics, task.main))
         raise SettingsError(f"{task.name}: no probe of {', '.join(task.probes)} gives {metrics}; see main=PROBE/METRIC")
@@ -206,7 +204,7 @@ def _candidates(task: TaskConfig) -> list[str]:
     """Return the probes that may give the main figure: the one that `main` names, else all that read an encoder."""
     if known := main_figure.wanted(task.main, task.probes):
         return [known.partition(" ")[0]]
-    return [name for name in task.probes if name not in SCRATCH]
+    return [name for name in task.probes if name not in registry.SCRATCH]
 
 
 def _predicted(

@@ -21,6 +21,7 @@ from eval.config import TaskConfig, check
 from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
 from eval.data import features, files, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
+from eval.data.examples import Examples
 from eval.data.splits import Fold
 from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
@@ -28,7 +29,7 @@ from eval.intake import preparation
 from eval.kept import calibration, head
 from eval.probes import registry
 from eval.reporting import overlays, pictures, results
-from eval.statistics import bootstrap
+from eval.statistics import bootstrap, confounding
 from eval.statistics.predictions import Tabled
 from meddap import console
 from meddap.settings import load
@@ -57,7 +58,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     if about_window:
         console.say(about_window)
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
-    for line in found_leaks.lines():
+    confounded = _confounded(examples, task, cache)
+    for line in [*found_leaks.lines(), *confounded]:
         console.say(line)
     needs = {probe.reads(task) for probe in probes.values()}
     patches = not probes or "patches" in needs
@@ -76,7 +78,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
             outcomes[name].append(list(each.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
     choices = {name: _choices(fitted, name) for name in probes}
-    shared: dict[str, Any] = {"leaks": found_leaks.row()}
+    shared: dict[str, Any] = {"leaks": found_leaks.row(), "confounded": confounded}
     shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,14 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     head.remove_others(output, kept)
     files.write_rows(output / "results.jsonl", rows)
     return rows
+
+
+def _confounded(examples: Examples, task: TaskConfig, cache: Path) -> list[str]:
+    """Return what patients' sites tell of their labels, in sentences."""
+    if not examples.names or task.kind in ("regression", "survival", "retrieval"):
+        return []
+    everyone = Cohort("all", Base(examples, None, task, cache), np.arange(len(examples)))
+    return confounding.by_site(everyone.sites, everyone.states, everyone.subjects, everyone.names, task.seed)
 
 
 def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:

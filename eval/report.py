@@ -17,8 +17,8 @@ from data_prep import figures
 from data_prep.schema import SPLITS, Split, license_of
 from eval import sweep
 from eval.data import files
-from eval.reporting import choices, plots, report_probes, sequence_maps, tables
-from meddap import console
+from eval.reporting import choices, plots, report_probes, sequence_maps, tables, verdict_page
+from meddap import console, disk
 from meddap.disk import write_atomic
 from meddap.errors import MeddapError
 from meddap.page import dim, figure, page, table
@@ -39,11 +39,12 @@ def report(runs: Sequence[Path]) -> str:
             raise SettingsError(f"{run}: not a run (no config.yaml); name a folder that pretrain.train wrote")
         if len(runs) > 1:
             body.append(f"<h1>{html.escape(run.name)}</h1>")
+        body += ["<h2>Verdict</h2>", *_or_say_why(_verdict, run), *_or_say_why(choices.section, run)]
         for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
             body += _or_say_why(_sequences, run) if title == "Training" else []
-            body += _or_say_why(choices.section, run) if title == "Training" else []
     if loose:
+        body += ["<h2>Verdict</h2>", *verdict_page.section(loose)]
         body += ["<h2>Probes</h2>", *report_probes.section(loose)]
     title = "MedDAP: " + ", ".join(run.name for run in runs)
     return page(title, "Medical domain-adaptive pretraining: what went in, what came out", body)
@@ -58,6 +59,11 @@ def write(runs: Sequence[Path], output: Path) -> None:
         rows = tables.joined(rows, report_probes.differences(folders))
         write_atomic(output.with_suffix(".csv"), tables.as_csv(rows).encode())
         write_atomic(output.with_suffix(".tex"), tables.as_latex(rows).encode())
+
+
+def _verdict(run: Path) -> Iterator[str]:
+    folders = report_probes.folders_of(run) or choices.folders_of(run)
+    yield from verdict_page.section(folders, run)
 
 
 def _probes(run: Path) -> Iterator[str]:
@@ -237,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the page, e.g. report.html")
     options = parser.parse_args(arguments)
     with files.output_errors(options.output):
+        disk.check_output(options.output)
         write(options.runs, options.output)
     console.show(str(options.output))
     return 0

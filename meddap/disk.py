@@ -38,6 +38,18 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
+def check_output(path: Path) -> None:
+    """Raise DiskError or OSError, before anything is computed, where `write_atomic` could not write this file."""
+    _refuse_what_is_no_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(path)
+    try:
+        temporary.write_bytes(b"")
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def write_atomic(path: Path, payload: bytes, flushed: bool = True) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it; what fails leaves nothing behind.
 
@@ -45,8 +57,7 @@ def write_atomic(path: Path, payload: bytes, flushed: bool = True) -> None:
 
     Raises DiskError where a folder or a device has that name: a rename would put the file in the device's place.
     """
-    if path.exists() and not path.is_file():
-        raise DiskError(f"{path}: {'a folder' if path.is_dir() else 'not a file'}; give the name of a file")
+    _refuse_what_is_no_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
@@ -58,6 +69,11 @@ def write_atomic(path: Path, payload: bytes, flushed: bool = True) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise DiskError(f"{path}: {'a folder' if path.is_dir() else 'not a file'}; give the name of a file")
 
 
 def flush(path: Path) -> None:

@@ -93,6 +93,8 @@ _ROWS = (
     Probe("subsets", ("binary", "multiclass"), "pooled", subsets.fit, "its line is the one that logistic keeps"),
 )
 PROBES = {probe.name: probe for probe in _ROWS}
+# networks that read no encoder: they say nothing on one
+SCRATCH = tuple(name for name, probe in PROBES.items() if probe.needs == "images")
 # probes that see images whatever their row says that they read
 SEE_IMAGES = ("unet_decoder", "lora", "bitfit", "finetune")
 

@@ -120,12 +120,19 @@ def curve(record: dict[str, Any]) -> bytes:
                 )
                 axis.grid(alpha=0.2)
             axes[0, column].set(title=f"{task['task']}: {task['probe']}", ylabel=task["metric"])
+            axes[1, column].xaxis.get_major_locator().set_params(integer=True)
             axes[1, column].axhline(0, color=INK, lw=0.8)
             axes[1, column].set(xlabel="steps of training", ylabel="gain over the start")
     return png(picture)
 
 
 _GAIN = ("gain", "gain_low", "gain_high")
+
+
+def folders_of(run: Path) -> list[Path]:
+    """Return the folders of probes that a choice wrote, the start of each task before the chosen."""
+    places = [task / name for task in sorted(run.glob("choose/*")) for name in _ENDS]
+    return [place for place in places if (place / "results.jsonl").is_file()]
 
 
 def section(run: Path) -> Iterator[str]:

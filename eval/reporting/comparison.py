@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,6 +20,21 @@ def compare(before: Path, after: Path, probes: tuple[str, str] | None = None) ->
     probes  one of `before` and one of `after` to compare; None compares each probe that both have with itself
     Raises SettingsError for a folder without predictions, without the probe, or of another task or patients.
     """
+    stamps = tuple(_stamp(folder) for folder in (before, after))
+    return [dict(row) for row in _compared(before, after, probes, stamps)]
+
+
+def _stamp(folder: Path) -> int:
+    """Return when a folder's predictions were written, so that a comparison is made again for others; 0: none there."""
+    path = folder / "predictions.npz"
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=64)
+def _compared(
+    before: Path, after: Path, probes: tuple[str, str] | None, stamps: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Return the rows of `compare`, which a page asks for several times; they are not to be changed."""
     task, ours = results.read_predictions(before)
     other_task, theirs = results.read_predictions(after)
     if task["name"] != other_task["name"]:

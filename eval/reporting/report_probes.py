@@ -9,7 +9,8 @@ from typing import Any
 
 from eval.data import files
 from eval.reporting import comparison, curves, overlays, plots, results, tables
-from eval.reporting.results import HEADLINE
+from eval.reporting.results import HEADLINE, with_unit
+from eval.reporting.verdict import FEW
 from eval.statistics.bootstrap import shown, shown_p
 from eval.statistics.predictions import LOWER_IS_BETTER, Scored
 from meddap.page import dim, figure
@@ -20,11 +21,13 @@ _PROBABLE = ("binary", "multiclass", "multilabel")  # kinds whose scores are pro
 
 
 def folders_of(run: Path) -> list[Path]:
-    """Return the folders of probes below a run, `before` first; or the folder itself where eval.probe wrote it."""
+    """Return the folders of probes below a run, `before` (or NAME-before) first; or the folder itself where eval.probe
+    wrote it."""
     if (run / "results.jsonl").is_file():
         return [run]
     return sorted(
-        (path.parent for path in run.glob("probe/*/results.jsonl")), key=lambda each: (each.name != "before", each.name)
+        (path.parent for path in run.glob("probe/*/results.jsonl")),
+        key=lambda each: (each.name.rpartition("-")[2] != "before", each.name),
     )
 
 
@@ -120,7 +123,7 @@ def _results(rows: list[dict], names: list[str]) -> str:
         )
         kind = ' class="macro"' if mixed and key.label in HEADLINE else ""
         probe, label = html.escape(key.probe), html.escape(key.label)
-        lines.append(f"<tr{kind}><td>{probe}</td><td>{key.metric}</td><td>{label}</td>{figures}</tr>")
+        lines.append(f"<tr{kind}><td>{probe}</td><td>{with_unit(key.metric)}</td><td>{label}</td>{figures}</tr>")
     head = "".join(f"<th>{html.escape(name)}</th><th>95 % interval</th>" for name in names)
     head = f"<tr><th>probe</th><th>metric</th><th>label</th>{head}</tr>"
     return f'<div class="wide figures"><table>{head}{"".join(lines)}</table></div>'
@@ -134,8 +137,9 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
             kind = ("n good" if gained else "n bad") if row["p"] < 0.05 else "n"
             value, interval = shown(row, "+")
             p = html.escape(shown_p(row))
+            name = f"<td>{html.escape(row['probe'])}</td><td>{with_unit(row['metric'])}</td>"
             lines.append(
-                f'<tr><td>{html.escape(row["probe"])}</td><td>{row["metric"]}</td><td class="{kind}">{value}</td>'
+                f'<tr>{name}<td class="{kind}">{value}</td>'
                 f'<td>{interval}</td><td class="n">{p}</td><td class="n">{row["patients"]}</td></tr>'
             )
     caption = (
@@ -143,6 +147,8 @@ def _differences(rows: list[dict], before: str, after: str) -> str:
         "(two-sided, for one comparison) green is better, red worse; mcnemar: gain in the share "
         "that is right, clustered by patient"
     )
+    if (patients := min(row["patients"] for row in rows)) < FEW:
+        caption += f"; with so few patients ({patients}) p-values and intervals are rough"
     head = "".join(f"<th>{name}</th>" for name in ("probe", "metric", "difference", "95 % interval", "p", "patients"))
     head = f"<table><caption>{caption}</caption><tr>{head}</tr>"
     return f'<div class="figures">{head}{"".join(lines)}</table></div>'

@@ -2,8 +2,8 @@
 
 results.jsonl      a row per probe, variant, metric and label:
                    task, probe, variant, metric, label (a name, `macro` over names, or `all`), split, value, low, high,
-                   patients, leaks (eval.data.leaks.Leaks.row), chosen_on_val, refitted, encoder, digest, dataset,
-                   test_opened, seed, draws
+                   patients, leaks (eval.data.leaks.Leaks.row), confounded (sentences), chosen_on_val, refitted,
+                   encoder, digest, dataset, test_opened, seed, draws
 predictions.npz    every prediction, for paired comparisons: arrays `<number>.<field>`, and `made`, JSON
 test_opened.jsonl  a line for every time that the test patients were looked at
 """
@@ -31,6 +31,7 @@ from meddap.records import read_json_lines
 from meddap.settings import SettingsError
 
 HEADLINE = ("macro", "all")
+_UNITS = {"hd95": "mm"}
 _ROW = {  # the form (meddap.records) of a row as far as it is read again; figures may be null
     **dict.fromkeys(("task", "probe", "metric", "label"), str),
     **dict.fromkeys(("value", "low", "high"), object),
@@ -102,6 +103,11 @@ def words(variant: dict) -> str:
     """Return a variant as text that follows the probe's name."""
     shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in variant.items()}
     return "".join(f" {key} {value}" for key, value in shown.items())
+
+
+def with_unit(metric: str) -> str:
+    """Return a metric with its unit, where it has one whatever the task."""
+    return f"{metric} ({_UNITS[metric]})" if metric in _UNITS else metric
 
 
 def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task: TaskConfig) -> None:

@@ -1,0 +1,125 @@
+"""The opening of the page: what was adapted to what, what it bought, above which floor, and what to beware."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_prep.schema import Split
+from eval.reporting import results, verdict
+from eval.reporting.results import with_unit
+from eval.reporting.verdict import Verdict
+from eval.statistics.bootstrap import shown, shown_p
+from meddap.errors import MeddapError
+from meddap.page import dim
+from pretrain.config import load, recorded, sources_of
+
+_KINDS = {"GAIN": "good", "LOSS": "bad", "no difference shown": ""}
+
+_LOUD = ("LEAK", "not shown to be above the floor", "mixed up")
+
+
+def verdicts(folders: Sequence[Path]) -> list[Verdict]:
+    """Return the verdict on every probed encoder against the first one of its task; pixels are the floor."""
+    found: list[Verdict] = []
+    for mine in _by_task(folders).values():
+        sources = {folder: _source(folder) for folder in mine}
+        networks = [folder for folder in mine if sources[folder] != "pixels"]
+        floor = next((folder for folder in mine if sources[folder] == "pixels"), None)
+        for after in networks[1:]:
+            if sources[after].startswith("random"):
+                continue
+            try:
+                one = verdict.judge(networks[0], after, floor=floor)
+            except MeddapError:  # other patients: nothing is paired
+                continue
+            if one is not None:
+                found.append(one)
+    return found
+
+
+def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
+    """Yield three sentences, the table and the warnings; a remark where there is nothing to compare.
+
+    run  the run that the folders belong to, which says what was adapted to what
+    """
+    found = verdicts(folders)
+    if not found:
+        yield dim("No verdict: it takes the probes of two encoders on the same task, before and after.")
+        return
+    about = adapted(run) if run is not None else ""
+    yield f"<p>{html.escape(about)}</p>" if about else ""
+    yield "".join(
+        f'<p class="verdict {_KINDS[each.call]}">{html.escape(_capital(each.sentence()))}.</p>' for each in found
+    )
+    others = "; ".join(each.about_others() for each in found)
+    lost = any(each.lost for each in found)
+    yield f'<p class="verdict{" bad" if lost else ""}">{html.escape(_capital(others))}.</p>'
+    yield _table(found)
+    warnings = list(dict.fromkeys(f"{each.task}: {text}" for each in found for text in each.warnings))
+    if floorless := [each.task for each in found if each.floor is None]:
+        names = ", ".join(dict.fromkeys(floorless))
+        warnings.append(f"{names}: no floor; probe --checkpoint pixels beside the others shows what no network buys")
+    for text in warnings:
+        loud = ' class="bad"' if any(word in text for word in _LOUD) else ""
+        yield f"<p{loud}>Beware: {html.escape(text)}.</p>"
+
+
+def lines(found: Verdict) -> list[str]:
+    """Return a verdict as lines for a console."""
+    said = [f"{_capital(found.sentence())}.", f"{_capital(found.about_others())}."]
+    return [*said, *(f"Beware: {text}." for text in found.warnings)]
+
+
+def adapted(run: Path) -> str:
+    """Return in a sentence what a run adapted to which data; less where its data have moved."""
+    config = load(run / "config.yaml")
+    first = next(iter(config.stages))
+    start = recorded(config, first).init_from
+    steps = sum(recorded(config, name).steps for name in config.stages)
+    began = f"weights of {Path(start).name}" if start else "untrained weights"
+    data = " and ".join(_data(name, each.root, config.data.split) for name, each in sources_of(config.data).items())
+    return f"{config.name}: {began} were adapted in {steps:,} steps to {data}."
+
+
+def _data(name: str, root: str, split: str) -> str:
+    try:
+        part = Split(Path(root), split).dataset["splits"][split]
+    except (MeddapError, OSError, KeyError):
+        return name or Path(root).name
+    return f"{name or Path(root).name} ({part['subjects']:,} patients, {part['samples']:,} slices)"
+
+
+def _table(found: Sequence[Verdict]) -> str:
+    lines = []
+    for each in found:
+        one, other = (shown(end)[0] for end in each.ends)
+        value, interval = shown(each.row, "+")
+        probe = html.escape(each.row["probe"])
+        lines.append(
+            f'<tr><td class="{_KINDS[each.call]}">{each.call}</td><td>{html.escape(each.task)}</td>'
+            f"<td>{html.escape(each.after)}</td><td>{probe} {with_unit(each.row['metric'])}</td>"
+            f'<td class="n">{one}</td><td class="n">{other}</td><td class="n {_KINDS[each.call]}">{value}</td>'
+            f'<td>{interval}</td><td class="n">{html.escape(shown_p(each.row))}</td>'
+            f'<td class="n">{each.row["patients"]}</td><td>{html.escape(each.about_floor())}</td></tr>'
+        )
+    names = ("verdict", "task", "encoder", "main figure", "before", "after", "difference", "95 % interval", "p")
+    head = "".join(f"<th>{name}</th>" for name in (*names, "patients", "floor"))
+    return f'<div class="wide compact"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _by_task(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        if rows := results.read_rows(folder):
+            found.setdefault(rows[0]["task"], []).append(folder)
+    return found
+
+
+def _source(folder: Path) -> str:
+    return str(results.read_rows(folder)[0].get("encoder", ""))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,170 @@
+"""What is said first: gain and loss in plain words, the floor, and what to beware."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import probed
+
+from eval import compare, report
+from eval.config import TaskConfig
+from eval.reporting import report_probes, verdict, verdict_page
+from eval.statistics import confounding, holm
+from eval.statistics.predictions import Prediction, Scored, Tabled
+
+PATIENTS = 24
+
+
+def drawn(dice: float, hd95: float = 5.0, patients: int = PATIENTS, seed: int = 0) -> Tabled:
+    """Dice and HD95 of patients, about these means; the same patients are hard for every encoder."""
+    rng = np.random.default_rng(7)
+    hard = rng.normal(0, 0.05, (1, patients, 1))
+    noise = np.random.default_rng(seed).normal(0, 0.01, (1, patients, 1))
+    values = {"dice": dice + hard + noise, "hd95": hd95 - 10 * hard - 10 * noise}
+    return Tabled(values, np.array([f"{n:03d}" for n in range(patients)]), ("all",))
+
+
+def told(skill: float, seed: int = 0, sure: float = 1.0) -> Scored:
+    """Probabilities of a label for patients of five slices each, right more often the larger `skill` is."""
+    rng = np.random.default_rng(3)
+    target = np.repeat(rng.integers(0, 2, PATIENTS), 5)
+    score = skill * (target - 0.5) + np.random.default_rng(seed).normal(0, 0.5, len(target))
+    probability = 1 / (1 + np.exp(-4 * sure * score))
+    subjects = np.repeat([f"{n:03d}" for n in range(PATIENTS)], 5)
+    keys = np.array([f"{n:04d}" for n in range(len(target))])
+    return Scored("multilabel", probability[None, :, None], target[:, None].astype(float), subjects, keys, ("a",))
+
+
+def folders(tmp_path: Path, *many: tuple[str, dict[str, Prediction]], **more: object) -> list[Path]:
+    task = TaskConfig(data="x", name="organs", draws=400)
+    return [probed.write(tmp_path / name, task, predictions, **more) for name, predictions in many]
+
+
+@pytest.mark.parametrize(("change", "expected"), [(0.1, "is a GAIN"), (-0.1, "is a LOSS"), (0.0, "no difference")])
+def test_gain_loss_and_neither_are_said_alike(
+    change: float, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Console and page open with the same sentence, with interval and patients; a loss is as loud as a gain."""
+    mine = folders(tmp_path, ("before", {"knn": drawn(0.6)}), ("after", {"knn": drawn(0.6 + change, seed=1)}))
+    assert compare.main(["--runs", *map(str, mine)]) == 0
+    out = capsys.readouterr().out
+    first = out.splitlines()[0]
+    assert first.startswith("Organs: after against before") and expected in first and f"{PATIENTS} patients" in first
+    page = html.unescape(report.report(mine))
+    opening = page[page.index("<h2>Verdict") : page.index("<h2>Probes")]
+    assert first in opening
+    kinds = {"is a GAIN": "verdict good", "is a LOSS": "verdict bad", "no difference": "verdict "}
+    assert f'class="{kinds[expected]}">{first}' in opening
+
+
+def test_a_loss_beside_the_gain_is_named(tmp_path: Path) -> None:
+    """Dice rises and kNN falls: the gain is the main figure, the loss is in the next sentence by name, in red."""
+    before, after = {"knn": told(1.5), "segmentation": drawn(0.5)}, {"knn": told(0.2), "segmentation": drawn(0.7)}
+    mine = folders(tmp_path, ("before", before), ("after", after))
+    (found,) = verdict_page.verdicts(mine)
+    assert found.call == "GAIN" and found.row["metric"] == "dice"
+    assert "LOST (knn auroc -0." in found.about_others()
+    page = report.report(mine)
+    assert re.search(r'class="verdict bad">Organs: of \d+ other figures \d+ LOST', page)
+
+
+def test_a_smaller_distance_is_a_gain_and_is_in_mm(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """main=knn/hd95: fewer millimetres are better."""
+    task = TaskConfig(data="x", name="organs", draws=400, main="knn/hd95")
+    one = probed.write(tmp_path / "before", task, {"knn": drawn(0.6, 9.0)})
+    other = probed.write(tmp_path / "after", task, {"knn": drawn(0.6, 5.0, seed=1)})
+    assert compare.main(["--runs", str(one), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "is a GAIN by knn hd95 (mm)" in out and "| knn | hd95 (mm) | all | -" in out
+    assert "hd95 (mm)" in report.report([one, other])
+
+
+def test_what_to_beware_is_said(tmp_path: Path) -> None:
+    """Few patients, leaks, an unchecked encoder, an open test, mixed-up sites, bad probabilities, a floor not left."""
+    leaks = {"by_id": 3, "by_pixels": 0, "in_splits": 0, "unchecked": "nobody says"}
+    words = {"leaks": leaks, "test_opened": 4, "confounded": ["the site alone tells a in 98% of the patients"]}
+    task = TaskConfig(data="x", name="organs", draws=200)
+    few = {"knn": drawn(0.6, patients=6), "logistic": told(0.1, sure=9.0)}
+    mine = [probed.write(tmp_path / name, task, few, **words) for name in ("before", "after")]
+    mine.append(probed.write(tmp_path / "floor", task, {"knn": drawn(0.7, patients=6)}, encoder="pixels"))
+    (found,) = verdict_page.verdicts(mine)
+    said = " | ".join(found.warnings)
+    for text in (
+        "few patients (6)",
+        "LEAK: 3 test patients of after were patients of pretraining",
+        "not checked against pretraining: nobody says",
+        "looked at 4 times",
+        "the site alone tells a",
+        "uncalibrated probabilities of after (ece): logistic",
+        "not shown to be above the floor",
+    ):
+        assert text in said
+    assert found.floor is not None and "BELOW" in found.about_floor()
+    page = html.unescape(report.report(mine))
+    assert all(text in page for text in found.warnings)
+
+
+def test_without_a_second_encoder_there_is_no_verdict(tmp_path: Path) -> None:
+    """One folder, or an encoder beside pixels and random weights: the page says what it would take."""
+    (alone,) = folders(tmp_path, ("before", {"knn": drawn(0.6)}))
+    assert verdict_page.verdicts([alone]) == [] and "No verdict" in report.report([alone])
+    task = TaskConfig(data="x", name="organs", draws=50)
+    random = probed.write(tmp_path / "random", task, {"knn": drawn(0.5)}, encoder="random, seed 1")
+    assert verdict_page.verdicts([alone, random]) == []
+
+
+def test_before_comes_before_after_for_every_task(tmp_path: Path) -> None:
+    """NAME-before is the start although its name sorts behind NAME-after."""
+    run = tmp_path / "run"
+    for name, dice in (("organs-after", 0.7), ("organs-before", 0.5)):
+        probed.write(run / "probe" / name, TaskConfig(data="x", draws=100), {"knn": drawn(dice)})
+    mine = report_probes.folders_of(run)
+    assert [each.name for each in mine] == ["organs-before", "organs-after"]
+    (found,) = verdict_page.verdicts(mine)
+    assert found.call == "GAIN"
+
+
+def test_a_bad_output_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A folder, or a place below a file: the error names the output although the runs cannot be read either."""
+    (tmp_path / "file").touch()
+    for output in (tmp_path, tmp_path / "file" / "report.html"):
+        assert report.main(["--runs", str(tmp_path / "none"), "--output", str(output)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {output}" if output == tmp_path else "error: ")
+        assert compare.main(["--runs", str(tmp_path), str(tmp_path), "--output", str(output)]) == 1
+        line = capsys.readouterr().err
+        assert "predictions" not in line and "file" in line
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_sites_that_tell_the_label_are_found_and_others_are_not() -> None:
+    """One hospital has nearly all of the sick: said. Labels spread over sites: at most a few of 100 studies say it."""
+    rng = np.random.default_rng(0)
+    subjects = np.repeat([f"{n:03d}" for n in range(60)], 4)
+    sites = np.repeat(np.where(np.arange(60) < 30, "north", "south"), 4)
+    sick = np.repeat((np.arange(60) < 30) ^ (rng.random(60) < 0.05), 4).astype(np.int8)[:, None]
+    (said,) = confounding.by_site(sites, sick, subjects, ["sick"])
+    assert "sick in 9" in said and "north" not in said
+    wrong = 0
+    for seed in range(100):
+        spread = np.repeat(np.random.default_rng(seed).integers(0, 2, (60, 3)), 4, axis=0).astype(np.int8)
+        wrong += bool(confounding.by_site(sites, spread, subjects, ["a", "b", "c"], seed))
+    assert wrong <= 4
+    assert confounding.by_site(np.full(240, ""), sick, subjects, ["sick"]) == []
+    assert confounding.by_site(subjects, sick, subjects, ["sick"]) == []  # a site of its own for everyone
+
+
+def test_holm_is_holm() -> None:
+    """The textbook's numbers; never below the plain p-value, never above 1, in the order given."""
+    assert holm.adjusted([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert holm.adjusted([]).tolist() == [] and holm.adjusted([0.9, np.nan]).tolist() == [1.0, 1.0]
+
+
+def test_the_calls_of_differences_without_an_interval() -> None:
+    """Neither value nor interval: nothing is shown; McNemar's test decides by its p-value."""
+    row = {"metric": "mcnemar", "value": 0.1, "low": None, "high": None, "p": 0.001}
+    assert verdict.call(row) == "GAIN" and verdict.call(row | {"value": -0.1}) == "LOSS"
+    assert verdict.call(row | {"p": 0.2}) == verdict.call(row | {"value": None}) == "no difference shown"
