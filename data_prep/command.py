@@ -14,7 +14,7 @@ from data_prep.discovery import archive
 from data_prep.sharding import run as sharding
 from data_prep.sharding.staging import Job, Record
 from meddap import console
-from meddap.settings import load
+from meddap.settings import SettingsError, load
 
 
 class Once(argparse.Action):
@@ -94,6 +94,9 @@ def run(
     """Shard what `discover` finds as the options say; return the exit status. Raises MeddapError."""
     given: dict[str, list[str]] = defaultdict(list)
     if options.layout is not None:
+        for word in options.overrides:
+            if word.startswith("layout=") and word != f"layout={options.layout}":
+                raise SettingsError(f"--layout {options.layout}: and {word}; give one of them")
         options.overrides.append(f"layout={options.layout}")
     for word in options.overrides:
         given[word.partition("=")[0]].append(word)

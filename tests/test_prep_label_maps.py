@@ -350,6 +350,19 @@ def test_inputs_and_masks_go_together(tmp_path: Path) -> None:
     assert sorted(accepted) == [[], [1, 2]]
 
 
+def test_places_that_cannot_be_meant_are_errors(tmp_path: Path, capsys) -> None:
+    """An output that is or holds the input, masks that are the input: nothing is written."""
+    write(tmp_path / "in" / "p" / "ct.nii.gz", volume())
+    before = sorted(tmp_path.rglob("*"))
+    assert shard(tmp_path / "in", tmp_path / "in") == 1
+    assert "is the --input" in capsys.readouterr().err
+    assert shard(tmp_path / "in" / "p", tmp_path / "in") == 1
+    assert "holds the --input" in capsys.readouterr().err
+    assert shard(tmp_path / "in", tmp_path / "out", "--masks", str(tmp_path / "in" / "p" / "..")) == 1
+    assert "label maps beside their images are found without it" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_is_given_twice_is_an_error(tmp_path: Path, capsys) -> None:
     """Every option but --input and --masks, folders that hold each other; of a key's values the last counts, said."""
     write(tmp_path / "in" / "p" / "ct.nii.gz", volume())
@@ -367,6 +380,8 @@ def test_what_is_given_twice_is_an_error(tmp_path: Path, capsys) -> None:
     assert "given twice; leave one out" in capsys.readouterr().err
     assert shard(tmp_path / "in", tmp_path / "out", "--input", str(tmp_path / "in" / "p")) == 1
     assert "so its files would be read twice" in capsys.readouterr().err
+    assert shard(tmp_path / "in", tmp_path / "out", "--layout", "none", "layout=auto") == 1
+    assert "error: --layout none: and layout=auto; give one of them" in capsys.readouterr().err
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 

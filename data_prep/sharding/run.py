@@ -76,6 +76,7 @@ def _run(request: Request) -> None:
     check_ranges("", config, RANGES)
     folders = Inputs.of(request.inputs)
     apart(list(request.masks), "--masks")
+    _check_places(request)
     _check_shares(config)
     if strange := [value for value in config.labels if not value.isdecimal()]:
         raise ShardingError(f"labels.{strange[0]}={config.labels[strange[0]]}: give labels.VALUE=NAME")
@@ -195,6 +196,21 @@ def _check_masks(request: Request, inputs: archive.Discovered) -> None:
     if request.masks and not mapped and count:
         trees = ", ".join(map(str, request.masks))
         raise ShardingError(f"--masks {trees}: none of {count} images has a label map there; lay it out like --input")
+
+
+def _check_places(request: Request) -> None:
+    """Raise ShardingError for an output that is or holds an input, and for masks that are the input."""
+    inputs = {path.resolve(): path for path in request.inputs}
+    output = request.output.resolve()
+    for place, path in inputs.items():
+        if output == place or output in place.parents:
+            what = "is" if output == place else "holds"
+            raise ShardingError(
+                f"--output {request.output}: {what} the --input {path}; name another folder for the shards"
+            )
+    for masks in request.masks:
+        if masks.resolve() in inputs:
+            raise ShardingError(f"--masks {masks}: is the --input; label maps beside their images are found without it")
 
 
 def _check_shares(config: PrepConfig) -> None:
