@@ -92,12 +92,18 @@ def _duplicates(slices: Catalogue, config: CurateConfig) -> tuple[np.ndarray, di
     """Return the cluster of every slice, and what `curation.json` says about duplicates."""
     wanted = config.duplicates
     similar = duplicates.pairs(slices, wanted.radius, wanted.neighbours, wanted.similar)
+    if similar.full:
+        console.say(
+            f"{similar.full:,} slices have more than {wanted.neighbours} hashes near theirs, of which the nearest were "
+            "compared; duplicates.neighbours=MORE compares more, duplicates.radius=LESS fewer"
+        )
     clusters = duplicates.clusters(len(slices), similar.where(similar.score >= wanted.slice))
     same = duplicates.same_series(slices, similar, wanted.slice, wanted.series)
     patients = duplicates.same_patients(slices, same)
     return clusters, {
         "slices": len(slices),
         "plain_slices": int(slices.plain.sum()),
+        "more_near_than_compared": similar.full,
         "pairs": int((similar.score >= wanted.slice).sum()),
         "clusters": int((np.bincount(clusters) > 1).sum()),
         "redundant_slices": len(slices) - int(clusters.max()) - 1,

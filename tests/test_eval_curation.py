@@ -18,6 +18,7 @@ from eval import curate
 from eval.curation import balance, catalogue, descriptors, duplicates, search
 from eval.curation.alignment import agreement
 from eval.curation.duplicates import Pairs
+from pretrain.data.order import Chain, number_of
 
 
 def weights(root: Path, name: str = "curated") -> np.ndarray:
@@ -60,6 +61,17 @@ def test_duplicates_count_once_and_patients_in_two_splits_are_named(planted, tmp
     np.testing.assert_allclose(drawn[copies], drawn[sources], rtol=1e-5)
     single = drawn[(split.index["subject"] == schema.short_hash(body(0, 0).subject)) & ~sources]
     np.testing.assert_allclose(drawn[copies] + drawn[sources], single[0], rtol=1e-5)
+
+
+def test_a_training_draws_by_the_weights(planted, tmp_path) -> None:
+    """In 400 epochs every slice comes as often as its weight says, within 0.1; copies come too, less often."""
+    assert run(planted, tmp_path / "out", "balance.manufacturer=0") == 0
+    split, drawn = schema.Split(planted, "train"), weights(planted)
+    chain = Chain(len(split), 0, drawn)
+    times = np.bincount(number_of(chain.positions(0, 400 * len(split))[0]), minlength=len(split)) / 400
+    np.testing.assert_allclose(times, drawn, atol=0.1)
+    copies = split.index["subject"] == schema.short_hash(body(6, 0).subject)
+    assert times[copies].min() > 0.3 and times[copies].max() < 0.65 * times.max()
 
 
 def test_makers_share_the_draws_as_asked(planted, tmp_path) -> None:
@@ -156,11 +168,11 @@ def test_search_finds_every_hash_within_the_radius(by) -> None:
     hashes[200:] = hashes[:100] ^ (rng.random((100, descriptors.BYTES)) < 0.2).astype(np.uint8)
     distances = np.unpackbits(hashes[:, None] ^ hashes[None], axis=2).sum(axis=2)
     for radius, most in ((6, 10), (256, 300)):
-        found = {
-            pair for block in search.near(hashes, radius, most, by) for pair in zip(*map(np.ndarray.tolist, block))
-        }
+        blocks = list(search.near(hashes, radius, most, by))
+        found = {pair for first, second, _ in blocks for pair in zip(first.tolist(), second.tolist())}
         close = np.argwhere(np.triu(distances <= radius, 1))
-        assert found == set(map(tuple, close.tolist()))
+        assert found == set(map(tuple, close.tolist())) and not sum(full for *_, full in blocks)
+    assert sum(full for *_, full in search.near(hashes, 256, 10, by)) == 300
 
 
 @settings(deadline=None, max_examples=60)
@@ -215,3 +227,12 @@ def test_planted_series_and_slices_are_scored(tmp_path) -> None:
     rows = {row[0]: row for row in bench.table(catalogue.read(root, tmp_path / "work"), kinds, came_from)}
     for name in ("exact copy", "8 bits, −160 to 240 HU", "whole series, 8 bits", "every second slice"):
         assert rows[name][3] == "1.000" and rows[name][4].startswith("0 of ")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_slices_that_show_nothing_are_no_duplicates(count, tmp_path) -> None:
+    """One slice, or several of air alone: each keeps weight 1."""
+    slices = [bench.renamed(body(who, 0), who, 0, np.zeros_like if count > 1 else np.array) for who in range(count)]
+    root = bench.write(tmp_path / "shards", {"train": slices})
+    assert run(root, tmp_path / "out") == 0
+    np.testing.assert_array_equal(weights(root), np.ones(count))

@@ -15,23 +15,28 @@ import numpy as np
 from eval.curation import search
 from eval.curation.alignment import agreement
 from eval.curation.catalogue import Catalogue
+from meddap.console import progress
 
 _BATCH = 512  # pairs compared at a time
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of slices that agree at least weakly: (P,) numbers first < second, (P,) float32 agreement."""
+    """Pairs of slices that agree at least weakly: (P,) numbers first < second, (P,) float32 agreement.
+
+    full  slices with so many hashes near theirs that not all of them may have been compared
+    """
 
     first: np.ndarray
     second: np.ndarray
     score: np.ndarray
+    full: int = 0
 
     def __len__(self) -> int:
         return len(self.first)
 
     def where(self, mask: np.ndarray) -> Pairs:
-        return Pairs(self.first[mask], self.second[mask], self.score[mask])
+        return Pairs(self.first[mask], self.second[mask], self.score[mask], self.full)
 
 
 def pairs(catalogue: Catalogue, radius: int, most: int, weakest: float) -> Pairs:
@@ -41,16 +46,17 @@ def pairs(catalogue: Catalogue, radius: int, most: int, weakest: float) -> Pairs
     """
     usable = np.flatnonzero(~catalogue.plain)
     hashes = np.asarray(catalogue.hashes) if len(usable) == len(catalogue) else catalogue.hashes[usable]
-    found = [
-        kept
-        for first, second in search.near(hashes, radius, most)
-        for kept in _agreeing(catalogue, usable[first], usable[second], weakest)
-    ]
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    full = 0
+    blocks = search.near(hashes, radius, most)
+    for first, second, more in progress(blocks, 0, "blocks of slices compared"):
+        found += _agreeing(catalogue, usable[first], usable[second], weakest)
+        full += more
     if not found:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     first, second, score = (np.concatenate(column) for column in zip(*found))
     _, places = np.unique(first * len(catalogue) + second, return_index=True)  # each is met from both its ends
-    return Pairs(first[places], second[places], score[places])
+    return Pairs(first[places], second[places], score[places], full)
 
 
 def _agreeing(

@@ -21,11 +21,11 @@ def engine() -> str:
     return "faiss"
 
 
-def near(hashes: np.ndarray, radius: int, most: int, by: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def near(hashes: np.ndarray, radius: int, most: int, by: str = "") -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yield pairs (first, second), first < second, of hashes that differ in at most `radius` bits, block by block.
 
     hashes  (N, BYTES) uint8
-    most    of its nearest ones are taken for each hash
+    most    of its nearest ones are taken for each hash; behind the pairs stands how many hashes may have more than that
     by      "faiss" or "numpy"; "": whichever is there
     """
     count = len(hashes)
@@ -41,7 +41,8 @@ def near(hashes: np.ndarray, radius: int, most: int, by: str = "") -> Iterator[t
         first = np.repeat(queries, close.sum(axis=1))
         second = neighbours[close]
         other = first != second
-        yield np.minimum(first, second)[other], np.maximum(first, second)[other]
+        full = int(close.all(axis=1).sum()) if most < count else 0
+        yield np.minimum(first, second)[other], np.maximum(first, second)[other], full
 
 
 def _faiss(hashes: np.ndarray) -> Any:
