@@ -85,6 +85,11 @@ def test_the_level_whose_names_differ_names_the_patient(paths: list[str], says: 
         ("begin or end alike", [f"p{p}{side}/x.nii" for p in range(4) for side in "ab"]),
         ("begin or end alike", [f"2021031{day}_{1000 + p}.nii" for p in range(4) for day in (1, 2)]),
         ("begin or end alike", ["P1/x.nii", "p-1/x.nii", *(f"P{p}/x.nii" for p in range(2, 9))]),
+        ("begin or end alike", [f"p{p:03d}_{scan}.mhd.nii" for p in range(4) for scan in (1, 2)]),
+        ("begin or end alike", [f"K{p:04d}2020010{day}.nii" for p in range(4) for day in (1, 2)]),
+        ("begin or end alike", [f"{p:06d}_{day:02d}_01_{9 * day}-{p}{day}.nii" for p in range(4) for day in (1, 2)]),
+        ("each; if these", [f"upload{disk}/K{disk}{p:03d}/x.nii" for disk in (1, 2) for p in range(5)]),
+        ("each; if these", [f"2020_Q{part}/{part}{p:03d}.nii" for part in (1, 2) for p in range(5)]),
         ("look like years", [f"{year}/mrn{p}/x.nii" for p in range(4) for year in (2019, 2020)]),
         ("look like dates", [f"2021031{day}/{scan}.nii" for day in range(4) for scan in "ab"]),
         ("without a number", [f"{site}/{p:02d}/x.nii" for p in range(4) for site in ("Bern", "Graz")]),
@@ -97,6 +102,9 @@ def test_the_level_whose_names_differ_names_the_patient(paths: list[str], says: 
         ("", [f"site{site}_{p:03d}.nii" for site in (1, 2) for p in range(9)]),
         ("", [f"Kim{name}/CT {scan}/x.nii" for name in ("a", "b") for scan in (1, 2)]),
         ("", [f"{p:04d}.nii" for p in range(20)]),
+        ("", [f"p{p}/acc{p}{scan}00/x.nii" for p in range(8) for scan in range(5)]),
+        ("", [f"{site:02d}-{p:03d}/x.nii" for site in (1, 2) for p in range(5)]),
+        ("", [f"case_{p:05d}_ct_scan.nii" for p in range(9)]),
     ],
 )
 def test_names_that_may_be_of_fewer_or_more_patients_are_a_warning(line: str, paths: list[str]) -> None:

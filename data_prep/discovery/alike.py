@@ -12,7 +12,9 @@ from data_prep.discovery.patients import Rule
 from data_prep.volumes import images
 
 _PART = re.compile(r"\d+|[^\W\d_]+")
+_DATED = re.compile(r"(?<=\d)(?=(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$)")
 _SHARE = 0.3  # of all patients that must be in doubt for a line
+_MANY = 4  # numbered folders or files in each of a few folders, from which on these may be no patients
 _NUMBER = 4  # digits from which on a number in front stands for a person by itself
 _MENDS = "patient=REGEX of the path, whose group is the patient, names them"
 
@@ -78,7 +80,7 @@ def _times(rule: Rule, names: set[str]) -> str:
 
 def _around_numbers(rule: Rule, files: Mapping[str, list[PurePath]]) -> str:
     """Return a line if the patients are folders without a number around numbered folders or files: sites, diagnoses."""
-    if rule.level is None or any(map(_numbered, files)):
+    if rule.level is None:
         return ""
     below: set[tuple[str, str]] = set()
     for name, paths in files.items():
@@ -88,8 +90,16 @@ def _around_numbers(rule: Rule, files: Mapping[str, list[PurePath]]) -> str:
             below.add((name, [*numbered, *folders, images.stem(path.name)][0]))
     inner = [name for _, name in below if any(map(str.isdigit, name)) and not times.is_time(name)]
     inner = [name for name in inner if name.isdigit() or not times.is_numbered_word(name)]
-    if len(below) < 2 * len(files) or len(inner) < 0.8 * len(below):
+    each = len(below) / len(files)
+    if each < 2 or len(inner) < 0.8 * len(below):
         return ""
+    if any(map(_numbered, files)):  # deliveries, disks: few, each around many that are found nowhere else
+        if each < max(_MANY, len(files) + 1) or len(set(inner)) < len(inner):
+            return ""
+        return (
+            f"the {len(files)} patients are folders around {each:.0f} numbered folders or files each; if these are the "
+            "patients"
+        )
     return (
         f"the {len(files)} patients are folders without a number in their names, around {len(below)} folders or files "
         "with one; if these are the patients"
@@ -107,10 +117,18 @@ def _alike(names: set[str]) -> str:
     groups: dict[str, set[str]] = defaultdict(set)
     rests: dict[str, set[str]] = defaultdict(set)
     members: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        parts = [part.casefold() for part in _PART.findall(name)]
+    split = {name: [part.casefold() for part in _PART.findall(_DATED.sub("_", name))] for name in names}
+    common = 0  # words behind all of them
+    while len({tuple(parts[-common - 1 :]) for parts in split.values()}) == 1 and common < min(
+        map(len, split.values())
+    ):
+        common += 1
+    for name, every in split.items():
+        parts = every[: len(every) - common]
         whole, start, last = "_".join(parts), "_".join(parts[:-1]), "".join(parts[-1:])
-        for base, behind in ((whole, ""), (start, last)):
+        number = next((n for n, part in enumerate(parts, 1) if part.isdigit() and len(part) >= _NUMBER), len(parts))
+        person, behind_it = "_".join(parts[:number]), "_".join(parts[number:])
+        for base, behind in {(whole, ""), (start, last), (person, behind_it)}:
             if base and (not behind or any(map(str.isdigit, base))):
                 groups[base].add(behind)
                 members[base].add(name)
@@ -127,7 +145,7 @@ def _alike(names: set[str]) -> str:
         return ""
     return (
         f"{len(doubtful)} of {len(names)} patients by their paths have names that begin or end alike, as if of "
-        f"{len(found)}; if what differs counts their images"
+        f"{len(set(map(frozenset, found.values())))}; if what differs counts their images"
     )
 
 
