@@ -160,8 +160,10 @@ def _say_body_parts(figures: dict[str, Any]) -> None:
     """Say how many body parts are stated, guessed and unknown, and how good the guesses are."""
     said = f"body part: stated of {figures['stated']:,} slices, guessed of {figures['guessed']:,}"
     if "labelled_right" in figures and figures["labelled_right"] is not None:
-        said += f" (labelled slices by other patients': {100 * figures['labelled_right']:.1f} % right"
-        said += f", {100 * figures['labelled_guessed']:.0f} % guessed)"
+        said += (
+            f" (of labelled slices, by those of other patients, {100 * figures['labelled_guessed']:.0f} % are guessed"
+        )
+        said += f", {100 * figures['labelled_right']:.1f} % of these right)"
     why = f"; {figures['why']}" if "why" in figures else "; body_parts.guess=false takes no guess"
     console.say(f"{said}, unknown of {figures['unknown']:,}{why}")
 
