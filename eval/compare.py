@@ -12,6 +12,7 @@ from eval.data import files
 from eval.reporting import comparison, results, verdict, verdict_page
 from eval.statistics import bootstrap
 from meddap import console, disk
+from meddap.settings import SettingsError
 
 
 def table(rows: list[dict]) -> str:
@@ -19,9 +20,21 @@ def table(rows: list[dict]) -> str:
     lines = ["| probe | metric | label | difference | 95 % interval | p | patients |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         figure = " | ".join(bootstrap.shown(row, "+"))
-        names = " | ".join([row["probe"], results.with_unit(row["metric"]), row["label"]])
+        probe = f"{row['task']}: {row['probe']}" if row.get("elsewhere") else row["probe"]
+        names = " | ".join([probe, results.with_unit(row["metric"]), row["label"]])
         lines.append(f"| {names} | {figure} | {bootstrap.shown_p(row)} | {row['patients']} |")
     return "\n".join(lines)
+
+
+def _same_encoders(*pairs: tuple[Path, Path]) -> None:
+    """Raise SettingsError where two folders do not probe the same weights, as far as their results say."""
+    for here, there in pairs:
+        one, other = ({str(row.get("encoder")) for row in results.read_rows(folder)} for folder in (here, there))
+        if one != other:
+            names = " and ".join(sorted(other)), " and ".join(sorted(one))
+            raise SettingsError(
+                f"--elsewhere {there}: probes {names[0]}, but {here} {names[1]}; probe the same checkpoint there"
+            )
 
 
 @console.command
@@ -39,17 +52,35 @@ def main(arguments: list[str] | None = None) -> int:
         "--probes", nargs=2, metavar=("BEFORE", "AFTER"), help="a probe of each; without it, each probe with itself"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: a row per probe, metric and label")
+    parser.add_argument(
+        "--elsewhere",
+        nargs=2,
+        action="append",
+        default=[],
+        type=Path,
+        metavar=("BEFORE", "AFTER"),
+        help="the same two encoders on a domain that was not adapted to: what was forgotten; may be repeated",
+    )
     options = parser.parse_args(arguments)
     before, after = options.runs
     if options.output:
         with files.output_errors(options.output):
             disk.check_output(options.output)
     rows = comparison.compare(before, after, tuple(options.probes) if options.probes else None)
+    away = options.elsewhere
+    for mine, its in away:
+        _same_encoders((before, mine), (after, its))
+        for row in comparison.compare(mine, its):
+            rows.append(row | {"task": results.read_predictions(its)[0]["name"], "elsewhere": True})
     if options.output:
         with files.output_errors(options.output):
             files.write_rows(options.output, rows)
     found = verdict.judge(before, after, rows)
-    console.show("\n".join([*(verdict_page.lines(found) if found else []), "", table(rows)]).lstrip("\n"))
+    said = verdict_page.lines(found) if found else []
+    for mine, its in away:
+        if (there := verdict.judge(mine, its)) is not None:
+            said += [f"Elsewhere: {line}" for line in verdict_page.lines(there)]
+    console.show("\n".join([*said, "", table(rows)]).lstrip("\n"))
     return 0
 
 

@@ -370,6 +370,10 @@ class TaskConfig:
     metrics: list[str] = field(default_factory=list)  # empty: those that suit the kind
     # PROBE/METRIC by which encoders are judged first; empty: the kind's first metric, by the first probe that gives it
     main: str = ""
+    # attributes of test patients whose groups are scored one by one: fields of the shards' metadata (sex, age_decade,
+    # manufacturer, kernel …), columns of the table, or site
+    subgroups: list[str] = field(default_factory=list)
+    subgroup_patients: int = 10  # a group with fewer, or that leaves fewer, is named and not scored
     label: str = ""  # source shards, multiclass or binary: the column of class labels that the shards carry
     # share of training and validation patients whose labels are used: those that data.labelled_share shows
     labelled_share: float = 1.0

@@ -19,7 +19,7 @@ import numpy as np
 
 from eval.config import TaskConfig, check
 from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
-from eval.data import features, files, leaks, sources, splits
+from eval.data import features, files, groups, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples
 from eval.data.splits import Fold
@@ -59,6 +59,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
         console.say(about_window)
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     confounded = _confounded(examples, task, cache)
+    members = groups.of_patients(task, examples, np.concatenate([fold.rows["test"] for fold in folds]))
     for line in [*found_leaks.lines(), *confounded]:
         console.say(line)
     needs = {probe.reads(task) for probe in probes.values()}
@@ -83,6 +84,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
     results.save_predictions(output / "predictions.npz", pooled, task)
+    groups.write(output, members)
     last = Cohort("test", base, folds[-1].rows["test"])
     drawings = {name: each for name, each in fitted[-1][1].items() if isinstance(each, Drawing)}
     if patches and task.pictures:

@@ -51,6 +51,7 @@ TASK = {
     "labelled_share": Allowed(0, 1, above=True),
     "size": Allowed(1, 16384),
     "min_pixels": NOT_NEGATIVE,
+    "subgroup_patients": Allowed(2),
     "head_gb": POSITIVE,
     "draws": COUNT,
     "seed": Allowed(0, 2**63 - 1),

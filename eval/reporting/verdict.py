@@ -35,7 +35,7 @@ _LEAKS = {
 class Verdict:
     """What is said of one task.
 
-    task, before, after  names; patients: of the test
+    task, before, after  names; folders: of before and after
     row      the main figure's difference, a row of comparison.compare; ends: its rows of results, before and after
     floor    the main figure's row of results of the pixels, and the row that compares them with `after`, where probed
     gained, lost  rows of the other headline figures that are better or worse after Holm's correction; others: how many
@@ -45,6 +45,7 @@ class Verdict:
     task: str
     before: str
     after: str
+    folders: tuple[Path, Path]
     row: dict[str, Any]
     ends: tuple[dict[str, Any], dict[str, Any]]
     floor: tuple[dict[str, Any], dict[str, Any]] | None
@@ -128,6 +129,7 @@ def judge(
         task=task["name"],
         before=before.name,
         after=after.name,
+        folders=(before, after),
         row=main,
         ends=ends,
         floor=below,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.schema import Split
-from eval.reporting import results, verdict
+from eval.reporting import results, subgroup_table, verdict
 from eval.reporting.results import with_unit
 from eval.reporting.verdict import Verdict
 from eval.statistics.bootstrap import shown, shown_p
@@ -64,12 +64,17 @@ def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
     for text in warnings:
         loud = ' class="bad"' if any(word in text for word in _LOUD) else ""
         yield f"<p{loud}>Beware: {html.escape(text)}.</p>"
+    for each in found:
+        if (table := subgroup_table.of(each, *each.folders)) is not None:
+            yield from subgroup_table.section(table, verdict.name_of(each.row))
 
 
 def lines(found: Verdict) -> list[str]:
     """Return a verdict as lines for a console."""
     said = [f"{_capital(found.sentence())}.", f"{_capital(found.about_others())}."]
-    return [*said, *(f"Beware: {text}." for text in found.warnings)]
+    table = subgroup_table.of(found, *found.folders)
+    about = subgroup_table.lines(table, verdict.name_of(found.row)) if table is not None else []
+    return [*said, *about, *(f"Beware: {text}." for text in found.warnings)]
 
 
 def adapted(run: Path) -> str:

@@ -45,6 +45,24 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     )
 
 
+def columns(task: TaskConfig) -> list[str]:
+    """Return the columns of the table but for the one of ids."""
+    path = Path(task.table.file or "")
+    rows, _ = _read(path, task)
+    return [name for name in rows[0][1] if name != task.table.id]
+
+
+def column(task: TaskConfig, examples: Examples, name: str) -> list[tuple[str, str]]:
+    """Return (patient, text) of a column for every example; "" where it is unknown."""
+    path = Path(task.table.file or "")
+    rows, _ = _read(path, task)
+    ids = getattr(examples, _COLUMN[task.table.by])
+    places = _matched(path, rows, ids, task)
+    found = [rows[places[each]][1][name].strip() if each in places else "" for each in ids]
+    known = ["" if text.lower() in _UNKNOWN else text for text in found]
+    return list(zip(examples.subjects.tolist(), known))
+
+
 def _read(path: Path, task: TaskConfig) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     """Return (line of the file, row) of every row, and the columns that are labels."""
     with files.reading(path, "give table.file=LABELS.csv"), open(path, newline="", encoding="utf-8-sig") as file:
@@ -55,7 +73,7 @@ def _read(path: Path, task: TaskConfig) -> tuple[list[tuple[int, dict[str, str]]
         except (UnicodeDecodeError, csv.Error) as error:
             raise SettingsError(f"{path}: not a CSV in UTF-8 ({error})") from error
     wanted = task.table.labels or [
-        name for name in head if name not in (task.table.id, task.table.site, task.table.split)
+        name for name in head if name not in (task.table.id, task.table.site, task.table.split, *task.subgroups)
     ]
     if missing := [name for name in (task.table.id, *wanted) if name not in head]:
         raise SettingsError(f"{path}: has no column {missing[0]!r}; it has {', '.join(head) or 'none'}")
