@@ -301,7 +301,7 @@ class DuplicatesConfig:
 
     radius: int = 64  # bits of 256 in which the hashes of two slices may differ to be compared at all
     neighbours: int = 64  # nearest hashes that are compared for each slice
-    slice: float = 0.965  # correlation from which two slices are duplicates
+    slice: float = 0.975  # correlation from which two slices are duplicates
     similar: float = 0.85  # correlation from which two slices count for their series
     series: float = 0.3  # share of the shorter series' slices that must be similar, in one order
     keep: float = 0.0  # a cluster of m duplicates weighs as 1 + keep · (m − 1) slices

@@ -144,7 +144,7 @@ def test_a_slice_agrees_with_its_copies_and_not_with_others(kind) -> None:
     strangers = agreement(
         np.repeat(made.thumbnail[None], len(others), axis=0), np.stack([other.thumbnail for other in others])
     )
-    assert score >= 0.965 > strangers.max()
+    assert score >= 0.975 > strangers.max()
     assert np.unpackbits(made.hash ^ copy.hash).sum() <= 64
 
 
@@ -158,11 +158,14 @@ def test_a_linear_map_of_signal_changes_no_descriptor_and_empty_slices_are_plain
         assert descriptors.describe(np.full((60, 70), value, np.int16), value == 0).plain
 
 
-@pytest.mark.parametrize("by", ["numpy", "faiss"])
-def test_search_finds_every_hash_within_the_radius(by) -> None:
+@pytest.mark.parametrize("by", ["numpy", "numpy 1", "faiss"])
+def test_search_finds_every_hash_within_the_radius(by, monkeypatch) -> None:
     """As comparing each with each does; radius 256 pairs all."""
     if by == "faiss" and importlib.util.find_spec("faiss") is None:
         pytest.skip("faiss is not installed")
+    if by == "numpy 1":  # without bitwise_count
+        monkeypatch.delattr(np, "bitwise_count", raising=False)
+        by = "numpy"
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 256, (300, descriptors.BYTES), np.uint8)
     hashes[200:] = hashes[:100] ^ (rng.random((100, descriptors.BYTES)) < 0.2).astype(np.uint8)

@@ -40,7 +40,7 @@ ATTRIBUTES = ("body_part", "manufacturer", "model", "sequence")
 UNKNOWN = "not stated"
 FACTS = np.dtype([("plain", "?"), ("content", "<u8"), ("key", "<u8"), *((name, "<u4") for name in ATTRIBUTES)])
 _STRETCH = 2048  # slices between two records of what is done
-_VERSION = 1  # of the descriptors
+_VERSION = 2  # of the descriptors
 _FORM = {"digest": str, "version": int, "done": int, "words": dict.fromkeys(ATTRIBUTES, [str])}
 
 

@@ -45,7 +45,7 @@ def describe(plane: np.ndarray, hounsfield: bool) -> Descriptor:
     low, high, edge = _TISSUE_HU + (_SKIN_HU,) if hounsfield else _scale(image)
     row0, row1, column0, column1 = _outline(image > edge)
     body = np.clip(image[row0:row1, column0:column1], low, high)
-    small = np.asarray(Image.fromarray(body).resize((SIDE, SIDE), Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(body).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     thumbnail = np.rint((small - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
     detail = details(thumbnail[None])[0]
     bits = dctn(detail, norm="ortho")[:_FREQUENCIES, :_FREQUENCIES].ravel() > 0
