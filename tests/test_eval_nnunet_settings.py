@@ -25,6 +25,7 @@ CONFIG = Path(probe.__file__).parent / "configs" / "nnunet.yaml"
 GRID = np.diag([-1.0, -1, 2, 1])
 # settings that a probe does not have because the refusals that name them cannot come up: see the last test
 FIXED = {"geometry.planes", "geometry.oblique", "geometry.tilt", "min_slices", "label_maps", "limits.minutes"}
+FIXED |= {"layout", "limits.zip_gb"}  # neither other collections nor archives
 
 
 def image(values: np.ndarray, affine: np.ndarray = GRID) -> nibabel.Nifti1Image:

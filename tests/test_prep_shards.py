@@ -312,8 +312,9 @@ def test_a_masks_tree_is_laid_on_the_volumes_grid(tmp_path: Path) -> None:
 
 def test_what_another_version_staged_is_made_again(tmp_path: Path) -> None:
     """A record of this version and input is taken; one of another version, or without any, is as if not there."""
-    job = SimpleNamespace(folder=tmp_path, name="x", subject="subject", source=SimpleNamespace(fingerprint="f"))
     record = staging.Record("subject", "train", "f")
+    job = SimpleNamespace(folder=tmp_path, name="x", subject="subject", labels=record.labels)
+    job.source = SimpleNamespace(fingerprint="f")
     for version, taken in ((staging.VERSION, True), (staging.VERSION + 1, False), (None, False)):
         said = {**asdict(record), "version": version, **({} if taken else {"of another time": 1})}
         (tmp_path / "x.json").write_text(json.dumps({key: each for key, each in said.items() if each is not None}))

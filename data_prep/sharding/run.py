@@ -90,6 +90,7 @@ def _run(request: Request) -> None:
         began = time.monotonic()
         made_with = _made_with(request)
         _check_settings(output, made_with)
+        finished = _finished(output, request.show_names)
         inputs = request.discover(folders, request.masks, config, request.modality, workers, skip=request.output)
         if not inputs.sources:
             where = ", ".join(map(str, request.inputs))
@@ -111,8 +112,8 @@ def _run(request: Request) -> None:
         if request.key:
             key_table.write(request.key, jobs, request.output)
         fingerprint = hashlib.sha256("".join(sorted(job.source.fingerprint for job in jobs)).encode()).hexdigest()
-        if (output / "dataset.json").is_file():
-            return _finished_before(output, fingerprint, jobs, request.show_names)
+        if finished:
+            return _finished_before(output, *finished, fingerprint, jobs)
         records = stage_all(jobs, request, workers)
         if not any(record.samples for record in records.values()) and part.count == 1:
             raise ShardingError(f"{output}: none of {len(jobs)} inputs could be used; the reasons are above")
@@ -258,12 +259,19 @@ def _check_settings(output: Path, made_with: dict) -> None:
             raise ShardingError(f"{output}: was begun with {key}={was.get(key)}, now {now[key]}; name another --output")
 
 
-def _finished_before(output: Path, fingerprint: str, jobs: list[Job], show_names: bool) -> None:
+def _finished(output: Path, show_names: bool) -> tuple[dict, list[dict]] | None:
+    """Return description and, for `show_names`, manifest of a finished data set: damage is said before a long walk."""
+    if not (output / "dataset.json").is_file():
+        return None
     dataset = schema.read_dataset(output)
+    return dataset, description.read_manifest(output, dataset) if show_names else []
+
+
+def _finished_before(output: Path, dataset: dict, manifest: list[dict], fingerprint: str, jobs: list[Job]) -> None:
     if dataset["made_with"].get("inputs") != fingerprint:
         raise ShardingError(f"{output}: is finished, but the input has changed since; name another --output")
     shutil.rmtree(output / "staging", ignore_errors=True)
-    if show_names:
-        said.rows_of(description.read_manifest(output, dataset), said.names_of(jobs))
+    if manifest:
+        said.rows_of(manifest, said.names_of(jobs))
     samples = sum(part["samples"] for part in dataset["splits"].values())
     say(f"{output}: finished before, {samples} slices")

@@ -77,6 +77,7 @@ _DECIDED = {
     "values_cut_off_at": "values above cut off, in HU",
     "hu": "HU",
     "values_trusted": "taken as HU (values=trust) against",
+    "values_unchecked": "taken as HU without a look at the histogram",
     "units": "unit of the header's lengths",
     "transform": "transform",
     "compression": "compression",
