@@ -27,7 +27,7 @@ from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
 from eval.intake import preparation
 from eval.kept import calibration, head
-from eval.probes import registry
+from eval.probes import registry, site
 from eval.reporting import overlays, pictures, results
 from eval.statistics import bootstrap, confounding
 from eval.statistics.predictions import Tabled
@@ -78,8 +78,10 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
         for name, each in probes_of_fold.items():
             outcomes[name].append(list(each.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
+    rows_of = folds[-1].rows
+    site_told = site.told(*(Cohort(part, base, rows_of[part]) for part in ("train", "test"))) if found else None
     choices = {name: _choices(fitted, name) for name in probes}
-    shared: dict[str, Any] = {"leaks": found_leaks.row(), "confounded": confounded}
+    shared: dict[str, Any] = {"leaks": found_leaks.row(), "confounded": confounded, "site_told": site_told}
     shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from eval.statistics import bootstrap
 from meddap import console
 from meddap.disk import write_atomic
 from meddap.settings import SettingsError, load
+from pretrain.weights import chosen
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def table(rows: list[dict]) -> str:
 
 def _name(checkpoint: str) -> str:
     """Return a folder's name for an encoder: a run's name, a step's with run and stage, a file's without its ending."""
+    if (run := chosen.run_of(checkpoint)) is not None:  # not the run's newest, whose name is that of the run
+        return f"{run.name}-chosen"
     path = Path(checkpoint.rpartition(":")[0] or checkpoint)
     parts = path.parts[-3:] if (path / "state.json").is_file() else (path.stem if path.suffix else path.name,)
     return "-".join(parts)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from helpers.planted_run import blind, noisy, plant, trained
 
-from eval import choose, embed, probe, report
+from eval import choose, embed, probe, report, sweep
+from eval.config import TaskConfig
 from eval.data import sources
 from eval.probes import registry
 from pretrain import export
@@ -75,6 +76,8 @@ def test_the_best_milestone_in_the_middle_is_chosen(run: Path, capsys: pytest.Ca
         (tmp_path / "v.npz").rename(tmp_path / f"{checkpoint[-1]}.npz")
     one, other = (np.load(tmp_path / f"{letter}.npz", allow_pickle=False) for letter in "n2")
     assert all(np.array_equal(one[key], other[key]) for key in one.files)
+    points = sweep.plan([str(run), name], [64], TaskConfig(data="x"), tmp_path)
+    assert [point.name for point in points] == ["planted", "planted-chosen"]
     page = report.report([run])
     assert "Which checkpoint" in page and "adapt/00000002 is chosen." in page
 

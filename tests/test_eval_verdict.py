@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import probed
+from helpers.cohorts import made_up
 
 from eval import compare, report
 from eval.config import TaskConfig
+from eval.data.cohorts import Cohort
+from eval.probes import site
 from eval.reporting import report_probes, verdict, verdict_page
 from eval.statistics import confounding, holm
 from eval.statistics.predictions import Prediction, Scored, Tabled
@@ -155,6 +159,33 @@ def test_sites_that_tell_the_label_are_found_and_others_are_not() -> None:
     assert wrong <= 4
     assert confounding.by_site(np.full(240, ""), sick, subjects, ["sick"]) == []
     assert confounding.by_site(subjects, sick, subjects, ["sick"]) == []  # a site of its own for everyone
+
+
+def test_how_well_features_tell_the_site(tmp_path: Path) -> None:
+    """Sites that the features show are told by nearly all new patients, sites at random at chance, however unequal; of
+    one site, or of sites that training lacks, there is no figure. Both ends stand in the verdict."""
+    base = made_up("binary", "volume", seed=2)
+    order = np.unique(base.examples.subjects, return_inverse=True)[1]
+    features = base.features
+    shown = np.where(features.cls[:, -1, 0] > np.median(features.cls[:, -1, 0]), "a", "b")
+    by_patient = shown[np.searchsorted(order, np.arange(order.max() + 1))][order]
+    unequal = np.where(np.random.default_rng(0).random(order.max() + 1) < 0.8, "a", "b")[order]
+    half = order % 2 == 0
+
+    def told_of(sites: np.ndarray) -> dict | None:
+        mine = replace(base, examples=replace(base.examples, sites=sites))
+        return site.told(*(Cohort(name, mine, np.flatnonzero(half == (name == "train"))) for name in ("train", "test")))
+
+    known, chance = told_of(by_patient), told_of(unequal)
+    assert known["sites"] == 2 and known["patients"] == 30 and known["low"] > 0.5 and known["value"] > 0.7
+    assert abs(chance["value"] - 0.5) < 0.2
+    assert told_of(np.full(len(order), "a")) is None and told_of(np.where(half, "a", "b")) is None
+    task = TaskConfig(data="x", name="organs", draws=100)
+    for name, figure in (("before", known), ("after", chance)):
+        probed.write(tmp_path / name, task, {"knn": drawn(0.6)}, site_told=figure)
+    said = verdict.about_site(tmp_path / "before", tmp_path / "after")
+    assert "2 sites" in said and f"{known['value']:.3f}" in said and "chance is 0.50" in said
+    assert said in html.unescape(report.report([tmp_path / "before", tmp_path / "after"]))
 
 
 def test_holm_is_holm() -> None:

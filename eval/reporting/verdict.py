@@ -205,6 +205,23 @@ def _warnings(
     return list(dict.fromkeys(said))
 
 
+def about_site(before: Path, after: Path) -> str:
+    """Return in a sentence how well the features of both encoders tell the site; "" where that was not measured."""
+    found = [
+        next((row["site_told"] for row in results.read_rows(each) if row.get("site_told")), None)
+        for each in (before, after)
+    ]
+    one, other = found
+    if one is None or other is None or one["sites"] != other["sites"]:
+        return ""
+    figures = " → ".join("{} ({})".format(*shown(each)) for each in (one, other))
+    chance = 1 / other["sites"]
+    return (
+        f"Site: {other['sites']} sites are told from the features of new patients with balanced accuracy {figures}, "
+        f"{other['patients']} patients; chance is {chance:.2f}"
+    )
+
+
 def _listed(rows: Sequence[dict[str, Any]]) -> str:
     some = ", ".join(f"{name_of(row)} {shown(row, '+')[0]}" for row in rows[:_SHOWN])
     return some + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")

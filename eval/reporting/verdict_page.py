@@ -61,6 +61,9 @@ def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
     if floorless := [each.task for each in found if each.floor is None]:
         names = ", ".join(dict.fromkeys(floorless))
         warnings.append(f"{names}: no floor; probe --checkpoint pixels beside the others shows what no network buys")
+    for each in found:
+        if about_sites := verdict.about_site(*each.folders):
+            yield f"<p>{html.escape(each.task)}: {html.escape(about_sites)}.</p>"
     for text in warnings:
         loud = ' class="bad"' if any(word in text for word in _LOUD) else ""
         yield f"<p{loud}>Beware: {html.escape(text)}.</p>"
@@ -74,6 +77,8 @@ def lines(found: Verdict) -> list[str]:
     said = [f"{_capital(found.sentence())}.", f"{_capital(found.about_others())}."]
     table = subgroup_table.of(found, *found.folders)
     about = subgroup_table.lines(table, verdict.name_of(found.row)) if table is not None else []
+    sites = verdict.about_site(*found.folders)
+    about += [f"{sites}."] if sites else []
     return [*said, *about, *(f"Beware: {text}." for text in found.warnings)]
 
 
