@@ -37,6 +37,14 @@ def _same_encoders(*pairs: tuple[Path, Path]) -> None:
             )
 
 
+def _said(before: Path, after: Path, rows: list[dict] | None = None) -> list[str]:
+    """Return the verdict as lines; a line on why there is none where a folder has predictions and no results."""
+    if missing := [folder for folder in (before, after) if not (folder / "results.jsonl").is_file()]:
+        return [f"No verdict: {missing[0]}: has no results.jsonl; probe again"]
+    found = verdict.judge(before, after, rows)
+    return verdict_page.lines(found) if found is not None else []
+
+
 @console.command
 def main(arguments: list[str] | None = None) -> int:
     parser = console.parser(
@@ -67,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         with files.output_errors(options.output):
             disk.check_output(options.output)
     rows = comparison.compare(before, after, tuple(options.probes) if options.probes else None)
+    own = list(rows)
     away = options.elsewhere
     for mine, its in away:
         _same_encoders((before, mine), (after, its))
@@ -75,11 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.output:
         with files.output_errors(options.output):
             files.write_rows(options.output, rows)
-    found = verdict.judge(before, after, rows)
-    said = verdict_page.lines(found) if found else []
+    said = _said(before, after, own)
     for mine, its in away:
-        if (there := verdict.judge(mine, its)) is not None:
-            said += [f"Elsewhere: {line}" for line in verdict_page.lines(there)]
+        said += [f"Elsewhere: {line}" for line in _said(mine, its)]
     console.show("\n".join([*said, "", table(rows)]).lstrip("\n"))
     return 0
 

@@ -112,6 +112,18 @@ def test_what_to_beware_is_said(tmp_path: Path) -> None:
     assert all(text in page for text in found.warnings)
 
 
+def test_a_comparison_needs_predictions_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without results.jsonl there is the table, and a line says why there is no verdict; a damaged one is an error."""
+    mine = folders(tmp_path, ("before", {"knn": drawn(0.6)}), ("after", {"knn": drawn(0.7, seed=1)}))
+    (mine[0] / "results.jsonl").unlink()
+    assert compare.main(["--runs", *map(str, mine)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"No verdict: {mine[0]}: ") and "| knn | dice | all | +0.1" in out
+    (mine[0] / "results.jsonl").write_text("{")
+    assert compare.main(["--runs", *map(str, mine)]) == 1
+    assert "probe again" in capsys.readouterr().err
+
+
 def test_without_a_second_encoder_there_is_no_verdict(tmp_path: Path) -> None:
     """One folder, or an encoder beside pixels and random weights: the page says what it would take."""
     (alone,) = folders(tmp_path, ("before", {"knn": drawn(0.6)}))
