@@ -62,7 +62,8 @@ def write(runs: Sequence[Path], output: Path) -> None:
 
 
 def _verdict(run: Path) -> Iterator[str]:
-    folders = report_probes.folders_of(run) or choices.folders_of(run)
+    probed = report_probes.folders_of(run)
+    folders = probed if verdict_page.verdicts(probed) else [*choices.folders_of(run), *probed]
     yield from verdict_page.section(folders, run)
 
 

@@ -112,6 +112,17 @@ def test_what_to_beware_is_said(tmp_path: Path) -> None:
     assert all(text in page for text in found.warnings)
 
 
+def test_a_choice_gives_the_verdict_where_only_the_floor_was_probed(tmp_path: Path) -> None:
+    """RUN/probe/pixels alone, beside RUN/choose: start against chosen, above that floor."""
+    run, task = tmp_path / "run", TaskConfig(data="x", name="organs", draws=100)
+    probed.write(run / "probe" / "pixels", task, {"knn": drawn(0.3)}, encoder="pixels")
+    for name, dice in (("start", 0.5), ("chosen", 0.7)):
+        probed.write(run / "choose" / "organs" / name, task, {"knn": drawn(dice)})
+    (run / "config.yaml").write_text("name: run\ndata: {root: nowhere}\nstages: {adapt: {steps: 3}}\n")
+    page = html.unescape(report.report([run]))
+    assert "Organs: chosen against start is a GAIN" in page and "chosen is above it" in page
+
+
 def test_a_comparison_needs_predictions_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Without results.jsonl there is the table, and a line says why there is no verdict; a damaged one is an error."""
     mine = folders(tmp_path, ("before", {"knn": drawn(0.6)}), ("after", {"knn": drawn(0.7, seed=1)}))

@@ -48,8 +48,11 @@ def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
     if not found:
         yield dim("No verdict: it takes the probes of two encoders on the same task, before and after.")
         return
-    about = adapted(run) if run is not None else ""
-    yield f"<p>{html.escape(about)}</p>" if about else ""
+    if run is not None:
+        try:
+            yield f"<p>{html.escape(adapted(run))}</p>"
+        except MeddapError as error:  # a damaged configuration takes no verdict away
+            yield dim(f"Missing: {error}")
     yield "".join(
         f'<p class="verdict {_KINDS[each.call]}">{html.escape(_capital(each.sentence()))}.</p>' for each in found
     )
