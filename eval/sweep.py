@@ -2,7 +2,8 @@
 
     python -m eval.sweep --checkpoints SMALL BASE --sizes 96 160 224 --task FILE --output DIR data=SHARDS
 
-Every point is a run of eval.probe in DIR/<encoder>-<size>, and is skipped where it is there already.
+Every point is a run of eval.probe in DIR/<encoder>-<size>, and is skipped where it is there already; results of other
+weights under the same name are refused.
 Writes DIR/sweep.jsonl (the headline figures of every point) and DIR/sweep.png.
 """
 
@@ -29,17 +30,24 @@ from pretrain.weights import chosen
 
 @dataclass(frozen=True)
 class Point:
-    """One encoder at one input size: what it is called, its parameters (0 for no network), where its probes lie."""
+    """One encoder at one input size: what it is called, its parameters (0 for no network), where its probes lie.
+
+    digest  of weights and architecture
+    """
 
     checkpoint: str
     name: str
+    digest: str
     parameters: int
     size: int
     folder: Path
 
 
 def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Path) -> list[Point]:
-    """Return all points. Raises SettingsError for a size that does not fit an encoder, before any is computed."""
+    """Return all points. Raises SettingsError, before any is computed, for a size that does not fit an encoder.
+
+    Raises SettingsError as well where the output holds results of other weights: a run has trained on, or chosen anew.
+    """
     points: list[Point] = []
     known: dict[str, str] = {}
     for checkpoint in checkpoints:
@@ -53,8 +61,19 @@ def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Pat
                 raise SettingsError(f"--sizes {size}: expected 1 or more")
             if size % found.patch_size:
                 raise SettingsError(f"--sizes {size}: not a multiple of {checkpoint}'s patch size {found.patch_size}")
-            points.append(Point(checkpoint, name, parameters(found), size, output / f"{name}-{size}"))
+            point = Point(checkpoint, name, found.digest, parameters(found), size, output / f"{name}-{size}")
+            there = results.read_rows(point.folder) if _is_there(point) else []
+            if any(row.get("digest", point.digest) != point.digest for row in there):
+                raise SettingsError(
+                    f"{point.folder}: holds results of other weights than {checkpoint} has now; remove it, or give "
+                    "another --output"
+                )
+            points.append(point)
     return points
+
+
+def _is_there(point: Point) -> bool:
+    return (point.folder / "results.jsonl").is_file()
 
 
 def parameters(found: encoder.FrozenEncoder) -> int:
@@ -67,8 +86,7 @@ def run(points: list[Point], task_file: str, overrides: list[str]) -> list[dict]
     """Return the headline figures of every point, computed where they are missing."""
     rows = []
     for point in points:
-        path = point.folder / "results.jsonl"
-        if not path.is_file():
+        if not _is_there(point):
             task = load(TaskConfig, task_file, [*overrides, f"size={point.size}"])
             probe.run(point.checkpoint, task, point.folder)
         for row in results.read_rows(point.folder):

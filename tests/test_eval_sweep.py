@@ -48,6 +48,19 @@ def test_a_sweep_over_encoders_and_sizes(words: list[str], tmp_path: Path, capsy
     assert sweep.main(asked) == 0
 
 
+def test_results_of_other_weights_are_not_taken_for_those_of_today(words: list[str], tmp_path: Path, capsys) -> None:
+    """An encoder that has changed under its name, as a run that trained on: one line, and the old results stay."""
+    asked = ["--checkpoints", f"{tmp_path}/own.py:Blurred", "--sizes", "32", *words]
+    assert sweep.main(asked) == 0
+    before = (tmp_path / "sweep" / "own-32" / "results.jsonl").read_bytes()
+    (tmp_path / "own.py").write_text(OWN.replace('"1" * 64', '"2" * 64'))
+    capsys.readouterr()
+    assert sweep.main(asked) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "own-32: holds results of other weights" in line and line.endswith("give another --output")
+    assert (tmp_path / "sweep" / "own-32" / "results.jsonl").read_bytes() == before
+
+
 def test_what_cannot_be_swept_is_told_before_it_begins(words: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
     """A size that is no multiple of a patch, two encoders of one name."""
     monkeypatch.setattr(probe, "run", lambda *_: pytest.fail("probed"))
