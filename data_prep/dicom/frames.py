@@ -175,7 +175,7 @@ def _put(flat: pydicom.Dataset, name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class _Grid:
-    """What frames of a series share, as in `Frame`. `known`: whether the numbers are as many as needed, and finite."""
+    """The fields of `Frame` that frames of a series share. `known`: as many numbers as needed, all finite."""
 
     axes: tuple[float, ...]
     spacing: tuple[float, ...]

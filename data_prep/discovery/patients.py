@@ -96,7 +96,7 @@ class Rule:
 
 
 def compiled(pattern: str) -> re.Pattern[str] | None:
-    """Return the user's pattern of paths; None where there is none. Raises SettingsError if it is no expression."""
+    """Return the user's pattern of paths; None where there is none. Raises SettingsError for an invalid one."""
     try:
         return re.compile(pattern) if pattern else None
     except re.error as error:

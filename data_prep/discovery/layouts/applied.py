@@ -1,4 +1,4 @@
-"""What the layouts below an input make of its files: images with patient, study and sequence, label maps with names."""
+"""Layouts applied to the files of an input: images get patient, study and sequence, label maps get names."""
 
 from __future__ import annotations
 

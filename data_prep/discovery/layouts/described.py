@@ -19,7 +19,7 @@ _LONGEST = 64  # characters of a name
 
 @dataclass(frozen=True)
 class Description:
-    """What a description says.
+    """The content of a description (`dataset.json`).
 
     labels    label value → name
     regions   name → values, where it names overlapping regions instead of values

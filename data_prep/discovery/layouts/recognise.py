@@ -24,7 +24,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Known:
-    """What a rule says of a file: its entry, and the values of the fields in its path."""
+    """A file with the rule that fits it: the entry, and the values of the fields in its path."""
 
     root: Root
     entry: Entry
@@ -43,13 +43,13 @@ class Known:
 
     @property
     def channel(self) -> str:
-        """What the path says of the sequence: a word of the layout's `sequences`, or the number of a channel."""
+        """The sequence as named in the path: a word of the layout's `sequences`, or the number of a channel."""
         return self.entry.sequence.format_map(self.fields)
 
 
 @dataclass
 class Recognised:
-    """What the layouts below an input know. `doubts`: warnings about choices between layouts."""
+    """The layouts recognised below an input and their files. `doubts`: warnings about choices between layouts."""
 
     roots: list[Root] = field(default_factory=list)
     files: dict[str, Known] = field(default_factory=dict)
