@@ -61,7 +61,7 @@ class Rule:
     def of(self, path: PurePath) -> str:
         """Return the patient of a file, by its path below its input; the path itself where the pattern misses it."""
         if self.pattern:
-            return by_pattern(self.pattern, path) or path.as_posix()
+            return _by_pattern(self.pattern, path) or path.as_posix()
         if bids := BIDS.search(str(path)):
             return bids[1]
         folders = path.parts[:-1]
@@ -80,7 +80,7 @@ class Rule:
 
     def misses(self, path: PurePath) -> bool:
         """Return whether the user's pattern names nobody in a path."""
-        return self.pattern is not None and not by_pattern(self.pattern, path)
+        return self.pattern is not None and not _by_pattern(self.pattern, path)
 
     def said(self, show_names: bool) -> str:
         """Return which names are the patients', for the console; folders that may name somebody if `show_names`."""
@@ -95,7 +95,7 @@ class Rule:
         return f"file name{below}" if self.level is None else f"folder level {self.level + 1}{below}"
 
 
-def compiled(pattern: str) -> re.Pattern[str] | None:
+def _compiled(pattern: str) -> re.Pattern[str] | None:
     """Return the user's pattern of paths; None where there is none. Raises SettingsError for an invalid one."""
     try:
         return re.compile(pattern) if pattern else None
@@ -103,7 +103,7 @@ def compiled(pattern: str) -> re.Pattern[str] | None:
         raise SettingsError(f"patient={pattern}: not a regular expression ({error})") from error
 
 
-def by_pattern(pattern: re.Pattern[str], path: PurePath) -> str:
+def _by_pattern(pattern: re.Pattern[str], path: PurePath) -> str:
     """Return whom a pattern names in a path below the input: its first group, or all of it; "" for nobody."""
     match = pattern.search(path.as_posix())
     return (match[1 if pattern.groups else 0] or "") if match else ""
@@ -123,7 +123,7 @@ def rule(paths: Iterable[PurePath], setting: str, studies: Collection[str] = (),
     sequence, phase, image and label map is. The order of the paths does not matter.
     """
     if setting != "auto" or pattern:
-        return Rule(setting, pattern=compiled(pattern))
+        return Rule(setting, pattern=_compiled(pattern))
     every = sorted({path for path in paths if not BIDS.search(str(path))})
     channels = _numbered_channels(path for path in every if images.is_image(path.name))
     keys = [(path.parts[:-1], "" if str(path.parent) in studies else _base(path, channels)) for path in every]

@@ -52,7 +52,9 @@ def discover(
     walked = walk.walk(inputs, workers, config, skip)
     anonymous = [files for uid, files in walked.series.items() if not walked.owners[uid][0]]
     names = [*filter(_is_picture, walked.others), *(name for files in anonymous for name in files)]
-    found = _Finder(inputs, config, patients.rule(map(inputs.below, names), config.patient_from))
+    found = _Finder(
+        inputs, config, patients.rule(map(inputs.below, names), config.patient_from, pattern=config.patient)
+    )
     drawings = _drawings(filter(_is_picture, walked.others), inputs, config)
     for name in sorted(walked.others):
         if name in drawings:
@@ -124,7 +126,6 @@ class _Finder:
         self.named: set[str] = set()  # patients by their paths
         self.sources: list[Source] = []
         self.alone = self.unnamed = 0  # pictures that are their own patient, and those in no split's folder
-        self.pattern = patients.compiled(config.patient)
 
     def add(
         self,
@@ -184,9 +185,8 @@ class _Finder:
 
     def _patient(self, below: PurePath) -> tuple[str, str]:
         """Return the patient that a path names, and why it names none."""
-        if self.pattern:
-            patient = patients.by_pattern(self.pattern, below)
-            return patient or below.as_posix(), "" if patient else patients.MISSED
+        if self.rule.pattern:
+            return self.rule.of(below), patients.MISSED if self.rule.misses(below) else ""
         if self.config.patient_from == "file" or len(below.parts) == 1:
             self.alone += 1
             return below.as_posix(), ""
