@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from numpy.lib.format import open_memmap
 
 from eval import ranges
 from eval.config import EmbedConfig, TaskConfig
-from eval.data import features, files
+from eval.data import features
 from eval.data.cohorts import pool
 from eval.data.examples import Examples
 from eval.data.features import StoredFeatures
@@ -34,22 +34,22 @@ from eval.intake.command import (
     begin,
     check_ids,
     compare,
+    ended,
     left_out,
+    made_with,
     named,
     say_left_out,
     taken_in,
     work_folder,
 )
-from eval.intake.raw import CommandFailed
 from eval.reporting import vectors
 from eval.reporting.vectors import Vectors
-from meddap import __version__, console
+from meddap import console
 from meddap.disk import sole_writer
 from meddap.ranges import check_ranges
 from meddap.settings import SettingsError, load
 
 Level = Literal["patient", "series", "slice"]
-_SPEED = ("workers", "batch_size")  # settings that change no vector
 _ROWS = 8192  # slices at a time
 
 
@@ -147,17 +147,8 @@ def finished(output: Path, made: dict[str, Any]) -> bool:
 
 def _made(options: argparse.Namespace, config: EmbedConfig, frozen: FrozenEncoder) -> dict[str, Any]:
     """Return how the vectors are made, as far as it is known before the images are read."""
-    settings = {name: value for name, value in asdict(config).items() if name not in _SPEED}
-    data = {"data": preparation.of_shards(str(options.data)).dataset} if options.data else {}
-    return {
-        "encoder": frozen.source,
-        "digest": frozen.digest,
-        "level": options.level,
-        "ids": "kept" if options.keep_ids else "hashed",
-        **settings,
-        **data,
-        "made_by": f"meddap {__version__}",
-    }
+    of_encoder = {"encoder": frozen.source, "digest": frozen.digest}
+    return {**of_encoder, "level": options.level, **made_with(options, config)}
 
 
 @console.command
@@ -181,11 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--modality", choices=list(raw.COMMANDS), help="prepare raw images by default settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. size=512 tokens=cls")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        with files.output_errors(options.output):
-            return embed(options, load(EmbedConfig, None, options.overrides))
-    except CommandFailed as failed:
-        return failed.status
+    return ended(options.output, lambda: embed(options, load(EmbedConfig, None, options.overrides)))
 
 
 if __name__ == "__main__":

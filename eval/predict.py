@@ -14,7 +14,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,21 @@ from eval.intake.command import (
     begin,
     check_ids,
     compare,
+    ended,
     left_out,
+    made_with,
     originals,
     say_left_out,
     taken_in,
 )
 from eval.intake.grids import Placed
 from eval.intake.preparation import SHARDS, Preparation
-from eval.intake.raw import CommandFailed, Intake
+from eval.intake.raw import Intake
 from eval.kept import apply, head
 from eval.kept.apply import Applied, DrawnSeries
 from eval.kept.head import StoredHead
 from eval.reporting import dicom_seg, drawn
-from meddap import __version__, console
+from meddap import console
 from meddap.disk import sole_writer, write_atomic
 from meddap.errors import MeddapError
 from meddap.ranges import check_ranges
@@ -217,8 +219,6 @@ def _check_drawing(options: argparse.Namespace, applied: Applied) -> None:
 def _made(options: argparse.Namespace, config: PredictConfig, applied: Applied) -> dict[str, Any]:
     """Return how the predictions are made, as far as it is known before the images are read."""
     mine = applied.stored.head
-    settings = {name: value for name, value in asdict(config).items() if name not in ("workers", "batch_size")}
-    data = {"data": read_dataset(options.data)["digest"]} if options.data else {}
     return {
         "head": mine.name,
         "head_sha256": applied.stored.sha256,
@@ -226,11 +226,8 @@ def _made(options: argparse.Namespace, config: PredictConfig, applied: Applied) 
         "kind": mine.task.kind,
         "labels": dict(zip(mine.names, mine.values or range(len(mine.names)))),
         "encoder": mine.encoder,
-        "ids": "kept" if options.keep_ids else "hashed",
         "training_patients": "allowed" if options.allow_training_patients else "refused",
-        **settings,
-        **data,
-        "made_by": f"meddap {__version__}",
+        **made_with(options, config),
     }
 
 
@@ -265,11 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. split=test")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        with files.output_errors(options.output):
-            return predict(options, load(PredictConfig, None, options.overrides))
-    except CommandFailed as failed:
-        return failed.status
+    return ended(options.output, lambda: predict(options, load(PredictConfig, None, options.overrides)))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.schema import read_dataset
+from eval.config import EmbedConfig, PredictConfig
+from eval.data import files
 from eval.intake import raw
 from eval.intake.preparation import Preparation
-from eval.intake.raw import Intake
-from meddap import console
+from eval.intake.raw import CommandFailed, Intake
+from meddap import __version__, console
 from meddap.disk import write_atomic
 from meddap.records import read_json
 from meddap.settings import SettingsError
 
+_SPEED = ("workers", "batch_size")  # settings that change no result
 LEFT_OUT = 4  # exit status: done, but some inputs were left out
 
 
@@ -90,6 +95,23 @@ def say_left_out(count: int) -> int:
         return 0
     console.say(f"{count} inputs were left out; the reasons are in the output (exit status {LEFT_OUT})")
     return LEFT_OUT
+
+
+def ended(output: Path, work: Callable[[], int]) -> int:
+    """Return the exit status of `work`; that of the sharding command where it ended with an error of its own."""
+    try:
+        with files.output_errors(output):
+            return work()
+    except CommandFailed as failed:
+        return failed.status
+
+
+def made_with(options: argparse.Namespace, config: EmbedConfig | PredictConfig) -> dict[str, Any]:
+    """Return how an output is made, as far as options and settings say it before the images are read."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _SPEED}
+    data = {"data": read_dataset(options.data)["digest"]} if options.data else {}
+    ids = "kept" if options.keep_ids else "hashed"
+    return {"ids": ids, **settings, **data, "made_by": f"meddap {__version__}"}
 
 
 def compare(output: Path, before: Mapping[str, Any], made: Mapping[str, Any]) -> None:
