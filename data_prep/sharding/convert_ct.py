@@ -11,6 +11,7 @@ from data_prep.config import CtConfig
 from data_prep.dicom.series_reader import read_series
 from data_prep.discovery import labelmaps, sequences
 from data_prep.discovery.studies import Series
+from data_prep.sharding import one_volume
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
 from data_prep.volumes import images, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume
@@ -73,36 +74,7 @@ def _read_image(job: Job, series: Series) -> Volume:
 def _stage(stager: Stager, series: Series, volume: Volume, stack: int) -> None:
     config = stager.job.config
     assert isinstance(config, CtConfig)
-    # stacks of one series beyond the first are series of their own in the index: neighbours must be evenly spaced
-    uid = series.uid if stack == 0 else f"{series.uid}\0{stack}"
-    labelmap, label_notes = labelmaps.of(stager.job.source.labels, volume, config)
-    counts = slicing.SliceCounts()
-    count = stager.add(
-        slicing.axial(
-            volume,
-            [slicing.Channel("ct", volume.voxels, math.floor(config.air.threshold_hu))],
-            labelmap,
-            slicing.SliceOwner(stager.record.subject, stager.series_hash(uid)),
-            min_foreground=config.air.min_body_fraction,
-            grid=config.grid,
-            counts=counts,
-            labels=stager.job.labels,
-            ignored=labelmaps.ignored(config),
-        )
-    )
-    if not count:
-        raise RejectedSeries("no slice holds a body: all voxels are air")
-    stager.count(counts.sparse())
-    stager.accept(
-        series,
-        sequence="ct",
-        stack=stager.series_hash(uid),
-        slices=count,
-        air_slices=counts.air,
-        shape=list(volume.voxels.shape),
-        spacing_mm=[round(length, 4) for length in volume.spacing],
-        affine=volume.affine.tolist(),
-        annotated=counts.annotated,
-        notes={**volume.notes, **label_notes},
-        meta=volume.meta,
-    )
+    labelmap, notes = labelmaps.of(stager.job.source.labels, volume, config)
+    channel = slicing.Channel("ct", volume.voxels, math.floor(config.air.threshold_hu))
+    least = config.air.min_body_fraction
+    one_volume.stage(stager, series, stack, volume, channel, min_body=least, labelmap=labelmap, notes=notes)

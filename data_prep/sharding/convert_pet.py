@@ -8,6 +8,7 @@ from data_prep.config import ImagesConfig
 from data_prep.dicom import suv
 from data_prep.dicom.series_reader import read_series
 from data_prep.discovery.studies import Series
+from data_prep.sharding import one_volume
 from data_prep.sharding.staging import Stager
 from data_prep.volumes import pictures, scaling, slicing
 from data_prep.volumes.volume import RejectedSeries, Volume
@@ -47,34 +48,5 @@ def _stage(stager: Stager, series: Series, volume: Volume, factor: float, notes:
         if robust is None:
             raise RejectedSeries("all its voxels have one value")
         scale = robust
-    own = stager.series_hash(series.uid if stack == 0 else f"{series.uid}\0{stack}")
-    counts = slicing.SliceCounts()
-    count = stager.add(
-        slicing.axial(
-            volume,
-            [slicing.Channel(NAME, voxels, scale.level, scale)],
-            None,
-            slicing.SliceOwner(stager.record.subject, own),
-            min_foreground=config.pet.min_body_fraction,
-            grid=config.grid,
-            counts=counts,
-            labels=stager.job.labels,
-        )
-    )
-    if not count:
-        raise RejectedSeries("no slice holds a body: all voxels are air")
-    stager.count(counts.sparse())
-    clipped: dict[str, object] = {"values_clipped": scale.clipped} if scale.clipped else {}
-    stager.accept(
-        series,
-        sequence=NAME,
-        stack=own,
-        slices=count,
-        air_slices=counts.air,
-        shape=list(volume.voxels.shape),
-        spacing_mm=[round(length, 4) for length in volume.spacing],
-        affine=volume.affine.tolist(),
-        annotated=[],
-        notes={**volume.notes, **notes, **clipped},
-        meta=volume.meta,
-    )
+    channel = slicing.Channel(NAME, voxels, scale.level, scale)
+    one_volume.stage(stager, series, stack, volume, channel, min_body=config.pet.min_body_fraction, notes=notes)
