@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.data import files
-from eval.reporting import comparison, results, verdict, verdict_page
+from eval.reporting import comparison, published, results, verdict, verdict_page
 from eval.statistics import bootstrap
 from meddap import console, disk
 from meddap.settings import SettingsError
@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     said = _said(before, after, own)
     for mine, its in away:
         said += [f"Elsewhere: {line}" for line in _said(mine, its)]
-    console.show("\n".join([*said, "", table(rows)]).lstrip("\n"))
+    beside = published.lines(after)
+    console.show("\n".join([*said, "", table(rows), *(["", *beside] if beside else [])]).lstrip("\n"))
     return 0
 
 

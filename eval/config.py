@@ -377,6 +377,9 @@ class TaskConfig:
     label: str = ""  # source shards, multiclass or binary: the column of class labels that the shards carry
     # share of training and validation patients whose labels are used: those that data.labelled_share shows
     labelled_share: float = 1.0
+    # source medmnist: names of labels (multilabel, regression) or classes, by their numbers; empty: label 0, class 0 …
+    names: list[str] = field(default_factory=list)
+    published: str = ""  # FILE/SET of eval/published, whose figures are printed beside these; empty: none
     positive: list[str] = field(default_factory=list)  # classes that count as 1 (binary, anomaly); empty: the second
     size: int = 128  # pixels to which a square around the body is resized; a multiple of the patch size
     mean_patch: bool = True  # pooled features are cls token and mean patch; false: the cls token alone

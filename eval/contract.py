@@ -20,7 +20,7 @@ from eval.config import Kind, Level, TaskConfig
 from eval.data.cohorts import Cohort
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import metrics
-from eval.statistics.predictions import DEFAULT, LOWER_IS_BETTER, Prediction, Scored
+from eval.statistics.predictions import DEFAULT, LOWER_IS_BETTER, ON_REQUEST, Prediction, Scored
 
 # what a probe reads: cls token and mean patch; patch features too; pixels and no features
 Needs = Literal["pooled", "patches", "images"]
@@ -150,4 +150,5 @@ def chooser(task: TaskConfig) -> str:
     """Return the metric by which validation patients choose: the task's first one that suits its kind, else the
     kind's."""
     kind = "multilabel" if task.kind == "segmentation" else task.kind
-    return next((name for name in task.metrics if name in DEFAULT[kind]), DEFAULT[kind][0])
+    known = (*DEFAULT[kind], *ON_REQUEST.get(kind, ()))
+    return next((name for name in task.metrics if name in known), known[0])

@@ -28,7 +28,7 @@ from eval.encoders.encoder import FrozenEncoder
 from eval.intake import preparation
 from eval.kept import calibration, head
 from eval.probes import registry, site
-from eval.reporting import overlays, pictures, results
+from eval.reporting import overlays, pictures, published, results
 from eval.statistics import bootstrap, confounding
 from eval.statistics.predictions import Tabled
 from meddap import console
@@ -43,6 +43,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     cache  folder for features that several probed encoders share; None: one inside of `output`
     """
     check(task)
+    published.find(task.published)
     probes = registry.find(task.probes, task.kind, task.level, task.refit)
     task, about_window = windows.chosen(checkpoint, task)
     frozen, cache = encoder.load(checkpoint, task), cache or output / "cache"
@@ -209,7 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
     task = load(TaskConfig, options.task, options.overrides)
     with files.output_errors(options.output):
         rows = run(options.checkpoint, task, options.output)
-    console.show(table(rows))
+    beside = published.lines(options.output) if rows else []
+    console.show("\n".join([table(rows), *(["", *beside] if beside else [])]))
     return 0
 
 

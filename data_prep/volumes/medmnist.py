@@ -1,4 +1,4 @@
-"""MedMNIST files: train_images, train_labels, val_…, test_… in one .npz; images of 8 bits, grey or in colours."""
+"""MedMNIST files: train_images, train_labels, val_…, test_… in one .npz, 8 bits: grey, colour or volumes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,27 @@ def grey(images: np.ndarray) -> np.ndarray:
     return np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
 
 
-def problem(stored: Mapping[str, np.ndarray]) -> str:
-    """Return what is wrong with the arrays of a file, or "" where each split has images and a label for each."""
+def is_volume(images: np.ndarray) -> bool:
+    """Return whether the images of a split are volumes, (N, D, H, W), and not coloured, (N, H, W, 3)."""
+    return images.ndim == 4 and images.shape[3] != 3
+
+
+def problem(stored: Mapping[str, np.ndarray], volumes: bool = False) -> str:
+    """Return what is wrong with the arrays of a file, or "" where each split has images and a label for each.
+
+    volumes  (N, D, H, W) images will do too
+    """
     wanted = [f"{split}_{what}" for split in SPLITS for what in ("images", "labels")]
     if missing := [name for name in wanted if name not in stored]:
         return f"lacks {', '.join(missing)}; expected a MedMNIST file"
     for split in SPLITS:
         images, labels = stored[f"{split}_images"], stored[f"{split}_labels"]
-        if images.ndim not in (3, 4) or images.dtype != np.uint8 or (images.ndim == 4 and images.shape[3] != 3):
+        if images.ndim not in (3, 4) or images.dtype != np.uint8:
             return f"images of shape {images.shape} {images.dtype}; expected (N, H, W) or (N, H, W, 3) uint8"
+        if is_volume(images) and not volumes:
+            return f"volumes of shape {images.shape[1:]}, which are no pictures; probes take them, source=medmnist"
+        if images.shape[1:] != stored["train_images"].shape[1:]:
+            return f"{split} images of shape {images.shape[1:]}, but train {stored['train_images'].shape[1:]}"
         if len(labels) != len(images):
             return f"{len(images)} {split} images, but {len(labels)} labels; copy it again"
     return ""
@@ -59,13 +71,18 @@ def _split(path: str, split: str, limit_gb: float) -> np.ndarray:
     return _arrays(path, [name], limit_gb)[name]
 
 
+def heads(path: str | Path) -> dict[str, np.ndarray]:
+    """Return arrays of the shapes and types that a file states, which take no memory. Raises what hostile bytes do."""
+    with zips.local(path) as local, zipfile.ZipFile(local) as archive:
+        return {name.removesuffix(".npy"): _head(archive, name) for name in archive.namelist()}
+
+
 def _arrays(path: str | Path, names: list[str], limit_gb: float) -> dict[str, np.ndarray]:
     try:
-        with zips.local(path) as local, zipfile.ZipFile(local) as archive:
-            heads = {name.removesuffix(".npy"): _head(archive, name) for name in archive.namelist()}
-        if what := problem(heads):
+        known = heads(path)
+        if what := problem(known):
             raise RejectedSeries(what)
-        if (size := max(heads[name].size for name in names)) > limit_gb * 1e9:
+        if (size := max(known[name].size for name in names)) > limit_gb * 1e9:
             raise RejectedSeries(f"{size / 1e9:.1f} GB of images, more than limits.volume_gb={limit_gb}")
         with zips.local(path) as local, np.load(local, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.data import files
-from eval.reporting import comparison, curves, overlays, plots, results, tables
+from eval.reporting import comparison, curves, overlays, plots, published, results, tables
 from eval.reporting.results import HEADLINE, with_unit
 from eval.reporting.verdict import FEW
 from eval.statistics.bootstrap import shown, shown_p
@@ -73,6 +73,7 @@ def _task(rows: list[dict], folders: Sequence[Path]) -> Iterator[str]:
     yield from _marks(rows)
     headline = [row for row in rows if row["label"] in HEADLINE]
     yield _results(headline, names)
+    yield from published.section(folders[0])
     if len(headline) < len(rows):
         yield f"<details><summary>Label by label</summary>{_results(rows, names)}</details>"
     if several := [row for row in rows if "sequences" in row["variant"] and row["label"] in HEADLINE]:

@@ -25,7 +25,7 @@ from eval.data import files
 from eval.data.files import FileError
 from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import bootstrap
-from eval.statistics.predictions import Binned, Prediction, Scored, Tabled
+from eval.statistics.predictions import ON_REQUEST, Binned, Prediction, Scored, Tabled
 from meddap.disk import write_atomic
 from meddap.records import read_json_lines
 from meddap.settings import SettingsError
@@ -65,8 +65,8 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 def metrics_of(prediction: Prediction, wanted: Sequence[str]) -> list[str]:
     """Return the wanted metrics that a prediction has; all that it has where it has none of these."""
-    there = prediction.metrics()
-    return [name for name in wanted if name in there] or list(there)
+    there, kind = prediction.metrics(), getattr(prediction, "kind", "")
+    return [name for name in wanted if name in there] or [n for n in there if n not in ON_REQUEST.get(kind, ())]
 
 
 def pooled(folds: Sequence[list[Outcome]]) -> list[Outcome]:

@@ -28,6 +28,8 @@ DEFAULT = {
     "segmentation": ("dice", "iou"),
     "retrieval": ("map", "recall@1", "recall@5", "recall@10"),
 }
+# given only where a task names them: of a rare label accuracy says nothing, but published tables have it
+ON_REQUEST = {"binary": ("accuracy",), "multilabel": ("accuracy",)}
 LOWER_IS_BETTER = ("mae", "rmse", "ece", "brier", "hd95")
 
 
@@ -79,7 +81,7 @@ class Scored:
     names: tuple[str, ...]
 
     def metrics(self) -> tuple[str, ...]:
-        return DEFAULT[self.kind]
+        return (*DEFAULT[self.kind], *ON_REQUEST.get(self.kind, ()))
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
         owner, fits = np.searchsorted(patients, self.subjects), np.unique(draws)
@@ -157,8 +159,11 @@ def _ranked(function: Callable[[np.ndarray, np.ndarray, Weights], np.ndarray]) -
     return figures
 
 
-def _decided(function: Callable[[np.ndarray], np.ndarray]) -> Figures:
-    """Return a metric of a confusion table: of all classes together, or of every label at 0.5."""
+def _decided(function: Callable[[np.ndarray], np.ndarray], counts_half: bool = False) -> Figures:
+    """Return a metric of a confusion table: of all classes together, or of every label above 0.5.
+
+    counts_half  a probability of 0.5 itself is a yes for each of several labels, as in MedMNIST's getACC
+    """
 
     def figures(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.ndarray:
         if prediction.kind == "multiclass":
@@ -170,7 +175,8 @@ def _decided(function: Callable[[np.ndarray], np.ndarray]) -> Figures:
         columns = []
         for column in range(scores.shape[1]):
             known, mine, positive = prediction.label(scores, column)
-            table = metrics.confusion((mine > 0.5).astype(np.int64), positive.astype(np.int64), 2, weights.take(known))
+            yes = mine >= 0.5 if counts_half and prediction.kind == "multilabel" else mine > 0.5
+            table = metrics.confusion(yes.astype(np.int64), positive.astype(np.int64), 2, weights.take(known))
             found = function(table)
             columns.append(found[:, 1] if found.ndim == 2 else found)  # F1 of the positive class
         return np.stack(columns, axis=1)
@@ -216,7 +222,7 @@ def _c_index(prediction: Scored, scores: np.ndarray, weights: Weights) -> np.nda
 FIGURES: dict[str, Figures] = {
     "auroc": _ranked(metrics.auroc),
     "auprc": _ranked(metrics.auprc),
-    "accuracy": _decided(metrics.accuracy),
+    "accuracy": _decided(metrics.accuracy, counts_half=True),
     "balanced_accuracy": _decided(metrics.balanced_accuracy),
     "f1": _decided(metrics.f1),
     "mcc": _decided(metrics.mcc),

@@ -4,7 +4,7 @@
     table     the same shards with a CSV of labels by patient, study or slice
     folders   a folder of images per class
     nnunet    NIfTI pairs in nnU-Net's layout (imagesTr, labelsTr, imagesTs, labelsTs, dataset.json)
-    medmnist  a MedMNIST .npz
+    medmnist  a MedMNIST .npz, of images or volumes
 
 A new source is a file here with `load`, a row of LOADERS and a word of `eval.config.TaskConfig.source`. `cache` is a
 folder for what is slow to find out again.
