@@ -178,6 +178,13 @@ class RetrievalConfig:
 
 
 @dataclass
+class ZeroShotConfig:
+    # how a label is scored: auto, against its absence unless the encoder was trained to score texts one by one
+    # (SigLIP) and no absent_prompts are given; pair, against its absence
+    labels: Literal["auto", "pair"] = "auto"
+
+
+@dataclass
 class AnomalyConfig:
     """A memory of patches of normal slices; a patch is as abnormal as its nearest memory is far."""
 
@@ -389,6 +396,13 @@ class TaskConfig:
     stride: StrideConfig = field(default_factory=StrideConfig)
     probes: list[str] = field(default_factory=lambda: ["knn", "logistic", "segmentation"])
     pool: Pooling = "mean"  # of the slices of a volume, where the level is volume
+    # in words, for encoders with a text tower: phrases by class or label; a class that is not named is called by its
+    # name. `templates` stand around each phrase ({}), and around `attributes` of its class ({shape}, {colour} …)
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    absent_prompts: dict[str, list[str]] = field(default_factory=dict)  # phrases for the absence of a label
+    absence: str = "no {}"  # of each phrase of a label that absent_prompts does not name
+    templates: list[str] = field(default_factory=lambda: ["{}", "an image of {}", "a medical image showing {}"])
+    attributes: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # class → shape, colour … → its values
     refit: bool = False  # fit on training and validation patients once the choice is made
     leaks: Literal["mark", "refuse"] = "mark"  # what becomes of the table where pretraining saw test patients
     pretraining: list[str] = field(default_factory=list)  # data sets that the encoder saw, besides what it says itself
@@ -402,6 +416,7 @@ class TaskConfig:
     region: RegionConfig = field(default_factory=RegionConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     cox: SurvivalConfig = field(default_factory=SurvivalConfig)
     drawing: DrawingConfig = field(default_factory=DrawingConfig)

@@ -109,6 +109,7 @@ class Probe:
     levels  that it serves
     refits  False where `refit` would change the question that it asks
     keeping  how its fitted head is kept for new patients; text: why it is not
+    lacks    encoder → why it cannot be asked this, "" where it can; None: every encoder can
     """
 
     name: str
@@ -119,6 +120,7 @@ class Probe:
     blocks: Callable[[TaskConfig, int], tuple[int, ...]] | None = None
     levels: tuple[Level, ...] = ("slice", "volume")
     refits: bool = True
+    lacks: Callable[[FrozenEncoder], str] | None = None
 
     def reads(self, task: TaskConfig) -> Needs:
         """Return what the probe reads for this task."""

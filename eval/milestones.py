@@ -183,7 +183,7 @@ def _stored_or_made(
                 return kept, predictions[kept.probe]
     except MeddapError:  # none there yet, or a damaged one
         pass
-    probes = [figure.probe.partition(" ")[0]] if figure else _candidates(task)
+    probes = [figure.probe.partition(" ")[0]] if figure else _candidates(task, frozen)
     outcomes = {probe: _predicted(probe, frozen, task, examples, fold, cache) for probe in probes}
     predictions = {
         probe + results.words(each.variant): each.prediction for probe, found in outcomes.items() for each in found
@@ -200,11 +200,12 @@ def _stored_or_made(
     return main, predictions[main.probe]
 
 
-def _candidates(task: TaskConfig) -> list[str]:
+def _candidates(task: TaskConfig, frozen: FrozenEncoder) -> list[str]:
     """Return the probes that may give the main figure: the one that `main` names, else all that read an encoder."""
     if known := main_figure.wanted(task.main, task.probes):
         return [known.partition(" ")[0]]
-    return [name for name in task.probes if name not in registry.SCRATCH]
+    reading = [name for name in task.probes if name not in registry.SCRATCH]
+    return list(registry.answerable(registry.find(reading, task.kind, task.level), frozen)[0])
 
 
 def _predicted(

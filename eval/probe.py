@@ -47,6 +47,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     probes = registry.find(task.probes, task.kind, task.level, task.refit)
     task, about_window = windows.chosen(checkpoint, task)
     frozen, cache = encoder.load(checkpoint, task), cache or output / "cache"
+    probes, without = registry.answerable(probes, frozen)
     examples = sources.load(task, cache)
     if not examples.names:
         console.say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
@@ -61,7 +62,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     confounded = _confounded(examples, task, cache)
     members = groups.of_patients(task, examples, np.concatenate([fold.rows["test"] for fold in folds]))
-    for line in [*found_leaks.lines(), *confounded]:
+    for line in [*without, *found_leaks.lines(), *confounded]:
         console.say(line)
     needs = {probe.reads(task) for probe in probes.values()}
     patches = not probes or "patches" in needs
@@ -84,6 +85,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     choices = {name: _choices(fitted, name) for name in probes}
     shared: dict[str, Any] = {"leaks": found_leaks.row(), "confounded": confounded, "site_told": site_told}
     shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
+    shared |= {"preprocessing": encoder.preprocessing(frozen, task.size)}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
     results.save_predictions(output / "predictions.npz", pooled, task)

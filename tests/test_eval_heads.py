@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.cohorts import fitted, made_up
+from helpers.cohorts import WIDTH, fitted, made_up
 from helpers.encoders import Pixels, random_transformer
+from helpers.towers import made_up_language
 
 from eval import contract, probe
 from eval.config import DecoderConfig, NetworkConfig, StrideConfig, TaskConfig, TaskSplitConfig, TuneConfig
@@ -28,6 +29,7 @@ CASES = [
     *(("linear", "multiclass", "slice"), ("linear", "binary", "volume"), ("attentive", "multilabel", "slice")),
     *(("mil", "multiclass", "volume"), ("anomaly", "anomaly", "slice"), ("ridge", "regression", "volume")),
     *(("cox", "survival", "volume"), ("segmentation", "segmentation", "slice"), ("primus", "segmentation", "slice")),
+    *(("zero_shot", "multilabel", "slice"), ("zero_shot", "multiclass", "volume")),
     *(("unet_decoder", "segmentation", "slice"), ("patch_knn", "segmentation", "slice")),
     *(("stack3d", "segmentation", "slice"), ("stack3d", "binary", "volume"), ("stack3d", "regression", "volume")),
     *(("unet", "segmentation", "slice"), ("cnn", "regression", "slice"), ("transunet", "segmentation", "slice")),
@@ -74,9 +76,9 @@ def kept(name: str, kind: str, level: str, folder: Path) -> tuple[contract.Fitte
 
 
 class Encoder(Pixels):
-    """The encoder of the made-up patients has two blocks."""
+    """The encoder of the made-up patients has two blocks and a text tower."""
 
-    depth = 2
+    depth, language = 2, made_up_language(WIDTH)
 
 
 @pytest.mark.parametrize(("name", "kind", "level"), CASES)

@@ -12,12 +12,13 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from eval.config import TaskConfig
-from eval.encoders import pixel_baseline, third_party
+from eval.encoders import language, open_clip, pixel_baseline, third_party
+from eval.encoders.language import Language
 from meddap.errors import MeddapError
 from meddap.settings import SettingsError
 from pretrain.data.intensity import Intensity
@@ -64,6 +65,8 @@ class CheckpointEncoder:
         self.patch_size, self.embed_dim = loaded.model.patch_size, loaded.model.embed_dim
         self.depth, self.window = loaded.model.depth, loaded.intensity.window
         self.sequences = loaded.model.sequences  # () where it takes one, whichever
+        self.language: Language | str = language.NO_TEXT_TOWER
+        self.mean, self.std = (loaded.intensity.mean,), (loaded.intensity.std,)
         self.device = pick_device("auto")
         self.model = loaded.model.to(self.device)
         self._unit = Intensity((0.0, 1.0), loaded.intensity.mean, loaded.intensity.std)
@@ -83,7 +86,8 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
 
     RUN, stage or step folder of ours    its teacher
     file or folder of published weights  DINOv3, DINOv2, timm in every layout that `init_from` reads; other vision
-                                         transformers in transformers' or timm's folders (eval.encoders.third_party)
+                                         transformers in transformers' or timm's folders (eval.encoders.third_party),
+                                         CLIP's and SigLIP's with their text towers, BiomedCLIP's of open_clip
     FILE.py:FUNCTION                     an encoder of your own
     random                               a fresh backbone of the architecture of `like`
     pixels                               no network: statistics of the pixels, the baseline of every table
@@ -96,6 +100,20 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     return found
 
 
+def preprocessing(encoder: FrozenEncoder, size: int) -> dict[str, Any]:
+    """Return how images enter an encoder, for the rows of results: `size` in pixels, `window` in HU, number of
+    `channels`, and `mean` and `std` of each where the encoder says them."""
+    said: dict[str, Any] = {"size": size, "window": [float(end) for end in encoder.window]}
+    mean, std = (getattr(encoder, name, None) for name in ("mean", "std"))
+    if mean is not None and std is not None:
+        said |= {
+            "channels": len(mean),
+            "mean": [round(each, 6) for each in mean],
+            "std": [round(each, 6) for each in std],
+        }
+    return said
+
+
 def _loaded(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     if checkpoint == "pixels":
         return pixel_baseline.PixelBaseline()
@@ -106,6 +124,11 @@ def _loaded(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     file, colon, function = checkpoint.rpartition(":")
     if colon and file.endswith(".py"):
         return _own(Path(file), function)
+    if open_clip.is_folder(Path(checkpoint)):
+        loaded, text = open_clip.load(Path(checkpoint))
+        two_towers = CheckpointEncoder(loaded, task.bf16)
+        two_towers.language = text
+        return two_towers
     if initialise.is_published(Path(checkpoint)):
         return _published(Path(checkpoint), task)
     return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)

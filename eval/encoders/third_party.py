@@ -10,13 +10,15 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from eval.encoders import language
+from eval.encoders.language import Language
 from meddap.settings import SettingsError
 from pretrain.runtime.device import autocast, pick_device
 from pretrain.weights.published import normalisation
@@ -44,19 +46,26 @@ class ThirdPartyEncoder(ABC):
     patch_size: int
     embed_dim: int
     depth: int
+    language: Language | str = language.NO_TEXT_TOWER
+    pool: nn.Module | None = None  # (N, tokens, D) → (N, D), where the model was trained with such a head (SigLIP)
 
-    def __init__(self, folder: Path, model: nn.Module, mean: Sequence[float], std: Sequence[float], bf16: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        bf16: bool,
+        pool: nn.Module | None = None,
+    ) -> None:
         self.device = pick_device("auto")
         self.precision = autocast("auto" if bf16 else "float32", self.device)
         self._model: Any = model.eval().requires_grad_(False).to(self.device)  # with its library's own methods
+        self.pool, self.mean, self.std = pool, tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(each).view(1, -1, 1, 1) for each in (list(mean), list(std)))
-        digest = hashlib.sha256(repr((type(model).__name__, list(mean), list(std))).encode())
-        used = {name: value for name, value in model.state_dict().items() if not _is_top(name)}
-        if bad := [name for name, value in used.items() if not bool(value.float().isfinite().all())]:
-            raise SettingsError(f"{folder}: {bad[0]} holds NaN or infinity; copy it again or take another checkpoint")
-        for name, value in sorted(used.items()):
-            digest.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        self.digest = digest.hexdigest()
+        kind = repr((type(model).__name__, list(mean), list(std)))
+        used = {name: value for name, value in model.state_dict().items() if pool is not None or not _is_top(name)}
+        self.digest = _digest(folder, used, kind)
         self.source = f"{folder.name} ({type(model).__name__})"
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
@@ -66,11 +75,23 @@ class ThirdPartyEncoder(ABC):
         patches = images.shape[2] // self.patch_size * (images.shape[3] // self.patch_size)
         with torch.inference_mode(), self.precision:
             found = self.tokens(images.to(self.device), [number % self.depth for number in blocks])
-        return [_split(each.float().cpu(), patches, self.source) for each in found]
+            pooled = [None if self.pool is None else self.pool(each).float().cpu() for each in found]
+        split = [_split(each.float().cpu(), patches, self.source) for each in found]
+        return [(cls if own is None else own, tokens) for (cls, tokens), own in zip(split, pooled)]
 
     @abstractmethod
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
         """Return (N, tokens, D) after each of the blocks, through the final norm."""
+
+
+def _digest(folder: Path, weights: Mapping[str, torch.Tensor], more: str) -> str:
+    """Return a hash over weights and whatever else the features depend on. Raises SettingsError for NaN, infinity."""
+    if bad := [name for name, value in weights.items() if not bool(value.float().isfinite().all())]:
+        raise SettingsError(f"{folder}: {bad[0]} holds NaN or infinity; copy it again or take another checkpoint")
+    digest = hashlib.sha256(more.encode())
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_top(name: str) -> bool:
@@ -87,22 +108,26 @@ def _split(tokens: torch.Tensor, patches: int, source: str) -> tuple[torch.Tenso
 
 
 class TransformersEncoder(ThirdPartyEncoder):
-    """A vision transformer that transformers loads: ViT, MAE, CLIP's and SigLIP's image towers, BEiT …"""
+    """A vision transformer that transformers loads: ViT, MAE, BEiT, CLIP and SigLIP with their text towers …
+
+    Where an image tower was trained with a pooling head (SigLIP), its vector takes the place of the cls token.
+    """
 
     def __init__(self, folder: Path, bf16: bool = True) -> None:
         try:
             from transformers import AutoModel
         except ImportError:
-            raise SettingsError(f"{folder}: needs transformers; pip install transformers") from None
+            raise SettingsError(f"{folder}: needs transformers; pip install 'meddap[models]'") from None
         try:
             whole, said = AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise SettingsError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from error
-        if missing := sorted(name for name in said["missing_keys"] if not _is_top(name)):
-            raise SettingsError(f"{folder}: its weights lack {', '.join(missing[:3])}; copy it again")
         model = getattr(whole, "vision_model", whole)
+        pool = model.head if getattr(model, "use_head", False) else None
+        if missing := sorted(name for name in said["missing_keys"] if pool is not None or not _is_top(name)):
+            raise SettingsError(f"{folder}: its weights lack {', '.join(missing[:3])}; copy it again")
         config = model.config
         sizes = [getattr(config, name, None) for name in ("patch_size", "hidden_size", "num_hidden_layers")]
         whole_numbers = [each for each in sizes if isinstance(each, int)]
@@ -110,8 +135,14 @@ class TransformersEncoder(ThirdPartyEncoder):
             raise SettingsError(f"{folder}: {type(model).__name__} has no patches or no blocks; is it a plain ViT?")
         self.patch_size, self.embed_dim, self.depth = whole_numbers
         mean, std = _of_channels(folder, getattr(config, "num_channels", 3))
-        super().__init__(folder, model, mean, std, bf16)
+        super().__init__(folder, model, mean, std, bf16, pool)
         self._norm = next((getattr(model, name) for name in _NORMS if hasattr(model, name)), nn.Identity())
+        whole = whole.eval().requires_grad_(False).to(self.device)
+        self.language = language.of_transformers(folder, whole)
+        if whole is not model:  # the text tower and the projections: what is said of images in words depends on them
+            beside = {name: value for name, value in whole.state_dict().items() if not name.startswith("vision_model.")}
+            read = {name: value for name, value in beside.items() if pool is not None or not _is_top(name)}
+            self.digest = _digest(folder, read, self.digest)
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
         # at another size than it was trained on, positions are interpolated where the model can

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from eval.config import DecoderKind, Kind, Level, TaskConfig
 from eval.contract import Keeping, Probe
+from eval.encoders import language
+from eval.encoders.encoder import FrozenEncoder
 from eval.networks import fitting, frozen_decoder, tuning, volume_head
 from eval.networks.adapters import Method
 from eval.networks.baselines import Architecture
@@ -25,6 +27,7 @@ from eval.probes import (
     retrieval,
     ridge,
     subsets,
+    zero_shot,
 )
 from meddap.settings import SettingsError
 
@@ -72,6 +75,7 @@ _ROWS = (
         retrieval.fit,
         "it ranks images and predicts nothing; meddap embed writes the vectors to search in",
     ),
+    Probe("zero_shot", (*_LABELS, "anomaly"), "pooled", zero_shot.fit, _keeping(zero_shot), lacks=language.lacking),
     Probe("anomaly", ("anomaly",), "patches", anomaly.fit, _keeping(anomaly), levels=_SLICE),
     Probe("ridge", ("regression",), "pooled", ridge.fit, _keeping(ridge)),
     Probe("cox", ("survival",), "pooled", cox.fit, _keeping(cox)),
@@ -112,6 +116,18 @@ def find(names: Sequence[str], kind: Kind, level: Level, refit: bool = False) ->
         if refit and not probe.refits:
             raise SettingsError(f"refit=true: {name} asks what few training labels give; drop that probe, or refit")
     return found
+
+
+def answerable(probes: Mapping[str, Probe], encoder: FrozenEncoder) -> tuple[dict[str, Probe], list[str]]:
+    """Return the probes that an encoder can be asked, and a line for each of the others that says why not.
+
+    Raises SettingsError where none is left.
+    """
+    why = {name: probe.lacks(encoder) if probe.lacks else "" for name, probe in probes.items()}
+    lines = [f"{name}: no row for {encoder.source}: {reason}" for name, reason in why.items() if reason]
+    if lines and len(lines) == len(probes):
+        raise SettingsError(f"{lines[0]}; name a probe that it can be asked")
+    return {name: probe for name, probe in probes.items() if not why[name]}, lines
 
 
 def blocks(probes: Iterable[Probe], task: TaskConfig, depth: int) -> tuple[int, ...]:

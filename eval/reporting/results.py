@@ -3,7 +3,8 @@
 results.jsonl      a row per probe, variant, metric and label:
                    task, probe, variant, metric, label (a name, `macro` over names, or `all`), split, value, low, high,
                    patients, leaks (eval.data.leaks.Leaks.row), confounded (sentences), site_told (eval.probes.site),
-                   chosen_on_val, refitted, encoder, digest, dataset, test_opened, seed, draws
+                   chosen_on_val, refitted, encoder, digest, dataset, test_opened, seed, draws,
+                   preprocessing (eval.encoders.encoder.preprocessing)
 predictions.npz    every prediction, for paired comparisons: arrays `<number>.<field>`, and `made`, JSON
 test_opened.jsonl  a line for every time that the test patients were looked at
 """

@@ -105,7 +105,11 @@ def published_encoder(path: Path) -> Encoder:
     Its intensity is the file's own, else a window of soft tissue. That is a warning for weights of grey images: they
     were trained with an intensity that the file does not name.
     """
-    found = published.read(path)
+    return of_published(published.read(path), path.name)
+
+
+def of_published(found: Published, name: str) -> Encoder:
+    """Return weights that were read as `published_encoder` does; name: what the encoder is called."""
     config = _model_config(found)
     model = build.backbone(config)
     intensity = found.intensity or _ASSUMED
@@ -114,9 +118,9 @@ def published_encoder(path: Path) -> Encoder:
         log.warning(
             "%s: does not say its intensity; assumed is %s, which may be wrong: name a run or a folder exported "
             "with its intensity to be sure",
-            *(path, intensity_settings(intensity)),
+            *(found.source, intensity_settings(intensity)),
         )
-    whole = encoder.frozen(model, intensity, config, f"{path.name} ({found.kind})")
+    whole = encoder.frozen(model, intensity, config, f"{name} ({found.kind})")
     if found.intensity is None:
         return whole
     # the same weights under another intensity give other features, which are kept by the digest

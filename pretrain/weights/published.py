@@ -60,7 +60,7 @@ class Published:
 def read(path: str | Path) -> Published:
     """Return the weights in a file or in a Hugging Face folder. Raises WeightsError."""
     path = Path(path)
-    tensors = _unwrapped(path, _tensors(path))
+    tensors = _unwrapped(path, tensors_of(path))
     root, embedded = _root(path, tensors)
     mine = {name[len(root) :]: value for name, value in tensors.items() if name.startswith(root)}
     kind = naming.kind_of(mine, embedded)
@@ -158,7 +158,7 @@ def _described(path: Path) -> dict:
     return said
 
 
-def _tensors(path: Path) -> Tensors:
+def tensors_of(path: Path) -> Tensors:
     """Return all tensors of a file or folder, nested dictionaries flattened."""
     if path.is_dir():
         return _folder(path)
@@ -188,10 +188,10 @@ def _folder(path: Path) -> Tensors:
         names = sorted(set(placed.values()))
         if strange := [name for name in names if Path(name).name != name]:
             raise WeightsError(f"{index}: names {strange[0]!r}, which is not a file beside it")
-        return {key: value for name in names for key, value in _tensors(path / name).items()}
+        return {key: value for name in names for key, value in tensors_of(path / name).items()}
     for name in _WHOLE:
         if (path / name).is_file():
-            return _tensors(path / name)
+            return tensors_of(path / name)
     raise WeightsError(f"{path}: holds none of {', '.join((_SHARDED, *_WHOLE))}")
 
 

@@ -27,6 +27,7 @@ from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples, Picture
 from eval.data.features import StoredFeatures
 from eval.probes import registry
+from helpers.towers import made_up_language
 
 WIDTH, GRID, PATIENTS, SLICES = 12, 4, 60, 4
 
@@ -122,11 +123,12 @@ def task(kind: str, level: str = "slice", **changes) -> TaskConfig:
     )
 
 
-def fitted(name: str, base: Base, cache: Path) -> tuple[contract.Fitted, Cohort]:
-    """One probe, and the test patients."""
+def fitted(name: str, base: Base, cache: Path, language: object = None) -> tuple[contract.Fitted, Cohort]:
+    """One probe, and the test patients; `language` is the encoder's text tower, else a made-up one."""
     base = replace(base, cache=cache)
     (fold,) = splits.folds(base.examples, base.task)
     parts = {each: Cohort(each, base, rows) for each, rows in fold.rows.items()}
     module = registry.find([name], base.task.kind, base.task.level, base.task.refit)[name]
-    context = Context(base.task, SimpleNamespace(depth=2), cache)
+    words = SimpleNamespace(depth=2, source="made up", language=language or made_up_language(WIDTH))
+    context = Context(base.task, words, cache)
     return module.fit(parts["train"], parts["val"], context), parts["test"]
