@@ -5,12 +5,14 @@
 `huggingface` writes a folder for `transformers.AutoModel.from_pretrained`: weights, configuration, normalisation and a
 model card. `dinov3` writes one `.pth` in the layout of Meta's releases, `onnx` one file for images of any size. Each is
 read again and its features are compared with ours, at its native size and at another, before the command says that it
-is done. `--which both` writes teacher and student below PATH.
+is done. `--which both` writes teacher and student below PATH. What the weights descend from and their licence go with
+them (pretrain.weights.lineage); `--show-lineage` prints it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from pretrain import build
 from pretrain.config import head_count, load
 from pretrain.model.tokens import Features
 from pretrain.model.vit import VisionTransformer
-from pretrain.weights import card, encoder, export_huggingface, export_onnx, initialise, published
+from pretrain.weights import card, encoder, export_huggingface, export_onnx, initialise, lineage, published
 from pretrain.weights.encoder import Encoder
 from pretrain.weights.export_huggingface import ExportError
 
@@ -148,14 +150,19 @@ def _transformers(folder: Path) -> torch.nn.Module | None:
             their_console.enable_progress_bar()
 
 
-def export(checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None) -> None:
+def export(
+    checkpoint: Path, which: str, kind: str, output: Path, sequence: str | None = None, named: str | None = None
+) -> None:
     """Write one network of a checkpoint, read it again and say so. Raises MeddapError.
 
     sequence  which one of a model of several sequences, None for all (`dinov3` alone can)
+    named     the licence; needed where the weights began from others' of which nothing states one
     """
     if output.exists():
         raise ExportError(f"{output}: exists; name another --output")
     found, loaded = encoder.find(checkpoint), encoder.load_encoder(checkpoint, which)
+    chain = lineage.of_checkpoint(found)
+    descent = {"lineage": lineage.as_records(chain), "license": (licence := lineage.to_name(chain, named))}
     if not loaded.model.sequences and load(found.path / "config.yaml").data.sequences != [CT]:
         loaded = encoder.of_shares(loaded)
     if sequence is not None:
@@ -164,17 +171,22 @@ def export(checkpoint: Path, which: str, kind: str, output: Path, sequence: str 
         names = ", ".join(loaded.model.sequences)
         raise ExportError(f"{output}: --format {kind} has one sequence; give --sequence NAME, one of {names}")
     try:
-        compared = _write_and_check(loaded, kind, output)
+        compared = _write_and_check(loaded, kind, output, descent)
         if kind == "huggingface":
-            write_atomic(output / "README.md", card.card(found, loaded, str(compared)).encode())
+            write_atomic(output / "README.md", card.card(found, loaded, str(compared), licence).encode())
     except ImportError as error:
         raise ExportError(f"--format onnx needs {error.name}; pip install 'meddap[onnx]'") from error
     console.show(f"{output}: {loaded.source}; read again, {compared}")
+    for line in lineage.notices(chain):
+        console.say(f"licence {licence}: {line}")
 
 
-def _write_and_check(loaded: Encoder, kind: str, output: Path) -> Comparison:
+def _write_and_check(loaded: Encoder, kind: str, output: Path, descent: dict) -> Comparison:
+    if kind != "huggingface":
+        said = {"meddap": {**asdict(loaded.intensity), **descent}}
+        write_atomic(lineage.beside(output), (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
     if kind == "huggingface":
-        export_huggingface.write(loaded, output)
+        export_huggingface.write(loaded, output, descent)
     elif kind == "dinov3":
         dinov3(loaded, output)
     else:
@@ -192,13 +204,23 @@ def main(arguments: list[str] | None = None) -> int:
         "huggingface: a folder for transformers.AutoModel. dinov3: a .pth file in Meta's layout. onnx: an .onnx file.",
     )
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run, stage or step folder")
-    parser.add_argument("--format", required=True, choices=tuple(_SUFFIX))
-    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new folder, .pth or .onnx file")
+    parser.add_argument("--format", choices=tuple(_SUFFIX))
+    parser.add_argument("--output", type=Path, metavar="PATH", help="a new folder, .pth or .onnx file")
     parser.add_argument(
         "--which", default="teacher", choices=("teacher", "student", "both"), help="both: two exports below PATH"
     )
     parser.add_argument("--sequence", metavar="NAME", help="which sequence of a model of several")
+    parser.add_argument("--license", metavar="NAME", help="of the weights; needed where that of their start is unknown")
+    parser.add_argument(
+        "--show-lineage", action="store_true", help="print what the weights descend from, and write nothing"
+    )
     options = parser.parse_args(arguments)
+    if options.show_lineage:
+        for link in lineage.of_weights(options.checkpoint):
+            console.show(str(link))
+        return 0
+    if options.format is None or options.output is None:
+        parser.error("--format and --output are needed (or --show-lineage)")
     suffix, output = _SUFFIX[options.format], options.output
     both = options.which == "both"
     if suffix and not both and output.suffix != suffix:
@@ -206,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     for which in ("teacher", "student") if both else (options.which,):
         path = output / f"{which}{suffix}" if both else output
         with disk_errors(path):
-            export(options.checkpoint, which, options.format, path, options.sequence)
+            export(options.checkpoint, which, options.format, path, options.sequence, options.license)
     return 0
 
 

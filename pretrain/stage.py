@@ -35,6 +35,7 @@ from pretrain.runtime.heartbeat import Heartbeat
 from pretrain.runtime.metrics import Metrics
 from pretrain.runtime.ranks import StepStats
 from pretrain.runtime.saving import Saver
+from pretrain.weights import lineage
 
 log = logging.getLogger("pretrain")
 
@@ -128,6 +129,7 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
 
     identity = {"stage": name, **corpora.identity(corpus), "recipe": recipe(config, name)}
     own, origin = networks.starting_points(config, settings, before, identity, world)
+    began = world.first_does(lambda: lineage.begin(settings.init_from, origin))
     first_step = own.step if own else 0
     if first_step == settings.steps:
         log.info("stage %s: all %d steps were done before", name, settings.steps)
@@ -178,7 +180,7 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
         world=world,
         device=device,
         precision=autocast(config.machine.precision, device),
-        identity={**identity, "code": code},
+        identity={**identity, "code": code, "began": began},
         kept_steps=gram_teacher_steps(config, name),
         first_step=first_step,
         resumed=own is not None,

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pretrain.config import Config, StageConfig, load, recorded
 from pretrain.runtime import metrics
 from pretrain.runtime.checkpoint import Checkpoint
+from pretrain.weights import lineage
 from pretrain.weights.encoder import Encoder
+from pretrain.weights.lineage import RUN, Link
 
 
-def card(found: Checkpoint, loaded: Encoder, compared: str) -> str:
+def card(found: Checkpoint, loaded: Encoder, compared: str, licence: str = "") -> str:
     """Return Markdown with the front matter that hubs read; `compared` says how equal the exported features are.
 
+    licence  of the weights; "" where nobody names one
     The Python blocks run one after the other in one namespace that has FOLDER and the image they name.
     """
     config = load(found.path / "config.yaml")
-    model = loaded.config
+    model, chain = loaded.config, lineage.of_checkpoint(found)
     return f"""---
 library_name: transformers
 pipeline_tag: image-feature-extraction
 tags: [medical, radiology, dino, self-supervised]
 window: {list(loaded.intensity.window)}
----
+{"".join(line + chr(10) for line in lineage.front_matter(chain, licence))}---
 # {config.name}
 
 A vision transformer ({model.embed_dim} wide, {model.depth} deep, patches of {model.patch_size} pixels, one input
@@ -37,6 +40,10 @@ Height and width are multiples of {model.patch_size}. Rows run front to back, co
 ## Data
 
 {_data(found, config)}
+
+## Licence and descent
+
+{_descent(chain, licence)}
 
 ## Recipe
 
@@ -78,6 +85,16 @@ def _data(found: Checkpoint, config: Config) -> str:
             f"`{each['digest'][:16]}` | {licenses.get(name, 'not named')} |"
         )
     return "\n".join(lines)
+
+
+def _descent(chain: Sequence[Link], licence: str) -> str:
+    """Say the licence, what began as what, the first weights first, and what their licences ask for."""
+    said = f"Licence of these weights: {licence}." if licence else "Nobody has named a licence for these weights yet."
+    lines = [said, "", "| | weights | SHA-256 | licence |", "|---|---|---|---|"]
+    for link in chain:
+        own = link.license or ("that above" if link.kind == RUN else "not named")
+        lines.append(f"| {link.kind} | {link.name} | `{link.sha256[:16] or 'not known'}` | {own} |")
+    return "\n".join([*lines, *(f"\n{notice}" for notice in lineage.notices(chain))])
 
 
 def _use(loaded: Encoder) -> str:

@@ -58,6 +58,11 @@ def find(path: str | Path) -> checkpoint.Checkpoint:
     )
 
 
+def is_run(path: Path) -> bool:
+    """Whether a path names a checkpoint of ours, as `find` takes it, rather than published weights."""
+    return chosen.run_of(path) is not None or (path.is_dir() and not (path / "config.json").is_file())
+
+
 def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
     """Return the `teacher`'s or `student`'s backbone of a checkpoint (see `find`). Raises CheckpointError."""
     found = find(path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -57,8 +59,11 @@ class ExportError(MeddapError, RuntimeError):
     """What cannot be exported; one line that says why."""
 
 
-def write(loaded: Encoder, output: Path) -> None:
-    """Write a folder that transformers loads. Raises ExportError for an architecture that it does not have."""
+def write(loaded: Encoder, output: Path, descent: Mapping[str, Any] | None = None) -> None:
+    """Write a folder that transformers loads. Raises ExportError for an architecture that it does not have.
+
+    descent  `lineage` and `license` of the weights, beside their intensity in config.json
+    """
     config = loaded.config
     kind = "dinov3" if config.position == "rope" else "dinov2"
     if kind == "dinov2" and (config.ffn != "mlp" or config.ffn_ratio % 1):
@@ -71,8 +76,9 @@ def write(loaded: Encoder, output: Path) -> None:
         (*_SHARED, *_NAMES[kind], *(_FFN[config.ffn] if kind == "dinov3" else ())),
     )
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
-    # a key that transformers ignores, so that our reader knows the window
-    _write_json(output / "config.json", _config(config, kind, weights) | {"meddap": asdict(loaded.intensity)})
+    # a key that transformers ignores, so that our reader knows the window and where the weights come from
+    ours = {"meddap": {**asdict(loaded.intensity), **(descent or {})}}
+    _write_json(output / "config.json", _config(config, kind, weights) | ours)
     _write_json(output / "preprocessor_config.json", preprocessing(loaded))
 
 

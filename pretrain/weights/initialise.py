@@ -38,13 +38,12 @@ _OURS = (
 
 
 def weights_of(path: str | Path) -> Published:
-    """Return the teacher's backbone of a run, stage or step folder of ours, or a published one.
+    """Return the teacher's backbone of a checkpoint of ours (see `encoder.find`), or a published one.
 
     Raises WeightsError, CheckpointError.
     """
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        loaded = encoder.load_encoder(folder)
+    if encoder.is_run(Path(path)):
+        loaded = encoder.load_encoder(path)
         own = {name: value for name, value in loaded.model.state_dict().items() if name not in buffers(loaded.model)}
         settings = {name: getattr(loaded.config, name) for name in _OURS}
         settings["num_heads"] = head_count(loaded.config)

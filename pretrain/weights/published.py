@@ -24,7 +24,7 @@ from pretrain.weights.architecture import DamagedError, WeightsError
 from pretrain.weights.naming import Tensors
 
 MM_DINOV2 = ("t1", "t1c", "t2", "flair")  # the order of its embedding's rows
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+NAMES = ("model.safetensors", "pytorch_model.bin")  # of the weights in a folder, by preference
 _SHARDED = "model.safetensors.index.json"
 _CLS = "cls_token"
 # of several networks in one file the one to take: an average of weights before what was averaged
@@ -81,7 +81,7 @@ def read(path: str | Path) -> Published:
 
 def _beside(path: Path) -> Path:
     """Return the folder with the weights' configuration: the one around a file with one of Hugging Face's names."""
-    return path.parent if path.name in _WHOLE and path.is_file() else path
+    return path.parent if path.name in NAMES and path.is_file() else path
 
 
 def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -161,7 +161,7 @@ def _described(path: Path) -> dict:
 def tensors_of(path: Path) -> Tensors:
     """Return all tensors of a file or folder, nested dictionaries flattened."""
     if path.is_dir():
-        return _folder(path)
+        return {key: value for file in files(path) for key, value in tensors_of(file).items()}
     if not path.is_file():
         raise WeightsError(f"{path}: not found; name a file of weights or a folder with config.json")
     try:
@@ -179,7 +179,10 @@ def tensors_of(path: Path) -> Tensors:
     return dict(_flat("", loaded))
 
 
-def _folder(path: Path) -> Tensors:
+def files(path: Path) -> list[Path]:
+    """Return the files with the weights of a file or folder. Raises WeightsError where a folder has none."""
+    if not path.is_dir():
+        return [path]
     index = path / _SHARDED
     if index.is_file():
         placed = _described(index).get("weight_map")
@@ -188,11 +191,11 @@ def _folder(path: Path) -> Tensors:
         names = sorted(set(placed.values()))
         if strange := [name for name in names if Path(name).name != name]:
             raise WeightsError(f"{index}: names {strange[0]!r}, which is not a file beside it")
-        return {key: value for name in names for key, value in tensors_of(path / name).items()}
-    for name in _WHOLE:
+        return [path / name for name in names]
+    for name in NAMES:
         if (path / name).is_file():
-            return tensors_of(path / name)
-    raise WeightsError(f"{path}: holds none of {', '.join((_SHARDED, *_WHOLE))}")
+            return [path / name]
+    raise WeightsError(f"{path}: holds none of {', '.join((_SHARDED, *NAMES))}")
 
 
 def _flat(prefix: str, tree: dict) -> Iterator[tuple[str, torch.Tensor]]:
