@@ -6,6 +6,7 @@ here and one field of TaskConfig, named as the probe.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, is_dataclass
 from typing import Literal
 
@@ -437,6 +438,10 @@ class TaskConfig:
     seed: int = 0
     # HU that become 0 and 1; null: those of the training's source that these shards are, else the encoder's
     window: list[float] | None = None
+    # several windows [LOW, HIGH] instead of one: validation patients choose between them, or the encoder sees them at
+    # once as its channels (three, by encoders of colour images). The same for every encoder that is compared
+    windows: list[list[float]] = field(default_factory=list)
+    windows_as: Literal["choice", "channels"] = "choice"
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes
     pictures: int = 4  # test slices shown in the report
     batch_size: int = 32  # slices per forward pass
@@ -446,6 +451,7 @@ class TaskConfig:
 def check(task: TaskConfig) -> None:
     """Raise SettingsError for a number out of range, cells that a probe cannot draw in, a choice between no values."""
     check_ranges("", task, ranges.TASK)
+    _check_windows(task)
     for name, settings in vars(task).items():
         cells, even = getattr(settings, "cells", 1), name in _EVEN
         if even and cells % 2:
@@ -453,3 +459,15 @@ def check(task: TaskConfig) -> None:
         for key in vars(settings) if is_dataclass(settings) else ():
             if getattr(settings, key) == [] and getattr(type(settings)(), key) and key not in _MAY_BE_EMPTY:
                 raise SettingsError(f"{name}.{key}=[]: give one value or more")
+
+
+def _check_windows(task: TaskConfig) -> None:
+    if task.windows and task.window is not None:
+        raise SettingsError(f"window={task.window} and windows={task.windows}: give one of the two")
+    for pair in task.windows:
+        if len(pair) != 2 or not all(map(math.isfinite, pair)) or not pair[0] < pair[1]:
+            raise SettingsError(f"windows={task.windows}: expected pairs [LOW, HIGH] in HU, the first below the second")
+    if len({tuple(pair) for pair in task.windows}) < len(task.windows):
+        raise SettingsError(f"windows={task.windows}: a window is named twice")
+    if task.windows_as == "channels" and not task.windows:
+        raise SettingsError("windows_as=channels: give windows=[[LOW,HIGH],[LOW,HIGH],[LOW,HIGH]] too")

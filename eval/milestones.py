@@ -13,15 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from eval import validation
 from eval.config import TaskConfig, check
-from eval.contract import Context
-from eval.data import features, leaks, sources, splits
-from eval.data.cohorts import Base, Cohort
+from eval.data import leaks, sources, splits
 from eval.data.examples import Examples
 from eval.data.splits import Fold
 from eval.encoders import encoder, windows
@@ -55,8 +54,12 @@ class Milestone:
 
 @dataclass(frozen=True)
 class Scores:
-    """A milestone's prediction of the validation patients, and the digest of its encoder."""
+    """A milestone's prediction of the validation patients.
 
+    loaded  digest of its encoder; digest: in the window that it was probed in
+    """
+
+    loaded: str
     digest: str
     prediction: Prediction
 
@@ -119,7 +122,9 @@ def validated(run: Path, milestones: list[Milestone], task: TaskConfig, folder: 
             f"{task.name}: split.by={task.split.by} tests every patient, which leaves none to choose on; "
             "take split.by=given or patient"
         )
-    main_figure.wanted(task.main, task.probes, task.metrics)
+    wanted = main_figure.wanted(task.main, task.probes, task.metrics)
+    if not wanted and not set(task.probes) - set(registry.SCRATCH):
+        raise SettingsError(f"{task.name}: no probe of {', '.join(task.probes)} reads the encoder; add one to probes")
     newest = str(milestones[-1].place.path)
     task, about_window = windows.chosen(newest, task)
     examples, fold, cache = *_seen(task, folder / "cache"), folder / "cache"
@@ -142,13 +147,12 @@ def validated(run: Path, milestones: list[Milestone], task: TaskConfig, folder: 
                 raise
             notes.append(f"left out: {error}")
             continue
-        if frozen.digest in [known.digest for known in scores.values()]:
+        if frozen.digest in [known.loaded for known in scores.values()]:
             continue  # a stage begins with the weights that the one before it ended with
         console.say(f"{task.name}: {each.name} ({number} of {len(milestones)})")
         place = folder / "validation" / each.name.replace("/", "-")
-        name, prediction = _stored_or_made(frozen, task, examples, fold, figure, place, cache)
+        name, scores[each.name] = _stored_or_made(frozen, task, examples, fold, figure, place, cache)
         figure = figure or name
-        scores[each.name] = Scores(frozen.digest, prediction)
     assert figure is not None
     return Validated(task, figure, scores, examples.version, tuple(notes))
 
@@ -172,52 +176,23 @@ def _stored_or_made(
     figure: MainFigure | None,
     place: Path,
     cache: Path,
-) -> tuple[MainFigure, Prediction]:
-    """Return a milestone's main figure and prediction: as kept in `place`, or made now and kept."""
+) -> tuple[MainFigure, Scores]:
+    """Return a milestone's main figure and scores: as kept in `place`, or made now and kept."""
     parts = (frozen.digest, examples.version, examples.digests.tobytes().hex(), sorted(asdict(task).items()))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     try:
-        if read_json(place / "of.json", {"key": str}, "")["key"] == key:
+        record = read_json(place / "of.json", {"key": str, "digest": str}, "")
+        if record["key"] == key:
             _, predictions = results.read_predictions(place)
             if kept := main_figure.find(task.kind, task.metrics, task.main, predictions, registry.SCRATCH):
-                return kept, predictions[kept.probe]
+                return kept, Scores(frozen.digest, record["digest"], predictions[kept.probe])
     except MeddapError:  # none there yet, or a damaged one
         pass
-    probes = [figure.probe.partition(" ")[0]] if figure else _candidates(task, frozen)
-    outcomes = {probe: _predicted(probe, frozen, task, examples, fold, cache) for probe in probes}
-    predictions = {
-        probe + results.words(each.variant): each.prediction for probe, found in outcomes.items() for each in found
-    }
-    main = main_figure.find(task.kind, task.metrics, task.main, predictions, registry.SCRATCH)
-    if main is None:
-        metrics = " or ".join(main_figure.metrics_of(task.kind, task.metrics, task.main))
-        raise SettingsError(f"{task.name}: no probe of {', '.join(task.probes)} gives {metrics}; see main=PROBE/METRIC")
-    probe = main.probe.partition(" ")[0]
-    results.save_predictions(place / "predictions.npz", {probe: outcomes[probe]}, task)
-    write_atomic(place / "of.json", (json.dumps({"key": key}) + "\n").encode())
+    made = validation.best(frozen, task, examples, fold, cache, figure=figure)
+    results.save_predictions(place / "predictions.npz", {made.figure.probe.partition(" ")[0]: made.outcomes}, task)
+    write_atomic(place / "of.json", (json.dumps({"key": key, "digest": made.encoder.digest}) + "\n").encode())
     for old in cache.glob("features-*"):
         shutil.rmtree(old)
-    return main, predictions[main.probe]
-
-
-def _candidates(task: TaskConfig, frozen: FrozenEncoder) -> list[str]:
-    """Return the probes that may give the main figure: the one that `main` names, else all that read an encoder."""
-    if known := main_figure.wanted(task.main, task.probes):
-        return [known.partition(" ")[0]]
-    reading = [name for name in task.probes if name not in registry.SCRATCH]
-    return list(registry.answerable(registry.find(reading, task.kind, task.level), frozen)[0])
-
-
-def _predicted(
-    probe: str, frozen: FrozenEncoder, task: TaskConfig, examples: Examples, fold: Fold, cache: Path
-) -> list[results.Outcome]:
-    """Fit one probe on training patients; return what it predicts for the validation patients."""
-    task = replace(task, probes=[probe], refit=False)
-    row = registry.find(task.probes, task.kind, task.level)[probe]
-    needs, found = row.reads(task), None
-    if needs != "images":
-        blocks = registry.blocks([row], task, frozen.depth) if needs == "patches" else ()
-        found = features.extract(frozen, examples, task, cache, blocks)
-    base = Base(examples, found, task, cache, frozen.window)
-    train, val = (Cohort(name, base, fold.rows[name]) for name in ("train", "val"))
-    return list(row.fit(train, val, Context(task, frozen, cache)).predict(val))
+    if made.tried:
+        console.say(made.line())
+    return made.figure, Scores(frozen.digest, made.encoder.digest, made.prediction)

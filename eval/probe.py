@@ -10,13 +10,16 @@ test patients were looked at.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval import validation
 from eval.config import TaskConfig, check
 from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
 from eval.data import features, files, groups, leaks, sources, splits
@@ -25,6 +28,7 @@ from eval.data.examples import Examples
 from eval.data.splits import Fold
 from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
+from eval.encoders.windows import Seen
 from eval.intake import preparation
 from eval.kept import calibration, head
 from eval.probes import registry, site
@@ -32,7 +36,7 @@ from eval.reporting import overlays, pictures, published, results
 from eval.statistics import bootstrap, confounding
 from eval.statistics.predictions import Tabled
 from meddap import console
-from meddap.settings import load
+from meddap.settings import SettingsError, load
 
 _CALIBRATED = (*calibration.LABELS, calibration.CLASSES, "segmentation")  # kinds of task that give probabilities
 
@@ -45,10 +49,13 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     check(task)
     published.find(task.published)
     probes = registry.find(task.probes, task.kind, task.level, task.refit)
+    asked = task
     task, about_window = windows.chosen(checkpoint, task)
     frozen, cache = encoder.load(checkpoint, task), cache or output / "cache"
     probes, without = registry.answerable(probes, frozen)
+    _check_channels(probes, task)
     examples = sources.load(task, cache)
+    in_hu = _in_hu(examples, task)
     if not examples.names:
         console.say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
         probes, examples = {}, examples.take(examples.splits == "test")
@@ -64,41 +71,41 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     members = groups.of_patients(task, examples, np.concatenate([fold.rows["test"] for fold in folds]))
     for line in [*without, *found_leaks.lines(), *confounded]:
         console.say(line)
-    needs = {probe.reads(task) for probe in probes.values()}
-    patches = not probes or "patches" in needs
-    found = None
-    if needs != {"images"}:
-        blocks = registry.blocks(probes.values(), task, frozen.depth) if patches else ()
-        found = features.extract(frozen, examples, task, cache, blocks)
-    base, context = Base(examples, found, task, cache, frozen.window), Context(task, frozen, cache)
-    fitted = [(fold, _fit(probes, fold, base, context)) for fold in folds]
+    patches = not probes or "patches" in {probe.reads(task) for probe in probes.values()}
+    fitted, seen, digest = _fitted(probes, folds, frozen, examples, task, cache, in_hu)
+    if in_hu and seen.by != "validation":
+        seen = replace(seen, by=_decided(asked, task))
     # from here on the test patients are seen, once, and nothing is chosen any more
-    opened = results.record_opening(output, frozen, task, examples.version)
+    opened = results.record_opening(output, frozen.source, digest, task, examples.version)
     outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in probes}
-    for fold, probes_of_fold in fitted:
-        test = Cohort("test", base, fold.rows["test"])
-        for name, each in probes_of_fold.items():
-            outcomes[name].append(list(each.predict(test)))
+    for each in fitted:
+        test = Cohort("test", each.base, each.fold.rows["test"])
+        for name, one in each.probes.items():
+            outcomes[name].append(list(one.predict(test)))
     pooled = {name: results.pooled(each) for name, each in outcomes.items()}
-    rows_of = folds[-1].rows
-    site_told = site.told(*(Cohort(part, base, rows_of[part]) for part in ("train", "test"))) if found else None
+    base, rows_of = fitted[-1].base, folds[-1].rows
+    site_told = None
+    if base.features is not None:
+        site_told = site.told(*(Cohort(part, base, rows_of[part]) for part in ("train", "test")))
     choices = {name: _choices(fitted, name) for name in probes}
     shared: dict[str, Any] = {"leaks": found_leaks.row(), "confounded": confounded, "site_told": site_told}
-    shared |= {"encoder": frozen.source, "digest": frozen.digest, "dataset": examples.version, "test_opened": opened}
+    shared |= {"encoder": frozen.source, "digest": digest, "weights": encoder.weights_digest(frozen)}
+    shared |= {"window": seen.row(), "dataset": examples.version, "test_opened": opened}
+    console.say(f"{frozen.source}: sees {windows.told(shared)}")
     shared |= {"preprocessing": encoder.preprocessing(frozen, task.size)}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
     results.save_predictions(output / "predictions.npz", pooled, task)
     groups.write(output, members)
-    last = Cohort("test", base, folds[-1].rows["test"])
-    drawings = {name: each for name, each in fitted[-1][1].items() if isinstance(each, Drawing)}
+    last = Cohort("test", base, rows_of["test"])
+    drawings = {name: one for name, one in fitted[-1].probes.items() if isinstance(one, Drawing)}
     if patches and task.pictures:
         pictures.save(output / "pictures.npz", last, drawings, task)
     measured = {name: each[0].prediction for name, each in pooled.items()}
     drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}
     if drawn:
         overlays.save(output / "overlays.npz", last, drawings, drawn)
-    kept = _keep(fitted, outcomes, rows, base, frozen, output) if task.keep_heads else []
+    kept = _keep(fitted, outcomes, rows, output) if task.keep_heads else []
     head.remove_others(output, kept)
     files.write_rows(output / "results.jsonl", rows)
     return rows
@@ -110,6 +117,83 @@ def _confounded(examples: Examples, task: TaskConfig, cache: Path) -> list[str]:
         return []
     everyone = Cohort("all", Base(examples, None, task, cache), np.arange(len(examples)))
     return confounding.by_site(everyone.sites, everyone.states, everyone.subjects, everyone.names, task.seed)
+
+
+@dataclass(frozen=True)
+class _FittedFold:
+    """The probes of one fold, by name, and the encoder in its window, whose features they were fitted on."""
+
+    fold: Fold
+    base: Base
+    encoder: FrozenEncoder
+    probes: dict[str, Fitted]
+
+
+def _fitted(
+    probes: dict[str, Probe],
+    folds: Sequence[Fold],
+    frozen: FrozenEncoder,
+    examples: Examples,
+    task: TaskConfig,
+    cache: Path,
+    in_hu: bool,
+) -> tuple[list[_FittedFold], Seen, str]:
+    """Fit every probe of every fold; return them, what the encoder saw, and the digest of all that the figures rest on.
+
+    Where the task names windows to choose from, the validation patients of each fold choose one.
+    """
+    needs = {probe.reads(task) for probe in probes.values()}
+    blocks: tuple[int, ...] = ()
+    if not probes or "patches" in needs:
+        blocks = registry.blocks(probes.values(), task, frozen.depth)
+    choosing = bool(task.windows) and task.windows_as == "choice" and bool(probes)
+    found: list[_FittedFold] = []
+    bases: dict[str, Base] = {}
+    for fold in folds:
+        one = frozen
+        if choosing:
+            best = validation.best(frozen, task, examples, fold, cache, blocks)
+            console.say(f"{fold.name} {best.line()}".strip())
+            one = best.encoder
+        if one.digest not in bases:
+            stored = features.extract(one, examples, task, cache, blocks) if needs != {"images"} else None
+            bases[one.digest] = Base(examples, stored, task, cache, one.window)
+        base = bases[one.digest]
+        found.append(_FittedFold(fold, base, one, _fit(probes, fold, base, Context(task, one, cache))))
+    seen = [pair for each in found for pair in getattr(each.encoder, "windows", None) or [each.encoder.window]]
+    hu = tuple(dict.fromkeys(windows.pairs(seen))) if in_hu else ()
+    tried = windows.pairs(task.windows) if choosing else ()
+    digest = "".join(bases) if len(bases) == 1 else hashlib.sha256("".join(bases).encode()).hexdigest()
+    return found, Seen(hu, "validation" if choosing else "encoder", tried), digest
+
+
+def _decided(asked: TaskConfig, task: TaskConfig) -> windows.By:
+    """Return who decided about a window that nobody chose: the task as it was asked, or with its training's source."""
+    if task.windows:
+        return "channels"
+    return "task" if asked.window is not None else "encoder" if task.window is None else "training"
+
+
+def _in_hu(examples: Examples, task: TaskConfig) -> bool:
+    """Return whether the images are in HU, by the first and the last. Raises SettingsError for windows of others."""
+    ends = [examples.read(number).scale for number in {0, len(examples) - 1}]
+    if task.windows and "hu" not in ends:
+        raise SettingsError(f"windows={task.windows}: the images of {task.data} are not in HU; leave it out")
+    if task.window is not None and "hu" not in ends:
+        console.say(f"window={task.window}: has no effect, the images are not in HU")
+    return "hu" in ends
+
+
+def _check_channels(probes: dict[str, Probe], task: TaskConfig) -> None:
+    """Raise SettingsError for probes that read images of one window where the encoder sees several at once."""
+    if task.windows_as != "channels":
+        return
+    for name, probe in probes.items():
+        if probe.reads(task) == "images" or name in registry.SEE_IMAGES:
+            raise SettingsError(
+                f"windows_as=channels: {name} reads images of one window; leave it out of probes, or take "
+                "windows_as=choice"
+            )
 
 
 def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:
@@ -124,20 +208,23 @@ def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> 
 
 
 def _keep(
-    fitted: list[tuple[Fold, dict[str, Fitted]]],
+    fitted: list[_FittedFold],
     outcomes: dict[str, list[list[Outcome]]],
     rows: list[dict[str, Any]],
-    base: Base,
-    frozen: FrozenEncoder,
     output: Path,
 ) -> list[str]:
     """Keep every fitted head that can be kept, with its card; say which are, and return their names."""
-    task, examples, reasons = base.task, base.examples, {}
-    prepared = vars(preparation.of_task(task))
-    source = {"source": frozen.source, "digest": frozen.digest, "window": [float(value) for value in frozen.window]}
-    for number, (fold, probes_of_fold) in enumerate(fitted, 1):
+    reasons = {}
+    prepared = vars(preparation.of_task(fitted[0].base.task))
+    for number, one in enumerate(fitted, 1):
+        fold, base, task, examples = one.fold, one.base, one.base.task, one.base.examples
+        source: dict[str, Any] = {"source": one.encoder.source, "digest": one.encoder.digest}
+        source["window"] = [float(value) for value in one.encoder.window]
+        source["windows"] = [list(pair) for pair in getattr(one.encoder, "windows", ())]
+        if task.windows_as == "choice" and task.windows:  # new patients are seen in the window that was chosen
+            task = replace(task, window=source["window"], windows=[])
         learned = np.concatenate([fold.rows["train"], fold.rows["val"]])
-        for name, each in probes_of_fold.items():
+        for name, each in one.probes.items():
             figures = [row for row in rows if row["probe"] == name and row["label"] in results.HEADLINE]
             maps: tuple[dict[str, Any], ...] = ()
             if task.kind in _CALIBRATED and not each.refitted and not isinstance(each, Drawing):
@@ -167,9 +254,9 @@ def _keep(
     return [name for name, reason in reasons.items() if not reason]
 
 
-def _choices(fitted: list[tuple[Fold, dict[str, Fitted]]], name: str) -> Choices:
+def _choices(fitted: list[_FittedFold], name: str) -> Choices:
     """Return what validation patients chose, by fold where there are several, and whether the last fit saw them."""
-    each = {fold.name: probes_of_fold[name] for fold, probes_of_fold in fitted}
+    each = {one.fold.name: one.probes[name] for one in fitted}
     chosen = {fold: one.choices for fold, one in each.items()}
     return {
         "chosen_on_val": chosen[""] if list(chosen) == [""] else chosen,

@@ -61,9 +61,11 @@ def plan(checkpoints: list[str], sizes: list[int], task: TaskConfig, output: Pat
                 raise SettingsError(f"--sizes {size}: expected 1 or more")
             if size % found.patch_size:
                 raise SettingsError(f"--sizes {size}: not a multiple of {checkpoint}'s patch size {found.patch_size}")
-            point = Point(checkpoint, name, found.digest, parameters(found), size, output / f"{name}-{size}")
+            point = Point(
+                checkpoint, name, encoder.weights_digest(found), parameters(found), size, output / f"{name}-{size}"
+            )
             there = results.read_rows(point.folder) if _is_there(point) else []
-            if any(row.get("digest", point.digest) != point.digest for row in there):
+            if any(row.get("weights", row.get("digest", point.digest)) != point.digest for row in there):
                 raise SettingsError(
                     f"{point.folder}: holds results of other weights than {checkpoint} has now; remove it, or give "
                     "another --output"

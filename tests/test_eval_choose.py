@@ -82,6 +82,19 @@ def test_the_best_milestone_in_the_middle_is_chosen(run: Path, capsys: pytest.Ca
     assert "Which checkpoint" in page and "adapt/00000002 is chosen." in page
 
 
+def test_each_milestone_is_seen_in_its_best_window(run: Path, capsys: pytest.CaptureFixture) -> None:
+    """windows: chosen on validation patients before and after alike, and again by the test, which is opened once."""
+    plant(run, {2: noisy(0.0), 1: blind(1), 3: blind(3), 4: blind(4), 0: blind(0)})
+    for _ in range(2):
+        assert chosen(run, "windows=[[3000,3001],[-1000,1000]]") == 0
+        assert record(run)["checkpoint"] == "adapt/00000002" and openings(run) == {"start": 1, "chosen": 1}
+    assert "window: -1000 to 1000 HU, by logistic auroc on validation patients (3000 to 3001 HU 0." in (
+        capsys.readouterr().err
+    )
+    rows = [json.loads(line) for line in (run / "choose/planted/chosen/results.jsonl").read_text().splitlines()]
+    assert {str(row["window"]["hu"]) for row in rows} == {"[[-1000.0, 1000.0]]"}
+
+
 def test_where_no_milestone_beats_the_start_it_stays(run: Path, capsys: pytest.CaptureFixture) -> None:
     """Milestones made by adding noise: the verdict says keep the start, in words and as status 3; none is tested."""
     plant(run, {step: noisy(0.3 * step, step) for step in (1, 2, 3, 4)})

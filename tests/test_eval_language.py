@@ -57,7 +57,7 @@ def test_probabilities_are_those_of_transformers_own_pipeline(kind: str, tmp_pat
     mine = encoder.load(str(tmp_path), task())
     tower = language.of(mine)
     assert not isinstance(tower, str) and tower.sigmoid == (kind == "siglip")
-    tokens, _ = features.encode(mine, [Picture(grey[None], ("x",), "unit8", (0, 32, 0, 32))], 32, [-1])
+    tokens = features.encode(mine, [Picture(grey[None], ("x",), "unit8", (0, 32, 0, 32))], 32, [-1])
     logits = tower.logits(tower.images(tokens[0][0]), tower.texts(LABELS))[0]
     scores = logits.sigmoid() if tower.sigmoid else logits.softmax(dim=0)
     np.testing.assert_allclose(scores, [found[label] for label in LABELS], atol=1e-5)

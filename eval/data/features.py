@@ -74,20 +74,24 @@ class Rows:
         return self._array[self._rows[index]]
 
 
-def encode(
-    encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, blocks: Sequence[int]
-) -> tuple[Tokens, torch.Tensor]:
-    """Return tokens of each block for some pictures, and their images (N, S, size, size) in 0…1.
+def encode(encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, blocks: Sequence[int]) -> Tokens:
+    """Return tokens of each block for some pictures.
 
     An encoder of one channel sees the sequences one after the other; the features of those that are there are averaged.
+    One that has `windows` sees each of them in several windows at once, as its channels.
     """
-    units = [images.unit(images.image(each, size), each, encoder.window) for each in pictures]
+    windows = getattr(encoder, "windows", None) or [encoder.window]
+    stored = [images.image(each, size) for each in pictures]
+    units = [  # (S, C, size, size)
+        torch.stack([images.unit(planes, each, window) for window in windows], dim=1)
+        for planes, each in zip(stored, pictures)
+    ]
     channels = getattr(encoder, "sequences", None)
     if channels:
         stacked = torch.zeros(len(pictures), len(channels), size, size)
         present = torch.zeros(len(pictures), len(channels), dtype=torch.bool)
         for row, (picture, planes) in enumerate(zip(pictures, units)):
-            for name, plane in zip(picture.sequences, planes):
+            for name, plane in zip(picture.sequences, planes[:, 0]):
                 if name in channels:
                     stacked[row, channels.index(name)], present[row, channels.index(name)] = plane, True
         if not present.any(dim=1).all():
@@ -95,18 +99,18 @@ def encode(
             raise SettingsError(
                 f"{encoder.source}: knows {', '.join(channels)}, and some images have none of them ({', '.join(names)})"
             )
-        return encoder.features(encoder.prepare(stacked), blocks, present), stacked
+        return encoder.features(encoder.prepare(stacked), blocks, present)
     counts = torch.tensor([len(each) for each in units])
-    found = encoder.features(encoder.prepare(torch.cat(units)[:, None]), blocks)
+    found = encoder.features(encoder.prepare(torch.cat(units)), blocks)
     if (counts == 1).all():
-        return found, torch.stack(units)
+        return found
     owner = torch.repeat_interleave(torch.arange(len(pictures)), counts)
 
     def averaged(tokens: torch.Tensor) -> torch.Tensor:
         total = torch.zeros(len(pictures), *tokens.shape[1:]).index_add_(0, owner, tokens)
         return total / counts.view(-1, *(1,) * (tokens.dim() - 1))
 
-    return [(averaged(cls), averaged(patches)) for cls, patches in found], torch.stack([each[:1] for each in units])
+    return [(averaged(cls), averaged(patches)) for cls, patches in found]
 
 
 def extract(
@@ -177,7 +181,7 @@ def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskC
         for number, start in enumerate(progress(starts, len(starts), "batches of features")):
             pictures, rows = ahead.result(), slice(start, min(start + task.batch_size, count))
             ahead = reader.submit(_pictures, examples, rows.stop, task)
-            found, _ = encode(encoder, pictures, task.size, [*tail, *blocks])
+            found = encode(encoder, pictures, task.size, [*tail, *blocks])
             cls = torch.stack([each for each, _ in found[:last]], dim=1)
             mean = torch.stack([each.mean(dim=1) for _, each in found[:last]], dim=1)
             if not (torch.isfinite(cls).all() and torch.isfinite(mean).all()):

@@ -8,11 +8,12 @@ those that are there are averaged.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -37,6 +38,8 @@ class FrozenEncoder(Protocol):
     patch_size       pixels; embed_dim: channels of one block's features; depth: number of blocks
     window           HU that become 0 and 1
     sequences        optional: names of the S channels that it takes at once
+    channels         optional: how many windows of one image it can see at once, 3 for encoders of colour images
+    windows          optional: those windows; images then come as (N, channels, h, w). `load` sets it
     """
 
     source: str
@@ -67,6 +70,7 @@ class CheckpointEncoder:
         self.sequences = loaded.model.sequences  # () where it takes one, whichever
         self.language: Language | str = language.NO_TEXT_TOWER
         self.mean, self.std = (loaded.intensity.mean,), (loaded.intensity.std,)
+        self.channels = loaded.model.channels
         self.device = pick_device("auto")
         self.model = loaded.model.to(self.device)
         self._unit = Intensity((0.0, 1.0), loaded.intensity.mean, loaded.intensity.std)
@@ -92,18 +96,18 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     random                               a fresh backbone of the architecture of `like`
     pixels                               no network: statistics of the pixels, the baseline of every table
 
-    A window that the task names takes the place of the encoder's.
+    A window that the task names takes the place of the encoder's; windows_as=channels gives it several at once.
     """
+    if task.windows and task.windows_as == "channels":
+        return _with_channels(_loaded(checkpoint, task, len(task.windows)), task.windows)
     found = _loaded(checkpoint, task)
-    if task.window is not None and (window := (task.window[0], task.window[1])) != tuple(found.window):
-        found.window, found.digest = window, hashlib.sha256(f"{found.digest} {window}".encode()).hexdigest()
-    return found
+    return found if task.window is None else with_window(found, task.window)
 
 
 def preprocessing(encoder: FrozenEncoder, size: int) -> dict[str, Any]:
-    """Return how images enter an encoder, for the rows of results: `size` in pixels, `window` in HU, number of
-    `channels`, and `mean` and `std` of each where the encoder says them."""
-    said: dict[str, Any] = {"size": size, "window": [float(end) for end in encoder.window]}
+    """Return how images enter an encoder, for the rows of results: `size` in pixels, number of `channels`, and `mean`
+    and `std` of each where the encoder says them. What it saw of HU is a row's `window`."""
+    said: dict[str, Any] = {"size": size}
     mean, std = (getattr(encoder, name, None) for name in ("mean", "std"))
     if mean is not None and std is not None:
         said |= {
@@ -114,7 +118,41 @@ def preprocessing(encoder: FrozenEncoder, size: int) -> dict[str, Any]:
     return said
 
 
-def _loaded(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
+def weights_digest(found: FrozenEncoder) -> str:
+    """Return a hash over weights and architecture alone; `digest` is one over the windows of a task as well."""
+    return str(getattr(found, "weights", found.digest))
+
+
+def with_window(found: FrozenEncoder, window: Sequence[float]) -> FrozenEncoder:
+    """Return the encoder with other HU that become 0 and 1, and with a digest of its own; the same one for its own."""
+    pair = (float(window[0]), float(window[1]))
+    if pair == tuple(found.window):
+        return found
+    other: Any = copy.copy(found)  # the same weights
+    other.weights, other.window = weights_digest(found), pair
+    other.digest = hashlib.sha256(f"{other.weights} {pair}".encode()).hexdigest()
+    return cast(FrozenEncoder, other)
+
+
+def _with_channels(found: FrozenEncoder, windows: Sequence[Sequence[float]]) -> FrozenEncoder:
+    """Return an encoder that sees several windows at once. Raises SettingsError for another number of channels."""
+    takes = getattr(found, "channels", 1)
+    if takes != len(windows):
+        raise SettingsError(
+            f"windows_as=channels: {found.source} takes {takes} channel{'s' * (takes > 1)}, but windows has "
+            f"{len(windows)}; windows_as=choice lets validation patients choose between them"
+        )
+    other: Any = copy.copy(found)
+    other.windows = tuple((float(low), float(high)) for low, high in windows)
+    other.weights, other.window = (
+        weights_digest(found),
+        (min(low for low, _ in windows), max(top for _, top in windows)),
+    )
+    other.digest = hashlib.sha256(f"{other.weights} {other.windows}".encode()).hexdigest()
+    return cast(FrozenEncoder, other)
+
+
+def _loaded(checkpoint: str, task: TaskConfig, channels: int = 1) -> FrozenEncoder:
     if checkpoint == "pixels":
         return pixel_baseline.PixelBaseline()
     if checkpoint == "random":
@@ -130,15 +168,18 @@ def _loaded(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
         two_towers.language = text
         return two_towers
     if initialise.is_published(Path(checkpoint)):
-        return _published(Path(checkpoint), task)
+        return _published(Path(checkpoint), task, channels)
     return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
 
 
-def _published(path: Path, task: TaskConfig) -> FrozenEncoder:
-    """Load weights of DINO's kinds into a backbone of ours, others by the library that made them."""
+def _published(path: Path, task: TaskConfig, channels: int) -> FrozenEncoder:
+    """Load weights of DINO's kinds into a backbone of ours, others by the library that made them.
+
+    channels  3: the input channels of colour images are kept
+    """
     kind = third_party.kind_of(path)
     try:
-        return CheckpointEncoder(initialise.published_encoder(path), task.bf16)
+        return CheckpointEncoder(initialise.published_encoder(path, 3 if channels == 3 else 1), task.bf16)
     except DamagedError:
         raise
     except (WeightsError, SettingsError):

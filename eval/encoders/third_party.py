@@ -63,6 +63,7 @@ class ThirdPartyEncoder(ABC):
         self._model: Any = model.eval().requires_grad_(False).to(self.device)  # with its library's own methods
         self.pool, self.mean, self.std = pool, tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(each).view(1, -1, 1, 1) for each in (list(mean), list(std)))
+        self.channels = len(list(mean))
         kind = repr((type(model).__name__, list(mean), list(std)))
         used = {name: value for name, value in model.state_dict().items() if pool is not None or not _is_top(name)}
         self.digest = _digest(folder, used, kind)

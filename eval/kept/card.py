@@ -23,8 +23,8 @@ A fitted head of `meddap probe`, for `meddap predict --head THIS_FOLDER`. {task[
 
 ## Encoder
 
-{encoder["source"]}, digest `{encoder["digest"]}`. HU {encoder["window"][0]:g} … {encoder["window"][1]:g} become \
-0 … 1; a square around the body is resized to {task["size"]} pixels. Images were prepared \
+{encoder["source"]}, digest `{encoder["digest"]}`. {_window(encoder)}; a \
+square around the body is resized to {task["size"]} pixels. Images were prepared \
 {_prepared(record["prepared"])}.
 
 ## Patients
@@ -48,6 +48,13 @@ A fitted head of `meddap probe`, for `meddap predict --head THIS_FOLDER`. {task[
 
 {_LIMITS}
 """
+
+
+def _window(encoder: Mapping[str, Any]) -> str:
+    """Return which HU become 0 and 1, in one window or in the window of each channel."""
+    pairs = encoder.get("windows") or [encoder["window"]]
+    said = "; ".join(f"{low:g} … {high:g}" for low, high in pairs)
+    return f"HU {said} become 0 … 1" + ", each in a channel of its own" * (len(pairs) > 1)
 
 
 def _calibrated(record: Mapping[str, Any]) -> str:

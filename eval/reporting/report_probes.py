@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.data import files
+from eval.encoders import windows
 from eval.reporting import comparison, curves, overlays, plots, published, results, tables
 from eval.reporting.results import HEADLINE, with_unit
 from eval.reporting.verdict import FEW
@@ -110,6 +111,8 @@ def _marks(rows: list[dict]) -> Iterator[str]:
             yield f'<p class="bad">Leak: {html.escape(run)}: {"; ".join(said)}.</p>'
         if leaks.get("unchecked"):
             yield dim(f"{run}: not checked against pretraining: {leaks['unchecked']}")
+        if told := windows.told(next(row for row in rows if row["run"] == run)):
+            yield dim(f"{run}: saw {told}.")
         opened = max(row.get("test_opened", 1) for row in rows if row["run"] == run)
         if opened > 1:
             yield dim(f"{run}: its test patients were looked at {opened} times; the figures are the last time's.")

@@ -3,7 +3,8 @@
 results.jsonl      a row per probe, variant, metric and label:
                    task, probe, variant, metric, label (a name, `macro` over names, or `all`), split, value, low, high,
                    patients, leaks (eval.data.leaks.Leaks.row), confounded (sentences), site_told (eval.probes.site),
-                   chosen_on_val, refitted, encoder, digest, dataset, test_opened, seed, draws,
+                   chosen_on_val, refitted, encoder, digest (of weights in their window), weights (digest of them
+                   alone), window (eval.encoders.windows.Seen.row), dataset, test_opened, seed, draws,
                    preprocessing (eval.encoders.encoder.preprocessing)
 predictions.npz    every prediction, for paired comparisons: arrays `<number>.<field>`, and `made`, JSON
 test_opened.jsonl  a line for every time that the test patients were looked at
@@ -24,7 +25,6 @@ from eval.config import TaskConfig
 from eval.contract import Choices, Outcome
 from eval.data import files
 from eval.data.files import FileError
-from eval.encoders.encoder import FrozenEncoder
 from eval.statistics import bootstrap
 from eval.statistics.predictions import ON_REQUEST, Binned, Prediction, Scored, Tabled
 from meddap.disk import write_atomic
@@ -158,15 +158,18 @@ def read_predictions(folder: Path) -> tuple[dict, dict[str, Prediction]]:
     return made["task"], found
 
 
-def record_opening(output: Path, encoder: FrozenEncoder, task: TaskConfig, version: str) -> int:
-    """Record that the test patients are looked at now; return how often this output did so, now included."""
+def record_opening(output: Path, source: str, digest: str, task: TaskConfig, version: str) -> int:
+    """Record that the test patients are looked at now; return how often this output did so, now included.
+
+    source, digest  of the encoder in its window
+    """
     path = output / "test_opened.jsonl"
     with files.reading(path, "mend it: it counts how often the test patients were looked at"):
         before = path.read_text() if path.is_file() else ""
     line = {
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "encoder": encoder.source,
-        "digest": encoder.digest,
+        "encoder": source,
+        "digest": digest,
         "dataset": version,
         "task": task.name,
         "probes": list(task.probes),

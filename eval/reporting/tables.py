@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.encoders import windows
 from eval.reporting import results
 from eval.reporting.results import HEADLINE, words
 from eval.statistics.bootstrap import shown
 
 _COLUMNS = (
     *("task", "run", "encoder", "probe", "variant", "metric", "label", "value", "low", "high", "patients"),
-    *("difference", "difference_low", "difference_high", "p", "seen_in_pretraining", "not_checked"),
+    *("difference", "difference_low", "difference_high", "p", "seen_in_pretraining", "not_checked", "window"),
 )
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "–": "--", "±": r"$\pm$"}
 
@@ -73,6 +74,7 @@ def as_csv(rows: Sequence[dict]) -> str:
                 *(other.get(name, "") for name in ("value", "low", "high", "p")),
                 seen,
                 leaks.get("unchecked", ""),
+                windows.told(row),
             ]
         )
     return memory.getvalue()

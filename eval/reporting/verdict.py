@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from eval.encoders import windows
 from eval.probes import registry
 from eval.reporting import comparison, main_figure, results
 from eval.reporting.results import HEADLINE, words
@@ -200,9 +201,36 @@ def _warnings(
         text = ", ".join(f"{row['probe']}{words(row['variant'])} by {row['value']:.2f}" for row in bad[:_SHOWN])
         more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         said.append(f"uncalibrated probabilities of {after.name} (ece): {text}{more}")
+    said += [text] if (text := _unfair(before, after)) else []
     if floor is not None and call(floor[1]) != "GAIN":
         said.append(f"{after.name} is not shown to be above the floor of pixels")
     return list(dict.fromkeys(said))
+
+
+def about_windows(before: Path, after: Path) -> str:
+    """Return in a sentence in which windows both encoders saw the images; "" where the results do not say it."""
+    one, other = (windows.told(row) for row in _seen(before, after))
+    if not one or not other:
+        return ""
+    if one == other:
+        return f"Window: both saw {one}"
+    return f"Window: {before.name} saw {one}, {after.name} {other}"
+
+
+def _seen(before: Path, after: Path) -> list[dict[str, Any]]:
+    """Return a row of results of each folder, for what it says of the window; {} where it has none."""
+    return [next(iter(results.read_rows(folder)), {}) for folder in (before, after)]
+
+
+def _unfair(before: Path, after: Path) -> str:
+    """Return what to bear in mind where a fixed window of `before` may make the difference; ""."""
+    one, other = (row.get("window") or {"hu": []} for row in _seen(before, after))
+    if not one["hu"] or not other["hu"] or one["hu"] == other["hu"] or one["by"] not in ("encoder", "training", "task"):
+        return ""
+    return (
+        "before and after saw other windows, which alone may make the difference; windows=[[LOW,HIGH],[LOW,HIGH]] "
+        "lets validation patients choose one for each"
+    )
 
 
 def about_site(before: Path, after: Path) -> str:

@@ -65,8 +65,9 @@ def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
         names = ", ".join(dict.fromkeys(floorless))
         warnings.append(f"{names}: no floor; probe --checkpoint pixels beside the others shows what no network buys")
     for each in found:
-        if about_sites := verdict.about_site(*each.folders):
-            yield f"<p>{html.escape(each.task)}: {html.escape(about_sites)}.</p>"
+        for about in (verdict.about_windows(*each.folders), verdict.about_site(*each.folders)):
+            if about:
+                yield f"<p>{html.escape(each.task)}: {html.escape(about)}.</p>"
     for text in warnings:
         loud = ' class="bad"' if any(word in text for word in _LOUD) else ""
         yield f"<p{loud}>Beware: {html.escape(text)}.</p>"
@@ -80,8 +81,8 @@ def lines(found: Verdict) -> list[str]:
     said = [f"{_capital(found.sentence())}.", f"{_capital(found.about_others())}."]
     table = subgroup_table.of(found, *found.folders)
     about = subgroup_table.lines(table, verdict.name_of(found.row)) if table is not None else []
-    sites = verdict.about_site(*found.folders)
-    about += [f"{sites}."] if sites else []
+    both = (verdict.about_windows(*found.folders), verdict.about_site(*found.folders))
+    about += [f"{text}." for text in both if text]
     return [*said, *about, *(f"Beware: {text}." for text in found.warnings)]
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig, head_count
 from pretrain.data.intensity import Intensity
+from pretrain.model.layers import PatchEmbed
 from pretrain.model.positions import resampled
 from pretrain.model.vit import VisionTransformer
 from pretrain.weights import architecture, encoder, published
@@ -98,21 +99,26 @@ def is_published(path: Path) -> bool:
     return path.is_file() or (path / "config.json").is_file()
 
 
-def published_encoder(path: Path) -> Encoder:
+def published_encoder(path: Path, channels: int = 1) -> Encoder:
     """Return published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError.
+
+    channels  3: the model keeps the three channels that the weights were trained with, each normalised as ours is
+              ((N, 3, h, w) images); weights of another number of channels have one
 
     Its intensity is the file's own, else a window of soft tissue. That is a warning for weights of grey images: they
     were trained with an intensity that the file does not name.
     """
-    return of_published(published.read(path), path.name)
+    return of_published(published.read(path), path.name, channels)
 
 
-def of_published(found: Published, name: str) -> Encoder:
+def of_published(found: Published, name: str, channels: int = 1) -> Encoder:
     """Return weights that were read as `published_encoder` does; name: what the encoder is called."""
     config = _model_config(found)
     model = build.backbone(config)
     intensity = found.intensity or _ASSUMED
     load(model, found, config, intensity)
+    if channels != 1 and not found.grey and found.weights[f"{_PROJ}.weight"].shape[1] == channels:
+        _keep_channels(model, found, intensity)
     if found.intensity is None and (found.grey or found.weights["patch_embed.proj.weight"].shape[1] == 1):
         log.warning(
             "%s: does not say its intensity; assumed is %s, which may be wrong: name a run or a folder exported "
@@ -125,6 +131,16 @@ def of_published(found: Published, name: str) -> Encoder:
     # the same weights under another intensity give other features, which are kept by the digest
     digest = hashlib.sha256(f"{whole.digest} {intensity}".encode()).hexdigest()
     return replace(whole, digest=digest)
+
+
+def _keep_channels(model: VisionTransformer, found: Published, intensity: Intensity) -> None:
+    """Give a model the patch embedding of the weights' own channels, which takes our normalisation for each."""
+    kernel, bias = found.weights[f"{_PROJ}.weight"], found.weights.get(f"{_PROJ}.bias")
+    channels = kernel.shape[1]
+    kernel, bias = in_our_units(kernel, torch.zeros(len(kernel)) if bias is None else bias, found, intensity)
+    embed = PatchEmbed(model.patch_size, channels, model.embed_dim)
+    embed.load_state_dict({"proj.weight": kernel.float(), "proj.bias": bias.float()})
+    model.patch_embed, model.channels = embed, channels
 
 
 def _model_config(found: Published) -> ModelConfig:
@@ -163,11 +179,18 @@ def one_channel(
     kernel (D, 3, p, p) and bias (D,) become (D, 1, p, p) and (D,): the patch embedding of x is theirs of
     (x · std + mean), ours, three times, normalised with their mean and std. In float64, so that nothing is lost.
     """
+    kernel, bias = in_our_units(kernel, bias, theirs, ours)
+    return kernel.sum(dim=1, keepdim=True).float(), bias.float()
+
+
+def in_our_units(
+    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig | Intensity
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Absorb the change of normalisation: (D, 3, p, p) and (D,) for channels that ours gives. Returns float64."""
     theirs_mean, theirs_std = (torch.tensor(each, dtype=torch.float64) for each in (theirs.mean, theirs.std))
     exact = kernel.double()
     factor, shift = ours.std / theirs_std, (ours.mean - theirs_mean) / theirs_std
-    folded = torch.einsum("dcij,c->dij", exact, factor).unsqueeze(1)
-    return folded.float(), (bias.double() + torch.einsum("dcij,c->d", exact, shift)).float()
+    return exact * factor.view(1, -1, 1, 1), bias.double() + torch.einsum("dcij,c->d", exact, shift)
 
 
 def resample_kernel(kernel: torch.Tensor, size: int) -> torch.Tensor:

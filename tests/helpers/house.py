@@ -29,7 +29,7 @@ WINGS = {
     "eval": [
         *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "intake"),
         *("reporting", "kept", "nnunet", "curation"),
-        *("probe", "milestones", "choose", "compare", "embed", "predict", "curate", "sweep", "report"),
+        *("validation", "probe", "milestones", "choose", "compare", "embed", "predict", "curate", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],
 }
