@@ -164,11 +164,27 @@ class PetConfig:
 
 @dataclass
 class TileConfig:
-    """Large pictures (electron micrographs, slides) cut into tiles, which are slices of one series, row by row."""
+    """Large pictures (electron micrographs, whole slides) cut into tiles, which are slices of one series, row by row.
 
-    # rows and columns; null: pictures stay whole. Smaller pictures do, too; neighbours overlap where the size does not
-    # divide a picture's
+    Whole slides and tiled TIFF are read by region (data_prep/volumes/slides.py says which files), others whole.
+    """
+
+    # rows and columns; null: pictures stay whole, and whole slides are refused. Smaller pictures stay whole, too;
+    # neighbours overlap where the size does not divide a picture's
     size: int | None = None
+    overlap: int = 0  # pixels that neighbours share at least
+    most: int | None = None  # tiles of a picture or plane, drawn by a hash of its hashed id and their places; null: all
+    # files read by region: micrometres a pixel of tiles; null: the finest that is stored. Files that are coarser are
+    # refused
+    mpp: float | None = None
+    mpp_tolerance: float = 0.05  # up to this deviation from `mpp`, as a share, a stored resolution is taken as it is
+    # micrometres a pixel of the finest resolution in files that do not say it; null: refused where `mpp` is set
+    assumed_mpp: float | None = None
+    # files read by region in colour of 8 bits: share of a tile that has to be tissue; 0: all tiles are taken
+    min_tissue: float = 0.25
+    # saturation (HSV, 0…1) above which a pixel is tissue; null: Otsu's threshold of a small image of the file, between
+    # 0.03 and 0.15
+    tissue_above: float | None = None
     # standard deviation, in 0…1 of the picture's range, below which a tile is empty (glass, background) and left out
     min_spread: float = 0.02
 
@@ -237,6 +253,13 @@ RANGES = {
     "pet.top": POSITIVE,
     "video.max_change": Allowed(-1, 1),
     "tiles.size": Allowed(8, 16384),
+    "tiles.overlap": NOT_NEGATIVE,
+    "tiles.most": COUNT,
+    "tiles.mpp": POSITIVE,
+    "tiles.mpp_tolerance": Allowed(0, 0.5),
+    "tiles.assumed_mpp": POSITIVE,
+    "tiles.min_tissue": SHARE,
+    "tiles.tissue_above": SHARE,
     "tiles.min_spread": NOT_NEGATIVE,
     "pet.body_suv": NOT_NEGATIVE,
     "pet.min_body_fraction": SHARE,

@@ -7,70 +7,19 @@ import json
 import os
 import random
 import struct
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import psutil
 import pydicom
 import pytest
-from helpers import dicom_files
+from helpers import dicom_files, peaks
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from data_prep import schema, verify
 from data_prep.workers import Workers
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-class Peak:
-    """The largest memory that any process below a command held, watched from outside, in MB."""
-
-    def __init__(self, process: subprocess.Popen) -> None:
-        self.total: dict[int, float] = {}
-        self._process = psutil.Process(process.pid)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while True:
-            try:
-                for each in [self._process, *self._process.children(recursive=True)]:
-                    private = each.memory_info().rss - each.memory_info().shared
-                    self.total[each.pid] = max(self.total.get(each.pid, 0), private / 1e6)
-            except psutil.NoSuchProcess:
-                if not self._process.is_running():
-                    return
-            time.sleep(0.01)
-
-    @property
-    def largest(self) -> float:
-        """MB of the process that held most."""
-        return max(self.total.values())
-
-
-def run(command: str, source: Path, output: Path, *words: str, limit_s: float = 300) -> tuple[str, Peak, float]:
-    """Run a sharding command to its end; what it printed, its peak, its seconds."""
-    script = [
-        sys.executable,
-        str(ROOT / "data_prep" / command),
-        "--input",
-        str(source),
-        "--output",
-        str(output),
-        *words,
-    ]
-    began = time.monotonic()
-    process = subprocess.Popen(script, stderr=subprocess.PIPE, text=True, env={**os.environ, "MEDDAP_SALT": "x"})
-    peak = Peak(process)
-    printed = process.communicate(timeout=limit_s)[1]
-    assert process.returncode == 0, printed[-2000:]
-    return printed, peak, time.monotonic() - began
 
 
 def flip_bits(payload: bytearray, draws: random.Random) -> bytes:
@@ -214,7 +163,7 @@ def test_mutated_inputs_are_all_accounted_for(count: int, tmp_path: Path) -> Non
                 written += 1
         number += 1
     words = ("workers=2", "min_slices=1", "limits.minutes=0.5", "limits.volume_gb=0.5", "samples_per_shard=100")
-    printed, peak, _ = run("shard_ct.py", source, tmp_path / "out", *words, limit_s=240 + count / 20)
+    printed, peak, _ = peaks.run("shard_ct.py", source, tmp_path / "out", *words, limit_s=240 + count / 20)
     assert "Traceback" not in printed and "unexpected error" not in printed, printed
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
     ignored = 0  # every file is named as an image
@@ -273,6 +222,6 @@ def test_memory_stays_within_three_volumes(kind: str, tmp_path: Path) -> None:
                 nibabel.save(nibabel.Nifti1Image(voxels.T + np.int16(1000), np.eye(4)), folder / f"x_{name}.nii")
     volume = voxels.nbytes / 1e6 * (4 if kind == "mri" else 1)  # a study's sequences are one volume of four channels
     command = "shard_mri.py" if kind == "mri" else "shard_ct.py"
-    _, peak, _ = run(command, tmp_path / "in", tmp_path / "out", "workers=1")
+    _, peak, _ = peaks.run(command, tmp_path / "in", tmp_path / "out", "workers=1")
     assert peak.largest < 3 * volume + 300, (peak.largest, volume)
     assert sum(part["samples"] for part in schema.read_dataset(tmp_path / "out")["splits"].values()) == 3 * shape[2]

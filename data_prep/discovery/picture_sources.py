@@ -1,4 +1,4 @@
-"""The sources of shard_images.py, one per picture, radiograph or PET series; MedMNIST files have one per image.
+"""The sources of shard_images.py, one per picture, slide, radiograph or PET series; MedMNIST files: one per image.
 
 What the data say themselves is taken: PatientID, the splits and labels of MedMNIST files, folders named train, val or
 test (`split_from`). What a path may say is taken as configured: patients (`patient`, `patient_from`), classes
@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path, PurePath
 
-from data_prep.config import ImagesConfig, PrepConfig
+from data_prep.config import ImagesConfig, PrepConfig, TileConfig
 from data_prep.discovery import doubts, labelmaps, organs, patients, walk
 from data_prep.discovery.archive import Discovered, Source
 from data_prep.discovery.inputs import Inputs, fingerprint
+from data_prep.discovery.layouts import recognise
+from data_prep.discovery.layouts.rules import COMMANDS
 from data_prep.discovery.studies import Series
 from data_prep.identity import SPLIT_NAMES
 from data_prep.schema import SPLITS
-from data_prep.volumes import medmnist, pictures, video, zips
+from data_prep.volumes import medmnist, pictures, slides, video, zips
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import Workers
@@ -31,7 +33,8 @@ COLUMN = "class"  # of the labels that folders are
 _SEQUENCE = re.compile(r"[a-z][a-z0-9_-]{0,15}")
 _TAKEN = ("ct", "pet", "seg", "json", "red", "green", "blue")
 # settings of label maps, and of CT and MR
-_NO_EFFECT = ("layout", "labels", "label_maps", "ignore", "label_grid", "max_labels_outside")
+_NO_EFFECT = ("labels", "label_maps", "ignore", "label_grid", "max_labels_outside")
+_SERIES = ("PT", "SM")  # modalities whose files are one source together: PET, slides with a file per resolution
 _FEW = 20  # folders that look like classes if they hold so many pictures on average, and are as few
 
 
@@ -45,29 +48,40 @@ def discover(
 ) -> Discovered:
     """Return every picture below the inputs as a source, sorted by name, except what lies in `skip` (the output).
 
-    Raises SettingsError for a pattern that is none, MeddapError for patients whom the data put into two splits.
+    Raises SettingsError for a pattern that is none, LayoutError for a layout that does not fit, MeddapError for
+    patients whom the data put into two splits.
     """
     assert isinstance(config, ImagesConfig)
     _check(config)
+    recognise.candidates(config.layout, COMMANDS[modality])  # a slip is said before a long walk
     walked = walk.walk(inputs, workers, config, skip)
     anonymous = [files for uid, files in walked.series.items() if not walked.owners[uid][0]]
     names = [*filter(_is_picture, walked.others), *(name for files in anonymous for name in files)]
-    found = _Finder(
-        inputs, config, patients.rule(map(inputs.below, names), config.patient_from, pattern=config.patient)
+    layouts = recognise.recognise(
+        walked.others,
+        [name for name in walked.others if _is_picture(name)],
+        several="" not in inputs.folders,
+        setting=config.layout,
+        command=COMMANDS[modality],
+        exists=lambda name: zips.is_file(inputs.path(name)),
     )
+    rule = patients.rule(map(inputs.below, names), config.patient_from, pattern=config.patient)
+    found = _Finder(inputs, config, rule, layouts)
     drawings = _drawings(filter(_is_picture, walked.others), inputs, config)
     for name in sorted(walked.others):
         if name in drawings:
             found.refuse(name, "its name or folder says a mask or segmentation, not a picture; drawings=keep takes it")
+        elif reason := found.refusal(name):
+            found.refuse(name, reason)
         elif _is_picture(name):
-            found.add(name, uid=name)
+            found.add(name, uid=name, files=(name, *slides.companions(name, walked.others)))
         elif name.lower().endswith(".npz"):
             found.add_arrays(name)
         else:
             found.ignored += 1
     for uid, files in walked.series.items():
         patient, study = walked.owners[uid]
-        if walked.modalities[uid] == "PT":
+        if walked.modalities[uid] in _SERIES:
             found.add(min(files), uid, patient, study, dicom=True, files=tuple(sorted(files)))
             continue
         for name in files:
@@ -82,12 +96,13 @@ def discover(
             found.refuse(name, "a segmentation, not a picture")
     everything = found.discovered(walked.ignored - len(walked.others))
     everything.lines[:0] = walked.notes
+    everything.warnings += layouts.doubts
     everything.warnings += doubts.warnings(_by_id(inputs, walked), walked.persons, config)
     return everything
 
 
 def _is_picture(name: str) -> bool:
-    return pictures.is_picture(name) or video.is_video(name)
+    return pictures.is_picture(name) or slides.is_slide(name) or video.is_video(name)
 
 
 def _drawings(names: Iterable[str], inputs: Inputs, config: ImagesConfig) -> set[str]:
@@ -116,13 +131,19 @@ def _check(config: ImagesConfig) -> None:
         raise SettingsError(
             f"sequence={config.sequence}: take up to 16 small letters, digits, _ or -, and none of {', '.join(_TAKEN)}"
         )
+    if config.tiles.size is None and config.tiles != TileConfig():
+        raise SettingsError("tiles: does nothing without tiles.size, the rows and columns of a tile; set it")
+    if config.tiles.size is not None and config.tiles.overlap >= config.tiles.size:
+        raise SettingsError(f"tiles.overlap={config.tiles.overlap}: has to be below tiles.size={config.tiles.size}")
 
 
 class _Finder:
     """Collects sources with what their paths say."""
 
-    def __init__(self, inputs: Inputs, config: ImagesConfig, rule: patients.Rule) -> None:
-        self.inputs, self.config, self.rule, self.ignored = inputs, config, rule, 0
+    def __init__(
+        self, inputs: Inputs, config: ImagesConfig, rule: patients.Rule, layouts: recognise.Recognised
+    ) -> None:
+        self.inputs, self.config, self.rule, self.layouts, self.ignored = inputs, config, rule, layouts, 0
         self.named: set[str] = set()  # patients by their paths
         self.sources: list[Source] = []
         self.alone = self.unnamed = 0  # pictures that are their own patient, and those in no split's folder
@@ -139,7 +160,9 @@ class _Finder:
     ) -> None:
         """Add a file, or all `files` of a series. `patient`, `study`: from its header, "" if it has none."""
         below = self.inputs.below(name)
-        problem = ""
+        problem = layout = ""
+        if not patient and not self.config.patient and self.layouts.is_image(name):
+            patient, layout = self.layouts.files[name].patient, self.layouts.files[name].root.layout.name
         if not patient:
             patient, problem = self._patient(below)
         classes = ((COLUMN, below.parent.name),) if self.config.class_from == "folder" and below.parent.name else ()
@@ -149,7 +172,8 @@ class _Finder:
         study = study or str(below.with_suffix(""))
         split = self._split(below)
         print_ = self._fingerprint(list(series.files))
-        self.sources.append(Source((series,), patient, study, print_, problem=problem, split=split, classes=classes))
+        source = Source((series,), patient, study, print_, problem=problem, split=split, classes=classes, layout=layout)
+        self.sources.append(source)
 
     def add_arrays(self, name: str) -> None:
         """Add the images of a MedMNIST file, each a patient of its own: the file has no ids."""
@@ -172,6 +196,11 @@ class _Finder:
                 self.sources.append(
                     Source((series,), image, image, print_, split=split if given else "", classes=classes)
                 )
+
+    def refusal(self, name: str) -> str:
+        """Return why the layout of a file leaves it out; "" if it does not."""
+        known = self.layouts.files.get(name)
+        return known.entry.reason if known and known.entry.role == "left out" else ""
 
     def refuse(self, name: str, problem: str) -> None:
         """Add a file that is left out, with the reason."""
@@ -212,8 +241,20 @@ class _Finder:
             organs.OrganFiles(),
             (0, 0),
             patients=(self.rule, len(self.named)),
+            layouts=self._summaries(used),
             lines=list(self._lines(used)),
         )
+
+    def _summaries(self, used: list[Source]) -> list[dict[str, object]]:
+        """Return the layouts that name patients, for `dataset.json`."""
+        summaries = []
+        for layout in {root.layout.name: root.layout for root in self.layouts.roots}.values():
+            mine = [source for source in used if source.layout == layout.name]
+            folders = sum(root.layout is layout for root in self.layouts.roots)
+            summary: dict[str, object] = {"name": layout.name, "title": layout.title, "folders": folders}
+            summary |= {"images": len(mine), "patients": len({source.patient for source in mine})}
+            summaries.append({**summary, **({"note": layout.note} if layout.note else {})})
+        return summaries
 
     def _check_splits(self, used: list[Source]) -> None:
         splits: dict[str, set[str]] = defaultdict(set)
@@ -226,6 +267,10 @@ class _Finder:
             )
 
     def _lines(self, used: list[Source]) -> Iterator[str]:
+        for summary in self._summaries(used):
+            yield f"layout: {summary['title']} ({summary['name']}): {summary['images']} images of " + (
+                f"{summary['patients']} patients" + (f"; {summary['note']}" if "note" in summary else "")
+            )
         if self.alone:
             yield (
                 f"{self.alone} of {len(used)} pictures have no patient: each counts as one. If patients have several, "

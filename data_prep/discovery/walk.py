@@ -14,7 +14,7 @@ from data_prep.discovery import labelmaps, organs
 from data_prep.discovery.inputs import Inputs
 from data_prep.discovery.studies import NO_UID
 from data_prep.discovery.tree import Tree
-from data_prep.volumes import images, pictures, zips
+from data_prep.volumes import images, pictures, slides, zips
 from data_prep.volumes.errors import UnreadableError
 from data_prep.volumes.volume import RejectedSeries
 from data_prep.workers import LostJob, Workers
@@ -104,7 +104,9 @@ class _Files:
                 kind = _kind(entry.name, own)
                 if kind in ("image", "other") and (folder.linked and tree.read_before(entry)):
                     continue
-                picture = kind == "image" or (kind == "other" and pictures.is_picture(entry.name))
+                picture = kind == "image" or (
+                    kind == "other" and (pictures.is_picture(entry.name) or slides.is_slide(entry.name))
+                )
                 if picture and not folder.linked and self._is_second(entry):
                     second += 1
                 elif kind == "image" and not (folder.linked or entry.is_file(follow_symlinks=False)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,9 +13,9 @@ from data_prep.config import GridConfig, ImagesConfig, TileConfig
 from data_prep.dicom import headers, radiographs
 from data_prep.discovery.studies import Series
 from data_prep.schema import MR_HIGH, MR_LOW, Slice
-from data_prep.sharding import convert_pet
+from data_prep.sharding import convert_pet, slide_tiles
 from data_prep.sharding.staging import Job, Record, Stager, refused_before
-from data_prep.volumes import medmnist, pictures, slicing, video
+from data_prep.volumes import medmnist, pictures, slicing, slides, tiles, video
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import Scale
 from data_prep.volumes.volume import RejectedSeries
@@ -24,13 +25,17 @@ RGB = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame as it is stored: planes (S, H, W) uint16 on one scale; spacing in mm, None where unknown."""
+    """A frame as it is stored: planes (S, H, W) uint16 on one scale; spacing in mm, None where unknown.
+
+    place  (row, column) where a tile begins in the finest pixels of its file; None: a frame is a picture
+    """
 
     planes: np.ndarray
     scale: Scale
     spacing: tuple[float, float] | None = None
     meta: dict[str, object] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
+    place: tuple[int, int] | None = None
 
 
 def convert(job: Job) -> Record:
@@ -64,7 +69,8 @@ def _stage(stager: Stager, series: Series) -> None:
     own = stager.series_hash(series.uid)
     notes: dict[str, object] = {}
     sizes, first, counts, order = set(), None, slicing.SliceCounts(), 0
-    for frame in _frames(job, series, config):
+    left_out: Counter[str] = Counter()
+    for frame in _frames(job, series, own, notes, left_out):
         first = first or frame
         if len(frame.planes) != len(first.planes):
             raise RejectedSeries("grey and coloured pictures in one file; colour=grey takes it")
@@ -74,7 +80,9 @@ def _stage(stager: Stager, series: Series) -> None:
         fitted, spacing = _fitted(frame, config)
         names = (config.sequence,) if len(fitted) == 1 else RGB
         sizes.add(fitted.shape[1:])
-        for planes in _tiles(fitted, config.tiles, counts):
+        whole = frame.place is not None or config.tiles.size is None or max(fitted.shape[1:]) <= config.tiles.size
+        pieces = [(frame.place, fitted)] if whole else _tiles(fitted, config.tiles, own, left_out)
+        for place, planes in pieces:
             for name, plane in zip(names, planes):
                 channel = slicing.Channel(name, planes, 0, frame.scale)
                 counts.count(channel, plane, np.ones(plane.shape, bool))
@@ -90,13 +98,17 @@ def _stage(stager: Stager, series: Series) -> None:
                 box=(0, planes.shape[1], 0, planes.shape[2]),
                 labels=dict(job.labels),
                 scales=((frame.scale.slope, frame.scale.intercept),) * len(names),
-                meta=frame.meta,
+                meta=frame.meta if place is None else {**frame.meta, "tile": list(place)},
             )
             stager.add([sample])
             order += 1
+    counts.air = left_out["tiles_empty"] + left_out["tiles_without_tissue"]
+    if not order and left_out["tiles_without_tissue"]:
+        raise RejectedSeries("no tile holds tissue; tiles.min_tissue and tiles.tissue_above say what is tissue")
     if not order:
         raise RejectedSeries("all its tiles are empty; tiles.min_spread says what is")
     assert first is not None  # readers refuse files without pictures
+    notes |= {key: count for key, count in left_out.items() if count}
     if len(sizes) > 1:
         notes["sizes"] = f"{len(sizes)} sizes of pictures in the file"
     stager.count(counts.sparse())
@@ -115,44 +127,58 @@ def _stage(stager: Stager, series: Series) -> None:
         )
 
 
-def _tiles(planes: np.ndarray, tiles: TileConfig, counts: slicing.SliceCounts) -> Iterator[np.ndarray]:
-    """Yield the tiles of (S, H, W) planes that are not empty, row by row; those that are count as air.
+def _tiles(
+    planes: np.ndarray, config: TileConfig, key: str, left_out: Counter[str]
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Yield where tiles begin and the tiles of (S, H, W) planes that are not empty, row by row; count the others."""
+    assert config.size is not None
+    every = list(tiles.places((planes.shape[1], planes.shape[2]), config))
+    drawn = tiles.draw(every, config.most, key)
+    left_out["tiles_not_drawn"] += len(every) - len(drawn)
+    for row, column in drawn:
+        tile = planes[:, row : row + config.size, column : column + config.size]
+        if _is_empty(tile, config):
+            left_out["tiles_empty"] += 1
+        else:
+            yield (row, column), np.ascontiguousarray(tile)
 
-    They cover the picture: evenly placed from edge to edge, so that neighbours may overlap.
+
+def _is_empty(planes: np.ndarray, config: TileConfig) -> bool:
+    return bool((planes.std(axis=(1, 2)) < config.min_spread * (MR_HIGH - MR_LOW)).all())
+
+
+def _frames(job: Job, series: Series, key: str, notes: dict[str, object], left_out: Counter[str]) -> Iterator[_Frame]:
+    """Yield what a file holds; of one read by region its tiles, with `notes` and what is `left_out`.
+
+    Raises RejectedSeries, UnreadableError.
     """
-    if tiles.size is None or max(planes.shape[1:]) <= tiles.size:
-        yield planes
-        return
-    rows, columns = (_starts(length, tiles.size) for length in planes.shape[1:])
-    for row in rows:
-        for column in columns:
-            tile = planes[:, row : row + tiles.size, column : column + tiles.size]
-            if (tile.std(axis=(1, 2)) < tiles.min_spread * (MR_HIGH - MR_LOW)).all():
-                counts.air += 1
-            else:
-                yield np.ascontiguousarray(tile)
-
-
-def _starts(length: int, size: int) -> list[int]:
-    """Return where tiles begin along an axis: as few as cover it."""
-    count = max(-(-length // size), 1)
-    return [place * max(length - size, 0) // max(count - 1, 1) for place in range(count)]
-
-
-def _frames(job: Job, series: Series, config: ImagesConfig) -> Iterator[_Frame]:
-    """Yield what a file holds. Raises RejectedSeries, UnreadableError."""
+    config = job.config
+    assert isinstance(config, ImagesConfig)
     rules = pictures.Rules(config.alpha, config.colour, config.range)
     path = job.paths(series)[0]
-    if series.dicom:
+    if (series.dicom and _modality(path) == "SM") or (
+        not series.dicom and slides.by_region(path, config.tiles.size is not None)
+    ):
+        for tile in slide_tiles.read(path, config, key, notes, left_out):
+            values = tile.picture.values
+            if values.min() == values.max():
+                left_out["tiles_empty"] += 1
+                continue
+            frame = _encoded(tile.picture, rules, tile.ends)
+            if _is_empty(frame.planes, config.tiles):
+                left_out["tiles_empty"] += 1
+            else:
+                yield replace(frame, spacing=tile.spacing, place=tile.place)
+    elif series.dicom:
         for radiograph in radiographs.read(path, config):
             yield _of_radiograph(radiograph, rules)
     elif "#" in series.name and path.lower().endswith(".npz"):
         split, _, number = series.name.rpartition("#")[2].rpartition("-")
         image = medmnist.read_image(path, split, int(number), config.limits.volume_gb)
-        notes: dict[str, object] = {}
+        own: dict[str, object] = {}
         if image.ndim == 3 and config.colour == "grey" and not _equal(image):
-            image, notes = medmnist.grey(image[None])[0], {"colour": "grey by the luma of BT.601"}
-        yield _encoded(pictures.ruled(image, None, notes, rules), rules)
+            image, own = medmnist.grey(image[None])[0], {"colour": "grey by the luma of BT.601"}
+        yield _encoded(pictures.ruled(image, None, own, rules), rules)
     elif video.is_video(path):
         yield from _of_video(video.Video(path, config.frame_stride, config.video.max_change), rules, config)
     else:
@@ -184,12 +210,17 @@ def _equal(image: np.ndarray) -> bool:
     return bool((image[..., :1] == image[..., 1:]).all())
 
 
-def _encoded(decoded: pictures.DecodedPicture, rules: pictures.Rules) -> _Frame:
-    """Return a picture as it is stored. Raises RejectedSeries for one that shows nothing."""
+def _encoded(
+    decoded: pictures.DecodedPicture, rules: pictures.Rules, between: tuple[float, float] | None = None
+) -> _Frame:
+    """Return a picture as it is stored; `between`: see `pictures.encode`.
+
+    Raises RejectedSeries for one that shows nothing.
+    """
     values = decoded.values
     if values.min() == values.max():
         raise RejectedSeries("all its pixels have one value")
-    stored, scale, notes = pictures.encode(values, rules)
+    stored, scale, notes = pictures.encode(values, rules, between)
     notes = {**decoded.notes, **notes}
     if values.dtype != np.uint8 and rules.range == "auto":
         notes["range"] = f"{values.dtype} values by their percentiles"

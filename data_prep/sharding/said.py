@@ -88,8 +88,18 @@ _DECIDED = {
     "video": "video",
     "scan_start": "start of the scan",
     "colour": "colour",
+    "mpp": "micrometres a pixel",
+    "tissue": "tissue",
+    "planes": "planes",
     "inks": "inks",
     "transparent": "transparent pixels",
+}
+
+# notes that count tiles
+_TILES = {
+    "tiles_without_tissue": "too little tissue (tiles.min_tissue, tiles.tissue_above)",
+    "tiles_empty": "empty (tiles.min_spread)",
+    "tiles_not_drawn": "beyond tiles.most",
 }
 
 
@@ -118,5 +128,8 @@ def summarise(records: dict[str, Record], ignored: int, seconds: float, names: d
         found = Counter(row["notes"][key] for row in accepted if key in row["notes"])
         for value, count in found.most_common(3):
             say(f"  {count} series, {what}: {value}")
+    for key, why in _TILES.items():
+        if count := sum(int(row["notes"].get(key, 0)) for row in {row["stack"]: row for row in accepted}.values()):
+            say(f"  {count} tiles left out: {why}")
     for line in labelmaps.said({row["stack"]: row["notes"] for row in accepted}.values()):
         say(f"  {line}")

@@ -94,7 +94,10 @@ def frames(path: str | Path, rules: Rules) -> Iterator[DecodedPicture]:
     except RejectedSeries:
         raise
     except Image.DecompressionBombError as error:
-        raise RejectedSeries(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into tiles") from error
+        remedy = (
+            "tiles.size=N reads it by region" if str(path).lower().endswith((".tif", ".tiff")) else "cut it into tiles"
+        )
+        raise RejectedSeries(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; {remedy}") from error
     except Exception as error:  # hostile bytes raise anything
         unless_trouble(error)
         what = str(error) if isinstance(error, png.PngError) else type(error).__name__
@@ -162,8 +165,13 @@ def encode(
     return stored, scale, notes
 
 
-def ruled(values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object], rules: Rules) -> DecodedPicture:
-    """Return a picture with alpha and colour as the rules say."""
+def ruled(
+    values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object], rules: Rules, coloured: bool = False
+) -> DecodedPicture:
+    """Return a picture with alpha and colour as the rules say.
+
+    coloured  whether it is a part of a picture in colour, and not grey even if its own channels are equal
+    """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise RejectedSeries("pixels are NaN or infinite")
     if alpha is not None and (opaque := np.iinfo(alpha.dtype).max) > alpha.min():
@@ -178,7 +186,7 @@ def ruled(values: np.ndarray, alpha: np.ndarray | None, notes: dict[str, object]
     if values.ndim == 3:
         if values.dtype not in (np.uint8, np.uint16):
             raise RejectedSeries(f"colours of type {values.dtype}; 8 and 16 bits are read")
-        if (values[..., :1] == values[..., 1:]).all():
+        if not coloured and (values[..., :1] == values[..., 1:]).all():
             values = values[..., 0]
         elif rules.colour == "refuse":
             raise RejectedSeries(f"in colour; {rules.prefix}colour=grey takes it")

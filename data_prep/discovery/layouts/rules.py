@@ -17,7 +17,7 @@ from meddap.records import misfit
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 FOLDER = Path(__file__).parent
-COMMANDS = {"CT": "ct", "MR": "mri"}  # modality → the command's name in rules
+COMMANDS = {"CT": "ct", "MR": "mri", "IMAGE": "images"}  # modality → the command's name in rules
 ROLES = ("image", "label map", "organ", "left out", "dicom", "other", "general")
 _PIECE = re.compile(r"(?P<any>\*\*/)|(?P<star>\*)|\{(?P<field>[a-z_]+)\}|\((?P<words>[^()/]*\|[^()/]*)\)")
 _ENTRY_FORM = {"path": str, "role": str}
@@ -166,7 +166,7 @@ def _layout(name: str, content: Any) -> Layout:
     fields = content.get("fields") or {}
     strange = {*content["commands"]} - {*COMMANDS.values()}
     if strange or not content["commands"] or not content["has"]:
-        raise ValueError("commands are ct, mri or both, and has may not be empty")
+        raise ValueError("commands are ct, mri or images, and has may not be empty")
     has = tuple(
         tuple(pattern(text, fields) for text in (line if isinstance(line, list) else [line])) for line in content["has"]
     )
@@ -198,7 +198,7 @@ def _entry(content: Any, common: Mapping[str, str]) -> Entry:
     if content["role"] == "left out" and not content.get("reason"):
         raise ValueError(f"{path.text}: a file that is left out needs a reason")
     if content.get("only", "") not in ("", *COMMANDS.values()):
-        raise ValueError(f"{path.text}: only is ct or mri")
+        raise ValueError(f"{path.text}: only is ct, mri or images")
     templates = {key: str(content.get(key) or "") for key in ("patient", "study", "sequence")}
     for key, template in templates.items():
         if unknown := set(re.findall(r"\{([a-z_]+)\}", template)) - path.fields:
