@@ -103,6 +103,50 @@ def test_what_is_missing_is_refused(tmp_path: Path, tracer: dict, more: dict, re
     assert {row["notes"]["suv"] for row in rows} == {"the stored values"}
 
 
+@pytest.mark.parametrize(
+    ("tracer", "more", "expected"),
+    [
+        ({}, {}, suv()),
+        ({"RadiopharmaceuticalStartDateTime": "20200101080000"}, {}, suv(hours=2)),
+        ({}, {"DecayCorrectionDateTime": "20200101090000"}, suv(hours=0)),
+        ({}, {"unit": "g/ml{SUVbw}", "PatientWeight": None}, ACTIVITY),
+    ],
+)
+def test_enhanced_files_give_what_classic_ones_do(
+    tmp_path: Path, tracer: dict, more: dict, expected: np.ndarray
+) -> None:
+    """Slopes of each frame by real-world values, the dose decayed to the time that the file says; slices in order."""
+    top = max(float(expected.max()) / 2, 0.1)
+    pet_files.enhanced(tmp_path / "in" / "e.dcm", STORED, tracer, **more)
+    output = sharded(tmp_path, f"pet.top={top}")
+    assert np.abs(volume(output) - expected).max() < top / 16384
+
+
+@pytest.mark.parametrize(
+    ("tracer", "more", "reason"),
+    [
+        ({}, {"unit": ""}, "Units unknown, not BQML"),
+        ({}, {"unit": "1"}, "Units unknown, not BQML"),
+        ({}, {"DecayCorrectionDateTime": None}, "DecayCorrectionDateTime is missing"),
+        ({}, {"DecayCorrectionDateTime": "20200101080000"}, "the scan begins -1.0 h after the injection"),
+        ({}, {"AttenuationCorrected": "NO"}, "AttenuationCorrected is not YES"),
+        ({}, {"DecayCorrected": None}, "DecayCorrected is not YES"),
+        ({"RadiopharmaceuticalStartDateTime": None}, {}, "the time of the injection is missing"),
+        ({}, {"PatientWeight": None}, "PatientWeight is missing"),
+    ],
+)
+def test_what_an_enhanced_file_lacks_is_refused(tmp_path: Path, tracer: dict, more: dict, reason: str) -> None:
+    """One reason; pet.values=stored takes the file."""
+    pet_files.enhanced(tmp_path / "in" / "bad.dcm", STORED, tracer, **more)
+    pet_files.enhanced(tmp_path / "in" / "good.dcm", STORED, PatientID="other", SeriesInstanceUID="1.2.3.5")
+    output = sharded(tmp_path)
+    (said,) = (row["reason"] for row in description.read_manifest(output) if row["status"] == "rejected")
+    assert said.startswith(reason)
+    output.rename(tmp_path / "before")
+    rows = description.read_manifest(sharded(tmp_path, "pet.values=stored"))
+    assert [row["status"] for row in rows] == ["accepted", "accepted"]
+
+
 def test_air_is_left_out_and_hot_spots_are_counted(tmp_path: Path) -> None:
     """Slices below body_suv go; uptake beyond 2.5 × top is clipped, and the manifest says how often."""
     stored = STORED.copy()

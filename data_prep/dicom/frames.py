@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -46,6 +46,7 @@ _GROUPS = {
         "ComplexImageComponent": "ComplexImageComponent",
         "AcquisitionContrast": "AcquisitionContrast",
     },
+    "PETFrameTypeSequence": {"FrameType": "ImageType"},
     "MREchoSequence": {"EffectiveEchoTime": "EchoTime"},
     "MRDiffusionSequence": {"DiffusionBValue": "DiffusionBValue"},
     "MRTimingAndRelatedParametersSequence": {"RepetitionTime": "RepetitionTime", "FlipAngle": "FlipAngle"},
@@ -61,6 +62,8 @@ _GROUPS = {
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
     "CTXRayDetailsSequence": {"KVP": "KVP"},
 }
+_REAL_WORLD = "RealWorldValueMappingSequence"
+_ACTIVITY = {"bq/ml": "BQML", "g/ml{suvbw}": "GML"}  # UCUM, in lower case → Units of classic PET
 # In these most files of a series agree: what follows from them is worked out once
 _SHARED = tags_of(
     *selection.ATTRIBUTES,
@@ -124,7 +127,7 @@ def read(path: str, modality: str, config: StackConfig) -> Iterator[tuple[Frame,
         yield _frame(path, 0, dataset, shared, modality, raw), dataset
         return
     derived = 0  # an enhanced image may hold acquired frames beside computed ones
-    for place, flat in enumerate(_flattened(dataset)):
+    for place, flat in enumerate(flattened(dataset)):
         if config.derived == "refuse" and selection.is_derived(selection.image_type(flat)):
             derived += 1
         else:
@@ -140,8 +143,8 @@ def _check_single(dataset: AnyHeader) -> int:
     return count
 
 
-def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
-    """Yield a classic header per frame."""
+def flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """Yield a classic header per frame. Raises RejectedSeries where groups and frames differ in number."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
         _check_single(dataset)
@@ -164,7 +167,28 @@ def _flattened(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
             directions = macro[0].get("DiffusionGradientDirectionSequence") if macro else None
             if directions:
                 _put(flat, "DiffusionGradientOrientation", directions[0].get("DiffusionGradientOrientation"))
+        if dataset.get("Modality") == "PT":
+            _map_activity(flat, groups.get(_REAL_WORLD) or shared[0].get(_REAL_WORLD) or [])
         yield flat
+
+
+def _map_activity(flat: pydicom.Dataset, mappings: Sequence[pydicom.Dataset]) -> None:
+    """Give a frame of enhanced PET slope, intercept and Units of classic PET, where its real-world values say them.
+
+    PS3.3, C.7.6.16.2.11: stored value · RealWorldValueSlope + RealWorldValueIntercept, in units of UCUM.
+    Activity counts before uptake by body weight.
+    """
+    for code, units in _ACTIVITY.items():
+        for mapping in mappings:
+            stated = mapping.get("MeasurementUnitsCodeSequence") or [pydicom.Dataset()]
+            slope, intercept = (
+                number(mapping.get("RealWorldValueSlope")),
+                number(mapping.get("RealWorldValueIntercept")),
+            )
+            if str(stated[0].get("CodeValue") or "").lower() == code and slope is not None and intercept is not None:
+                for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept), ("Units", units)):
+                    _put(flat, name, value)
+                return
 
 
 def _put(flat: pydicom.Dataset, name: str, value: object) -> None:

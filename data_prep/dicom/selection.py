@@ -6,6 +6,7 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
@@ -20,7 +21,7 @@ from data_prep.volumes.volume import RejectedSeries
 _STORED = {
     "CT": {CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage},
     "MR": {MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage},
-    "PT": {PositronEmissionTomographyImageStorage},
+    "PT": {PositronEmissionTomographyImageStorage, EnhancedPETImageStorage},
 }
 _DOCUMENTS = {"SR": "report", "DOC": "document", "PR": "presentation state", "KO": "key object", "REG": "registration"}
 # Defined terms (PS3.3, C.7.3.1.1.1 and C.7.6.3.1.2) that reasons may repeat

@@ -2,7 +2,8 @@
 
 SUVbw = activity (Bq/ml) · weight (g) / dose (Bq), the dose decayed as the activities are: to the start of the scan
 (DecayCorrection START) or not at all (ADMIN). The start is SeriesTime, or the earliest AcquisitionTime where SeriesTime
-lies after it, as in series that were computed later (QIBA FDG-PET/CT profile, vendor-neutral pseudo-code).
+lies after it, as in series that were computed later (QIBA FDG-PET/CT profile, vendor-neutral pseudo-code). An enhanced
+file says itself to which time its activities were corrected (DecayCorrectionDateTime, PS3.3, C.8.22).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 
 import pydicom
 
-from data_prep.dicom import pixels
+from data_prep.dicom import frames, pixels
 from data_prep.dicom.files import open_file
 from data_prep.dicom.whitelist import number, term
 from data_prep.volumes.errors import unless_trouble
@@ -20,6 +21,7 @@ from data_prep.volumes.volume import RejectedSeries
 
 _COUNTS = "; pet.values=stored takes the stored values"
 _UNITS = {"CNTS", "PROPCNTS", "CM2", "PCNT", "CPS", "UMOLML", "MGMINML", "MLMING", "1CM", "STDDEV", "NONE", "CM2ML"}
+_CORRECTIONS = ("AttenuationCorrected", "DecayCorrected")  # of enhanced PET
 _DAY = timedelta(days=1)
 # what a dose in Bq and a weight in kg can be
 _DOSES, _WEIGHTS = (1e6, 1e11), (0.2, 400.0)
@@ -29,6 +31,11 @@ def factor(paths: Sequence[str]) -> tuple[float, dict[str, object]]:
     """Return what the activities of a PET series are multiplied with, and notes. Raises RejectedSeries."""
     headers = [_read(path) for path in paths]
     first = headers[0]
+    if enhanced := any("PerFrameFunctionalGroupsSequence" in header for header in headers):
+        headers = [flat for header in headers for flat in frames.flattened(header)]
+        first = headers[0]
+        if len({str(flat.get("Units")) for flat in headers}) > 1:
+            raise RejectedSeries(f"frames in several units: no SUV{_COUNTS}")
     units = str(first.get("Units") or "").strip().upper()
     if units == "GML":
         if (kind := str(first.get("SUVType") or "BW").strip().upper()) != "BW":
@@ -38,9 +45,13 @@ def factor(paths: Sequence[str]) -> tuple[float, dict[str, object]]:
         return 1.0, {"suv": "stored as SUV"}
     if units != "BQML":
         raise RejectedSeries(f"Units {term(units, _UNITS, 'unknown')}, not BQML: no SUV{_COUNTS}")
-    corrected = {str(word).strip().upper() for word in _values(first.get("CorrectedImage"))}
-    if missing := [word for word in ("ATTN", "DECY") if word not in corrected]:
-        raise RejectedSeries(f"CorrectedImage lacks {', '.join(missing)}: no SUV{_COUNTS}")
+    if enhanced:
+        if missing := [name for name in _CORRECTIONS if str(first.get(name) or "").strip().upper() != "YES"]:
+            raise RejectedSeries(f"{', '.join(missing)} is not YES: no SUV{_COUNTS}")
+    else:
+        corrected = {str(word).strip().upper() for word in _values(first.get("CorrectedImage"))}
+        if missing := [word for word in ("ATTN", "DECY") if word not in corrected]:
+            raise RejectedSeries(f"CorrectedImage lacks {', '.join(missing)}: no SUV{_COUNTS}")
     weight = _within(first, "PatientWeight", first.get("PatientWeight"), *_WEIGHTS, "kg")
     tracers = first.get("RadiopharmaceuticalInformationSequence") or []
     if len(tracers) != 1:
@@ -48,12 +59,12 @@ def factor(paths: Sequence[str]) -> tuple[float, dict[str, object]]:
     tracer = tracers[0]
     dose = _within(tracer, "RadionuclideTotalDose", tracer.get("RadionuclideTotalDose"), *_DOSES, "Bq")
     decay = str(first.get("DecayCorrection") or "").strip().upper()
-    if decay == "ADMIN":
+    if decay == "ADMIN" and not enhanced:
         return weight * 1000 / dose, {"suv": "by body weight"}
-    if decay != "START":
+    if decay != "START" and not enhanced:
         raise RejectedSeries(f"DecayCorrection {term(decay, {'NONE'}, 'unknown')}: no SUV{_COUNTS}")
     half_life = _within(tracer, "RadionuclideHalfLife", tracer.get("RadionuclideHalfLife"), 1, 1e8, "s")
-    begun, notes = _start(headers)
+    begun, notes = _corrected_to(headers) if enhanced else _start(headers)
     given = _administered(tracer, begun)
     if not timedelta(0) <= begun - given <= _DAY:
         raise RejectedSeries(
@@ -97,6 +108,16 @@ def _start(headers: list[pydicom.Dataset]) -> tuple[datetime, dict[str, object]]
     if series is not None and series <= min(acquired):
         return series, {}
     return min(acquired), {"scan_start": "the earliest AcquisitionTime"}
+
+
+def _corrected_to(headers: list[pydicom.Dataset]) -> tuple[datetime, dict[str, object]]:
+    """Return the time to which the activities of enhanced files were corrected, the same for all of them."""
+    times = {_parsed(str(header.get("DecayCorrectionDateTime") or "").strip()) for header in headers}
+    (time, *others) = times
+    if time is None or others:
+        what = "differs between files" if len(times) > 1 else "is missing, or has an offset from UTC"
+        raise RejectedSeries(f"DecayCorrectionDateTime {what}: no SUV{_COUNTS}")
+    return time, {}
 
 
 def _time(header: pydicom.Dataset, name: str) -> datetime | None:
