@@ -39,9 +39,9 @@ def parser(description: str, keys: str, masks: bool = True) -> argparse.Argument
         "--input",
         required=True,
         type=Path,
-        metavar="DIR",
+        metavar="PATH",
         action="append",
-        help="folder or zip archive of images, DICOM or files; may be given several times",
+        help="folder or zip archive of images, DICOM or files, or one such file; may be given several times",
     )
     options.add_argument("--output", required=True, type=Path, metavar="DIR", action=Once, help="folder for the shards")
     options.set_defaults(masks=[])

@@ -212,7 +212,7 @@ def test_an_archive_may_be_the_input(tmp_path: Path, capsys, monkeypatch: pytest
     both = discovered(alone, tmp_path / "more")
     assert names(both.sources) == ["all.zip/p1/ct.nii.gz", "all.zip/p2/dicom", "more/p3/ct.nii.gz"]
     assert [source.patient for source in both.sources] == ["p1", "someone", "p3"]
-    for name, words in (("x.tar.gz", "a .tar.gz archive; unpack it"), ("x.nii.gz", "name the folder that holds it")):
+    for name, words in (("x.tar.gz", "a .tar.gz archive; unpack it"), ("x.nii.gz", "none of 1 inputs could be used")):
         (tmp_path / name).write_bytes(b"")
         assert shard_ct.main(["--input", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 1
         assert words in capsys.readouterr().err

@@ -1,7 +1,8 @@
-"""The folders and zip archives given as --input, seen as one.
+"""The folders, zip archives and single files given as --input, seen as one.
 
 Each file has one name, whatever their number. With one folder a name is the path below it. With several it begins
-with the folder's own name (made unique), so that equal paths below two of them stay two files.
+with the folder's own name (made unique), so that equal paths below two of them stay two files. A single file stands
+for the folder that holds it without the other files there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from data_prep.volumes import zips
@@ -22,26 +23,39 @@ class InputError(MeddapError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Input folders, or zip archives, by the start of their files' names; "" where there is only one."""
+    """Input folders, or zip archives, by the start of their files' names; "" where there is only one.
+
+    only  start → name of the one file that is read in its folder, where a file was given
+    """
 
     folders: dict[str, Path]
+    only: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Inputs:
-        """Return the folders as one input. Raises InputError if one is missing, or lies in another."""
+        """Return folders and files as one input. Raises InputError if one is missing, or lies in another."""
         given = list(paths)
         apart(given, "--input", archives=True)
-        if len(given) == 1:
-            return cls({"": given[0]})
         folders: dict[str, Path] = {}
+        only: dict[str, str] = {}
+
+        def add(start: str, path: Path) -> None:
+            single = path.is_file() and not zips.is_archive(path.name)
+            folders[start] = path.parent if single else path
+            if single:
+                only[start] = path.name
+
+        if len(given) == 1:
+            add("", given[0])
+            return cls(folders, only)
         for path in given:
             name = start = path.resolve().name or "input"
             number = 1
             while name in folders:
                 number += 1
                 name = f"{start}-{number}"
-            folders[name] = path
-        return cls(folders)
+            add(name, path)
+        return cls(folders, only)
 
     def path(self, name: str) -> str:
         """Return the path to open for a name."""
@@ -75,16 +89,14 @@ def fingerprint(named: Iterable[tuple[str, str]], more: bytes = b"") -> str:
 def apart(folders: list[Path], option: str, archives: bool = False) -> None:
     """Raise InputError unless every folder exists and none is, or lies in, another one.
 
-    archives  whether a zip archive counts as a folder
+    archives  whether zip archives and single files count as folders; archives of other kinds do not
     """
     resolved = [folder.resolve() for folder in folders]
     for place, (folder, own) in enumerate(zip(folders, resolved)):
-        if folder.is_file() and not (archives and zips.is_archive(folder.name)):
-            instead = "; name the folder that holds it" if not archives else ""
-            ending = zips.other_archive(folder.name)
-            if archives:
-                instead = "; unpack it" if ending else ", no folder and no zip archive; name the folder that holds it"
-            raise InputError(f"{option} {folder}: a {ending + ' archive' if ending else 'file'}{instead}")
+        ending = zips.other_archive(folder.name)
+        if folder.is_file() and (ending or not archives):
+            instead = "unpack it" if ending else "name the folder that holds it"
+            raise InputError(f"{option} {folder}: a {ending + ' archive' if ending else 'file'}; {instead}")
         if not folder.exists():
             raise InputError(f"{folder}: no such folder; name the folder that holds the images")
         for other, its in zip(folders[:place], resolved[:place]):

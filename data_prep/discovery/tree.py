@@ -88,6 +88,10 @@ class Tree:
         for start, path in self.inputs.folders.items():
             if os.path.isfile(path):
                 self.zips.append(start)
+            elif start in self.inputs.only:
+                with os.scandir(path) as found:
+                    files, _ = self._sorted(start, [entry for entry in found if entry.name == self.inputs.only[start]])
+                yield Folder(start, os.fspath(path), True, files)
             else:
                 yield from self._below(start, os.fspath(path), top=True)
         heapq.heapify(self._folder_links)
