@@ -195,6 +195,23 @@ class AnomalyConfig:
 
 
 @dataclass
+class FewShotAnomalyConfig:
+    """Residual adapters at several depths of the frozen encoder, from few slices (MVFA, arXiv 2403.12570)."""
+
+    normal: int = 16  # normal training slices, from as many patients as there are
+    # abnormal ones beside them, a row of results each; 0: normal slices alone, nothing is trained
+    abnormal: list[int] = field(default_factory=lambda: [0, 16])
+    draws: int = 3  # of the slices, each fitted anew
+    depths: int = 4  # blocks behind which adapters are, evenly spaced to the last one
+    width: int = 256  # of the adapters' middles where the encoder has no text tower, whose features set it
+    epochs: list[int] = field(default_factory=lambda: [10, 50])  # validation takes one
+    lr: float = 1e-3
+    batch_size: int = 8
+    memory: int = 4000  # tokens of normal slices that are kept at each depth
+    top: list[float] = field(default_factory=lambda: [0.0, 0.05, 1.0])  # share of a slice's patches; 0: the worst one
+
+
+@dataclass
 class RidgeConfig:
     strengths: list[float] = field(default_factory=lambda: [1e-3, 1e-2, 1e-1, 1, 10, 100, 1e3, 1e4, 1e5])
 
@@ -417,6 +434,7 @@ class TaskConfig:
     region: RegionConfig = field(default_factory=RegionConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+    few_shot_anomaly: FewShotAnomalyConfig = field(default_factory=FewShotAnomalyConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     cox: SurvivalConfig = field(default_factory=SurvivalConfig)

@@ -26,6 +26,12 @@ _PROBES = {
     "region": {"strength": POSITIVE, "cells": COUNT},
     "retrieval": {"k": COUNT},
     "anomaly": {"memory": COUNT, "neighbours": COUNT, "top": SHARE},
+    "few_shot_anomaly": {
+        **dict.fromkeys(("normal", "draws", "depths", "width", "epochs", "batch_size", "memory"), COUNT),
+        "abnormal": NOT_NEGATIVE,
+        "lr": POSITIVE,
+        "top": SHARE,
+    },
     "ridge": {"strengths": NOT_NEGATIVE},
     "cox": {"components": COUNT, "penalties": NOT_NEGATIVE},
     "drawing": {"thresholds": SHARE, "tolerance_mm": NOT_NEGATIVE},

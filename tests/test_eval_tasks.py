@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.encoders import random_transformer
 
 from data_prep import generate, shard_ct, shard_mri
 from data_prep.schema import Split
 from eval import probe, report
 from eval.config import FilesConfig, TaskConfig
 from eval.data import sources, splits
+from eval.reporting import main_figure, results
 from meddap.settings import SettingsError, load
 
 CONFIGS = Path(probe.__file__).parent / "configs"
@@ -135,6 +137,24 @@ def test_synthetic_mri_by_volume_and_by_anomaly(brains: Path, tmp_path: Path) ->
     rows = probed("synthetic_anomaly", brains / "shards", tmp_path / "anomaly")
     assert {row["metric"] for row in rows} == {"auroc", "auprc", "pixel_auroc"}
     assert headline(rows, "anomaly", "pixel_auroc") > 0.6
+    _, kept = results.read_predictions(tmp_path / "anomaly")
+    figure = main_figure.find("anomaly", (), "", kept)  # of slices: that of pixels has not taken its place
+    assert str(figure) == "anomaly auroc" and set(kept) == {"anomaly", "anomaly of pixels"}
+
+
+def test_synthetic_mri_from_few_slices(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residual adapters on a random transformer see tumours above chance, by slice and by pixel; statistics of pixels
+    have no blocks to adapt, and the table says so."""
+    file, data = CONFIGS / "synthetic_few_shot_anomaly.yaml", brains / "shards"
+    words = ["normal=4", "abnormal=[0,4]", "draws=1", "epochs=[3]", "memory=300", "depths=2"]
+    quick = [f"few_shot_anomaly.{word}" for word in words]
+    with monkeypatch.context() as patched:
+        patched.setattr(probe.encoder, "load", lambda checkpoint, task: random_transformer())
+        rows = probed(file, data, tmp_path / "adapted", "probes=[few_shot_anomaly]", *quick)
+    assert {row["variant"]["abnormal"] for row in rows} == {0, 4}
+    assert headline(rows, "few_shot_anomaly") > 0.6 and headline(rows, "few_shot_anomaly", "pixel_auroc") > 0.6
+    rows = probed(file, data, tmp_path / "floor")
+    assert {row["probe"] for row in rows} == {"anomaly"}
 
 
 def test_a_table_of_labels(brains: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from eval.config import TaskConfig
-from eval.encoders import language, open_clip, pixel_baseline, third_party
+from eval.encoders import between_blocks, language, open_clip, pixel_baseline, third_party
 from eval.encoders.language import Language
 from meddap.errors import MeddapError
 from meddap.settings import SettingsError
@@ -83,6 +83,13 @@ class CheckpointEncoder:
         with torch.inference_mode(), self.precision:
             found = self.model.intermediate(images.to(self.device), blocks, present)
         return [(each.cls.float().cpu(), each.merged().float().cpu()) for each in found]
+
+    def adapted(self, images: torch.Tensor, blocks: Sequence[int], change: between_blocks.Change) -> None:
+        """Run prepared images (M, C, h, w); behind each of `blocks` (from 0), `change(number, tokens)` gets the tokens
+        (M, tokens, D), patches last, and returns those that go on. Gradients flow through it."""
+        with self.precision:
+            layers = list(self.model.blocks)
+            between_blocks.run(lambda: self.model(images), layers, len(images), blocks, change)
 
 
 def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.encoders import language
+from eval.encoders import between_blocks, language
 from eval.encoders.language import Language
 from meddap.settings import SettingsError
 from pretrain.runtime.device import autocast, pick_device
@@ -79,6 +79,12 @@ class ThirdPartyEncoder(ABC):
             pooled = [None if self.pool is None else self.pool(each).float().cpu() for each in found]
         split = [_split(each.float().cpu(), patches, self.source) for each in found]
         return [(cls if own is None else own, tokens) for (cls, tokens), own in zip(split, pooled)]
+
+    def adapted(self, images: torch.Tensor, blocks: Sequence[int], change: between_blocks.Change) -> None:
+        """See eval.encoders.encoder.CheckpointEncoder."""
+        layers = between_blocks.layers_of(self._model, self.depth)
+        with self.precision:
+            between_blocks.run(lambda: self.tokens(images, [self.depth - 1]), layers, len(images), blocks, change)
 
     @abstractmethod
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ from meddap.settings import SettingsError
 
 _LAST = (-1,)  # the block whose patches are read
 _BINS = 2048
+PIXELS = {"of": "pixels"}  # variant: scored pixel by pixel, where the other outcome is of slices
 _PIXELS = 4  # cells of a patch's side in which pixels are scored
 
 
@@ -40,7 +41,7 @@ class Memory:
         maps = distances(self.patches, test, [neighbours])[neighbours]
         found = [Outcome(prediction_of(slice_scores(maps, top)[:, None], test, self.task))]
         if test.examples.values:
-            found.append(Outcome(_pixels(maps, test, self.edges)))
+            found.append(Outcome(pixel_counts(maps, test, self.edges), PIXELS))
         return found
 
 
@@ -57,7 +58,7 @@ def fit(train: Cohort, val: Cohort, context: Context) -> Memory:
         scores = slice_scores(found[neighbours], top)[:, None]
         values[neighbours, top] = score(scores, val, task)
     neighbours, top = max(values, key=values.__getitem__)
-    edges = np.unique(np.quantile(found[neighbours], np.linspace(0, 1, _BINS + 1)[1:-1]))
+    edges = edges_of(found[neighbours])
     if task.refit:
         both = train.plus(val)
         memory = fill(both, _normal(both), config, task.seed)
@@ -123,18 +124,29 @@ def slice_scores(maps: np.ndarray, top: float) -> np.ndarray:
     return np.sort(maps, axis=1)[:, -count:].mean(axis=1)
 
 
-def _pixels(maps: np.ndarray, test: Cohort, edges: np.ndarray) -> Binned:
-    """Return scores of pixels against the label maps, in cells of a quarter of a patch, counted in bins by patient."""
-    grid, examples = round(maps.shape[1] ** 0.5), test.examples
+def edges_of(maps: np.ndarray) -> np.ndarray:
+    """Return (B − 1,) edges of bins that hold about equally many scores of patches."""
+    return np.unique(np.quantile(maps, np.linspace(0, 1, _BINS + 1)[1:-1]))
+
+
+def pixel_counts(maps: np.ndarray, test: Cohort, edges: np.ndarray) -> Binned:
+    """Return scores of pixels against the label maps, in cells of a quarter of a patch, counted in bins by patient.
+
+    maps (N, P) scores of patches, or (D, N, P) of several fits; edges (B − 1,) of the bins
+    """
+    fits = maps if maps.ndim == 3 else maps[None]
+    grid, examples = round(fits.shape[2] ** 0.5), test.examples
     truth = test.maps(grid * _PIXELS)
     patients, which = np.unique(examples.subjects, return_inverse=True)
-    counts = np.zeros((2, len(patients), len(edges) + 1))
-    for row in range(len(maps)):
-        coarse = torch.from_numpy(maps[row]).view(1, 1, grid, grid)
-        fine = F.interpolate(coarse, scale_factor=_PIXELS, mode="bilinear", align_corners=False)
-        places = np.searchsorted(edges, fine.numpy().ravel(), side="right")
+    counts = np.zeros((2, len(fits), len(patients), len(edges) + 1))
+    for row in range(fits.shape[1]):
         abnormal = np.isin(truth[row].ravel(), examples.values)
         known = ~np.isin(truth[row].ravel(), examples.ignored)
-        for kind, mask in enumerate((abnormal & known, ~abnormal & known)):
-            counts[kind, which[row]] += np.bincount(places[mask], minlength=len(edges) + 1)
-    return Binned("pixel_auroc", counts[0], counts[1], patients)
+        coarse = torch.from_numpy(fits[:, row]).view(len(fits), 1, grid, grid)
+        fine = F.interpolate(coarse, scale_factor=_PIXELS, mode="bilinear", align_corners=False)
+        for fit, values in enumerate(fine.flatten(1).numpy()):
+            places = np.searchsorted(edges, values, side="right")
+            for kind, mask in enumerate((abnormal & known, ~abnormal & known)):
+                counts[kind, fit, which[row]] += np.bincount(places[mask], minlength=len(edges) + 1)
+    positive, negative = counts if maps.ndim == 3 else counts[:, 0]
+    return Binned("pixel_auroc", positive, negative, patients)

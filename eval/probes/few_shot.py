@@ -108,15 +108,21 @@ def draw(
     chosen = np.full(states.shape, -1, np.int8)
     for label in range(states.shape[1]):
         for state in (1,) if exclusive else (1, 0):
-            mine = generator.permutation(np.flatnonzero(states[:, label] == state))
+            mine = np.flatnonzero(states[:, label] == state)
             if len(mine) >= shots:
-                rows = mine[np.argsort(_repeats(subjects[mine]), kind="stable")[:shots]]
+                rows = of_patients(mine, subjects, shots, generator)
                 if exclusive:
                     chosen[rows] = states[rows]
                 else:
                     chosen[rows, label] = state
     rows = np.flatnonzero((chosen >= 0).any(axis=1))
     return rows, chosen[rows]
+
+
+def of_patients(rows: np.ndarray, subjects: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw `count` of some rows, from as many different patients as there are."""
+    mine = generator.permutation(rows)
+    return mine[np.argsort(_repeats(subjects[mine]), kind="stable")[:count]]
 
 
 def _repeats(subjects: np.ndarray) -> np.ndarray:

@@ -4,8 +4,7 @@ results.jsonl      a row per probe, variant, metric and label:
                    task, probe, variant, metric, label (a name, `macro` over names, or `all`), split, value, low, high,
                    patients, leaks (eval.data.leaks.Leaks.row), confounded (sentences), site_told (eval.probes.site),
                    chosen_on_val, refitted, encoder, digest (of weights in their window), weights (digest of them
-                   alone), window (eval.encoders.windows.Seen.row), dataset, test_opened, seed, draws, checkpoint
-                   (as --checkpoint named it), tested (split.by),
+                   alone), window (eval.encoders.windows.Seen.row), dataset, test_opened, seed, draws,
                    preprocessing (eval.encoders.encoder.preprocessing)
 predictions.npz    every prediction, for paired comparisons: arrays `<number>.<field>`, and `made`, JSON
 test_opened.jsonl  a line for every time that the test patients were looked at
@@ -97,7 +96,7 @@ def _joined(folds: Sequence[Prediction]) -> Prediction:
         values = {name: np.concatenate([table[name] for table in tables], axis=1) for name in first.values}
         return replace(first, values=values, subjects=column("subjects"))
     assert isinstance(first, Binned)
-    positive, negative = column("positive"), column("negative")
+    positive, negative = column("positive", axis=-2), column("negative", axis=-2)
     return replace(first, positive=positive, negative=negative, subjects=column("subjects"))
 
 
@@ -116,6 +115,8 @@ def save_predictions(path: Path, pooled_outcomes: dict[str, list[Outcome]], task
     """Write every array of every prediction as `<number>.<field>`, and in `made` what they are."""
     arrays, described = {}, []
     flat = [(probe, outcome) for probe, outcomes in pooled_outcomes.items() for outcome in outcomes]
+    names = [probe + words(outcome.variant) for probe, outcome in flat]
+    assert len(set(names)) == len(names), f"two outcomes of one name, of which one would be lost: {names}"
     for number, (probe, outcome) in enumerate(flat):
         plain = {}
         for name, value in vars(outcome.prediction).items():

@@ -124,6 +124,9 @@ def _resampled(prediction: Resampled, metric: str, draws: int, seed: int) -> tup
 
 def fits_of(prediction: Resampled) -> int:
     """Return how many fits a prediction has."""
+    binned = getattr(prediction, "positive", None)
+    if binned is not None:
+        return len(binned) if binned.ndim == 3 else 1
     held = getattr(prediction, "scores", None)
     if held is None:
         held = next(iter(getattr(prediction, "values", {}).values()), np.zeros(1))

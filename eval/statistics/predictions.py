@@ -130,7 +130,10 @@ class Tabled:
 
 @dataclass(frozen=True)
 class Binned:
-    """Scores of very many pixels as counts: positive, negative (patients, B), bins ascending; subjects (patients,)."""
+    """Scores of very many pixels as counts, bins ascending; subjects (patients,).
+
+    positive, negative  (patients, B), or (D, patients, B) of several fits
+    """
 
     metric: str
     positive: np.ndarray
@@ -143,7 +146,13 @@ class Binned:
 
     def figures(self, metric: str, counts: np.ndarray, patients: np.ndarray, draws: np.ndarray) -> np.ndarray:
         weights = counts[:, np.searchsorted(patients, self.subjects)].astype(np.float64)
-        return metrics.auroc_of_counts(weights @ self.positive, weights @ self.negative)[:, None]
+        positive, negative = (each if each.ndim == 3 else each[None] for each in (self.positive, self.negative))
+        found = np.full((len(draws), 1), np.nan)
+        for fit in np.unique(draws):
+            mine = draws == fit
+            figures = metrics.auroc_of_counts(weights[mine] @ positive[fit], weights[mine] @ negative[fit])
+            found[mine, 0] = figures
+        return found
 
 
 def _ranked(function: Callable[[np.ndarray, np.ndarray, Weights], np.ndarray]) -> Figures:
