@@ -2,17 +2,22 @@
 
 python -m eval.compare --runs BEFORE AFTER --output comparison.jsonl
 python -m eval.compare --runs RUN RUN --probes segmentation lora
+python -m eval.compare --runs BEFORE AFTER --elsewhere TASK.yaml data=DIR --floor PIXELS
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from eval import probe
+from eval.config import TaskConfig
 from eval.data import files
-from eval.reporting import comparison, published, results, verdict, verdict_page
+from eval.encoders import encoder, windows
+from eval.reporting import beside, comparison, published, results, verdict, verdict_page
 from eval.statistics import bootstrap
 from meddap import console, disk
-from meddap.settings import SettingsError
+from meddap.settings import SettingsError, load, merge
 
 
 def table(rows: list[dict]) -> str:
@@ -37,12 +42,67 @@ def _same_encoders(*pairs: tuple[Path, Path]) -> None:
             )
 
 
-def _said(before: Path, after: Path, rows: list[dict] | None = None) -> list[str]:
-    """Return the verdict as lines; a line on why there is none where a folder has predictions and no results."""
+def _said(before: Path, after: Path, floor: Path | None, rows: list[dict] | None = None) -> list[str]:
+    """Return the verdict as lines; a line on why there is none where a folder has predictions and no results.
+
+    floor  the folder of the pixels; None: the one beside `after`, where there is one
+    """
     if missing := [folder for folder in (before, after) if not (folder / "results.jsonl").is_file()]:
         return [f"No verdict: {missing[0]}: has no results.jsonl; probe again"]
-    found = verdict.judge(before, after, rows)
+    found = verdict.judge(before, after, rows, floor or beside.floor(after))
     return verdict_page.lines(found) if found is not None else []
+
+
+def _floor(place: Path, after: Path) -> Path:
+    """Return the folder of the pixels on the task of `after`, probed now where `place` has no results yet."""
+    if not (place / "results.jsonl").is_file():
+        task = _task_of(after)
+        console.say(f"{place}: probing the pixels on {task.name}, the floor")
+        probe.run(beside.PIXELS, task if task.windows_as == "choice" else replace(task, windows_as="choice"), place)
+    rows = results.read_rows(place)
+    if {str(row.get("encoder")) for row in rows} != {beside.PIXELS}:
+        raise SettingsError(f"--floor {place}: probes {rows[0].get('encoder')}, not the pixels; name another folder")
+    return place
+
+
+def _task_of(folder: Path) -> TaskConfig:
+    """Return the task that a folder of probes was made by."""
+    return merge(TaskConfig, (str(folder / "predictions.npz"), results.read_predictions(folder)[0]))
+
+
+def _away(words: list[str], before: Path, after: Path) -> tuple[Path, Path]:
+    """Return the two folders of probes that `--elsewhere` names or, of a task, that lie beside `before` and `after`.
+
+    Raises SettingsError for words that are neither, or where the encoders have changed since.
+    """
+    if not words[0].endswith((".yaml", ".yml")):
+        if len(words) != 2:
+            raise SettingsError(
+                f"--elsewhere {' '.join(words)}: give two folders of probes, BEFORE AFTER, or TASK.yaml key=value …"
+            )
+        return Path(words[0]), Path(words[1])
+    task = load(TaskConfig, words[0], words[1:])
+    one, other = (_probed(folder, task) for folder in (before, after))
+    return one, other
+
+
+def _probed(folder: Path, task: TaskConfig) -> Path:
+    """Return where the encoder of `folder` is probed on another task: TASK-FOLDER beside it, made where it lacks."""
+    row, mine = next(iter(results.read_rows(folder)), {}), _task_of(folder)
+    checkpoint, place = str(row.get("checkpoint", "")), folder.resolve().parent / f"{task.name}-{folder.name}"
+    if not checkpoint:
+        raise SettingsError(f"{folder}: does not say which checkpoint it probed; probe again")
+    if checkpoint == "random":
+        task = replace(task, like=mine.like, seed=mine.seed)
+    if encoder.weights_digest(encoder.load(checkpoint, mine)) != row.get("weights"):
+        raise SettingsError(f"--elsewhere: {checkpoint} has other weights now than {folder} probed; probe both again")
+    if (place / "results.jsonl").is_file():
+        if asdict(_task_of(place)) != asdict(windows.chosen(checkpoint, task)[0]):
+            raise SettingsError(f"{place}: probes another task; give this one another name=, or remove that folder")
+        return place
+    console.say(f"{place}: probing {row.get('encoder')} on {task.name}")
+    probe.run(checkpoint, task, place)
+    return place
 
 
 @console.command
@@ -62,12 +122,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: a row per probe, metric and label")
     parser.add_argument(
         "--elsewhere",
-        nargs=2,
+        nargs="+",
         action="append",
         default=[],
+        metavar="TASK",
+        help="what was forgotten: TASK.yaml key=value …, a domain that was not adapted to, on which both encoders are "
+        "probed; or two folders where they were, BEFORE AFTER; may be repeated",
+    )
+    parser.add_argument(
+        "--floor",
         type=Path,
-        metavar=("BEFORE", "AFTER"),
-        help="the same two encoders on a domain that was not adapted to: what was forgotten; may be repeated",
+        metavar="DIR",
+        help="results of --checkpoint pixels on the same task, made where there are none yet; without it, those that "
+        "lie beside AFTER",
     )
     options = parser.parse_args(arguments)
     before, after = options.runs
@@ -76,7 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
             disk.check_output(options.output)
     rows = comparison.compare(before, after, tuple(options.probes) if options.probes else None)
     own = list(rows)
-    away = options.elsewhere
+    away = [_away(words, before, after) for words in options.elsewhere]
+    floor = _floor(options.floor, after) if options.floor else None
     for mine, its in away:
         _same_encoders((before, mine), (after, its))
         for row in comparison.compare(mine, its):
@@ -84,11 +152,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.output:
         with files.output_errors(options.output):
             files.write_rows(options.output, rows)
-    said = _said(before, after, own)
+    said = _said(before, after, floor, own)
     for mine, its in away:
-        said += [f"Elsewhere: {line}" for line in _said(mine, its)]
-    beside = published.lines(after)
-    console.show("\n".join([*said, "", table(rows), *(["", *beside] if beside else [])]).lstrip("\n"))
+        said += [f"Elsewhere: {line}" for line in _said(mine, its, None)]
+    known = published.lines(after)
+    console.show("\n".join([*said, "", table(rows), *(["", *known] if known else [])]).lstrip("\n"))
     return 0
 
 

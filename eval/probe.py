@@ -11,6 +11,7 @@ test patients were looked at.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     shared: dict[str, Any] = {"leaks": found_leaks.row(), "confounded": confounded, "site_told": site_told}
     shared |= {"encoder": frozen.source, "digest": digest, "weights": encoder.weights_digest(frozen)}
     shared |= {"window": seen.row(), "dataset": examples.version, "test_opened": opened}
+    shared |= {"checkpoint": _absolute(checkpoint), "tested": task.split.by}
     console.say(f"{frozen.source}: sees {windows.told(shared)}")
     shared |= {"preprocessing": encoder.preprocessing(frozen, task.size)}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
@@ -167,6 +169,11 @@ def _fitted(
     return found, Seen(hu, "validation" if choosing else "encoder", tried), digest
 
 
+def _absolute(checkpoint: str) -> str:
+    """Return what `--checkpoint` named in a form that holds from any folder."""
+    return os.path.abspath(checkpoint) if Path(checkpoint.partition(":")[0]).exists() else checkpoint
+
+
 def _decided(asked: TaskConfig, task: TaskConfig) -> windows.By:
     """Return who decided about a window that nobody chose: the task as it was asked, or with its training's source."""
     if task.windows:
@@ -225,7 +232,11 @@ def _keep(
             task = replace(task, window=source["window"], windows=[])
         learned = np.concatenate([fold.rows["train"], fold.rows["val"]])
         for name, each in one.probes.items():
-            figures = [row for row in rows if row["probe"] == name and row["label"] in results.HEADLINE]
+            figures = [  # a head is handed on, a path is not
+                {key: value for key, value in row.items() if key != "checkpoint"}
+                for row in rows
+                if row["probe"] == name and row["label"] in results.HEADLINE
+            ]
             maps: tuple[dict[str, Any], ...] = ()
             if task.kind in _CALIBRATED and not each.refitted and not isinstance(each, Drawing):
                 maps = calibration.fit(each.predict(Cohort("val", base, fold.rows["val"])))

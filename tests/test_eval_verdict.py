@@ -112,6 +112,75 @@ def test_what_to_beware_is_said(tmp_path: Path) -> None:
     assert all(text in page for text in found.warnings)
 
 
+def test_the_floor_is_found_beside_folders_that_are_named_by_hand(tmp_path: Path, capsys) -> None:
+    """Pixels on the same task and data in the same place, wherever that is; those of another task are no floor."""
+    mine = folders(tmp_path, ("before", {"knn": drawn(0.6)}), ("after", {"knn": drawn(0.7, seed=1)}))
+    task = TaskConfig(data="x", name="other", draws=50)
+    probed.write(tmp_path / "strange", task, {"knn": drawn(0.9)}, encoder="pixels")
+    command = ["--runs", *map(str, mine)]
+    assert compare.main(command) == 0
+    assert "No floor: what the pixels give without a network was not measured; --floor DIR" in capsys.readouterr().out
+    assert "organs: no floor: what the pixels give" in html.unescape(report.report(mine))
+    floor = probed.write(tmp_path / "a", replace(task, name="organs"), {"knn": drawn(0.3)}, encoder="pixels")
+    assert compare.main(command) == 0
+    assert "Floor: pixels 0." in capsys.readouterr().out and "after is above it" in html.unescape(report.report(mine))
+    elsewhere = floor.rename(tmp_path / "floors") and tmp_path / "floors"
+    (tmp_path / "deep").mkdir()
+    there = elsewhere.rename(tmp_path / "deep" / "pixels")
+    assert compare.main([*command, "--floor", str(there)]) == 0
+    assert "after is above it" in capsys.readouterr().out
+    assert compare.main([*command, "--floor", str(mine[0])]) == 1
+    assert "probes before, not the pixels" in capsys.readouterr().err
+
+
+def test_the_floor_of_two_probes_is_the_second_ones(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """--probes knn logistic of one folder: above the pixels' logistic regression."""
+    (both,) = folders(tmp_path, ("run", {"knn": told(0.5), "logistic": told(2.0, seed=1)}))
+    task = TaskConfig(data="x", name="organs", draws=100)
+    probed.write(tmp_path / "pixels", task, {"knn": told(3.0), "logistic": told(0.1)}, encoder="pixels")
+    assert compare.main(["--runs", str(both), str(both), "--probes", "knn", "logistic"]) == 0
+    assert "run is above it" in capsys.readouterr().out
+
+
+def test_sites_that_training_had_not_stand_beside_the_site_line(tmp_path: Path, capsys) -> None:
+    """Leave one site out: where the same weights were tested so, its figure; else what to run."""
+    figure = {"value": 0.8, "low": 0.7, "high": 0.9, "patients": 24, "sites": 2}
+    task = TaskConfig(data="x", name="organs", draws=400)
+    for name, dice, seed in (("before", 0.6, 0), ("after", 0.7, 1)):
+        words = {"site_told": figure, "weights": name, "tested": "given"}
+        probed.write(tmp_path / name, task, {"knn": drawn(dice, seed=seed)}, **words)
+    command = ["--runs", str(tmp_path / "before"), str(tmp_path / "after")]
+    assert compare.main(command) == 0
+    assert "not measured, probe both again with split.by=site" in capsys.readouterr().out
+    for name, dice, seed in (("before", 0.5, 0), ("after", 0.4, 1)):
+        words = {"site_told": figure, "weights": name, "tested": "site"}
+        probed.write(tmp_path / f"sites-{name}", task, {"knn": drawn(dice, seed=seed)}, **words)
+    assert compare.main(command) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"Each site in turn, by the patients of the others: knn dice 0\.\d+ → 0\.\d+ \(-0\.", out), out
+    mine = [tmp_path / name for name in ("before", "after", "sites-before", "sites-after")]
+    found = verdict_page.verdicts(mine)
+    assert [(each.before, each.after, each.call) for each in found] == [
+        ("before", "after", "GAIN"),
+        ("sites-before", "sites-after", "LOSS"),
+    ]
+    assert "Each site was tested by the patients of the others" in html.unescape(report.report(mine))
+
+
+def test_the_first_sentence_counts_the_steps_that_were_taken(tmp_path: Path) -> None:
+    """A training of 50 steps that was stopped at 20 adapted in 20, and one that ended in 50."""
+    run = tmp_path / "run"
+    for name, dice in (("before", 0.5), ("after", 0.7)):
+        probed.write(run / "probe" / name, TaskConfig(data="x", draws=50), {"knn": drawn(dice)})
+    (run / "config.yaml").write_text("name: run\ndata: {root: nowhere}\nstages: {one: {steps: 30}, two: {steps: 20}}\n")
+    for stage, step in (("one", 0), ("one", 20)):
+        (run / stage / f"{step:08d}").mkdir(parents=True)
+    assert "were adapted in 20 of 50 planned steps to nowhere" in report.report([run])
+    for stage, step in (("one", 30), ("two", 20)):
+        (run / stage / f"{step:08d}").mkdir(parents=True)
+    assert "were adapted in 50 steps to nowhere" in report.report([run])
+
+
 def test_a_choice_gives_the_verdict_where_only_the_floor_was_probed(tmp_path: Path) -> None:
     """RUN/probe/pixels alone, beside RUN/choose: start against chosen, above that floor."""
     run, task = tmp_path / "run", TaskConfig(data="x", name="organs", draws=100)

@@ -74,6 +74,24 @@ def test_tiles_with_tissue_come_out_pixel_for_pixel(tmp_path: Path, kind: str) -
     assert overview.main([str(root)]) == 0
 
 
+def test_a_slide_in_dicom_is_one_series_of_its_patient(tmp_path: Path) -> None:
+    """A file a resolution, two slides of one patient in a folder: tiles of the one asked for, the label unread."""
+    pixels = [slide_files.tissue(700, 600, [(300, 280, 200)], seed=seed) for seed in (0, 1)]
+    for number, each in enumerate(pixels):
+        slide_files.dicom(tmp_path / "in" / f"s{number}", each, SeriesInstanceUID=f"1.2.3.{number}")
+    root = sharded(tmp_path, "tiles.size=64", "tiles.mpp=1", "colour=keep")
+    splits = schema.read_dataset(root)["splits"].values()
+    assert sum(split["subjects"] for split in splits) == 1 and sum(split["series"] for split in splits) == 2
+    small = {slide_files.halved(each).tobytes(): slide_files.halved(each) for each in pixels}
+    found = samples(root)
+    for sample in found:
+        row, column = (place // 2 for place in sample.meta["tile"])
+        tiles = [each[row : row + 64, column : column + 64] for each in small.values()]
+        assert any(np.array_equal(np.rint(values(sample)), np.moveaxis(tile, -1, 0)) for tile in tiles)
+        assert np.allclose(sample.spacing, 0.001)
+    assert len(found) > 20 and rejected(root) == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "level", "step"), [(0.5, 0, 1), (1.0, 1, 2), (0.98, 1, 2), (2.04, 2, 4), (3.0, 2, 6), (1.5, 1, 3)]
 )

@@ -108,6 +108,29 @@ def test_a_video_that_breaks_off(tmp_path: Path, name: str) -> None:
     assert 3 <= len(kept) < 40 and all(np.array_equal(*pair) for pair in zip(kept[:-2], before))
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "share"),
+    [("a.mpg", "mpeg2video", 0.5), ("a.mpeg", "mpeg2video", 0.8), ("a.wmv", "wmv2", 0.5), ("a.wmv", "wmv2", 0.8)],
+)
+def test_files_that_do_not_count_their_frames(tmp_path: Path, name: str, codec: str, share: float) -> None:
+    """MPEG and WMV, cut within a frame or, WMV, between two: refused in a line; or without the frame that was cut."""
+    path = film(tmp_path / "in" / name, moving(60, 64), codec, "yuv420p")
+    before = frames_of(sharded(tmp_path, "video.max_change=-1"))
+    (tmp_path / "out").rename(tmp_path / "whole")
+    assert len(before) == 60
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    film(tmp_path / "in" / "z.mkv", moving(3))
+    rows = description.read_manifest(sharded(tmp_path, "video.max_change=-1"))
+    (said,) = (row["reason"] for row in rows if row["status"] == "rejected")
+    (tmp_path / "in" / "z.mkv").unlink()
+    if said.startswith("cannot be read as a video"):  # the first frame was cut
+        return
+    assert said.startswith("breaks off") and said.endswith("video.broken=keep takes the frames before")
+    (tmp_path / "out").rename(tmp_path / "first")
+    kept = frames_of(sharded(tmp_path, "video.max_change=-1", "video.broken=keep"))
+    assert 3 <= len(kept) < 60 and all(np.array_equal(*pair) for pair in zip(kept, before))
+
+
 def test_hostile_videos(tmp_path: Path) -> None:
     """A text, an empty file, noise in place of a video, a sound track's header cut: a line each."""
     film(tmp_path / "in" / "good.mkv", moving(3))

@@ -11,6 +11,7 @@ from data_prep.config import ImagesConfig
 from data_prep.volumes import pictures, slides, tiles
 from data_prep.volumes.volume import RejectedSeries
 
+_MOST = 4_000_000  # tiles of a picture
 _OF_PICTURES = ("longest", "grid.in_plane_mm", "grid.size")
 
 
@@ -63,6 +64,8 @@ def _of_image(
         notes["mpp"] = f"{at.mpp[0]:.4g} µm"
     hued = image.colour and image.dtype.itemsize == 1 and config.tiles.min_tissue > 0
     fixed = image.dtype.name == "uint8" and config.range != "robust"
+    if (count := tiles.count(at.shape, config.tiles)) > _MOST:
+        raise RejectedSeries(f"{count:,} tiles, more than {_MOST:,}; larger tiles.size or tiles.mpp make fewer")
     ends, every = (0.0, 255.0), list(tiles.places(at.shape, config.tiles))
     if hued or not fixed:
         small = tiles.overview(image)

@@ -99,6 +99,20 @@ def _lengths(found: list[float]) -> tuple[float, float] | None:
     return (found[0], found[1]) if len(found) == 2 and all(0 < length < 1e4 for length in found) else None
 
 
+def _piece(frame: Any) -> tuple[int, int]:
+    """Return (rows, columns) of a tile or strip."""
+    if frame.is_tiled:
+        return int(frame.tilelength), int(frame.tilewidth)
+    return min(int(frame.rowsperstrip), int(frame.imagelength)), int(frame.imagewidth)
+
+
+def _grid(frame: Any) -> tuple[int, int, int]:
+    """Return how many tiles or strips a page has: (of separate channels, down, across)."""
+    high, wide = _piece(frame)
+    planes = int(frame.samplesperpixel) if frame.planarconfig == 2 else 1
+    return planes, -(-int(frame.imagelength) // high), -(-int(frame.imagewidth) // wide)
+
+
 class TiffPlane:
     """One plane of a TIFF; see `slides.RegionImage`."""
 
@@ -118,6 +132,9 @@ class TiffPlane:
             )
         if self.dtype.kind not in "iuf" or self.dtype.itemsize > 4 or frame.bitspersample % 8 or frame.imagedepth > 1:
             raise RejectedSeries(f"a TIFF of {frame.bitspersample} bits a value; 8, 16 and 32 are read")
+        for page in pages:
+            if len(page.dataoffsets) < np.prod(_grid(page.keyframe), dtype=object):
+                raise RejectedSeries("damaged: it lists fewer tiles or strips than its size needs")
         if photometric == "YCBCR" and getattr(frame.compression, "name", "") not in ("JPEG", "OJPEG"):
             raise RejectedSeries("a TIFF in YCbCr without JPEG; save it in red, green and blue")
         if photometric == "MINISWHITE" and self.dtype.kind != "u":
@@ -129,11 +146,9 @@ class TiffPlane:
     def read(self, level: int, row: int, column: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray | None]:
         frame = self._pages[level].keyframe
         samples = frame.samplesperpixel
-        planes = samples if frame.planarconfig == 2 else 1
+        planes, down, across = _grid(frame)
         out = np.zeros((rows, columns, samples), self.dtype)
-        high, wide = (frame.tilelength, frame.tilewidth) if frame.is_tiled else (frame.rowsperstrip, frame.imagewidth)
-        high = min(high, frame.imagelength) if not frame.is_tiled else high
-        down, across = -(-frame.imagelength // high), -(-frame.imagewidth // wide)
+        high, wide = _piece(frame)
         plain = not frame.is_tiled and frame.compression == 1 and frame.predictor == 1
         if not plain and high * wide * (samples // planes) * self.dtype.itemsize > _PIECE:
             raise RejectedSeries(

@@ -179,6 +179,13 @@ def places(shape: tuple[int, int], config: TileConfig) -> Iterator[tuple[int, in
             yield row, column
 
 
+def count(shape: tuple[int, int], config: TileConfig) -> int:
+    """Return how many `places` there are."""
+    assert config.size is not None
+    down, across = (max(-(-(n - config.overlap) // (config.size - config.overlap)), 1) for n in shape)
+    return down * across
+
+
 def _means(values: np.ndarray, by: int) -> np.ndarray:
     """Return the means of blocks of `by` × `by` pixels of (H, W, 3); those at the far edges may be smaller."""
     if by == 1:

@@ -1,14 +1,15 @@
 """Frames of videos by PyAV, if it is installed: every n-th, without those that hardly differ from the one before.
 
-A video that breaks off is noticed where a frame does not decode, or where its header says how many frames or seconds
-it has: AVI, MP4, MOV, MKV and WebM do. MPEG program streams and WMV do not, so that one cut between two frames passes.
+A video that breaks off is noticed where a frame does not decode or only in part, or where its header says how many
+frames, seconds or bytes it has: AVI, MP4, MOV, MKV, WebM and WMV do. MPEG program streams do not, so that one cut
+between two frames passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from data_prep.volumes.volume import RejectedSeries
 
 SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _MOST = 16 << 30  # bytes of a video in a zip archive
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _SIDE = 32  # cells a side whose mean greys say whether two frames differ
 
 
@@ -57,9 +59,14 @@ class Video:
                 if not container.streams.video:
                     raise RejectedSeries("holds no video")
                 stream, ended = container.streams.video[0], 0.0
-                for number, frame in enumerate(container.decode(stream)):
-                    count, ended = number + 1, float(frame.time or 0.0)
-                    if number % self._stride:
+                for frame in container.decode(stream):
+                    if frame.is_corrupt and count:
+                        self.broken = f"breaks off behind frame {count}, the next is damaged"
+                        return
+                    if frame.is_corrupt:  # a recording that begins between two whole frames
+                        continue
+                    count, ended = count + 1, float(frame.time or 0.0)
+                    if (count - 1) % self._stride:
                         continue
                     if max(component.bits for component in frame.format.components) > 8:
                         raise RejectedSeries("a video of more than 8 bits; convert it, or save its frames as pictures")
@@ -70,7 +77,7 @@ class Video:
                         continue
                     kept = cells
                     yield pixels
-                self.broken = _missing(container, stream, count, ended)
+                self.broken = _missing(container, stream, count, ended) or _cut(file)
         except (RejectedSeries, GeneratorExit):
             raise
         except Exception as error:  # hostile bytes raise anything
@@ -96,6 +103,15 @@ def _cells(pixels: np.ndarray) -> np.ndarray:
         grey = np.add.reduceat(grey, starts, axis=axis)
         ends.append(np.diff([*starts, length]))
     return grey / np.outer(*ends) / 255
+
+
+def _cut(file: BinaryIO) -> str:
+    """Return why a WMV file is not whole: fewer bytes than its File Properties Object says (ASF, 3.2)."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    _, there, behind = file.read(1 << 16).partition(_ASF_PROPERTIES)
+    stated = int.from_bytes(behind[24:32], "little") if there else 0
+    return f"breaks off: {size} of {stated} bytes" if size < stated else ""
 
 
 def _missing(container: Any, stream: Any, count: int, ended: float) -> str:

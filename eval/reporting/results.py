@@ -4,7 +4,8 @@ results.jsonl      a row per probe, variant, metric and label:
                    task, probe, variant, metric, label (a name, `macro` over names, or `all`), split, value, low, high,
                    patients, leaks (eval.data.leaks.Leaks.row), confounded (sentences), site_told (eval.probes.site),
                    chosen_on_val, refitted, encoder, digest (of weights in their window), weights (digest of them
-                   alone), window (eval.encoders.windows.Seen.row), dataset, test_opened, seed, draws,
+                   alone), window (eval.encoders.windows.Seen.row), dataset, test_opened, seed, draws, checkpoint
+                   (as --checkpoint named it), tested (split.by),
                    preprocessing (eval.encoders.encoder.preprocessing)
 predictions.npz    every prediction, for paired comparisons: arrays `<number>.<field>`, and `made`, JSON
 test_opened.jsonl  a line for every time that the test patients were looked at

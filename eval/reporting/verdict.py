@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from eval.encoders import windows
 from eval.probes import registry
-from eval.reporting import comparison, main_figure, results
+from eval.reporting import beside, comparison, main_figure, results
 from eval.reporting.results import HEADLINE, words
 from eval.statistics import holm
 from eval.statistics.bootstrap import shown, shown_p
@@ -81,7 +81,7 @@ class Verdict:
         return f"{self.task}: of {self.others} other figures {' and '.join(parts)}"
 
     def about_floor(self) -> str:
-        """Return the floor in words."""
+        """Return in words what the pixels alone give."""
         if self.floor is None:
             return "floor not measured"
         row, gap = self.floor
@@ -172,8 +172,8 @@ def _floor(folder: Path, after: Path, main: dict[str, Any]) -> tuple[dict[str, A
         rows = comparison.compare(folder, after)
     except MeddapError:  # other patients: no floor for these
         return None
-    keys = ("probe", "metric", "label")
-    gap = next((row for row in rows if all(row[key] == main[key] for key in keys)), None)
+    wanted = {"probe": main["probe"].split(" − ")[0], "metric": main["metric"], "label": main["label"]}
+    gap = next((row for row in rows if all(row[key] == value for key, value in wanted.items())), None)
     return (_of(folder, main, 0), gap) if gap is not None else None
 
 
@@ -246,7 +246,29 @@ def about_site(before: Path, after: Path) -> str:
     chance = 1 / other["sites"]
     return (
         f"Site: {other['sites']} sites are told from the features of new patients with balanced accuracy {figures}, "
-        f"{other['patients']} patients; chance is {chance:.2f}"
+        f"{other['patients']} patients; chance is {chance:.2f}. {_sites_in_turn(before, after)}"
+    )
+
+
+def _sites_in_turn(before: Path, after: Path) -> str:
+    """Return in a sentence, without its full stop, what both encoders give on sites that training had not."""
+    if all(row.get("tested") == "site" for row in _seen(before, after)):
+        return "Each site was tested by the patients of the others"
+    one, other = beside.sites_in_turn(before), beside.sites_in_turn(after)
+    if one is None or other is None:
+        return "Sites that training had not: not measured, probe both again with split.by=site beside these"
+    try:
+        rows = comparison.compare(one, other)
+        main = _main([row for row in rows if row["label"] in HEADLINE], results.read_predictions(other)[0])
+    except MeddapError as error:
+        return f"Sites that training had not: {error}"
+    if main is None:
+        return f"Sites that training had not: {other.name} and {one.name} share no figure"
+    ends = " → ".join(shown(_of(folder, main, place))[0] for folder, place in ((one, 1), (other, 0)))
+    value, interval = shown(main, "+")
+    return (
+        f"Each site in turn, by the patients of the others: {name_of(main)} {ends} ({value}, 95 % interval {interval}, "
+        f"p {shown_p(main)}, {main['patients']} patients)"
     )
 
 

@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.schema import Split
-from eval.reporting import results, subgroup_table, verdict
+from eval.reporting import beside, results, subgroup_table, verdict
 from eval.reporting.results import with_unit
 from eval.reporting.verdict import Verdict
 from eval.statistics.bootstrap import shown, shown_p
 from meddap.errors import MeddapError
 from meddap.page import dim
 from pretrain.config import load, recorded, sources_of
+from pretrain.runtime import checkpoint
 
 _KINDS = {"GAIN": "good", "LOSS": "bad", "no difference shown": ""}
 
+_NO_FLOOR = "No floor: what the pixels give without a network was not measured"
 _LOUD = ("LEAK", "not shown to be above the floor", "mixed up")
 
 
@@ -25,8 +27,8 @@ def verdicts(folders: Sequence[Path]) -> list[Verdict]:
     found: list[Verdict] = []
     for mine in _by_task(folders).values():
         sources = {folder: _source(folder) for folder in mine}
-        networks = [folder for folder in mine if sources[folder] != "pixels"]
-        floor = next((folder for folder in mine if sources[folder] == "pixels"), None)
+        networks = [folder for folder in mine if sources[folder] != beside.PIXELS]
+        floor = next((folder for folder in mine if sources[folder] == beside.PIXELS), None) or beside.floor(mine[0])
         for after in networks[1:]:
             if sources[after].startswith("random"):
                 continue
@@ -63,7 +65,7 @@ def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
     warnings = list(dict.fromkeys(f"{each.task}: {text}" for each in found for text in each.warnings))
     if floorless := [each.task for each in found if each.floor is None]:
         names = ", ".join(dict.fromkeys(floorless))
-        warnings.append(f"{names}: no floor; probe --checkpoint pixels beside the others shows what no network buys")
+        warnings.append(f"{names}: {_NO_FLOOR[0].lower()}{_NO_FLOOR[1:]}; probe --checkpoint pixels beside the others")
     for each in found:
         for about in (verdict.about_windows(*each.folders), verdict.about_site(*each.folders)):
             if about:
@@ -83,7 +85,8 @@ def lines(found: Verdict) -> list[str]:
     about = subgroup_table.lines(table, verdict.name_of(found.row)) if table is not None else []
     both = (verdict.about_windows(*found.folders), verdict.about_site(*found.folders))
     about += [f"{text}." for text in both if text]
-    return [*said, *about, *(f"Beware: {text}." for text in found.warnings)]
+    floor = f"Floor: {found.about_floor()}." if found.floor else f"{_NO_FLOOR}; --floor DIR probes them there."
+    return [*said, floor, *about, *(f"Beware: {text}." for text in found.warnings)]
 
 
 def adapted(run: Path) -> str:
@@ -91,10 +94,17 @@ def adapted(run: Path) -> str:
     config = load(run / "config.yaml")
     first = next(iter(config.stages))
     start = recorded(config, first).init_from
-    steps = sum(recorded(config, name).steps for name in config.stages)
+    planned = sum(recorded(config, name).steps for name in config.stages)
+    taken = sum(_taken(run / name) for name in config.stages)
+    steps = f"{taken:,} steps" if taken == planned else f"{taken:,} of {planned:,} planned steps"
     began = f"weights of {Path(start).name}" if start else "untrained weights"
     data = " and ".join(_data(name, each.root, config.data.split) for name, each in sources_of(config.data).items())
-    return f"{config.name}: {began} were adapted in {steps:,} steps to {data}."
+    return f"{config.name}: {began} were adapted in {steps} to {data}."
+
+
+def _taken(stage: Path) -> int:
+    """Return the step of a stage's newest checkpoint, which is what can be probed; 0 where it keeps none."""
+    return max((int(path.name) for path in checkpoint.steps(stage)), default=0)
 
 
 def _data(name: str, root: str, split: str) -> str:
@@ -123,11 +133,12 @@ def _table(found: Sequence[Verdict]) -> str:
     return f'<div class="wide compact"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 
-def _by_task(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+def _by_task(folders: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
+    """Return folders by task and by what is tested: with each site in turn, other patients are."""
+    found: dict[tuple[str, str], list[Path]] = {}
     for folder in folders:
         if rows := results.read_rows(folder):
-            found.setdefault(rows[0]["task"], []).append(folder)
+            found.setdefault((rows[0]["task"], rows[0].get("tested", "")), []).append(folder)
     return found
 
 

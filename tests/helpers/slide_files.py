@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import VLWholeSlideMicroscopyImageStorage, generate_uid
+
+from helpers import dicom_files
 
 APERIO = "Aperio Image Library v11.2.1\r\n{1}x{0} [0,0 {1}x{0}] (256x256) none|AppMag = 20|MPP = {2}"
 
@@ -57,3 +61,51 @@ def pyramid(path: Path, pixels: np.ndarray, levels: int = 3, **options: object) 
             pixels = halved(pixels)
             file.write(pixels, subfiletype=1, **kind)
     return path
+
+
+def dicom(folder: Path, pixels: np.ndarray, mpp: float = 0.5, levels: int = 3, **attributes: object) -> list[Path]:
+    """Write (rows, columns, 3) uint8 as a DICOM series, a file a resolution and one with the slide's label."""
+    pytest.importorskip("openslide", reason="needs OpenSlide: pip install 'meddap[slides]'")
+    paths = []
+    for level in range(levels):
+        words = (
+            ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"] if level == 0 else ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"]
+        )
+        paths.append(_dicom_file(folder / f"level{level}.dcm", pixels, mpp * 2**level, words, attributes))
+        pixels = halved(pixels)
+    label = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
+    return [
+        *paths,
+        _dicom_file(folder / "a_label.dcm", label, 10.0, ["ORIGINAL", "PRIMARY", "LABEL", "NONE"], attributes),
+    ]
+
+
+def _dicom_file(path: Path, pixels: np.ndarray, mpp: float, words: list[str], attributes: dict) -> Path:
+    rows, columns = pixels.shape[:2]
+    side = 256
+    down, across = -(-rows // side), -(-columns // side)
+    padded = np.full((down * side, across * side, 3), 255, np.uint8)
+    padded[:rows, :columns] = pixels
+    frames = padded.reshape(down, side, across, side, 3).transpose(0, 2, 1, 3, 4)
+    dataset = Dataset()
+    common: dict[str, object] = {
+        **{"SOPClassUID": VLWholeSlideMicroscopyImageStorage, "Modality": "SM", "ImageType": words},
+        **{"PatientID": "someone", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4"},
+        **{"FrameOfReferenceUID": "1.2.3.9", "SOPInstanceUID": generate_uid(entropy_srcs=[str(path)])},
+        **{"TotalPixelMatrixRows": rows, "TotalPixelMatrixColumns": columns, "Rows": side, "Columns": side},
+        **{
+            "SamplesPerPixel": 3,
+            "PhotometricInterpretation": "RGB",
+            "PlanarConfiguration": 0,
+            "PixelRepresentation": 0,
+        },
+        **{"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "NumberOfFrames": down * across},
+        **{"DimensionOrganizationType": "TILED_FULL", "TotalPixelMatrixFocalPlanes": 1, "NumberOfOpticalPaths": 1},
+        **{"OpticalPathSequence": [dicom_files.item(OpticalPathIdentifier="1")], "InstanceNumber": 1},
+    }
+    spacing = dicom_files.item(PixelSpacing=[mpp / 1000, mpp / 1000], SliceThickness=0.001)
+    shared = dicom_files.item(PixelMeasuresSequence=[spacing])
+    dicom_files.put(dataset, {**common, "SharedFunctionalGroupsSequence": [shared], **attributes})
+    dataset.PixelData = frames.tobytes()
+    dataset["PixelData"].VR = "OB"
+    return dicom_files.save(dataset, path)
