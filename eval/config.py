@@ -71,6 +71,8 @@ class FilesConfig:
     modality: Literal["CT", "MR"] = "CT"  # of NIfTI volumes
     # nnU-Net's CT: values that speak against HU (windowed, no air) are read as HU and that is said; check refuses them
     values: Literal["check", "trust"] = "trust"
+    # nnU-Net's, or a public set as it is downloaded: auto, or a name of data_prep/discovery/layouts (msd, btcv …)
+    layout: str = "auto"
     channels: list[str] = field(default_factory=list)  # names of nnU-Net's channels; empty: those of dataset.json
     plane_stride: int = 1  # every n-th slice of a volume
     # label values of voxels that nobody annotated, out of loss and score; so is what dataset.json calls "ignore"

@@ -26,12 +26,20 @@ _DECIDED = {"units": "unit of the header's lengths", "transform": "transform", "
 
 @dataclass(frozen=True)
 class Case:
-    """One volume: its split ("" where imagesTr, test where imagesTs), files of its channels, label map."""
+    """One volume: its split ("" where imagesTr, test where imagesTs), files of its channels, label map.
+
+    stacked  its channels lie along the fourth axis of one file, which `files` names once for each
+    """
 
     name: str
     split: str
     files: tuple[Path, ...]
     labels: Path
+    stacked: bool = False
+
+    def channel(self, place: int) -> tuple[int, int] | None:
+        """Return (place, number of channels) along the fourth axis; None for a file with one channel."""
+        return (place, len(self.files)) if self.stacked else None
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def said(notes: Sequence[Mapping[str, object]]) -> Iterator[str]:
 
 def _ct(case: Case, files: FilesConfig) -> CaseVolume:
     config = _configured(CtConfig(values=files.values), files)
-    volumes, labels, notes = _read(case, images.read_ct, config)
+    volumes, labels, notes = _read(case, lambda path, how, _: images.read_ct(path, how), config)
     pixels = np.stack([volume.voxels for volume in volumes])
     body = pixels > config.air.threshold_hu
     return replace(_cut(pixels, labels, body, config.air.min_body_fraction, volumes[0].spacing), notes=notes)
@@ -114,16 +122,16 @@ def _configured(config: Config, files: FilesConfig) -> Config:
 
 
 def _read(
-    case: Case, read_volume: Callable[[Path, Config], Volume], config: Config
+    case: Case, read_volume: Callable[[Path, Config, tuple[int, int] | None], Volume], config: Config
 ) -> tuple[list[Volume], np.ndarray | None, dict[str, object]]:
     """Return the channels of a case, its label map on their grid, and the notes of all files."""
     path = case.files[0]
     try:
         volumes = []
-        for path in case.files:
-            volumes.append(read_volume(path, config))
-        for path in (*case.files, case.labels):
-            _check_shape(path, case.files[0], config)
+        for place, path in enumerate(case.files):
+            volumes.append(read_volume(path, config, case.channel(place)))
+        for path in (*(() if case.stacked else case.files), case.labels):
+            _check_shape(path, case, config)
         labels, notes = labelmaps.of([LabelFile(str(path), certain=True)], volumes[0], config)
     except RejectedSeries as error:
         raise SettingsError(f"{path}: {_renamed(error.reason)}") from error
@@ -132,9 +140,10 @@ def _read(
     return volumes, labels, notes
 
 
-def _check_shape(path: Path, first: Path, config: PrepConfig) -> None:
+def _check_shape(path: Path, case: Case, config: PrepConfig) -> None:
     """Raise SettingsError for a file of another grid: nnU-Net asks for one; another shape is somebody's mistake."""
-    mine, other = (images.Image(each, config).shape for each in (path, first))
+    first = case.files[0]
+    mine, other = images.Image(path, config).shape, images.Image(first, config, case.channel(0)).shape
     if mine != other:
         sizes = ["x".join(map(str, shape)) for shape in (mine, other)]
         raise SettingsError(f"{path}: {sizes[0]} voxels, but {first.name} has {sizes[1]}; give one grid")

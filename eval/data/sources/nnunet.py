@@ -1,4 +1,4 @@
-"""Examples from NIfTI pairs in nnU-Net's layout.
+"""Examples from NIfTI pairs in nnU-Net's layout, or in that of a public set as it is downloaded (MSD, BTCV, KiTS …).
 
     DATA/dataset.json               {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, …}
     DATA/imagesTr/CASE_0000.nii.gz  one file per channel     DATA/labelsTr/CASE.nii.gz
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data_prep.schema import content_digest
 from data_prep.volumes import images
 from eval.config import TaskConfig
-from eval.data import nnunet_cases
+from eval.data import nnunet_cases, raw_layouts
 from eval.data.examples import Examples, Picture, identified, matched, version_of
 from eval.data.nnunet_cases import Case, CaseVolume
 from eval.data.sources.shards import for_kind, presence
@@ -37,11 +37,11 @@ _FOLDERS = {"": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
 def load(task: TaskConfig, cache: Path) -> Examples:
     """Return every `files.plane_stride`-th slice that is not air."""
     root = Path(task.data)
-    labels_there, channels_there = _described(root)
+    labels_there, channels, cases = _found(root, task)
     names = dict(task.organs) or structures(root / "dataset.json", labels_there)
+    if not names:
+        raise SettingsError(f"{root}: nothing names the values of its label maps; give organs.NAME=VALUE for each")
     ignored = _ignored(task, names, labels_there)
-    channels = tuple(task.files.channels or channels_there)
-    cases = _cases(root, len(channels))
 
     @lru_cache(maxsize=2)
     def stack(number: int) -> CaseVolume:
@@ -102,6 +102,20 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     return for_kind(examples, task.kind)
 
 
+def _found(root: Path, task: TaskConfig) -> tuple[dict[str, Any], tuple[str, ...], list[Case]]:
+    """Return label name → value, names of channels and the cases: of nnU-Net's layout, else of a public set's own."""
+    if task.files.layout in ("auto", "nnunet") and any((root / "imagesTr").glob("*_0000.nii*")):
+        labels, channels = _described(root)
+        names = tuple(task.files.channels or channels)
+        return labels, names, _cases(root, len(names))
+    raw = None if task.files.layout == "nnunet" else raw_layouts.find(root, task.files)
+    if raw is None:
+        labels, channels = _described(root)  # says what nnU-Net's layout would have
+        return labels, tuple(channels), _cases(root, len(channels))
+    say(f"{root}: {raw.title}: {len(raw.cases)} cases with labels, {', '.join(raw.channels)}")
+    return dict(raw.labels), raw.channels, raw.cases
+
+
 def _described(root: Path) -> tuple[dict[str, Any], list[str]]:
     """Return labels by name and the names of the channels of dataset.json."""
     path = root / "dataset.json"
@@ -110,7 +124,10 @@ def _described(root: Path) -> tuple[dict[str, Any], list[str]]:
         channels = described.get("channel_names") or described["modality"]
         return _by_name(described["labels"]), [str(name).lower() for name in channels.values()]
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; expected a raw data set in nnU-Net's layout") from error
+        raise SettingsError(
+            f"{path}: {error.strerror}; expected a raw data set in nnU-Net's layout, or a public set as it is "
+            "downloaded, whose images are of files.modality"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{path}: names no labels and channels ({error}); see nnU-Net's dataset format") from error
 
