@@ -167,6 +167,8 @@ def test_micrometres_a_pixel_are_read_where_files_keep_them(tmp_path: Path, said
     root = sharded(tmp_path, "tiles.size=64")
     spacing = np.array(samples(root)[0].spacing)
     assert np.allclose(spacing * 1000, mpp) if mpp else np.array_equal(spacing, [1, 1])
+    assert np.allclose(accepted(root)["spacing_mm"][1:], spacing, rtol=1e-4)
+    assert overview.main([str(root)]) == 0
 
 
 @pytest.mark.parametrize(

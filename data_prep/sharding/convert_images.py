@@ -120,7 +120,8 @@ def _stage(stager: Stager, series: Series) -> None:
             slices=count,
             air_slices=counts.air,
             shape=[count, *first.planes.shape[1:]],
-            spacing_mm=[1.0, *(round(length, 4) for length in first.spacing or (1.0, 1.0))],
+            # digits that count: pixels of slides and electron micrographs are smaller than a tenth of a micrometre
+            spacing_mm=[1.0, *(float(f"{length:.5g}") for length in first.spacing or (1.0, 1.0))],
             annotated=[],
             notes=notes if first.spacing else {**notes, "spacing": "unknown, 1 mm stands for it"},
             meta=first.meta,
