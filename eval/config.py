@@ -381,6 +381,17 @@ class CurateConfig:
     workers: int = 1  # threads that decode slices
 
 
+@dataclass
+class PatchMapConfig:
+    """The interactive patch map of the report: which test slices it holds. Reports of large maps leave slices out."""
+
+    patients: int = 12  # test patients, evenly spread; 0: no map
+    slices: int = 12  # of each patient, evenly spread over its longest series
+    pixels: int = 256  # most pixels of the side of a slice as it is shown
+    error: float = 0.02  # of a cosine, below which principal components are left out
+    memory_gb: float = 0.5  # of features before they are reduced; fewer slices where they would take more
+
+
 _EVEN = ("segmentation", "stack3d")  # draw by squares that overlap by half
 
 
@@ -464,6 +475,7 @@ class TaskConfig:
     windows_as: Literal["choice", "channels"] = "choice"
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes
     pictures: int = 4  # test slices shown in the report
+    patch_map: PatchMapConfig = field(default_factory=PatchMapConfig)
     batch_size: int = 32  # slices per forward pass
     bf16: bool = True  # autocast where the device multiplies it in hardware
 

@@ -3,9 +3,9 @@
     python -m eval.probe --checkpoint RUN --task eval/configs/quickstart.yaml --output DIR data=SHARDS
 
 Training patients fit, validation patients choose, test patients are scored once, after everything is fitted.
-Writes DIR/results.jsonl (a row per figure), DIR/predictions.npz (for paired comparisons), DIR/pictures.npz (for the
-report), DIR/heads/NAME (the fitted heads, for eval.predict) and a line in DIR/test_opened.jsonl for every time that the
-test patients were looked at.
+Writes DIR/results.jsonl (a row per figure), DIR/predictions.npz (for paired comparisons), DIR/pictures.npz and
+DIR/patch_map.npz (for the report), DIR/heads/NAME (the fitted heads, for eval.predict) and a line in
+DIR/test_opened.jsonl for every time that the test patients were looked at.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from eval.encoders.windows import Seen
 from eval.intake import preparation
 from eval.kept import calibration, head
 from eval.probes import registry, site
-from eval.reporting import overlays, pictures, published, results
+from eval.reporting import overlays, patch_map, pictures, published, results
 from eval.statistics import bootstrap, confounding
 from eval.statistics.predictions import Tabled
 from meddap import console
@@ -103,6 +103,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     drawings = {name: one for name, one in fitted[-1].probes.items() if isinstance(one, Drawing)}
     if patches and task.pictures:
         pictures.save(output / "pictures.npz", last, drawings, task)
+    if base.features is not None and (line := patch_map.write(output, fitted[-1].encoder, last.examples, task)):
+        console.say(line)
     measured = {name: each[0].prediction for name, each in pooled.items()}
     drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}
     if drawn:

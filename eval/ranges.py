@@ -62,6 +62,11 @@ TASK = {
     "draws": COUNT,
     "seed": Allowed(0, 2**63 - 1),
     "pictures": NOT_NEGATIVE,
+    "patch_map.patients": Allowed(0, 1000),
+    "patch_map.slices": Allowed(1, 1000),
+    "patch_map.pixels": Allowed(32, 1024),
+    "patch_map.error": Allowed(0, 1, above=True),
+    "patch_map.memory_gb": POSITIVE,
     "batch_size": COUNT,
     **{f"{probe}.{key}": allowed for probe, table in _PROBES.items() for key, allowed in table.items()},
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from data_prep.schema import SPLITS, Split, license_of
 from eval import sweep
 from eval.data import files
 from eval.reporting import choices, plots, report_probes, sequence_maps, tables, verdict_page
+from eval.reporting.page_files import PageFiles
 from meddap import console, disk
 from meddap.disk import write_atomic
 from meddap.errors import MeddapError
@@ -28,8 +30,11 @@ from pretrain.config import load, recorded, sources_of
 from pretrain.runtime import checkpoint, metrics
 
 
-def report(runs: Sequence[Path]) -> str:
-    """Return the page on runs and folders of probes. Raises SettingsError for a folder that is neither."""
+def report(runs: Sequence[Path], attached: PageFiles | None = None) -> str:
+    """Return the page on runs and folders of probes. Raises SettingsError for a folder that is neither.
+
+    attached  takes interactive maps and figures for print, which the page links; None: it links nothing
+    """
     body, loose = [], []
     for run in runs:
         if (run / "results.jsonl").is_file():
@@ -39,20 +44,24 @@ def report(runs: Sequence[Path]) -> str:
             raise SettingsError(f"{run}: not a run (no config.yaml); name a folder that pretrain.train wrote")
         if len(runs) > 1:
             body.append(f"<h1>{html.escape(run.name)}</h1>")
-        body += ["<h2>Verdict</h2>", *_or_say_why(_verdict, run), *_or_say_why(choices.section, run)]
-        for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", _probes)):
+        judged, probes = partial(_verdict, attached=attached), partial(_probes, attached=attached)
+        body += ["<h2>Verdict</h2>", *_or_say_why(judged, run), *_or_say_why(choices.section, run)]
+        for title, section in (("What was run", _run), ("Data", _data), ("Training", _training), ("Probes", probes)):
             body += [f"<h2>{title}</h2>", *_or_say_why(section, run)]
             body += _or_say_why(_sequences, run) if title == "Training" else []
     if loose:
-        body += ["<h2>Verdict</h2>", *verdict_page.section(loose)]
-        body += ["<h2>Probes</h2>", *report_probes.section(loose)]
+        body += ["<h2>Verdict</h2>", *verdict_page.section(loose, attached=attached)]
+        body += ["<h2>Probes</h2>", *report_probes.section(loose, attached)]
     title = "MedDAP: " + ", ".join(run.name for run in runs)
     return page(title, "Medical domain-adaptive pretraining: what went in, what came out", body)
 
 
 def write(runs: Sequence[Path], output: Path) -> None:
-    """Write the page, and beside it every figure as CSV and the headlines as LaTeX."""
-    write_atomic(output, report(runs).encode())
+    """Write the page, and beside it every figure as CSV, the headlines as LaTeX, and a folder of the files it links."""
+    attached = PageFiles(output)
+    page = report(runs, attached)
+    attached.write()
+    write_atomic(output, page.encode())
     folders = [folder for run in runs for folder in report_probes.folders_of(run)]
     rows = tables.read(folders)
     if rows:
@@ -61,14 +70,14 @@ def write(runs: Sequence[Path], output: Path) -> None:
         write_atomic(output.with_suffix(".tex"), tables.as_latex(rows).encode())
 
 
-def _verdict(run: Path) -> Iterator[str]:
+def _verdict(run: Path, attached: PageFiles | None) -> Iterator[str]:
     probed = report_probes.folders_of(run)
     folders = probed if verdict_page.verdicts(probed) else [*choices.folders_of(run), *probed]
-    yield from verdict_page.section(folders, run)
+    yield from verdict_page.section(folders, run, attached)
 
 
-def _probes(run: Path) -> Iterator[str]:
-    yield from report_probes.section(report_probes.folders_of(run))
+def _probes(run: Path, attached: PageFiles | None) -> Iterator[str]:
+    yield from report_probes.section(report_probes.folders_of(run), attached)
     for path in sorted(run.glob("*/sweep.jsonl")):
         yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
         rows = read_json_lines(path, dict, "sweep again")
@@ -231,7 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = console.parser(
         "Write one HTML page, which needs no other file, on runs and their probes: what was run, on which data, how "
         "the losses fell, what the probes found.",
-        "Beside the page, every figure as .csv and the headlines as .tex.",
+        "PageFiles the page, every figure as .csv and the headlines as .tex; in a folder <name>_files the interactive "
+        "patch map (one file, works offline) and ROC, calibration and forest plots for print, as .svg and .pdf.",
     )
     parser.add_argument(
         "--runs",

@@ -64,8 +64,11 @@ def test_from_a_run_to_its_page(run: Path, capsys: pytest.CaptureFixture) -> Non
     assert {row["metric"] for row in rows} >= {"auroc", "dice", "mcnemar"} and all(0 < row["p"] <= 1 for row in rows)
     assert report.main(["--runs", str(run), "--output", str(run / "report.html")]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 + 3 + 3 and "Missing" not in page
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == 6 + 2 + 3 + 3 and "Missing" not in page
+    assert not re.search(r'src="(?!data:)', page) and "http" not in page.replace("http-equiv", "")
+    links = re.findall(r'href="([^"]+)"', page)
+    assert {Path(each).suffix for each in links} == {".html", ".svg", ".pdf"}
+    assert {run / each for each in links} == set((run / "report_files").iterdir())
     assert "gantry tilt of 9.0 degrees" in page and "after minus before" in page
     with open(run / "report.csv", newline="") as file:
         table = list(csv.DictReader(file))

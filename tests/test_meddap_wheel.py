@@ -15,7 +15,7 @@ import meddap
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("data_prep", "eval", "meddap", "pretrain", "slurm")
-KINDS = {".py", ".yaml", ".sh", ".html", ".md", ".typed"}
+KINDS = {".py", ".yaml", ".sh", ".html", ".css", ".js", ".md", ".typed"}
 
 
 def files(folder: Path) -> set[str]:
@@ -47,7 +47,7 @@ def test_the_wheel_has_every_file_and_no_other(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     there = files(ROOT)
     assert {f"{package}/py.typed" for package in PACKAGES} <= there
-    assert {"meddap/page.html", "slurm/pretrain.sh", "eval/nnunet/GUIDE.md"} <= there
+    assert {"meddap/page.html", "slurm/pretrain.sh", "eval/nnunet/GUIDE.md", "eval/reporting/patch_map.js"} <= there
     assert names == there
 
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from data_prep.figures import COLOURS, INK, STYLE, png
+from eval.statistics import curve_bands
 from eval.statistics.predictions import Scored
 
-_LINES = ("-", "--", ":", "-.")
-_BINS = 10
+PANELS = 4  # labels on the page; print figures have all
+
+
+class Look(NamedTuple):
+    """How a run is drawn: told apart by colour-blind readers, and in grey by line and marker."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+LOOKS = (  # colours of Okabe and Ito
+    Look("#0072b2", "--", "s"),
+    Look("#d55e00", "-", "o"),
+    Look("#009e73", ":", "^"),
+    Look("#cc79a7", "-.", "D"),
+    Look("#e69f00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    Look("#56b4e9", (0, (1, 3)), "P"),
+)
 
 
 def learning(rows: Sequence[dict], runs: Sequence[str], axis_name: str) -> bytes:
@@ -40,48 +60,68 @@ def learning(rows: Sequence[dict], runs: Sequence[str], axis_name: str) -> bytes
     return png(figure)
 
 
-def roc_and_calibration(predictions: dict[str, Scored]) -> bytes:
-    """Draw the ROC curve (left) and the calibration curve (right): a colour for each run, a line style for each of the
-    first four labels or classes."""
+def roc_and_calibration(predictions: dict[str, Scored], draws: int, seed: int) -> bytes:
+    """Draw ROC (above) and calibration (below), a panel for each of the first four labels or classes and a line for
+    each run, with 95 % bands and intervals."""
+    labels = labels_of(predictions)[:PANELS]
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8), layout="constrained")
-        for axis in (left, right):
-            axis.plot([0, 1], [0, 1], color=INK, lw=0.6)
-            axis.set_aspect("equal")
-            axis.grid(alpha=0.2)
-        for number, prediction in enumerate(predictions.values()):
-            for column in range(min(len(prediction.names), len(_LINES))):
-                _, scores, positive = prediction.label(prediction.scores[0], column)
-                style = {"color": COLOURS[number % len(COLOURS)], "ls": _LINES[column], "lw": 1.2}
-                if positive.any() and not positive.all():
-                    left.plot(*roc(scores, positive), **style)
-                right.plot(*reliability(scores, positive), marker=".", **style)
-        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
-        right.set(xlabel="predicted probability", ylabel="share that is positive", title="calibration")
-        first = next(iter(predictions.values()))
-        handles = [plt.Line2D([], [], color=COLOURS[n % len(COLOURS)]) for n in range(len(predictions))]
-        shown = first.names[: len(_LINES)]
-        handles += [plt.Line2D([], [], color=INK, ls=_LINES[n]) for n in range(len(shown))]
-        names = [*predictions, *shown]
-        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        figure, axes = plt.subplots(
+            2, len(labels), figsize=(2.9 * len(labels) + 0.6, 6.1), squeeze=False, layout="constrained"
+        )
+        for (column, name), (above, below) in zip(labels, axes.T):
+            draw_roc(above, predictions, column, draws, seed)
+            draw_calibration(below, predictions, column, draws, seed)
+            above.set_title(name)
+        for axis in axes[:, 1:].flat:
+            axis.set_ylabel("")
+        figure.legend(handles=handles(predictions), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return png(figure)
 
 
-def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false and true positive rate at every distinct threshold, from (0, 0) to (1, 1)."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.r_[np.diff(scores[order]) != 0, True]
-    hits, alarms = np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
-    return np.r_[0, alarms / alarms[-1]], np.r_[0, hits / hits[-1]]
+def labels_of(predictions: dict[str, Scored]) -> list[tuple[int, str]]:
+    """Return columns and names of the curves: of two classes the second alone, whose curves mirror the first's."""
+    first = next(iter(predictions.values()))
+    found = list(enumerate(first.names))
+    return found[1:] if first.kind == "multiclass" and len(found) == 2 else found
 
 
-def reliability(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean probability and share of positives in each of ten equal bins that is not empty."""
-    place = np.minimum((scores * _BINS).astype(np.int64), _BINS - 1)
-    count = np.bincount(place, minlength=_BINS)
-    there = count > 0
-    said, true = (np.bincount(place, each, minlength=_BINS)[there] / count[there] for each in (scores, positive))
-    return said, true
+def handles(runs: Iterable[str]) -> list[plt.Line2D]:
+    """Return what a legend shows of each run."""
+    return [
+        plt.Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, ms=3.5, label=run)
+        for run, look in zip(runs, cycle(LOOKS))
+    ]
+
+
+def draw_roc(axis: plt.Axes, predictions: dict[str, Scored], column: int, draws: int, seed: int) -> None:
+    """Draw the ROC curve of a label with the band of every run; a run whose test patients lack a class has none."""
+    _diagonal(axis)
+    for prediction, look in zip(predictions.values(), cycle(LOOKS)):
+        _, scores, positive = prediction.label(prediction.scores[0], column)
+        if positive.any() and not positive.all():
+            at, low, high = curve_bands.roc_band(prediction, column, draws, seed)
+            axis.fill_between(at, low, high, color=look.colour, alpha=0.16, lw=0)
+            axis.plot(*curve_bands.roc(scores, positive), color=look.colour, ls=look.line)
+    if not axis.collections:
+        axis.text(0.5, 0.4, "only one class", ha="center", transform=axis.transAxes)
+    axis.set(xlabel="false positive rate", ylabel="true positive rate")
+
+
+def draw_calibration(axis: plt.Axes, predictions: dict[str, Scored], column: int, draws: int, seed: int) -> None:
+    """Draw the share of positives against the predicted probability, with the interval of every bin."""
+    _diagonal(axis)
+    for prediction, look in zip(predictions.values(), cycle(LOOKS)):
+        said, true, low, high = curve_bands.reliability(prediction, column, draws, seed)
+        axis.plot(said, true, color=look.colour, ls=look.line, marker=look.marker, ms=3)
+        axis.vlines(said, low, high, color=look.colour, alpha=0.7, lw=0.9)
+    axis.set(xlabel="predicted probability", ylabel="share that is positive")
+
+
+def _diagonal(axis: plt.Axes) -> None:
+    axis.plot([0, 1], [0, 1], color=INK, lw=0.6)
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    axis.set_aspect("equal")
+    axis.grid(alpha=0.2)
 
 
 def confusions(predictions: dict[str, Scored]) -> bytes:

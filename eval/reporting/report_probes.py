@@ -9,7 +9,21 @@ from typing import Any
 
 from eval.data import files
 from eval.encoders import windows
-from eval.reporting import comparison, curves, overlays, plots, published, results, tables
+from eval.reporting import (
+    comparison,
+    curves,
+    forest,
+    overlays,
+    patch_map_page,
+    plots,
+    print_figures,
+    published,
+    results,
+    subgroup_table,
+    tables,
+    verdict,
+)
+from eval.reporting.page_files import PageFiles
 from eval.reporting.results import HEADLINE, with_unit
 from eval.reporting.verdict import FEW
 from eval.statistics.bootstrap import shown, shown_p
@@ -32,8 +46,11 @@ def folders_of(run: Path) -> list[Path]:
     )
 
 
-def section(folders: Sequence[Path]) -> Iterator[str]:
-    """Yield every task with its tables and pictures; encoders are named as their folders."""
+def section(folders: Sequence[Path], attached: PageFiles | None = None) -> Iterator[str]:
+    """Yield every task with its tables and pictures; encoders are named as their folders.
+
+    attached  takes the interactive map and the figures for print, which are then linked
+    """
     if not folders:
         yield dim("No probe was run: python -m eval.probe --output RUN/probe/NAME")
         return
@@ -50,9 +67,9 @@ def section(folders: Sequence[Path]) -> Iterator[str]:
             yield f"<h3>Task {html.escape(task)}</h3>"
         names = {row["run"] for row in rows if row["task"] == task}
         mine = [folder for folder in folders if folder.name in names]
-        yield from _task([row for row in rows if row["task"] == task], mine)
+        yield from _task([row for row in rows if row["task"] == task], mine, attached)
     if not tasks:
-        yield from _pictures(folders)
+        yield from _pictures(folders, "patches", attached)
 
 
 def differences(folders: Sequence[Path]) -> list[dict]:
@@ -69,7 +86,7 @@ def differences(folders: Sequence[Path]) -> list[dict]:
     return found
 
 
-def _task(rows: list[dict], folders: Sequence[Path]) -> Iterator[str]:
+def _task(rows: list[dict], folders: Sequence[Path], attached: PageFiles | None) -> Iterator[str]:
     names = [folder.name for folder in folders]
     yield from _marks(rows)
     headline = [row for row in rows if row["label"] in HEADLINE]
@@ -85,10 +102,11 @@ def _task(rows: list[dict], folders: Sequence[Path]) -> Iterator[str]:
     for other in names[1:]:
         if mine := [row for row in compared if row["after"] == other]:
             yield _differences(mine, names[0], other)
+            yield from _forest(mine, folders[0], folders[names.index(other)], attached)
     for axis in _AXES:
         yield from _learning([row for row in rows if axis in row["variant"]], names, axis)
-    yield from _classifiers(folders)
-    yield from _pictures(folders)
+    yield from _classifiers(folders, attached)
+    yield from _pictures(folders, rows[0]["task"], attached)
     for folder in folders:
         for picture, caption in overlays.figures(folder):
             yield figure(picture, caption)
@@ -166,22 +184,64 @@ def _learning(rows: list[dict], names: list[str], axis: str) -> Iterator[str]:
         yield figure(curves.learning(first, names, axis), caption)
 
 
-def _classifiers(folders: Sequence[Path]) -> Iterator[str]:
+def _forest(compared: list[dict], before: Path, after: Path, attached: PageFiles | None) -> Iterator[str]:
+    """Yield the forest plot of a pair, and its links."""
+    found = verdict.judge(before, after, compared)
+    table = subgroup_table.of(found, before, after) if found is not None else None
+    if rows := forest.rows_of(compared, found, table):
+        yield figure(
+            forest.picture(rows),
+            f"{after.name} minus {before.name} with 95 % intervals: the first metric of every probe, then the main "
+            "figure by label and subgroup. Blue circle: better, red square: worse, open diamond: no difference shown.",
+        )
+        if attached is not None:
+            name = f"{_task_of(before)}-{before.name}-{after.name}-forest"
+            yield attached.links("Forest plot for print", name, print_figures.forest(rows))
+
+
+def _task_of(folder: Path) -> str:
+    return results.read_predictions(folder)[0]["name"]
+
+
+def _classifiers(folders: Sequence[Path], attached: PageFiles | None) -> Iterator[str]:
     """Yield ROC, calibration and confusion of every probe without variants that decides between classes."""
     found: dict[str, dict[str, Scored]] = {}
     for folder in folders:
-        for probe, prediction in results.read_predictions(folder)[1].items():
+        task, predictions = results.read_predictions(folder)
+        for probe, prediction in predictions.items():
             if not isinstance(prediction, Scored) or " " in probe:
                 continue
             if prediction.kind in _PROBABLE and len(prediction.scores) == 1:
                 found.setdefault(probe, {})[folder.name] = prediction
-    for probe, predictions in found.items():
-        yield figure(curves.roc_and_calibration(predictions), f"{probe}: ROC and calibration on the test patients.")
-        if all(each.kind == "multiclass" for each in predictions.values()):
-            yield figure(curves.confusions(predictions), f"{probe}: confusion, slices or volumes.")
+    for probe, curves_of in found.items():
+        rest = len(curves.labels_of(curves_of)) - curves.PANELS
+        left = f" The other {rest} labels are in the figures for print." if rest > 0 else ""
+        caption = (
+            f"{probe}: ROC and calibration on the test patients. Bands and upright lines: 95 % at each point, by "
+            f"resampling patients.{left}"
+        )
+        yield figure(curves.roc_and_calibration(curves_of, task["draws"], task["seed"]), caption)
+        if attached is not None:
+            for name, formats in print_figures.classifiers(curves_of, task["draws"], task["seed"]):
+                yield attached.links(
+                    f"{probe}, {name.replace('roc', 'ROC')} for print", f"{task['name']}-{probe}-{name}", formats
+                )
+        if all(each.kind == "multiclass" for each in curves_of.values()):
+            yield figure(curves.confusions(curves_of), f"{probe}: confusion, slices or volumes.")
 
 
-def _pictures(folders: Sequence[Path]) -> Iterator[str]:
+def _pictures(folders: Sequence[Path], task: str, attached: PageFiles | None) -> Iterator[str]:
+    yield from _stills(folders)
+    if attached is not None and (page := patch_map_page.of(folders)) is not None:
+        yield attached.links(
+            "Interactive patch map: click a patch and see which patches of this slice, of its neighbours and of other "
+            "patients are like it, before and after",
+            f"{task}-map",
+            {"html": page.encode()},
+        )
+
+
+def _stills(folders: Sequence[Path]) -> Iterator[str]:
     there = [folder for folder in folders if (folder / "pictures.npz").is_file()]
     if not there:
         return

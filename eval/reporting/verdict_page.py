@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.schema import Split
-from eval.reporting import beside, results, subgroup_table, verdict
+from eval.reporting import beside, forest, print_figures, results, subgroup_table, verdict
+from eval.reporting.page_files import PageFiles
 from eval.reporting.results import with_unit
 from eval.reporting.verdict import Verdict
 from eval.statistics.bootstrap import shown, shown_p
 from meddap.errors import MeddapError
-from meddap.page import dim
+from meddap.page import dim, figure
 from pretrain.config import load, recorded, sources_of
 from pretrain.runtime import checkpoint
 
@@ -41,10 +42,11 @@ def verdicts(folders: Sequence[Path]) -> list[Verdict]:
     return found
 
 
-def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
+def section(folders: Sequence[Path], run: Path | None = None, attached: PageFiles | None = None) -> Iterator[str]:
     """Yield three sentences, the table and the warnings; a remark where there is nothing to compare.
 
-    run  the run that the folders belong to, which says what was adapted to what
+    run       the run that the folders belong to, which says what was adapted to what
+    attached  takes the forest plot of several tasks for print, which is then linked
     """
     found = verdicts(folders)
     if not found:
@@ -62,6 +64,10 @@ def section(folders: Sequence[Path], run: Path | None = None) -> Iterator[str]:
     lost = any(each.lost for each in found)
     yield f'<p class="verdict{" bad" if lost else ""}">{html.escape(_capital(others))}.</p>'
     yield _table(found)
+    if len(found) > 1 and (rows := forest.of_tasks(found)):
+        yield figure(forest.picture(rows), "The main figure of every task: difference with its 95 % interval.")
+        if attached is not None:
+            yield attached.links("Forest plot for print", "tasks-forest", print_figures.forest(rows))
     warnings = list(dict.fromkeys(f"{each.task}: {text}" for each in found for text in each.warnings))
     if floorless := [each.task for each in found if each.floor is None]:
         names = ", ".join(dict.fromkeys(floorless))
