@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -99,6 +99,27 @@ def histograms(values: dict[str, tuple[np.ndarray, np.ndarray]], unit: str, loga
                 axis.set_yticks([])
                 axis.minorticks_off()
             axis.spines["left"].set_visible(False)
+    return png(figure)
+
+
+def shares(words: Mapping[str, Sequence[float]], most: int = 8) -> bytes:
+    """Draw the (before, after) share, 0 to 1, of each word as two bars in percent; the rarest are summed up."""
+    ordered = sorted(words.items(), key=lambda item: -item[1][0])
+    shown = dict(ordered[:most])
+    if rest := [share for _, share in ordered[most:]]:
+        shown[f"{len(rest)} others"] = [sum(share[place] for share in rest) for place in (0, 1)]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 0.5 + 0.4 * len(shown)), layout="constrained")
+        places = np.arange(len(shown))[::-1]
+        for number, (label, shift) in enumerate((("before", 0.18), ("after", -0.18))):
+            values = [100 * share[number] for share in shown.values()]
+            drawn = axis.barh(places + shift, values, 0.34, color=COLOURS[number], alpha=0.7, label=label)
+            axis.bar_label(drawn, [f"{value:.1f} %" for value in values], padding=3, color=INK)
+        axis.set(xticks=[], yticks=places, yticklabels=list(shown))
+        axis.margins(x=0.15)
+        axis.legend(frameon=False, loc="lower right")
+        axis.spines["bottom"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
     return png(figure)
 
 

@@ -36,6 +36,7 @@ def overview(root: Path) -> str:
     sections = {
         "Patients and slices": _splits(dataset),
         "What is in it": _contents(accepted),
+        "Draws of a training": _draws(root),
         "Spacing": _spacing(accepted),
         "Intensities": _intensities(description.read_histograms(root)),
         "Labels": _labels(dataset, accepted),
@@ -43,7 +44,8 @@ def overview(root: Path) -> str:
         "Left out": _left_out(rows),
         "How it was read": _reading(accepted, dataset),
     }
-    body = [line for title, lines in sections.items() for line in (f"<h2>{html.escape(title)}</h2>", *lines)]
+    filled = ((title, list(lines)) for title, lines in sections.items())
+    body = [line for title, lines in filled if lines for line in (f"<h2>{html.escape(title)}</h2>", *lines)]
     return page(f"MedDAP data set: {root.resolve().name}", f"Digest {dataset['digest'][:16]}", body)
 
 
@@ -105,6 +107,29 @@ def _counts(what: str, values: Iterable[str], unit: str = "series", most: int = 
     alt = ", ".join(f"{name}: {count}" for name, count in shown.items())
     title = html.escape(what[0].upper() + what[1:])
     return f"<h3>{title}</h3>{figure(figures.bars(shown, unit), alt=alt)}"
+
+
+def _draws(root: Path) -> Iterator[str]:
+    """Say for all weights beside the shards how often a training draws what; nothing where there are none."""
+    for name in schema.weights_beside(root):
+        yield f"<h3>{html.escape(f'sampling={name}')}</h3>"
+        try:
+            split_name, shares = schema.read_shares(root, name)
+            split = Split(root, split_name)
+            weights = schema.read_weights(split, name)
+        except schema.SchemaError as error:
+            yield f"<p>{html.escape(f'Warning: {error}')}</p>"
+            continue
+        scaled = weights / weights.mean(dtype=np.float64)
+        never = f"; {int((weights == 0).sum()):,} never" if (weights == 0).any() else ""
+        yield dim(
+            f"{len(weights):,} slices of {split.name}, drawn {scaled.min():.3g} to {scaled.max():.3g} times as often "
+            f"as on average{never}."
+        )
+        for attribute, words in shares.items():
+            what = attribute.replace("_", " ")
+            alt = ", ".join(f"{word}: {100 * one:.1f} to {100 * other:.1f} %" for word, (one, other) in words.items())
+            yield figure(figures.shares(words), f"Share of the slices and of the draws by {what}.", alt=alt)
 
 
 def _spacing(accepted: list[dict]) -> Iterator[str]:

@@ -10,7 +10,8 @@ Layout of a data set:
     OUT/val/… OUT/test/…
     OUT/NAME.weights.npy          float32, how often a training draws each sample of a split by the others, in the order
                                   of its index. Made by whoever curates a data set, not by sharding
-    OUT/NAME.weights.json         WEIGHTS: digest of the data set and split that they are for, how they were made
+    OUT/NAME.weights.json         WEIGHTS: digest of the data set and split that they are for, how they were made; and,
+                                  where they are known, the SHARES of body parts, scanners … before and after
 
 The members of one sample lie side by side, its `.json` last, so that one read of (offset, size)
 brings a whole sample. Needs numpy, blosc2, the standard library, and of ours only what needs no more.
@@ -75,7 +76,10 @@ _DATASET = {
 _RECORD = {"subject": str, "series": str, "order": int, "position": float, "labels": dict}
 # The form of NAME.weights.json
 WEIGHTS = {"digest": str, "split": str, "made_with": dict}
+# The form of its entry `shares`, which may be missing: attribute → word → share of the samples, share of the draws
+SHARES = {...: {...: [float]}}
 MOST_WEIGHT = 1000.0  # times the mean
+_WEIGH_AGAIN = "make the weights again, or leave them out"
 AGAIN = "copy it again, or make it again with data_prep/shard_ct.py or shard_mri.py"
 # What decoding a damaged sample raises
 UNDECODABLE = (MeddapError, ValueError, KeyError, TypeError, IndexError, RuntimeError, MemoryError, OverflowError)
@@ -436,13 +440,33 @@ def weights_of(root: str | os.PathLike, name: str) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.weights.npy"), path.with_name(f"{path.name}.weights.json")
 
 
+def weights_beside(root: str | os.PathLike) -> list[str]:
+    """Return the names of all weights beside the shards of a data set."""
+    return sorted(path.name.removesuffix(".weights.json") for path in Path(root).glob("*.weights.json"))
+
+
+def read_shares(root: str | os.PathLike, name: str) -> tuple[str, dict[str, dict[str, list[float]]]]:
+    """Return the split of weights `name`, and attribute → word → [share of the samples, share of the draws].
+
+    The shares are {} where nobody noted them. Raises SchemaError for a file that is damaged.
+    """
+    about = weights_of(root, name)[1]
+    record = read_json(about, WEIGHTS, _WEIGH_AGAIN, SchemaError)
+    shares = record.get("shares", {})
+    if problem := misfit(shares, SHARES, "shares"):
+        raise SchemaError(f"{about}: {problem}; {_WEIGH_AGAIN}")
+    if any(len(pair) != 2 for words in shares.values() for pair in words.values()):
+        raise SchemaError(f"{about}: shares are not pairs; {_WEIGH_AGAIN}")
+    return record["split"], shares
+
+
 def read_weights(split: Split, name: str) -> np.ndarray:
     """Return the (N,) float32 weights `name` of a split's samples.
 
     Raises SchemaError for weights that are missing, damaged, of other data, or not finite, negative or all 0.
     """
     path, about = weights_of(split.root, name)
-    remedy = "make the weights again, or leave them out"
+    remedy = _WEIGH_AGAIN
     record = read_json(about, WEIGHTS, remedy, SchemaError)
     for key, now in (("digest", split.dataset["digest"]), ("split", split.name)):
         if record[key] != now:

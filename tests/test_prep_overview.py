@@ -94,3 +94,35 @@ def test_text_in_settings_and_names_stays_text(tmp_path: Path) -> None:
     page = page_of(tmp_path / "out")
     assert "<script" not in page and "</pre><" not in page.replace("</pre></details>", "")
     assert "&lt;script&gt;alert(&#x27;liver&#x27;)" in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_weights_beside_the_shards_are_shown_and_stale_ones_are_said(tmp_path: Path) -> None:
+    """What a training draws by weights: range, never drawn, shares before and after. Of other data: a warning."""
+    generate.generate(tmp_path / "in", generate.GenerateConfig(patients=5, slices=6, size=40, odd=False))
+    root = tmp_path / "shards"
+    words = ["--input", str(tmp_path / "in"), "--output", str(root), "split.train=1", "split.val=0", "split.test=0"]
+    assert shard_ct.main(words) == 0
+    split, digest = schema.Split(root, "train"), schema.read_dataset(root)["digest"]
+    assert "Draws of a training" not in page_of(root)
+    scanners = {f"s{number}": [0.1, 0.1] for number in range(10)}
+    shares = {
+        "body_part": {"HEAD <b>": [0.75, 0.5], "NECK": [0.25, 0.5]},
+        "scanner": scanners,
+    }
+    about = {"digest": digest, "split": "train", "made_with": {}, "shares": shares}
+    for name, change in (
+        ("curated", {}),
+        ("old", {"digest": "0" * 64}),
+        ("odd", {"shares": {"body_part": {"HEAD": [1]}}}),
+    ):
+        np.save(root / f"{name}.weights.npy", np.linspace(0, 2, len(split)).astype(np.float32))
+        (root / f"{name}.weights.json").write_text(json.dumps({**about, **change}))
+    page = page_of(root)
+    section = page.split("Draws of a training")[1].split("<h2>")[0]
+    assert (
+        section.count("data:image/png;base64,") == 2 and f"{len(split)} slices of train, drawn 0 to 2 times" in section
+    )
+    assert "; 1 never." in section and "HEAD &lt;b&gt;: 75.0 to 50.0 %" in section and "2 others" not in section
+    assert (
+        section.count("Warning: ") == 2 and "digest 0000000000000000" in section and "shares are not pairs" in section
+    )

@@ -6,14 +6,13 @@ import html
 from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from data_prep import figures
 from eval.curation.catalogue import Catalogue
 from meddap.page import dim, figure, page, table
 
-_SHOWN = 8  # clusters, words
+_SHOWN = 8  # clusters
 _TILES = 6  # slices of a cluster
 
 
@@ -57,7 +56,8 @@ def _duplicates(found: dict[str, Any], catalogue: Catalogue, clusters: np.ndarra
 
 
 def _shares(found: dict[str, Any]) -> Iterator[str]:
-    rows = [[name, f"{value:,.4g}"] for name, value in found["weights"].items() if isinstance(value, int | float)]
+    numbers = {name: value for name, value in found["weights"].items() if isinstance(value, int | float)}
+    rows = [[name.replace("_", " "), f"{value:,.4g}"] for name, value in numbers.items()]
     yield table(["weights", ""], rows)
     if parts := found.get("body_parts"):
         said = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in parts.items())
@@ -65,23 +65,5 @@ def _shares(found: dict[str, Any]) -> Iterator[str]:
     for name, reason in found["weights"]["left_out"].items():
         yield dim(f"{name}: not balanced, {reason}.")
     for name, each in found["weights"]["shares"].items():
-        words = sorted(each["words"].items(), key=lambda item: -item[1][0])
         yield f"<h3>{html.escape(name.replace('_', ' '))}</h3>"
-        yield figure(_bars(dict(words[:_SHOWN])), f"Share of the draws, strength {each['strength']:g}.")
-        if len(words) > _SHOWN:
-            yield dim(f"The {_SHOWN} most frequent of {len(words)}; all are in curation.json.")
-
-
-def _bars(words: dict[str, list[float]]) -> bytes:
-    """Draw the share of each word before and after, as percentages."""
-    with plt.rc_context(figures.STYLE):
-        drawn, axis = plt.subplots(figsize=(7, 0.5 + 0.4 * len(words)), layout="constrained")
-        places = np.arange(len(words))[::-1]
-        for number, (label, shift) in enumerate((("before", 0.18), ("after", -0.18))):
-            values = [100 * share[number] for share in words.values()]
-            bars = axis.barh(places + shift, values, 0.34, color=figures.COLOURS[number], alpha=0.7, label=label)
-            axis.bar_label(bars, [f"{value:.1f} %" for value in values], padding=3, color=figures.INK)
-        axis.set(xticks=[], yticks=places, yticklabels=list(words))
-        axis.margins(x=0.15)
-        axis.legend(frameon=False)
-    return figures.png(drawn)
+        yield figure(figures.shares(each["words"]), f"Share of the draws, strength {each['strength']:g}.")

@@ -128,7 +128,8 @@ def write(root: Path, catalogue: Catalogue, weighed: Weighed, config: CurateConf
     memory = io.BytesIO()
     np.save(memory, whole[mine])
     digest = schema.read_dataset(root)["digest"]
-    record = {"digest": digest, "split": config.split, "made_with": made_with}
+    shares = {name: each["words"] for name, each in weighed.shares.items()}
+    record = {"digest": digest, "split": config.split, "made_with": made_with, "shares": shares}
     described = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
     if about.is_file() and (about.read_bytes(), path.is_file() and path.read_bytes()) != (described, memory.getvalue()):
         raise SettingsError(f"{about}: other weights have this name; give name=OTHER, or delete them")
