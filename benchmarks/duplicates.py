@@ -9,6 +9,7 @@ among whom nothing is planted, apart; recall and precision are those on --score,
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import tempfile
@@ -19,11 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from PIL import Image
+from scipy import ndimage
 
 from data_prep import schema
 from data_prep.schema import Slice, Split
 from eval.config import DuplicatesConfig
-from eval.curation import catalogue, duplicates
+from eval.curation import catalogue, duplicates, pairs
 from eval.curation.catalogue import Catalogue
 from meddap import console
 from meddap.disk import file_sha256
@@ -48,14 +51,43 @@ def shifted(pixels: np.ndarray) -> np.ndarray:
     return moved
 
 
-def cropped(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels without a border of 4 % of the body's width on each side of it."""
-    rows, columns = np.nonzero(pixels[0] > -100)
-    if not len(rows):
-        return pixels
-    inset = max(1, int(0.04 * (rows.max() - rows.min())))
-    cut = pixels[:, rows.min() + inset : rows.max() + 1 - inset, columns.min() + inset : columns.max() + 1 - inset]
-    return np.pad(cut, ((0, 0), (4, 4), (4, 4)), constant_values=pixels.min())
+def cropped(share: float) -> Change:
+    """Return a change that cuts a border off: this share of the body's length on each side of it, a pixel at least."""
+
+    def change(pixels: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(pixels[0] > -100)
+        if not len(rows):
+            return pixels
+        inset = max(1, int(share * (rows.max() - rows.min())))
+        cut = pixels[:, rows.min() + inset : rows.max() + 1 - inset, columns.min() + inset : columns.max() + 1 - inset]
+        return np.pad(cut, ((0, 0), (4, 4), (4, 4)), constant_values=pixels.min())
+
+    return change
+
+
+def jpeg(quality: int, low: float = -160, high: float = 240) -> Change:
+    """Return a change that stores the greys of a window as JPEG, and reads those as HU again."""
+
+    def change(pixels: np.ndarray) -> np.ndarray:
+        grey = np.rint((np.clip(pixels[0], low, high) - low) * (255 / (high - low))).astype(np.uint8)
+        memory = io.BytesIO()
+        Image.fromarray(grey).save(memory, "JPEG", quality=quality)
+        read = np.asarray(Image.open(memory), np.float64)
+        return np.rint(read * ((high - low) / 255) + low).astype(np.int16)[None]
+
+    return change
+
+
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """Return (1, H // 2, W // 2) means of 2 × 2 pixels."""
+    height, width = (length // 2 * 2 for length in pixels.shape[1:])
+    blocks = pixels[:, :height, :width].reshape(1, height // 2, 2, width // 2, 2)
+    return np.rint(blocks.mean(axis=(2, 4))).astype(np.int16)
+
+
+def turned(degrees: float) -> Change:
+    """Return a change that turns the image, linearly interpolated; what comes in is the lowest value."""
+    return lambda pixels: ndimage.rotate(pixels[0], degrees, reshape=False, order=1, cval=pixels.min())[None]
 
 
 CHANGES: dict[str, Change] = {
@@ -65,13 +97,18 @@ CHANGES: dict[str, Change] = {
     "8 bits, −1350 to 150 HU": eight_bits(-1350, 150),
     "clipped to −250 to 550 HU": lambda pixels: np.clip(pixels, -250, 550),
     "moved by 3 and 2 pixels": shifted,
-    "cropped by 4 %": cropped,
+    "JPEG of quality 50, −160 to 240 HU": jpeg(50),
+    "half the rows and columns": halved,
+    "smoothed by half a pixel": lambda pixels: ndimage.gaussian_filter(pixels, (0, 0.5, 0.5)),
+    "turned by 1°": turned(1),
+    "cropped by 2 %": cropped(0.02),
+    "cropped by 4 %": cropped(0.04),
     "mirrored": lambda pixels: pixels[:, :, ::-1],
 }
 NEIGHBOUR, BETWEEN = "neighbouring slice", "the slices between"
 SERIES: dict[str, Change] = {
     "whole series, 8 bits": eight_bits(-160, 240),
-    "whole series, cropped by 4 %": cropped,
+    "whole series, cropped by 4 %": cropped(0.04),
     "every second slice": lambda pixels: pixels,
     BETWEEN: lambda pixels: pixels,
     "whole series, mirrored": lambda pixels: pixels[:, :, ::-1],
@@ -149,7 +186,7 @@ def plant(samples: Sequence[Slice], patients: int = 4) -> tuple[list[Slice], lis
     return list(slices), list(kinds), list(came_from)
 
 
-def table(slices: Catalogue, kinds: Sequence[str], came_from: Sequence[tuple[str, int]]) -> list[list[str]]:
+def table(slices: Catalogue, work: Path, kinds: Sequence[str], came_from: Sequence[tuple[str, int]]) -> list[list[str]]:
     """Return rows: kind, planted, found, recall, wrong, precision; slices first, then series.
 
     A copy of a slice is found where it is paired with its source (a neighbour: with a slice beside it). A pair is wrong
@@ -157,20 +194,20 @@ def table(slices: Catalogue, kinds: Sequence[str], came_from: Sequence[tuple[str
     patient is paired with the source's.
     """
     wanted = DuplicatesConfig()
-    similar = duplicates.pairs(slices, wanted.radius, wanted.neighbours, wanted.similar)
-    pairs = similar.where(similar.score >= wanted.slice)
+    similar = pairs.find(slices, work, wanted.radius, wanted.neighbours, wanted.similar)
+    close = similar.where(similar.score >= wanted.slice)
     patient = np.unique([series for series, _ in came_from], return_inverse=True)[1]
     place = np.array([row for _, row in came_from])
     kind = np.array(kinds)
-    across = slices.series[pairs.first] != slices.series[pairs.second]
-    apart = np.abs(place[pairs.first] - place[pairs.second])
-    same = patient[pairs.first] == patient[pairs.second]
+    across = slices.series[close.first] != slices.series[close.second]
+    apart = np.abs(place[close.first] - place[close.second])
+    same = patient[close.first] == patient[close.second]
     rows = []
     for name in (*CHANGES, NEIGHBOUR):
         mine = np.flatnonzero(kind == name)
         reach = 1 if name == NEIGHBOUR else 0
-        hit = {int(end) for ends in (pairs.first, pairs.second) for end in ends[across & same & (apart <= reach)]}
-        involved = across & (np.isin(pairs.first, mine) | np.isin(pairs.second, mine))
+        hit = {int(end) for ends in (close.first, close.second) for end in ends[across & same & (apart <= reach)]}
+        involved = across & (np.isin(close.first, mine) | np.isin(close.second, mine))
         rows.append(_row(name, len(mine), sum(int(one) in hit for one in mine), involved, same & (apart <= 2)))
     found = duplicates.same_patients(slices, duplicates.same_series(slices, similar, wanted.slice, wanted.series))
     owner = {int(subject): int(who) for subject, who in zip(slices.subject, patient)}
@@ -192,7 +229,7 @@ def _row(name: str, planted: int, found: int, involved: np.ndarray, right: np.nd
 def apart(root: Path, work: Path) -> tuple[int, float, float]:
     """Return patients of a data set, and what the most similar ones reach: agreement of slices, share of a series."""
     slices, wanted = catalogue.read(root, work), DuplicatesConfig()
-    similar = duplicates.pairs(slices, wanted.radius, wanted.neighbours, wanted.similar)
+    similar = pairs.find(slices, work, wanted.radius, wanted.neighbours, wanted.similar)
     strangers = similar.where(slices.subject[similar.first] != slices.subject[similar.second])
     same = duplicates.same_series(slices, strangers, wanted.slice, 0.0)
     highest = float(strangers.score.max(initial=0.0))
@@ -216,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.show(f"{len(slices)} slices, {sum(map(bool, kinds))} of them planted")
         console.show("| kind | planted | found | recall | wrong pairs | precision |")
         console.show("|---|---|---|---|---|---|")
-        for row in table(found, kinds, came_from):
+        for row in table(found, Path(folder) / "score", kinds, came_from):
             console.show(f"| {' | '.join(row)} |")
     return 0
 

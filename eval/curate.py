@@ -27,6 +27,7 @@ from eval.curation import (
     duplicates,
     encoded,
     hierarchy,
+    pairs,
     search,
     summary,
     weights,
@@ -52,7 +53,7 @@ def curate(options: argparse.Namespace, config: CurateConfig) -> int:
         labels = body_parts.read_labels(options.body_parts) if options.body_parts else {}
         console.say(f"{len(slices):,} slices; near-duplicates are searched by {search.engine()}")
         attributes, more = _attributes(slices, labels, options, config)
-        clusters, found = _duplicates(slices, config)
+        clusters, found = _duplicates(slices, options.output / "work", config)
         leaks = found["leaks"]
         _say_leaks(leaks, config)
         banned = _leaking(slices, leaks, config)
@@ -88,10 +89,10 @@ def _check(config: CurateConfig, dataset: dict[str, Any]) -> None:
     hierarchy.check_sizes(config.clusters.sizes, dataset["splits"][config.split]["samples"])
 
 
-def _duplicates(slices: Catalogue, config: CurateConfig) -> tuple[np.ndarray, dict[str, Any]]:
+def _duplicates(slices: Catalogue, work: Path, config: CurateConfig) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the cluster of every slice, and what `curation.json` says about duplicates."""
     wanted = config.duplicates
-    similar = duplicates.pairs(slices, wanted.radius, wanted.neighbours, wanted.similar)
+    similar = pairs.find(slices, work, wanted.radius, wanted.neighbours, wanted.similar)
     if similar.full:
         console.say(
             f"{similar.full:,} slices have more than {wanted.neighbours} hashes near theirs, of which the nearest were "

@@ -40,7 +40,7 @@ ATTRIBUTES = ("body_part", "manufacturer", "model", "sequence")
 UNKNOWN = "not stated"
 FACTS = np.dtype([("plain", "?"), ("content", "<u8"), ("key", "<u8"), *((name, "<u4") for name in ATTRIBUTES)])
 _STRETCH = 2048  # slices between two records of what is done
-_VERSION = 2  # of the descriptors
+VERSION = 3  # of the descriptors
 _FORM = {"digest": str, "version": int, "done": int, "words": dict.fromkeys(ATTRIBUTES, [str])}
 
 
@@ -51,6 +51,7 @@ Looked = tuple[Descriptor, tuple[int, int], dict[str, str]]
 class Catalogue:
     """N slices of all splits of a data set, split after split in the order of their indices.
 
+    digest      of the data set
     splits      names of the splits; `split` (N,) is the number of each slice's
     subject, series  (N,) uint64, first eight bytes of the salted hashes; order (N,) place in the series
     thumbnails, hashes  memory-mapped; plain (N,) bool: slices that show nothing
@@ -58,6 +59,7 @@ class Catalogue:
     words       attribute → its words; `codes[attribute]` (N,) is the number of each slice's word
     """
 
+    digest: str
     splits: tuple[str, ...]
     split: np.ndarray
     subject: np.ndarray
@@ -93,6 +95,7 @@ def read(root: Path, work: Path, workers: int = 1) -> Catalogue:
     arrays = {name: files.mapped(work / f"{name}.npy", _again(work), shape) for name, shape in _shapes(count).items()}
     facts = np.asarray(arrays["facts"])
     return Catalogue(
+        digest=dataset["digest"],
         splits=tuple(names),
         split=np.repeat(np.arange(len(splits), dtype=np.uint8), [len(split) for split in splits]),
         **{name: np.concatenate([split.index[name] for split in splits]) for name in ("subject", "series", "order")},
@@ -168,12 +171,12 @@ def _look(splits: Sequence[Split], first: int, pool: ThreadPoolExecutor) -> Iter
 
 def _state(work: Path, digest: str) -> dict[str, Any]:
     """Return what `words.json` says; as at the start where it is of other data or another version of this file."""
-    fresh = {"digest": digest, "version": _VERSION, "done": 0, "words": {name: [UNKNOWN] for name in ATTRIBUTES}}
+    fresh = {"digest": digest, "version": VERSION, "done": 0, "words": {name: [UNKNOWN] for name in ATTRIBUTES}}
     path = work / "words.json"
     if not path.is_file():
         return fresh
     found = read_json(path, _FORM, _again(work), SettingsError)
-    return dict(found) if (found["digest"], found["version"]) == (digest, _VERSION) else fresh
+    return dict(found) if (found["digest"], found["version"]) == (digest, VERSION) else fresh
 
 
 def _again(work: Path) -> str:

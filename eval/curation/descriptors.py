@@ -19,6 +19,7 @@ _FREQUENCIES = 16  # along each axis: signs of the lowest ones
 _TISSUE_HU = (-150.0, 250.0)
 _SKIN_HU = -100.0
 _WORKING = 256  # pixels along the longer side of the image in which the body is looked for
+_PART = 0.05  # of the area of the largest part of the body
 _FLAT = 1e-3  # spread of details below which a slice shows nothing to recognise it by
 
 
@@ -90,15 +91,21 @@ def _otsu(image: np.ndarray) -> float:
 
 
 def _outline(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return (row0, row1, column0, column1) around the largest part of a mask, thin lines left out; else the image."""
+    """Return (row0, row1, column0, column1) around the parts of a mask; else of the whole image.
+
+    Thin lines and parts below _PART of the largest one are left out. Not the largest alone: of two shoulders of about
+    one size it would be now one, now the other, and whether an arm touches the trunk depends on the last grey.
+    """
     opened = ndimage.binary_opening(mask, np.ones((3, 3)))
     parts, count = ndimage.label(opened if opened.any() else mask)
     if not count:
         return 0, mask.shape[0], 0, mask.shape[1]
-    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0
+    body = (areas >= _PART * areas.max())[parts] & (parts > 0)
     ends: list[int] = []
     for axis in (1, 0):
-        lengths = largest.sum(axis=axis)
+        lengths = body.sum(axis=axis)
         places = np.flatnonzero(lengths >= 0.05 * lengths.max())
         ends += [int(places[0]), int(places[-1]) + 1]
     return ends[0], ends[1], ends[2], ends[3]

@@ -1,4 +1,4 @@
-"""Near-duplicates of slices, series and patients, from hashes that are close and thumbnails that agree.
+"""Near-duplicates of slices, series and patients, from pairs of slices that look alike.
 
 Slices are clustered around leaders, so that every member is a duplicate of its leader: chains of neighbouring slices do
 not make one cluster of a whole series. Series are duplicates where many slices agree weakly, one after the other in the
@@ -7,68 +7,12 @@ same order; patients are where they share a series, or slices that agree strongl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from eval.curation import search
-from eval.curation.alignment import agreement
 from eval.curation.catalogue import Catalogue
-from meddap.console import progress
-
-_BATCH = 512  # pairs compared at a time
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of slices that agree at least weakly: (P,) numbers first < second, (P,) float32 agreement.
-
-    full  slices with so many hashes near theirs that not all of them may have been compared
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    score: np.ndarray
-    full: int = 0
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def where(self, mask: np.ndarray) -> Pairs:
-        return Pairs(self.first[mask], self.second[mask], self.score[mask], self.full)
-
-
-def pairs(catalogue: Catalogue, radius: int, most: int, weakest: float) -> Pairs:
-    """Return all pairs whose hashes differ in at most `radius` bits and that agree by `weakest` or more.
-
-    most  of its nearest hashes are looked at for each slice. Plain slices are in no pair.
-    """
-    usable = np.flatnonzero(~catalogue.plain)
-    hashes = np.asarray(catalogue.hashes) if len(usable) == len(catalogue) else catalogue.hashes[usable]
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    full = 0
-    blocks = search.near(hashes, radius, most)
-    for first, second, more in progress(blocks, 0, "blocks of slices compared"):
-        found += _agreeing(catalogue, usable[first], usable[second], weakest)
-        full += more
-    if not found:
-        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    first, second, score = (np.concatenate(column) for column in zip(*found))
-    _, places = np.unique(first * len(catalogue) + second, return_index=True)  # each is met from both its ends
-    return Pairs(first[places], second[places], score[places], full)
-
-
-def _agreeing(
-    catalogue: Catalogue, first: np.ndarray, second: np.ndarray, weakest: float
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    order = np.unique(first * len(catalogue) + second)
-    first, second = np.divmod(order, len(catalogue))
-    for start in range(0, len(first), _BATCH):
-        mine = slice(start, start + _BATCH)
-        score = agreement(catalogue.thumbnails[first[mine]], catalogue.thumbnails[second[mine]])
-        kept = score >= weakest
-        yield first[mine][kept], second[mine][kept], score[kept]
+from eval.curation.pairs import Pairs
 
 
 def clusters(count: int, found: Pairs) -> np.ndarray:
@@ -80,7 +24,7 @@ def clusters(count: int, found: Pairs) -> np.ndarray:
     second = np.concatenate([found.second, found.first])
     order = np.argsort(first, kind="stable")
     second = second[order]
-    ends = np.searchsorted(first[order], np.arange(count + 1))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=count))])
     leader = np.full(count, -1, np.int64)
     for number in np.argsort(-np.diff(ends), kind="stable"):
         if leader[number] < 0:

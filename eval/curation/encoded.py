@@ -33,10 +33,8 @@ def vectors(
     frozen = encoder.load(checkpoint, task)
     console.say(f"{frozen.source}: features of {len(split):,} slices, {config.size} pixels")
     numbers = np.arange(len(split))
-    examples = flat(
-        numbers, np.zeros((len(split), 0)), content.tolist(), lambda row: shards.picture(split[row]), names=()
-    )
-    found = features.extract(frozen, examples, task, work)
+    examples = flat(numbers, np.zeros((len(split), 0)), content, lambda row: shards.picture(split[row]), names=())
+    found = features.extract(frozen, examples, task, work, last=1)
     path = work / "vectors.npy"
     with files.reading(path, f"delete {work} and start again"):
         made = open_memmap(path, "w+", np.float16, (len(split), frozen.embed_dim))

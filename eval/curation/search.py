@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK_BYTES = 64e6  # of distances at a time
+_QUERIES = 4096  # at a time; with few of them faiss is half as fast
+_BLOCK_BYTES = 64e6  # of distances and what they are counted from, at a time, in NumPy
 _ONES = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
 
@@ -21,28 +22,38 @@ def engine() -> str:
     return "faiss"
 
 
-def near(hashes: np.ndarray, radius: int, most: int, by: str = "") -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def block_rows(count: int, by: str = "") -> int:
+    """Return how many of so many hashes are compared with all of them at a time."""
+    return _QUERIES if (by or engine()) == "faiss" else max(1, min(_QUERIES, int(_BLOCK_BYTES / (16 * count))))
+
+
+def near(
+    hashes: np.ndarray, radius: int, most: int, crowded: np.ndarray, begin: int = 0, by: str = ""
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yield pairs (first, second), first < second, of hashes that differ in at most `radius` bits, block by block.
 
-    hashes  (N, BYTES) uint8
-    most    of its nearest ones are taken for each hash; behind the pairs stands how many hashes may have more than that
-    by      "faiss" or "numpy"; "": whichever is there
+    hashes   (N, BYTES) uint8
+    most     of its nearest ones are taken for each hash
+    crowded  (N,) bool, filled on the way: hashes that may have more near ones than were taken. A pair of theirs may be
+             met from both its ends; all others are met once
+    begin    number of hashes that are done; behind the pairs stands how many are done after this block
+    by       "faiss" or "numpy"; "": whichever is there
     """
     count = len(hashes)
     if not count:
         return
     search = _faiss(hashes) if (by or engine()) == "faiss" else _numpy(hashes)
     most = min(most + 1, count)  # itself among them
-    block = max(1, min(4096, int(_BLOCK_BYTES / (4 * count))))
-    for start in range(0, count, block):
+    block = block_rows(count, by)
+    for start in range(begin, count, block):
         queries = np.arange(start, min(start + block, count))
         distances, neighbours = search(hashes[queries], most)
         close = (distances <= radius) & (neighbours >= 0)
-        first = np.repeat(queries, close.sum(axis=1))
-        second = neighbours[close]
-        other = first != second
-        full = int(close.all(axis=1).sum()) if most < count else 0
-        yield np.minimum(first, second)[other], np.maximum(first, second)[other], full
+        crowded[queries] = close.all(axis=1) if most < count else False
+        query, other = np.repeat(queries, close.sum(axis=1)), neighbours[close]
+        kept = (other > query) | ((other < query) & crowded[other])  # else it was met from the other end
+        query, other = query[kept], other[kept]
+        yield np.minimum(query, other), np.maximum(query, other), int(queries[-1]) + 1
 
 
 def _faiss(hashes: np.ndarray) -> Any:

@@ -102,7 +102,11 @@ class Examples:
 
 
 def flat(
-    keys: np.ndarray, targets: np.ndarray, digests: Sequence[int], reader: Callable[[int], Picture], **columns: Any
+    keys: np.ndarray,
+    targets: np.ndarray,
+    digests: Sequence[int] | np.ndarray,
+    reader: Callable[[int], Picture],
+    **columns: Any,
 ) -> Examples:
     """Return examples of images that stand alone, each its own patient, study and volume.
 
@@ -172,3 +176,10 @@ def states(targets: np.ndarray, kind: str, classes: int) -> np.ndarray:
         one_hot = (targets == np.arange(classes)).astype(np.int8)
         return np.where(unknown, -1, one_hot).astype(np.int8)
     return np.where(unknown, -1, np.nan_to_num(targets) > 0).astype(np.int8)
+
+
+def ends(names: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return (G + 1,) where each run of equal names begins, and the end of the last one."""
+    column = np.asarray(names)
+    changes = np.flatnonzero(column[1:] != column[:-1]) + 1
+    return np.concatenate([[0], changes, [len(column)]])

@@ -36,7 +36,7 @@ from meddap.disk import write_atomic
 from meddap.records import read_json
 from meddap.settings import SettingsError
 
-LAST = 4  # blocks whose cls token and mean patch are kept
+LAST = 4  # blocks whose cls token and mean patch are kept, where nobody says how many
 _STRETCH = 16  # batches between two records of what is done
 _AGAIN = "delete it and start again"
 
@@ -114,20 +114,26 @@ def encode(encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, block
 
 
 def extract(
-    encoder: FrozenEncoder, examples: Examples, task: TaskConfig, cache: Path, blocks: Sequence[int] = ()
+    encoder: FrozenEncoder,
+    examples: Examples,
+    task: TaskConfig,
+    cache: Path,
+    blocks: Sequence[int] = (),
+    last: int = LAST,
 ) -> StoredFeatures:
     """Return features of all examples, from the cache where they are there.
 
     blocks  counted from 0, whose patch features are wanted too
+    last    blocks whose cls token and mean patch are wanted, all of them where the encoder has fewer
     """
     if task.size % encoder.patch_size:
         raise SettingsError(f"size={task.size}: not a multiple of the encoder's patch size {encoder.patch_size}")
-    folder, there = _folder(cache, _key(encoder, examples, task), tuple(blocks), len(examples))
+    folder, there = _folder(cache, _key(encoder, examples, task, last), tuple(blocks), len(examples))
     folder.mkdir(parents=True, exist_ok=True)
     if _done(folder) < len(examples):
-        _write(folder, encoder, examples, task, blocks)
+        _write(folder, encoder, examples, task, blocks, last)
     remedy = f"delete {folder} and start again"
-    shapes = _shapes(encoder, len(examples), task, there)
+    shapes = _shapes(encoder, len(examples), task, there, last)
     cls, mean = (files.mapped(folder / f"{name}.npy", remedy, shapes[name]) for name in ("cls", "mean"))
     if not blocks:
         return StoredFeatures(cls, mean, None)
@@ -143,10 +149,10 @@ def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple
     return cache / "-".join(["features", key, *map(str, blocks)]), blocks
 
 
-def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig) -> str:
+def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig, last: int) -> str:
     """Return a hash over all that the features depend on."""
     content = hashlib.sha256(np.ascontiguousarray(examples.digests).tobytes()).hexdigest()
-    parts = (encoder.digest, content, task.size, task.bf16, LAST)
+    parts = (encoder.digest, content, task.size, task.bf16, last)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -158,20 +164,25 @@ def _done(folder: Path) -> int:
         return 0
 
 
-def _shapes(encoder: FrozenEncoder, count: int, task: TaskConfig, blocks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    encoder: FrozenEncoder, count: int, task: TaskConfig, blocks: Sequence[int], last: int
+) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array of a folder."""
-    width, last = encoder.embed_dim, min(LAST, encoder.depth)
+    width, last = encoder.embed_dim, min(last, encoder.depth)
     shapes: dict[str, tuple[int, ...]] = {"cls": (count, last, width), "mean": (count, last, width)}
     if blocks:
         shapes["patches"] = count, (task.size // encoder.patch_size) ** 2, len(blocks) * width
     return shapes
 
 
-def _write(folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskConfig, blocks: Sequence[int]) -> None:
+def _write(
+    folder: Path, encoder: FrozenEncoder, examples: Examples, task: TaskConfig, blocks: Sequence[int], last: int
+) -> None:
     """Extract what is missing. Arrays are flushed before `done.json` says that a stretch is written."""
-    count, last = len(examples), min(LAST, encoder.depth)
+    count, shapes = len(examples), _shapes(encoder, len(examples), task, blocks, last)
+    last = min(last, encoder.depth)
     tail, first, arrays = list(range(-last, 0)), _done(folder), {}
-    for name, shape in _shapes(encoder, count, task, blocks).items():
+    for name, shape in shapes.items():
         with files.reading(folder / f"{name}.npy", f"delete {folder} and start again"):
             kind = np.float16 if name == "patches" else np.float32
             arrays[name] = open_memmap(folder / f"{name}.npy", "r+" if first else "w+", kind, shape)
