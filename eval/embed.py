@@ -23,7 +23,7 @@ from eval import ranges
 from eval.config import EmbedConfig, TaskConfig
 from eval.data import features
 from eval.data.cohorts import pool
-from eval.data.examples import Examples
+from eval.data.examples import Examples, ends
 from eval.data.features import StoredFeatures
 from eval.encoders import encoder, windows
 from eval.encoders.encoder import FrozenEncoder
@@ -70,7 +70,7 @@ def embed(options: argparse.Namespace, config: EmbedConfig) -> int:
         begin(options.output, work, made)
         how = preparation.of_checkpoint(options.checkpoint, options.like, options.modality) if options.input else None
         intake = taken_in(options, how, config.workers, work)
-        examples = unlabelled.load(str(intake.root), config.stride, config.split)
+        examples = unlabelled.load(str(intake.root), work / "slices", config.stride, config.split)
         console.say(f"{frozen.source}: {len(examples)} slices, {config.size} pixels, tokens={config.tokens}")
         if about_window:
             console.say(about_window)
@@ -90,9 +90,9 @@ def collect(found: StoredFeatures, examples: Examples, level: Level, config: Emb
 
     A series is the mean or maximum (config.pool) of its slices, a patient that of the patient's series.
     """
-    series = unlabelled.ends(examples.studies)
+    series = ends(examples.studies)
     first = series[:-1]
-    patients = unlabelled.ends(examples.subjects[first])
+    patients = ends(examples.subjects[first])
     count = {"slice": len(examples), "series": len(first), "patient": len(patients) - 1}[level]
     width = _slices(found, slice(0, 1), config).shape[1]
     out = open_memmap(work / "vectors.npy", "w+", np.float32, (count, width))
@@ -100,7 +100,7 @@ def collect(found: StoredFeatures, examples: Examples, level: Level, config: Emb
         for start in range(0, count, _ROWS):
             rows = slice(start, min(start + _ROWS, count))
             out[rows] = _slices(found, rows, config)
-        places = np.arange(count)
+        places: slice | np.ndarray = slice(None)
     else:
         pooled = _pooled(found, series, config)
         for number, (start, stop) in enumerate(zip(patients[:-1], patients[1:])):

@@ -24,7 +24,7 @@ from data_prep.schema import read_dataset
 from eval import ranges
 from eval.config import PredictConfig
 from eval.data import files
-from eval.data.examples import Examples
+from eval.data.examples import Examples, ends
 from eval.encoders import encoder
 from eval.intake import grids, unlabelled
 from eval.intake.command import (
@@ -76,8 +76,8 @@ def predict(options: argparse.Namespace, config: PredictConfig) -> int:
         intake = taken_in(options, how, config.workers, work)
         measured = task.stride.test if task.source in SHARDS else task.files.plane_stride
         stride = config.stride or (1 if applied.draws else measured)
-        examples = unlabelled.load(str(intake.root), stride, config.split)
-        count, every = len(np.unique(examples.subjects)), f", every {stride}. one" if stride > 1 else ""
+        examples = unlabelled.load(str(intake.root), work / "slices", stride, config.split)
+        count, every = len(ends(examples.subjects)) - 1, f", every {stride}. one" if stride > 1 else ""
         console.say(f"{stored.head.name} on {frozen.source}: {count} patients, {len(examples)} slices{every}")
         seen = {} if options.allow_training_patients else _seen(examples, stored, intake)
         placed = grids.places(intake) if applied.draws else {}
@@ -104,8 +104,8 @@ def _rows(
     work: Path,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all patients; those of a patient that was finished before are read again."""
-    ends = unlabelled.ends(examples.subjects)
-    bounds = list(zip(ends[:-1], ends[1:]))
+    patients = ends(examples.subjects)
+    bounds = list(zip(patients[:-1], patients[1:]))
     for start, stop in console.progress(bounds, len(bounds), "patients"):
         subject = str(examples.subjects[start])
         if subject in seen:
@@ -178,7 +178,8 @@ def _seen(examples: Examples, stored: StoredHead, intake: Intake) -> dict[str, s
     if not mine.training or (check and check != read_dataset(intake.root)["made_with"].get("salt_check")):
         console.say("patients are compared with those of the training by their pixels alone: no common ids")
     elsewhere = "was fitted on or chosen by; --allow-training-patients predicts it"
-    known = np.unique(examples.subjects[np.isin(examples.subjects, mine.training)])
+    patients = examples.subjects[ends(examples.subjects)[:-1]]
+    known = patients[np.isin(patients, mine.training)]
     found = {str(each): f"its id is among those that the head {elsewhere}" for each in known}
     for subject in np.unique(examples.subjects[np.isin(examples.digests, stored.digests)]):
         found.setdefault(str(subject), f"slices of it have the very pixels that the head {elsewhere}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -12,14 +13,15 @@ import pytest
 from helpers.encoders import random_transformer
 from PIL import Image
 
-from data_prep import identity, shard_ct
+from benchmarks import curation as bench
+from data_prep import identity, schema, shard_ct
 from eval import embed
 from eval.config import StrideConfig, TaskConfig
 from eval.data import features, sources
 from eval.data.cohorts import Base, Cohort
 from eval.encoders import encoder
 from eval.encoders.encoder import CheckpointEncoder
-from eval.intake import command
+from eval.intake import command, unlabelled
 
 SMALL = ("size=48", "bf16=false")
 
@@ -228,3 +230,31 @@ def test_what_is_wrong_is_one_line(tiny_dataset, patients: Path, shards: Path, t
         assert not (tmp_path / f"{number}.npz").exists()
     assert run(tmp_path / "out.csv", "--data", data) == 1
     assert "give FILE.npz, FILE.parquet or a folder" in capfd.readouterr().err
+
+
+def test_slices_as_examples_take_little_memory(tmp_path: Path) -> None:
+    """Of 100,000 slices of 400 series every second one: at most 300 bytes each; ids, order and numbers are right."""
+    root = bench.many(tmp_path / "shards", 100_000)
+    tracemalloc.start()
+    examples = unlabelled.load(str(root), tmp_path / "work", stride=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(examples) == 50_000 and peak / len(examples) < 300
+    index = schema.Split(root, "train").index
+    rows = np.arange(0, 50_000, 997)
+    for row, key in zip(rows, examples.keys[rows]):
+        assert int(examples.subjects[row][:16], 16) == index["subject"][key]
+        assert int(examples.studies[row][:16], 16) == index["series"][key]
+        assert examples.orders[row] == index["order"][key] and examples.orders[row] % 2 == 0
+    assert sorted(examples.subjects) == list(examples.subjects)
+
+
+def test_an_index_of_other_samples_is_one_line(tmp_path: Path) -> None:
+    """A header that names another patient than the index does."""
+    root = bench.many(tmp_path / "shards", 500)
+    path = schema.index_of(root / "train" / "000000.tar")
+    index = np.load(path)
+    index["subject"] += 1
+    np.save(path, index)
+    with pytest.raises(schema.SchemaError, match="its subject is not the index's"):
+        unlabelled.load(str(root), tmp_path / "work")

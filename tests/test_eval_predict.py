@@ -184,7 +184,7 @@ def test_resampled_cropped_and_padded_slices_map_back(settings, images, tmp_path
     assert shard_ct.main([*words, *SETTINGS, *settings]) == 0
     intake = raw.shards(tmp_path / "shards", tmp_path / "key.jsonl")
     ((series, placed),) = grids.places(intake).items()
-    examples = unlabelled.load(str(tmp_path / "shards"))
+    examples = unlabelled.load(str(tmp_path / "shards"), tmp_path / "slices")
     truth = np.asarray(nib.load(chosen / "ct_seg.nii.gz").dataobj)
     planes = {int(order): examples.read(row).labelmap for row, order in enumerate(examples.orders)}
     found = placed.drawn(planes)

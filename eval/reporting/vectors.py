@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from eval.data import files
+from eval.data.examples import ends
 from eval.data.files import FileError
 from meddap.disk import flush, temporary_of
 from meddap.settings import SettingsError
@@ -56,11 +57,12 @@ def write(output: Path, vectors: Vectors) -> None:
         _write_npz(output, vectors.values, vectors.columns, vectors.made)
     else:
         patients = vectors.columns["patient"]
-        places = {str(patient): _file_name(str(patient)) for patient in np.unique(patients)}
-        if len(set(places.values())) < len(places):
+        starts = ends(patients)
+        places = [_file_name(str(patient)) for patient in patients[starts[:-1]]]
+        if len(set(places)) < len(places):
             raise SettingsError(f"--output {output}: two patients' ids make one file name; give FILE.npz")
-        for patient, place in places.items():
-            rows = np.flatnonzero(patients == patient)
+        for place, start, stop in zip(places, starts[:-1], starts[1:]):
+            rows = slice(start, stop)
             columns = {name: column[rows] for name, column in vectors.columns.items()}
             _write_npz(output / f"{place}.npz", vectors.values[rows], columns, vectors.made)
         files.write_rows(output / "made.json", [vectors.made])
