@@ -473,6 +473,9 @@ class TaskConfig:
     # once as its channels (three, by encoders of colour images). The same for every encoder that is compared
     windows: list[list[float]] = field(default_factory=list)
     windows_as: Literal["choice", "channels"] = "choice"
+    # name under which an encoder of several sequences takes images of one, e.g. xray; empty: their own. Picture files
+    # have none. Encoders that know no names ignore it
+    sequence: str = ""
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes
     pictures: int = 4  # test slices shown in the report
     patch_map: PatchMapConfig = field(default_factory=PatchMapConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,14 @@ def test_an_encoder_of_several_sequences_sees_them_at_once() -> None:
     features.encode(Both(), pictures, 16, [-1])
     assert seen["present"].tolist() == [[False, True]]
     assert seen["images"][0, 0].max() == 0 and seen["images"][0, 1].min() == 1
+    # a file of pictures names no sequence: the task does; what it names must be known, and images of several have names
+    files, several = [replace(pictures[0], sequences=("image",))], replace(pictures[0], sequences=("t1", "flair"))
+    features.encode(Both(), files, 16, [-1], "flair")
+    assert seen["present"].tolist() == [[True, False]] and seen["images"][0, 0].min() == 1
+    for given, sequence, said in (
+        (files, "", r"none of them \(image\); sequence=NAME says which"),
+        (files, "xray", "sequence=xray: both knows flair, t1; name one"),
+        ([several], "t1", "sequence=t1: some images have t1, flair; leave it out"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            features.encode(Both(), given, 16, [-1], sequence)

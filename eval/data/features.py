@@ -74,11 +74,15 @@ class Rows:
         return self._array[self._rows[index]]
 
 
-def encode(encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, blocks: Sequence[int]) -> Tokens:
+def encode(
+    encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, blocks: Sequence[int], sequence: str = ""
+) -> Tokens:
     """Return tokens of each block for some pictures.
 
     An encoder of one channel sees the sequences one after the other; the features of those that are there are averaged.
     One that has `windows` sees each of them in several windows at once, as its channels.
+
+    sequence  name under which an encoder of several takes pictures of one; "": their own
     """
     windows = getattr(encoder, "windows", None) or [encoder.window]
     stored = [images.image(each, size) for each in pictures]
@@ -91,13 +95,18 @@ def encode(encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, block
         stacked = torch.zeros(len(pictures), len(channels), size, size)
         present = torch.zeros(len(pictures), len(channels), dtype=torch.bool)
         for row, (picture, planes) in enumerate(zip(pictures, units)):
-            for name, plane in zip(picture.sequences, planes[:, 0]):
+            for name, plane in zip(_named(picture, sequence), planes[:, 0]):
                 if name in channels:
                     stacked[row, channels.index(name)], present[row, channels.index(name)] = plane, True
         if not present.any(dim=1).all():
-            names = sorted({name for picture in pictures for name in picture.sequences})
+            if sequence:
+                raise SettingsError(
+                    f"sequence={sequence}: {encoder.source} knows {', '.join(channels)}; name one of them"
+                )
+            names = ", ".join(sorted({name for picture in pictures for name in picture.sequences}))
             raise SettingsError(
-                f"{encoder.source}: knows {', '.join(channels)}, and some images have none of them ({', '.join(names)})"
+                f"{encoder.source}: knows {', '.join(channels)}, and some images have none of them ({names}); "
+                "sequence=NAME says which of them images of one are taken as"
             )
         return encoder.features(encoder.prepare(stacked), blocks, present)
     counts = torch.tensor([len(each) for each in units])
@@ -111,6 +120,13 @@ def encode(encoder: FrozenEncoder, pictures: Sequence[Picture], size: int, block
         return total / counts.view(-1, *(1,) * (tokens.dim() - 1))
 
     return [(averaged(cls), averaged(patches)) for cls, patches in found]
+
+
+def _named(picture: Picture, sequence: str) -> tuple[str, ...]:
+    """Return the names of a picture's sequences. Raises SettingsError for several where one name is given."""
+    if sequence and len(picture.sequences) > 1:
+        raise SettingsError(f"sequence={sequence}: some images have {', '.join(picture.sequences)}; leave it out")
+    return (sequence,) if sequence else picture.sequences
 
 
 def extract(
@@ -152,7 +168,7 @@ def _folder(cache: Path, key: str, blocks: tuple[int, ...], count: int) -> tuple
 def _key(encoder: FrozenEncoder, examples: Examples, task: TaskConfig, last: int) -> str:
     """Return a hash over all that the features depend on."""
     content = hashlib.sha256(np.ascontiguousarray(examples.digests).tobytes()).hexdigest()
-    parts = (encoder.digest, content, task.size, task.bf16, last)
+    parts = (encoder.digest, content, task.size, task.bf16, last, *([task.sequence] if task.sequence else []))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -192,7 +208,7 @@ def _write(
         for number, start in enumerate(progress(starts, len(starts), "batches of features")):
             pictures, rows = ahead.result(), slice(start, min(start + task.batch_size, count))
             ahead = reader.submit(_pictures, examples, rows.stop, task)
-            found = encode(encoder, pictures, task.size, [*tail, *blocks])
+            found = encode(encoder, pictures, task.size, [*tail, *blocks], task.sequence)
             cls = torch.stack([each for each, _ in found[:last]], dim=1)
             mean = torch.stack([each.mean(dim=1) for _, each in found[:last]], dim=1)
             if not (torch.isfinite(cls).all() and torch.isfinite(mean).all()):
