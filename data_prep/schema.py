@@ -507,7 +507,9 @@ def read_dataset(root: str | os.PathLike) -> dict[str, Any]:
     """Return `dataset.json` of a finished data set. Raises SchemaError if missing, damaged or of another version."""
     path = Path(root) / "dataset.json"
     if not path.is_file():
-        raise SchemaError(f"{path}: not found; no finished data set there, run data_prep/shard_ct.py first")
+        raise SchemaError(
+            f"{path}: not found; no finished data set there, run data_prep/shard_ct.py, shard_mri.py or shard_images.py"
+        )
     dataset = read_json(path, dict, AGAIN, SchemaError)
     if dataset.get("schema") != VERSION:
         raise SchemaError(f"{path}: schema {dataset.get('schema')}, this version reads {VERSION}; shard it again")

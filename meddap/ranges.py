@@ -31,7 +31,13 @@ class Allowed(NamedTuple):
             each = f"above {self.low:g}, up to {self.high:g}" if self.above else f"from {self.low:g} to {self.high:g}"
         if self.length is None:
             return each
-        return f"{self.length} numbers, {each}" + ", the first not above the second" * self.rising
+        order = "below" if self.strict else "not above"
+        return f"{self.length} numbers, {each}" + f", the first {order} the second" * self.rising
+
+    @property
+    def strict(self) -> bool:
+        """Whether the numbers of a list must differ: an empty window holds no value."""
+        return math.isinf(self.low)
 
 
 SHARE = Allowed(0, 1)
@@ -66,9 +72,6 @@ def _fits(value: Any, allowed: Allowed) -> bool:
         math.isfinite(each) and (allowed.low < each if allowed.above else allowed.low <= each) and each <= allowed.high
         for each in numbers
     )
-    return inside and (not allowed.rising or _rises(numbers, strictly=math.isinf(allowed.low)))
-
-
-def _rises(numbers: list[float], strictly: bool) -> bool:
-    """Return whether a pair rises: a window strictly, since an empty one holds no value."""
-    return numbers[0] < numbers[1] if strictly else numbers[0] <= numbers[1]
+    return inside and (
+        not allowed.rising or numbers[0] < numbers[1] or (not allowed.strict and numbers[0] == numbers[1])
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -116,13 +116,26 @@ def _check_keys(where: str, layer: DictConfig, known: Any, prefix: str = "") -> 
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
             raise SettingsError(f"{where}: unknown key {prefix}{key}; did you mean {prefix}{near[0]}?")
-        value, inner = layer[key], known._get_node(key)
-        if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(inner)):
-            _check_keys(where, value, inner, f"{prefix}{key}.")
-        elif isinstance(value, DictConfig) and is_dataclass(element := _element_type(inner)):
-            for name in map(str, value):  # free keys, each with an entry of one form
+        value, inner, there = layer[key], known._get_node(key), f"{prefix}{key}"
+        if is_dataclass(keys := OmegaConf.get_type(inner)):
+            if isinstance(value, DictConfig):
+                _check_keys(where, value, inner, f"{there}.")
+            elif value is not None:
+                raise SettingsError(_not_keys(where, there, keys, value))
+        elif is_dataclass(element := _element_type(inner)):  # free keys, each with an entry of one form
+            if not isinstance(value, (DictConfig, type(None))):
+                raise SettingsError(f"{where}: {there}: expected names, each with keys of its own, not {value}")
+            for name in map(str, value or ()):
                 if isinstance(value[name], DictConfig):
-                    _check_keys(where, value[name], OmegaConf.structured(element), f"{prefix}{key}.{name}.")
+                    _check_keys(where, value[name], OmegaConf.structured(element), f"{there}.{name}.")
+                elif value[name] is not None:
+                    raise SettingsError(_not_keys(where, f"{there}.{name}", element, value[name]))
+
+
+def _not_keys(where: str, key: str, schema: Any, value: object) -> str:
+    """Return what to say of a value where keys are expected."""
+    first = fields(schema)[0].name
+    return f"{where}: {key}: expected keys, e.g. {key}.{first}=VALUE, not {value}"
 
 
 def _element_type(node: Any) -> Any:

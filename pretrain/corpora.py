@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from data_prep import schema
-from data_prep.schema import Split
+from data_prep.schema import CT, Split
 from meddap.settings import SettingsError
 from pretrain import shares
 from pretrain.config import Config, DataConfig, SourceConfig, sources_of
 from pretrain.data import labels
 from pretrain.data.corpus import Corpus, Source
 from pretrain.data.labels import Labelling
+from pretrain.data.mixture import LEAST_SHARE
 from pretrain.data.order import MOST_SOURCES
 from pretrain.runs import TrainingError
 
@@ -33,14 +34,16 @@ def open_corpus(config: Config) -> Corpus:
     sources = []
     for name, source in asked.items():
         read = _sequences(name, source, splits[name], every)
-        weights = schema.read_weights(splits[name], source.sampling) if source.sampling else None
+        weights = _weights(name, source, splits[name])
         window = None if source.window is None else (source.window[0], source.window[1])
         known = _labelling(name, data, splits[name], numbered)
         if weights is not None and known.only is not None and not weights[known.only].any():
             raise SettingsError(f"{_key(name)}.sampling={source.sampling}: every labelled slice has the weight 0")
         sources.append(Source(name, splits[name], known, read, window, weights))
     sizes, given = [source.samples for source in sources], [source.weight for source in asked.values()]
-    return Corpus(tuple(sources), shares.divide(list(asked), sizes, given, data.temperature))
+    share = shares.divide(list(asked), sizes, given, data.temperature)
+    _check_shares(list(asked), share)
+    return Corpus(tuple(sources), share)
 
 
 def identity(corpus: Corpus) -> dict[str, Any]:
@@ -133,12 +136,40 @@ def _key(name: str) -> str:
 
 
 def _open(name: str, source: SourceConfig, split_name: str) -> Split:
-    split = Split(source.root, split_name)
+    try:
+        split = Split(source.root, split_name)
+    except schema.SchemaError as error:
+        raise schema.SchemaError(f"{_key(name)}.root: {error}") from error
+    if source.window is not None and CT not in (there := schema.sequences_of(split.dataset) or {CT: 0}):
+        raise SettingsError(
+            f"{_key(name)}.window={source.window}: {source.root} has {', '.join(there)}, no {CT}, and a window in HU "
+            "changes nothing there; leave it out"
+        )
     if not len(split):
         raise TrainingError(
             f"{_key(name)}.root={source.root}: split {split.name!r} holds no slices; shard with another `split` or salt"
         )
     return split
+
+
+def _weights(name: str, source: SourceConfig, split: Split) -> np.ndarray | None:
+    """Return how often each sample of a source is drawn, or None: all alike."""
+    if not source.sampling:
+        return None
+    try:
+        return schema.read_weights(split, source.sampling)
+    except schema.SchemaError as error:
+        raise schema.SchemaError(f"{_key(name)}.sampling={source.sampling}: {error}") from error
+
+
+def _check_shares(names: list[str], share: np.ndarray) -> None:
+    """Raise SettingsError for a share that the mixture would not keep to one per cent of it."""
+    least = int(np.argmin(share))
+    if share[least] < LEAST_SHARE:
+        raise SettingsError(
+            f"{_key(names[least])}: its share of the samples is {share[least]:.1e}, and the least is "
+            f"{LEAST_SHARE:.0e}; give it more weight, or weight=0 to leave it out"
+        )
 
 
 def _check_distinct(splits: Mapping[str, Split]) -> None:

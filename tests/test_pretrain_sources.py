@@ -226,11 +226,26 @@ def test_one_source_with_a_name_is_the_run_of_its_root(corpus, tmp_path: Path) -
         (["data.sources.body.sequences=[t1]"], "body.sequences: ROOT has no t1; it has ct"),
         (["data.sources.brains.sequences=[t1,t1]"], "duplicate name"),
         (["model.sequences=[ct]"], "data.sources.brains: ROOT has t1, t2, flair, none of the sequences that are read"),
-        (["data.sources.none.root=/nowhere"], "no finished data set there"),
+        (
+            ["data.sources.none.root=/nowhere"],
+            "data.sources.none.root: /nowhere/dataset.json: not found; no finished data",
+        ),
         (["data.sources.none.weight=1"], "data.sources.none.root is required"),
         (["data.labels=[tumour]"], "data.labels: tumour is not a label column of ROOT or ROOT or ROOT"),
         (["data.split=tset"], "no split 'tset'"),
-        (["data.sources.few.sampling=none"], "none.weights.json"),
+        (["data.sources.few.sampling=none"], "data.sources.few.sampling=none: ROOT/none.weights.json: No such file"),
+        (["data.sources.body.window=[3,3]"], "expected 2 numbers, finite numbers, the first below the second"),
+        (
+            ["data.sources.brains.window=[0,80]"],
+            "brains.window=[0.0, 80.0]: ROOT has t1, t2, flair, no ct, and a window",
+        ),
+        (["data.sources.body.weight=1e-9"], "data.sources.body: its share of the samples is 1.0e-09, and the least is"),
+        (
+            ["data.sources.body=shards"],
+            "data.sources.body: expected keys, e.g. data.sources.body.root=VALUE, not shards",
+        ),
+        (["data.sources=[a,b]"], "data.sources: expected names, each with keys of its own, not ['a', 'b']"),
+        (["model=large"], "model: expected keys, e.g. model.patch_size=VALUE, not large"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words: list[str], said: str, run, corpus, tmp_path: Path, capsys) -> None:

@@ -17,6 +17,7 @@ from pretrain.data.order import Chain, identify
 from pretrain.data.randomness import mix64
 
 _SCALE = 1 << 24  # shares are whole numbers of this part, times whole numbers of one over this
+LEAST_SHARE = 100 / _SCALE  # what rounding to whole numbers changes by half a per cent at most
 _PLACE = 160  # of the randomness
 
 

@@ -175,8 +175,8 @@ _SIGNS_OF_SOURCES: dict[str, _Sign] = {
     f"/{what}_spread": (
         200,
         lambda value: value < 0.05,
-        f"all {images} of this source have the same features: its share may be too small for its kind, or its window "
-        "shows nothing. A larger weight, or another window",
+        f"all {images} of this source have the same features: its share may be too small for its kind, or, in CT, its "
+        "window shows nothing. A larger weight, or another window",
     )
     for what, images in (("cls", "images"), ("patch", "patches"))
 }
