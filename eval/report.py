@@ -28,6 +28,7 @@ from meddap.records import read_json_lines
 from meddap.settings import SettingsError
 from pretrain.config import load, recorded, sources_of
 from pretrain.runtime import checkpoint, metrics
+from pretrain.weights import card
 
 
 def report(runs: Sequence[Path], attached: PageFiles | None = None) -> str:
@@ -122,6 +123,11 @@ def _run(run: Path) -> Iterator[str]:
 
 def _data(run: Path) -> Iterator[str]:
     config = load(run / "config.yaml")
+    saved = [found for name in config.stages if (found := checkpoint.newest(run / name))]
+    heads, rows = card.sources_table(saved[-1]) if saved else ([], [])
+    if rows:
+        low, high = config.intensity.window
+        yield table(heads, rows, f"What is read of each; the window is {low:g} to {high:g} HU where none is named.")
     for name, source in sources_of(config.data).items():
         if name:
             yield f"<h3>{html.escape(name)}</h3>"
@@ -202,10 +208,15 @@ def _sources(folder: Path, rows: list[dict[str, Any]]) -> Iterator[str]:
         shares = [f"{known[name]['share']:.2%}", f"{seen / total:.2%}"]
         shown.append([name, seen, *shares, f"{seen / known[name]['samples']:.2f}", *ends, *spread])
     yield table(
-        ["source", "samples seen", "share asked", "share seen", "epochs", "loss at first", "at last"]
-        + ["spread of cls tokens", "of patches"],
+        ["source", "samples seen", "share asked", "share seen", "epochs", "loss, first tenth", "loss, last tenth"]
+        + ["spread of cls tokens", "spread of patches"],
         shown,
         "Loss: DINO and iBOT of its images, means of the first and the last tenth of the steps; spreads of the last.",
+    )
+    yield figure(
+        plots.sources(rows, names),
+        "Loss and spread of the features of each source. A spread near 0 means that all its images, or all patches, "
+        "have the same features.",
     )
 
 
@@ -229,7 +240,7 @@ def _sequences(run: Path) -> Iterator[str]:
     for name, source in sources_of(config.data).items():
         yield f"<h3>{html.escape(name)}</h3>" if name else ""
         yield figure(
-            sequence_maps.draw(run, source.root),
+            sequence_maps.draw(run, source.root, source.window),
             "First three principal components of the patch features of each sequence as red, green and blue, the same "
             "axes in all; air is black.",
         )

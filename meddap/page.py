@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 
 _PAGE = Path(__file__).with_name("page.html")
+_NUMBER = re.compile(r"[-−+]?[\d,]*\d(\.\d+)?(e[-+]?\d+)?%?")
 
 
 def page(title: str, subtitle: str, body: Iterable[str]) -> str:
@@ -19,10 +21,11 @@ def page(title: str, subtitle: str, body: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """Return a table of text and numbers; integers are right-aligned."""
+    """Return a table of text and numbers; integers, and text that is a number or a percentage, are right-aligned."""
 
     def cell(value: object) -> str:
-        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
+        text = f"{value:,}" if isinstance(value, int) else html.escape(str(value))
+        return f'<td class="n">{text}</td>' if _NUMBER.fullmatch(text) else f"<td>{text}</td>"
 
     lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""

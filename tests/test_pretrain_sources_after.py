@@ -71,6 +71,14 @@ def test_the_report_says_what_was_seen_of_each_source(finished: Path, tmp_path: 
     for name in NAMES:
         seen = last[f"source/{name}/samples"]
         assert f"<h3>{name}</h3>" in page and f'<td>{name}</td><td class="n">{seen}</td>' in page
+        digest = schema.read_dataset(finished.parent / name)["digest"][:16]
+        row = page.split(f"<td>{name}</td>")[1].split("</tr>")[0]  # what is read of each comes first
+        assert (
+            digest in row
+            and ("flair, t1, t2" in row) == (name == "brains")
+            and ("-100 to 200" in row) == (name == "few")
+        )
+    assert "Loss and spread of the features of each source." in page
     assert "licensed as CC-BY-4.0" in page
 
 

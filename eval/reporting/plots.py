@@ -55,6 +55,26 @@ def curves(rows: Sequence[dict]) -> bytes:
     return png(figure)
 
 
+def sources(rows: Sequence[dict], names: Sequence[str]) -> bytes:
+    """Draw the loss and the spreads of each of several sources over the steps, smoothed; not every step has all."""
+    parts = {"loss": "loss", "cls_spread": "spread of cls tokens", "patch_spread": "spread of masked patches"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(parts), figsize=(11, 2.8), layout="constrained")
+        for axis, (key, title) in zip(axes, parts.items()):
+            for place, name in enumerate(names):
+                mine = [(row["step"], row[f"source/{name}/{key}"]) for row in rows if f"source/{name}/{key}" in row]
+                if mine:
+                    steps, values = np.array(mine).T
+                    colour = COLOURS[place % len(COLOURS)]
+                    axis.plot(steps, _smooth(values), lw=1.4, label=name, color=colour)
+            axis.set_title(title)
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.2)
+        axes[0].set_ylim(top=axes[0].get_ylim()[1] * 1.1)
+        axes[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
+    return png(figure)
+
+
 def _smooth(values: np.ndarray) -> np.ndarray:
     width = max(1, len(values) // 50)
     padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")

@@ -20,20 +20,25 @@ from pretrain.weights.encoder import load_encoder
 _PATCHES = 12  # of a side: fine enough to see a shape
 
 
-def draw(run: Path, root: str, count: int = 3) -> bytes:
+def draw(run: Path, root: str, window: Sequence[float] | None = None, count: int = 3) -> bytes:
     """Draw slices of different patients: every sequence and, below it, three principal components of its patches.
 
-    Slices come from patients whom the training did not see, where the data set has such. Raises SettingsError,
-    CheckpointError.
+    Slices come from patients whom the training did not see, where the data set has such. A sequence that none of them
+    has is left out. Raises SettingsError, CheckpointError.
+
+    window  HU that become 0 and 1; None: the encoder's
     """
     split = next(each for name in ("val", "test", "train") if len(each := Split(root, name)))
     encoder = CheckpointEncoder(load_encoder(run), bf16=False)
+    if window is not None:
+        encoder.window = window[0], window[1]
     samples = choose(split, encoder.sequences, count)
     seen = [shards.picture(sample) for sample in samples]
     planes, maps, names = _maps(encoder, seen, _PATCHES * encoder.patch_size)
-    figure, axes = grid(2 * len(samples), len(encoder.sequences), 1.6)
+    columns = [name for name in encoder.sequences if any(name in there for there in names)]
+    figure, axes = grid(2 * len(samples), len(columns), 1.6)
     for row, (shown, components, there) in enumerate(zip(planes, maps, names)):
-        for column, name in enumerate(encoder.sequences):
+        for column, name in enumerate(columns):
             top, bottom = axes[2 * row][column], axes[2 * row + 1][column]
             if not row:
                 top.set_title(name, color=INK)

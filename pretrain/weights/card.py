@@ -71,19 +71,14 @@ def _data(found: Checkpoint, config: Config) -> str:
             f"{names} slices of split `{split}` of the data set with digest `{found.state['data_digest'][:16]}`"
             f"{licensed}; patients of the other splits were not seen."
         )
+    heads, rows = sources_table(found)
+    quoted = [[*row[:-2], f"`{row[-2]}`", row[-1]] for row in rows]  # the digest
     lines = [
         f"{names} slices of split `{split}` of {len(sources)} data sets; patients of the other splits were not seen. "
         "The window is that of this card unless another one is named.",
         "",
-        "| data set | share of the samples | slices | sequences | window in HU | digest | licence |",
-        "|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *quoted)),
     ]
-    for name, each in sources.items():
-        window = "–" if each["window"] is None else "{:g} to {:g}".format(*each["window"])
-        lines.append(
-            f"| {name} | {each['share']:.1%} | {each['samples']:,} | {', '.join(each['sequences'])} | {window} | "
-            f"`{each['digest'][:16]}` | {licenses.get(name, 'not named')} |"
-        )
     return "\n".join(lines)
 
 
@@ -95,6 +90,19 @@ def _descent(chain: Sequence[Link], licence: str) -> str:
         own = link.license or ("that above" if link.kind == RUN else "not named")
         lines.append(f"| {link.kind} | {link.name} | `{link.sha256[:16] or 'not known'}` | {own} |")
     return "\n".join([*lines, *(f"\n{notice}" for notice in lineage.notices(chain))])
+
+
+def sources_table(found: Checkpoint) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows on the data sets of a training, one for each source; no rows where it has one alone."""
+    sources, licenses = found.state.get("sources", {}), found.state.get("licenses", {})
+    heads = ["data set", "share of the samples", "slices", "sampling", "sequences", "window in HU", "digest", "licence"]
+    rows = []
+    for name, each in sources.items() if len(sources) > 1 else ():
+        window = "–" if each["window"] is None else "{:g} to {:g}".format(*each["window"])
+        shown = [name, f"{each['share']:.1%}", f"{each['samples']:,}", "by weights" if each["sampling"] else "uniform"]
+        shown += [", ".join(each["sequences"]), window, each["digest"][:16], licenses.get(name, "not named")]
+        rows.append(shown)
+    return heads, rows
 
 
 def _use(loaded: Encoder) -> str:
