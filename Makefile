@@ -10,7 +10,7 @@ RUN    := runs/$(NAME)
 # names of the synthetic patients' organs; real label maps keep their numbers unless a configuration names them
 SHARD  := $(if $(INPUT),,--config data_prep/configs/quickstart.yaml)
 
-.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking bench-memory bench-plan lint
+.PHONY: help setup quickstart test test-nnunet stress bench-loader bench-step bench-prep bench-probes bench-sequences bench-masking bench-memory bench-plan bench-sources lint
 help:
 	@echo "make quickstart [INPUT=FOLDER]   images -> shards -> pretraining -> probes -> $(RUN)/report.html"
 	@echo "make test                        the tests       make stress   their long versions"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-probes                what probing costs from cached features, 52 linear heads beside one"
 	@echo "make bench-sequences             what absent MRI sequences cost a step, as ratios"
 	@echo "make bench-masking               what whole-sequence masking and unlabelled patients buy, three seeds"
+	@echo "make bench-sources INPUT=FOLDER  a run over four sources, killed ten times, and its encoder beside three others"
 	@echo "make bench-memory                peak memory of ViT-B and ViT-L steps, and how many images fit a GPU"
 	@echo "make test-nnunet                 the nnU-Net trainer, in a venv of its own with nnunetv2"
 	@echo "make lint                        ruff and mypy   make setup    only the environment ($(VENV))"
@@ -68,6 +69,9 @@ test-nnunet: setup
 
 bench-sequences: setup
 	$(PY) benchmarks/sequences.py
+
+bench-sources: setup
+	$(PY) benchmarks/several_sources.py --input $(or $(INPUT),../shared/data)
 
 bench-masking: setup
 	$(PY) benchmarks/masking.py

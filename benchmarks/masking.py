@@ -10,11 +10,9 @@ one thread each. A second start does what is missing.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -22,13 +20,11 @@ if __package__ in (None, ""):
 
 import numpy as np
 
-from data_prep.identity import VARIABLE
+from benchmarks.seeds import run, shown, stacked
 from data_prep.synthetic.brain import SEQUENCES
-from eval.reporting import results
 from eval.statistics import bootstrap, metrics
 from eval.statistics.predictions import Scored
 from meddap import console
-from meddap.settings import SettingsError
 
 _SELF = "pretrain/configs/synthetic_mri.yaml"
 _LABELS = "pretrain/configs/synthetic_mri_supervised.yaml"
@@ -40,23 +36,15 @@ ARMS = {
 # which sequences the test patients have
 SEEN = {"all four": SEQUENCES} | {f"no {each}": tuple(name for name in SEQUENCES if name != each) for each in SEQUENCES}
 _MEAN = "one withheld, mean"
-_METRIC, _DRAWS = "auroc", 3000
-
-
-def run(*words: object) -> None:
-    """A command of ours, quietly. Raises SettingsError with its last line where it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", VARIABLE: os.environ.get(VARIABLE, "meddap-brains")}
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        said = (done.stderr.strip() or "no word").splitlines()[-1]
-        raise SettingsError(f"{' '.join(map(str, words[:2]))}: exit status {done.returncode}: {said}")
+_METRIC, _DRAWS, _SALT = "auroc", 3000, "meddap-brains"
 
 
 def make_data(output: Path, patients: int) -> Path:
     """Shards of synthetic brains."""
     brains, shards = output / "brains", output / "shards"
-    run("-m", "data_prep.generate", "--output", brains, "modality=mr", f"patients={patients}", "size=64", "slices=6")
-    run("data_prep/shard_mri.py", "--input", brains, "--labels", brains / "labels.csv", "--output", shards)
+    size = ["modality=mr", f"patients={patients}", "size=64", "slices=6"]
+    run("-m", "data_prep.generate", "--output", brains, *size, salt=_SALT)
+    run("data_prep/shard_mri.py", "--input", brains, "--labels", brains / "labels.csv", "--output", shards, salt=_SALT)
     return shards
 
 
@@ -65,24 +53,18 @@ def train_and_probe(output: Path, shards: Path, arm: str, seed: int) -> Path:
     name = f"{arm}-{seed}"
     config, *more = ARMS[arm]
     fixed = [f"data.root={shards}", f"output={output}", f"name={name}", f"seed={seed}"]
-    run("-m", "pretrain.train", "--config", config, *fixed, *more)
+    run("-m", "pretrain.train", "--config", config, *fixed, *more, salt=_SALT)
     probed = output / name / "probe"
     if not (probed / "results.jsonl").is_file():
         task = ["--task", "eval/configs/mri_subsets.yaml", f"data={shards}", "label=tumour", "labelled_share=0.1"]
-        run("-m", "eval.probe", "--checkpoint", output / name, *task, "size=40", "--output", probed)
+        run("-m", "eval.probe", "--checkpoint", output / name, *task, "size=40", "--output", probed, salt=_SALT)
     console.say(f"{name}: done")
     return probed
 
 
 def joined(folders: list[Path]) -> dict[str, Scored]:
     """The predictions for what the test patients have, those of several seeds as so many fits."""
-    each = [results.read_predictions(folder)[1] for folder in folders]
-    found: dict[str, Scored] = {}
-    for seen, sequences in SEEN.items():
-        seeds = [one[f"subsets sequences {'+'.join(sequences)}"] for one in each]
-        scored = [one for one in seeds if isinstance(one, Scored)]
-        found[seen] = replace(scored[0], scores=np.concatenate([one.scores for one in scored]))
-    return found
+    return {seen: stacked(folders, f"subsets sequences {'+'.join(names)}") for seen, names in SEEN.items()}
 
 
 @dataclass(frozen=True)
@@ -113,14 +95,6 @@ class Mean:
 def withheld(found: dict[str, Scored]) -> Mean:
     """The mean over the sequences, each of them withheld in turn."""
     return Mean(tuple(each for seen, each in found.items() if seen != "all four"))
-
-
-def shown(figures: dict[str, bootstrap.Figure], sign: str = "") -> str:
-    """The average over classes with its interval; a gain that is sure in bold."""
-    figure = figures.get("macro") or figures["all"]
-    value, interval = bootstrap.shown(figure.row(), sign)
-    text = f"{value} ({interval})"
-    return f"**{text}**" if sign and figure.low > 0 else text
 
 
 def table(arms: dict[str, dict[str, Scored]]) -> list[str]:

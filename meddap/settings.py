@@ -123,9 +123,11 @@ def _check_keys(where: str, layer: DictConfig, known: Any, prefix: str = "") -> 
             elif value is not None:
                 raise SettingsError(_not_keys(where, there, keys, value))
         elif is_dataclass(element := _element_type(inner)):  # free keys, each with an entry of one form
-            if not isinstance(value, (DictConfig, type(None))):
+            if value is None:
+                continue
+            if not isinstance(value, DictConfig):
                 raise SettingsError(f"{where}: {there}: expected names, each with keys of its own, not {value}")
-            for name in map(str, value or ()):
+            for name in map(str, value):
                 if isinstance(value[name], DictConfig):
                     _check_keys(where, value[name], OmegaConf.structured(element), f"{there}.{name}.")
                 elif value[name] is not None:

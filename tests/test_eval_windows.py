@@ -218,6 +218,7 @@ def test_channels_are_stated_and_what_cannot_take_them_is_refused(lungs: Path, t
     ],
 )
 def test_windows_that_are_none_are_refused(words: dict, text: str) -> None:
+    """Beside window, reversed, of three numbers, NaN, twice, or channels without windows: one line."""
     with pytest.raises(SettingsError) as caught:
         check(TaskConfig(data="x", **words))
     assert text in str(caught.value)
