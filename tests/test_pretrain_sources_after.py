@@ -61,6 +61,8 @@ def test_the_card_names_all_data_sets(finished: Path) -> None:
         assert f"`{digest[:16]}`" in row
         assert ("CC-BY-4.0" in row and "-100 to 200" in row and "| 10.0% |" in row) == (name == "few")
         assert ("flair, t1, t2" in row) == (name == "brains")
+    one = encoder.of_one_sequence(encoder.load_encoder(finished), "t1")  # MR or a picture: the model does not know
+    assert "in radiographs and other pictures black is 0" in card.card(encoder.find(finished), one, "equal")
 
 
 def test_the_report_says_what_was_seen_of_each_source(finished: Path, tmp_path: Path) -> None:

@@ -110,7 +110,11 @@ def _use(loaded: Encoder) -> str:
     (low, high), mean, std = loaded.intensity.window, loaded.intensity.mean, loaded.intensity.std
     name, unit = "hu", "axial slices in HU"
     if (low, high) == (0, 1):
-        name, unit = "share", "slices of MR signal; the foreground's 0.5th percentile is 0, its 99.5th is 1"
+        name = "share"
+        unit = (
+            "images without a unit: in MR the foreground's 0.5th percentile is 0 and its 99.5th is 1, in radiographs "
+            "and other pictures black is 0 and white is 1"
+        )
     return f"""`{name}`: {unit}; an array of shape (h, w), (1, h, w) or (N, 1, h, w). It is clipped to
 {low:g} … {high:g}, then normalised:
 
