@@ -53,6 +53,7 @@ def suv(dose: float = DOSE, hours: float = 1.0) -> np.ndarray:
         ({}, {}, suv()),
         ({"RadiopharmaceuticalStartDateTime": "20200101083000.5"}, {}, suv(hours=1.5)),
         ({"RadiopharmaceuticalStartTime": "230000"}, {}, suv(hours=11)),  # of the day before
+        ({"RadionuclideTotalDose": 2.2e9}, {}, suv(dose=2.2e9)),  # as of rubidium
         ({}, {"DecayCorrection": "ADMIN"}, suv(hours=0)),
         ({}, {"SeriesTime": "180000"}, suv()),  # computed in the evening: the earliest bed counts
         ({}, {"Units": "GML", "PatientWeight": None}, ACTIVITY),

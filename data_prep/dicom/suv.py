@@ -8,6 +8,7 @@ file says itself to which time its activities were corrected (DecayCorrectionDat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -91,7 +92,7 @@ def _values(value: object) -> list[object]:
 
 def _within(holder: pydicom.Dataset, name: str, value: object, low: float, high: float, unit: str) -> float:
     """Return a number of the header. Raises RejectedSeries if it is missing or cannot be right."""
-    found = number(value)
+    found = number(value, below=math.inf)  # doses in Bq are large
     if found is None:
         raise RejectedSeries(f"{name} is missing: no SUV{_COUNTS}")
     if not low <= found <= high:

@@ -71,10 +71,10 @@ def term(value: object, terms: set[str], otherwise: str) -> str:
     return text if text in terms else otherwise
 
 
-def number(value: Any) -> float | None:
-    """Return a finite number, or None."""
+def number(value: Any, below: float = 1e9) -> float | None:
+    """Return a number of a smaller size than `below`, or None for what is none or cannot be a length or a value."""
     try:
         converted = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return converted if abs(converted) < 1e9 else None
+    return converted if abs(converted) < below else None
