@@ -80,7 +80,7 @@ def _is_there(point: Point) -> bool:
 
 def parameters(found: encoder.FrozenEncoder) -> int:
     """Return how many parameters an encoder has; 0 where it is not a network."""
-    model = getattr(found, "model", None)
+    model = getattr(found, "model", None) or getattr(found, "network", None)
     return sum(each.numel() for each in model.parameters()) if isinstance(model, torch.nn.Module) else 0
 
 

@@ -22,12 +22,13 @@ from helpers.towers import (
 )
 from safetensors.torch import load_file
 
-from eval import probe
+from eval import probe, report, sweep
 from eval.config import TaskConfig, ZeroShotConfig
 from eval.data import features
 from eval.data.examples import Picture
 from eval.encoders import encoder, language
 from eval.probes import prompts
+from eval.reporting import comparison
 from meddap.settings import SettingsError, load
 from pretrain.weights.published import WeightsError
 
@@ -78,6 +79,10 @@ def test_biomedclips_layout_gives_open_clips_numbers(tmp_path: Path) -> None:
     ((cls, patches),) = mine.features(mine.prepare(theirs["images"]), [-1])
     torch.testing.assert_close(torch.cat([cls[:, None], patches], dim=1), theirs["tokens"], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(tower.project(cls), theirs["image_features"], atol=1e-5, rtol=1e-4)
+    asked = task(windows=[[-1000.0, 0.0], [-160.0, 240.0], [0.0, 500.0]], windows_as="channels")
+    three = encoder.load(str(tmp_path), asked)  # its three channels, for as many windows of a slice
+    ((same, _),) = three.features(three.prepare(theirs["images"].repeat(1, 3, 1, 1)), [-1])
+    torch.testing.assert_close(same, cls, atol=1e-5, rtol=1e-4)
     words = {number: word for word, number in tokenizer_words(tmp_path).items()}
     texts = [" ".join(words[int(each)] for each in row if int(each) > 3) for row in theirs["ids"]]
     torch.testing.assert_close(tower.encode(texts), theirs["text_features"], atol=1e-5, rtol=1e-4)
@@ -270,5 +275,17 @@ def test_shapes_are_named_by_a_model_that_learned_them_and_stand_in_one_table(tm
     floor = rows_of("pixels")
     assert {name for name, _ in floor} == {"knn"}
     assert "zero_shot: no row for pixels: it has no text tower" in capsys.readouterr().err
+    out = tmp_path / "out"
+    pairs = comparison.compare(out / "pixels", out / "trained")
+    assert {row["probe"] for row in pairs} == {"knn"}  # what both have
+    checkpoints = ["pixels", str(tmp_path / "trained")]
+    settings = load(TaskConfig, file, [])
+    board = sweep.run(sweep.plan(checkpoints, [32], settings, tmp_path / "sweep"), str(file), [])
+    places = {(row["name"], row["probe"]): row["parameters"] for row in board}
+    assert places["trained", "knn"] == places["trained", "zero_shot"] > 10_000 and ("pixels", "zero_shot") not in places
+    assert "| trained |" in sweep.table(board)
+    runs = [str(out / name) for name in ("pixels", "trained")]
+    assert report.main(["--runs", *runs, "--output", str(tmp_path / "report.html")]) == 0
+    assert "zero_shot" in (tmp_path / "report.html").read_text()
     with pytest.raises(SettingsError, match="zero_shot: no row for pixels: it has no text tower; name a probe"):
         probe.run("pixels", task(source="folders", kind="multiclass", probes=["zero_shot"]), tmp_path / "none")

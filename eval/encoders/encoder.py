@@ -170,7 +170,7 @@ def _loaded(checkpoint: str, task: TaskConfig, channels: int = 1) -> FrozenEncod
     if colon and file.endswith(".py"):
         return _own(Path(file), function)
     if open_clip.is_folder(Path(checkpoint)):
-        loaded, text = open_clip.load(Path(checkpoint))
+        loaded, text = open_clip.load(Path(checkpoint), 3 if channels == 3 else 1)
         two_towers = CheckpointEncoder(loaded, task.bf16)
         two_towers.language = text
         return two_towers

@@ -37,8 +37,11 @@ def is_folder(path: Path) -> bool:
     return (path / _CONFIG).is_file() and not (path / "model.safetensors").is_file()
 
 
-def load(folder: Path) -> tuple[Encoder, Language | str]:
-    """Return the image tower, and the text tower or why it cannot be used. Raises WeightsError."""
+def load(folder: Path, channels: int = 1) -> tuple[Encoder, Language | str]:
+    """Return the image tower, and the text tower or why it cannot be used. Raises WeightsError.
+
+    channels  3: the image tower keeps its three (pretrain.weights.initialise.published_encoder)
+    """
     described = _described(folder / _CONFIG)
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if file is None:
@@ -52,7 +55,7 @@ def load(folder: Path) -> tuple[Encoder, Language | str]:
     for name, value in tensors.items():
         if not bool(value.float().isfinite().all()):
             raise DamagedError(f"{file}: {name} holds NaN or infinity; copy it again or take another checkpoint")
-    loaded = _image_tower(folder, file, described)
+    loaded = _image_tower(folder, file, described, channels)
     beside = {name: value for name, value in tensors.items() if not name.startswith(_TRUNK)}
     digest = hashlib.sha256(f"{loaded.digest} {described['model_cfg'].get('text_cfg')}".encode())
     for name, value in sorted(beside.items()):
@@ -72,7 +75,7 @@ def _described(path: Path) -> dict[str, Any]:
     return dict(said)
 
 
-def _image_tower(folder: Path, file: Path, described: Mapping[str, Any]) -> Encoder:
+def _image_tower(folder: Path, file: Path, described: Mapping[str, Any], channels: int) -> Encoder:
     found = published.read(file)
     vision = described["model_cfg"]["vision_cfg"]
     name = str(vision.get("timm_model_name", ""))
@@ -86,7 +89,7 @@ def _image_tower(folder: Path, file: Path, described: Mapping[str, Any]) -> Enco
     if not all(isinstance(each, (int, float)) for each in (*mean, *std)) or min(std) <= 0 or len(mean) != len(std):
         raise DamagedError(f"{folder / _CONFIG}: preprocess_cfg: mean={mean}, std={std}; copy it again")
     found = replace(found, settings={**known, **found.settings}, mean=mean, std=std, source=str(folder))
-    return initialise.of_published(found, folder.name)
+    return initialise.of_published(found, folder.name, channels)
 
 
 # of open_clip, where the folder does not say

@@ -60,7 +60,7 @@ class ThirdPartyEncoder(ABC):
     ) -> None:
         self.device = pick_device("auto")
         self.precision = autocast("auto" if bf16 else "float32", self.device)
-        self._model: Any = model.eval().requires_grad_(False).to(self.device)  # with its library's own methods
+        self.network: Any = model.eval().requires_grad_(False).to(self.device)  # with its library's own methods
         self.pool, self.mean, self.std = pool, tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(each).view(1, -1, 1, 1) for each in (list(mean), list(std)))
         self.channels = len(list(mean))
@@ -82,7 +82,7 @@ class ThirdPartyEncoder(ABC):
 
     def adapted(self, images: torch.Tensor, blocks: Sequence[int], change: between_blocks.Change) -> None:
         """See eval.encoders.encoder.CheckpointEncoder."""
-        layers = between_blocks.layers_of(self._model, self.depth)
+        layers = between_blocks.layers_of(self.network, self.depth)
         with self.precision:
             between_blocks.run(lambda: self.tokens(images, [self.depth - 1]), layers, len(images), blocks, change)
 
@@ -153,9 +153,9 @@ class TransformersEncoder(ThirdPartyEncoder):
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
         # at another size than it was trained on, positions are interpolated where the model can
-        known = inspect.signature(self._model.forward).parameters
+        known = inspect.signature(self.network.forward).parameters
         words = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
-        states = self._model(images, output_hidden_states=True, **words).hidden_states
+        states = self.network(images, output_hidden_states=True, **words).hidden_states
         return [self._norm(states[number + 1]) for number in blocks]
 
 
@@ -187,7 +187,7 @@ class TimmEncoder(ThirdPartyEncoder):
 
     def tokens(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
         wanted = sorted(set(blocks))
-        found = self._model.forward_intermediates(
+        found = self.network.forward_intermediates(
             images, indices=wanted, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
         )
         whole = {number: torch.cat([prefix, patches], dim=1) for number, (patches, prefix) in zip(wanted, found)}

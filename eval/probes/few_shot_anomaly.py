@@ -60,7 +60,7 @@ class Scorer:
 
     def _maps(self, images: torch.Tensor, passing: Passing) -> torch.Tensor:
         middles, owner, patches = passing(images, self.adapters)
-        near, far = torch.zeros(()), torch.zeros(())
+        near, far = (torch.zeros((), device=owner.device) for _ in range(2))
         for number, middle in middles[self.kind].items():
             mine = middle[:, -patches:]
             far = far + residual_adapters.distances(mine, self.memory[number])
