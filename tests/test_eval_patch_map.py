@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +16,13 @@ import pytest
 from helpers.browser import opened
 from helpers.datasets import body_slice, write_dataset
 from helpers.encoders import Pixels, random_transformer
+from PIL import Image
 
 from data_prep import schema
 from eval.config import PatchMapConfig, StrideConfig, TaskConfig
 from eval.data import features, sources
 from eval.data.examples import Examples
+from eval.data.files import FileError
 from eval.reporting import patch_map, patch_map_page, quantised
 
 Encoder = Any
@@ -151,6 +155,12 @@ def test_a_reader_clicks_drags_and_presses_keys(shown: Callable[..., SimpleNames
                 canvas, round((x - 0.5) * side), round((y - 0.5) * side)
             )
 
+        def coloured(canvas: Any) -> bool:
+            """Say whether anything above the marked patch is not grey."""
+            address = browser.execute_script("return arguments[0].toDataURL()", canvas)
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
+            return bool(np.ptp(picture[: len(picture) // 2].astype(int), axis=2).max() > 2)
+
         def check(row: int, x: float, y: float, read: tuple[float, float]) -> None:
             """Both panels: the value under the pointer, the neighbours and the other patients."""
             for panel, (name, values) in zip(panels, truth.items()):
@@ -200,6 +210,17 @@ def test_a_reader_clicks_drags_and_presses_keys(shown: Callable[..., SimpleNames
         assert browser.switch_to.active_element == canvases[0]
         canvases[0].send_keys(Keys.HOME)
         assert "Slice 1 of 5" in browser.find_element(By.ID, "slice-text").text
+
+        assert coloured(canvases[0])
+        canvases[0].send_keys("h")  # hides the colours
+        assert not coloured(canvases[0])
+        canvases[0].send_keys("h")
+        browser.find_element(By.ID, "stretch").click()
+        first = int(np.flatnonzero(patients == 0)[0])
+        for panel, (name, values) in zip(panels, truth.items()):
+            cosines = values[first] @ values[first, int(y * grids[name]) * grids[name] + int(x * grids[name])]
+            low, high = (float(panel.find_element(By.CSS_SELECTOR, each).text) for each in (".low", ".high"))
+            assert abs(low - cosines.min()) < 0.03 and abs(high - 1) < 0.01
 
         tile = panels[1].find_element(By.CSS_SELECTOR, ".matches button")  # go to the best match of another patient
         patient, slice_ = (int(each) for each in re.findall(r"patient (\d+), slice (\d+)", tile.text)[0])
@@ -316,6 +337,29 @@ def test_no_page_exceeds_15_megabytes(tmp_path: Path, patients: int, slices: int
         shown, there = map(int, left_out.groups())
         assert there == patients * slices and shown % patients == 0 and f"{shown} slices of {patients} test" in text
         assert len(text) + patients * 2 * 32 * 32 * 96 * 4 / 3 > 14_500_000  # one more of each does not fit
+
+
+def test_a_damaged_map_is_one_line(tmp_path: Path) -> None:
+    """A file that is cut, lacks an array or holds arrays of other shapes: its name and what to do."""
+    patch_map.save(tmp_path / "patch_map.npz", large(2, 2, 4, 16, 0))
+    whole = (tmp_path / "patch_map.npz").read_bytes()
+    with np.load(tmp_path / "patch_map.npz") as stored:
+        arrays = dict(stored)
+    changes: list[dict[str, Any]] = [
+        {"codes": arrays["codes"][:, 1:]},
+        {"step": arrays["step"][1:]},
+        {"labels": arrays["labels"][1:]},
+        {"images": arrays["images"][:, 1:]},
+        {"views": None},
+    ]
+    for change in [*changes, b"", whole[:-500], whole[: len(whole) // 2]]:
+        if isinstance(change, bytes):
+            (tmp_path / "patch_map.npz").write_bytes(change)
+        else:
+            changed = {name: value for name, value in {**arrays, **change}.items() if value is not None}
+            np.savez(tmp_path / "patch_map.npz", **changed)
+        with pytest.raises(FileError, match=r"patch_map.npz: damaged or cut \(\w+\); probe again"):
+            patch_map_page.of([tmp_path])
 
 
 def test_an_encoder_on_other_slices_is_named_and_left_out(tmp_path: Path) -> None:

@@ -220,9 +220,17 @@ def read(path: Path) -> PatchMap:
         words: dict[str, Any] = {name: tuple(arrays[name].tolist()) for name in ("views", "channels", "names")}
         plain: dict[str, Any] = {"task": str(arrays["task"]), "error": float(arrays["error"])}
         found = PatchMap(**{**arrays, **words, **plain})
-        shapes = (len(found.views), len(found.digests))
-        if found.codes.ndim != 4 or found.codes.shape[:2] != shapes or found.there.shape != shapes:
-            raise ValueError("shapes")
+        views, slices, patches, kept = found.codes.shape
+        wanted = {
+            "there": (views, slices),
+            "middle": (kept,),
+            "step": (kept,),
+            "images": (len(found.channels), slices, *found.images.shape[2:]),
+            "labels": (slices, patches),
+            **dict.fromkeys(("patients", "positions", "digests"), (slices,)),
+        }
+        if views != len(found.views) or any(arrays[name].shape != shape for name, shape in wanted.items()):
+            raise ValueError("shapes that do not agree")
         return found
 
 

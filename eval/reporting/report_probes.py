@@ -60,7 +60,7 @@ def section(folders: Sequence[Path], attached: PageFiles | None = None) -> Itera
             "Test patients only; 95 % intervals by resampling patients. Validation patients chose the hyperparameters."
         )
     else:
-        yield dim("No label maps in these shards: nothing was probed.")
+        yield dim("No label maps in these shards, or no probes asked for: nothing was probed.")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     for task in tasks:
         if len(tasks) > 1:

@@ -37,6 +37,7 @@ def opened(page: Path, width: int = 1200, height: int = 1400, dark: bool = False
         chrome.set_network_conditions(offline=True, latency=0, throughput=0)
         chrome.get(page.as_uri())
         yield chrome
-        assert chrome.get_log("browser") == []
+        log = chrome.get_log("browser")
+        assert log == [], log
     finally:
         chrome.quit()
