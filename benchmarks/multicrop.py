@@ -42,7 +42,7 @@ class MultiCrop:
                 v2.RandomHorizontalFlip(s.flip),
                 v2.RandomApply([v2.GaussianBlur(9, s.blur_sigma)], blur_p),
                 v2.RandomApply([v2.GaussianNoise(0.0, s.noise_std, clip=False)], s.noise_p),
-                v2.Normalize([s.intensity.mean], [s.intensity.std]),
+                v2.Normalize([*s.intensity.means], [*s.intensity.stds]),
             ]
         )
 
@@ -60,7 +60,7 @@ class MultiCrop:
                 made = _blurred(made, torch.empty(()).uniform_(*s.blur_sigma).item())
             if torch.rand(()) < s.noise_p:
                 made = made + torch.randn_like(made) * s.noise_std
-            return ((made - s.intensity.mean) / s.intensity.std)[0]
+            return s.intensity.standardise(made)[0]
 
         return crop
 

@@ -214,7 +214,7 @@ class ImagesConfig(PrepConfig):
     range: Literal["auto", "full", "robust"] = "auto"
     # pixels that are not opaque: refused, laid over black or white, or their colours as stored
     alpha: Literal["refuse", "black", "white", "drop"] = "refuse"
-    # grey: by the luma of BT.601; keep: as the sequences red, green and blue
+    # grey: by the luma of BT.601; keep: three channels of the one sequence, for a training with model.channels=3
     colour: Literal["grey", "keep", "refuse"] = "grey"
     longest: int | None = None  # pixels of the longer side; larger pictures are resampled to it, antialiased
     # pictures whose name or folder calls them masks, segmentations or annotations, where others are not called so

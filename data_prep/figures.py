@@ -64,14 +64,17 @@ def overlay(axis: Axes, labels: np.ndarray, opacity: float = 0.6) -> None:
 
 def slices(samples: Sequence[Slice], columns: int = 8) -> bytes:
     """Draw example slices, a tile per sequence, with labels and foreground boxes, in true proportions."""
-    tiles = [(sample, plane, name) for sample in samples for plane, name in zip(sample.pixels, sample.sequences)]
+    tiles = [(sample, planes, name) for sample in samples for planes, name in zip(sample.planes, sample.sequences)]
     several = max((len(sample.sequences) for sample in samples), default=1)
     columns = min(len(tiles), max(columns - columns % several, several))
     figure, axes = grid(-(-len(tiles) // columns), columns)
-    for axis, (sample, plane, name) in zip(axes.flat, tiles):
-        axis.imshow(plane, **(WINDOW_HU if plane.dtype == np.int16 else _WINDOW_MR))
+    for axis, (sample, planes, name) in zip(axes.flat, tiles):
+        if len(planes) > 1:
+            axis.imshow(np.clip((np.moveaxis(planes, 0, -1) - float(LOW)) / (HIGH - LOW), 0, 1))
+        else:
+            axis.imshow(planes[0], **(WINDOW_HU if planes.dtype == np.int16 else _WINDOW_MR))
         axis.set_aspect(sample.spacing[0] / sample.spacing[1])
-        if plane.dtype != np.int16:
+        if planes.dtype != np.int16:
             axis.set_title(name, color=INK, pad=2)
         if sample.labelmap is not None:
             overlay(axis, sample.labelmap)

@@ -4,7 +4,9 @@ Layout of a data set:
 
     OUT/dataset.json              every shard with counts, bytes, SHA-256; statistics; how it was made
     OUT/manifest.jsonl            a row per input series, accepted or rejected
-    OUT/train/000000.tar          USTAR, mtime 0; samples `<key>.<sequence>.b2`, `<key>.seg.b2`, `<key>.json`
+    OUT/train/000000.tar          USTAR, mtime 0; samples `<key>.<sequence>.b2`, `<key>.seg.b2`, `<key>.json`. A .b2 is
+                                  (H, W) of a grey sample, (3, H, W) red, green and blue of one in colour, whose
+                                  .json then has "channels": 3
     OUT/train/000000.index.npy    INDEX_DTYPE, one row per sample, in the order of the tar
     OUT/train/000000.content.npy  uint64, `content_digest` of each sample's pixels, in the same order
     OUT/val/… OUT/test/…
@@ -39,6 +41,8 @@ VERSION = 1
 SPLITS = ("train", "val", "test")
 AIR_HU = -1024
 CT = "ct"  # the one sequence that is stored in HU; all others are MR signal on a scale of their own
+CHANNELS = (1, 3)  # of a sample: grey, or red, green and blue
+LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue (ITU-R BT.601)
 # The uint16 values of the 0.5th and 99.5th percentile of an MR volume's foreground. One and a half times that span is
 # free below and above, so that hardly anything is clipped; 16,384 steps between them keep 12-bit values exact.
 MR_LOW, MR_HIGH = 24576, 40960
@@ -69,6 +73,7 @@ _DATASET = {
     "statistics": dict,
     "labels": dict,
     "ignore": [int],
+    "channels": {...: int},
     "classes": dict,
     "made_with": dict,
 }
@@ -93,8 +98,8 @@ class SchemaError(MeddapError, ValueError):
 class Slice:
     """One axial slice, one sample of a shard.
 
-    pixels     (S, H, W) int16 HU for CT, uint16 for MRI; rows anterior→posterior, columns patient
-               right→left
+    pixels     (S·C, H, W) int16 HU for CT, uint16 for MRI and pictures; rows anterior→posterior, columns patient
+               right→left. The C channels of a sequence follow each other
     sequences  names of the S sequences, e.g. ("ct",)
     spacing    (row, column) in mm
     position   mm along the slice axis, inferior→superior
@@ -109,6 +114,7 @@ class Slice:
     labels     class labels: column → number of its class in `dataset.json`; an unlabelled column is missing
     scales     for MRI the (slope, intercept) of each sequence: signal = pixel · slope + intercept; () for CT
     meta       whitelisted header fields
+    channels   C: 1 grey, 3 red, green and blue on one scale
     """
 
     pixels: np.ndarray
@@ -125,6 +131,12 @@ class Slice:
     labels: dict[str, float] = field(default_factory=dict)
     scales: tuple[tuple[float, float], ...] = ()
     meta: dict[str, object] = field(default_factory=dict)
+    channels: int = 1
+
+    @property
+    def planes(self) -> np.ndarray:
+        """The pixels as (S, C, H, W)."""
+        return self.pixels.reshape(len(self.sequences), self.channels, *self.pixels.shape[1:])
 
 
 def compress(array: np.ndarray) -> bytes:
@@ -173,12 +185,13 @@ def encode(sample: Slice) -> list[tuple[str, bytes]]:
     if not KEY.fullmatch(sample.key):
         raise SchemaError(f"key {sample.key!r}: only digits, lower-case letters, '_' and '-' are allowed")
     count, height, width = sample.pixels.shape
-    if count != len(sample.sequences) or sample.pixels.dtype not in (np.int16, np.uint16):
+    wanted = len(sample.sequences) * sample.channels
+    if sample.channels not in CHANNELS or count != wanted or sample.pixels.dtype not in (np.int16, np.uint16):
         raise SchemaError(
-            f"{sample.key}: pixels are {sample.pixels.shape} {sample.pixels.dtype}, "
-            f"expected ({len(sample.sequences)}, H, W) int16 or uint16"
+            f"{sample.key}: pixels are {sample.pixels.shape} {sample.pixels.dtype} of {sample.channels} channels, "
+            f"expected ({wanted}, H, W) int16 or uint16 of 1 or 3"
         )
-    members = [(f"{sample.key}.{name}.b2", compress(plane)) for name, plane in zip(sample.sequences, sample.pixels)]
+    members = [(f"{sample.key}.{name}.b2", compress(planes)) for name, planes in zip(sample.sequences, sample.planes)]
     if sample.labelmap is not None:
         if sample.labelmap.shape != (height, width) or sample.labelmap.dtype != np.uint8:
             raise SchemaError(
@@ -201,6 +214,8 @@ def encode(sample: Slice) -> list[tuple[str, bytes]]:
         "labels": sample.labels,
         "meta": sample.meta,
     }
+    if sample.channels > 1:
+        record["channels"] = sample.channels
     if sample.scales:
         record["scales"] = [[float(value) for value in scale] for scale in sample.scales]
     members.append((f"{sample.key}.json", _json_bytes(record)))
@@ -269,15 +284,16 @@ def decode(block: bytes | memoryview) -> Slice:
     if record["schema"] != VERSION:
         raise SchemaError(f"sample of schema {record['schema']}, this version reads {VERSION}; shard it again")
     height, width = record["shape"]
-    pixels = np.empty((len(record["sequences"]), height, width), record["dtype"])
-    for plane, name in zip(pixels, record["sequences"]):
-        decompress_into(payloads[f"{name}.b2"], plane)
+    channels = channels_in(record)
+    pixels = np.empty((len(record["sequences"]), channels, height, width), record["dtype"])
+    for planes, name in zip(pixels, record["sequences"]):
+        decompress_into(payloads[f"{name}.b2"], planes)
     labelmap = None
     if "seg.b2" in payloads:
         labelmap = np.empty((height, width), np.uint8)
         decompress_into(payloads["seg.b2"], labelmap)
     return Slice(
-        pixels=pixels,
+        pixels=pixels.reshape(-1, height, width),
         sequences=tuple(record["sequences"]),
         spacing=tuple(record["spacing"]),
         position=record["position"],
@@ -291,7 +307,22 @@ def decode(block: bytes | memoryview) -> Slice:
         labels=record["labels"],
         scales=tuple(tuple(scale) for scale in record.get("scales", ())),
         meta=record["meta"],
+        channels=channels,
     )
+
+
+def channels_in(record: dict[str, Any]) -> int:
+    """Return how many channels the sequences of a sample have, by its .json. Raises SchemaError for another number."""
+    channels = record.get("channels", 1)
+    if channels not in CHANNELS:
+        raise SchemaError(f"{channels!r} channels; 1 and 3 are read")
+    return int(channels)
+
+
+def grey(colours: np.ndarray) -> np.ndarray:
+    """Return (H, W) luma by ITU-R BT.601 of (3, H, W) uint8 or uint16, rounded, in the same type."""
+    weighted = np.tensordot(np.array([19595, 38470, 7471], np.uint32), colours.astype(np.uint32), 1)
+    return ((weighted + 32768) >> 16).astype(colours.dtype)  # the weights are 65536ths, of which they sum to 1
 
 
 def short_hash(digest: str) -> int:
@@ -513,8 +544,8 @@ def read_dataset(root: str | os.PathLike) -> dict[str, Any]:
     dataset = read_json(path, dict, AGAIN, SchemaError)
     if dataset.get("schema") != VERSION:
         raise SchemaError(f"{path}: schema {dataset.get('schema')}, this version reads {VERSION}; shard it again")
-    # data sets made before there were class labels, or values that mean "not annotated"
-    dataset = {"classes": {}, "ignore": [], **dataset}
+    # data sets made before there were class labels, values that mean "not annotated", or colours
+    dataset = {"classes": {}, "ignore": [], "channels": {}, **dataset}
     if problem := misfit(dataset, _DATASET):
         raise SchemaError(f"{path}: {problem}; {AGAIN}")
     return dataset
@@ -524,6 +555,11 @@ def sequences_of(dataset: dict[str, Any]) -> list[str] | None:
     """Return the names of the sequences of a data set, by `dataset.json`; None where it does not say."""
     found = dataset.get("sequences")
     return list(found) if isinstance(found, dict) and found else None
+
+
+def channels_of(dataset: dict[str, Any]) -> int:
+    """Return the most channels that a sample of a data set has, by `dataset.json`: 3 where some are in colour."""
+    return max(dataset["channels"].values(), default=1)
 
 
 def license_of(dataset: dict[str, Any]) -> str | None:

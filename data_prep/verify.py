@@ -43,6 +43,7 @@ class _Total:
     series: Counter[int] = field(default_factory=Counter)
     keys: list[np.ndarray] = field(default_factory=list)
     classes: Counter[tuple[str, float]] = field(default_factory=Counter)
+    channels: dict[str, int] = field(default_factory=dict)
 
     def add(self, report: ShardReport) -> None:
         self.samples += report.samples
@@ -51,6 +52,8 @@ class _Total:
         self.series.update(dict(zip(values.tolist(), counts.tolist())))
         self.keys.append(report.keys)
         self.classes.update(report.classes)
+        for name, channels in report.channels.items():
+            self.channels[name] = max(self.channels.get(name, 1), channels)
 
 
 def problems(root: Path, workers: int) -> Iterator[str]:
@@ -105,6 +108,13 @@ def _across(dataset: dict[str, Any], totals: dict[str, _Total]) -> Iterator[str]
         for other, rest in totals.items():
             if other > split and (both := total.subjects & rest.subjects):
                 yield f"{len(both)} patients are in {split} and in {other}: probes on this data set are worth nothing"
+    for name in sorted({name for total in totals.values() for name in total.channels}):
+        most, stated_most = (
+            max(total.channels.get(name, 1) for total in totals.values()),
+            dataset["channels"].get(name, 1),
+        )
+        if most != stated_most:
+            yield f"{name}: its samples have up to {most} channels, dataset.json says {stated_most}"
     keys = np.concatenate([keys for total in totals.values() for keys in total.keys] or [np.empty(0, np.uint64)])
     if twice := len(keys) - len(np.unique(keys)):
         yield f"{twice} samples have a key that another sample has too"

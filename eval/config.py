@@ -87,7 +87,8 @@ class FilesConfig:
     range: Literal["auto", "full", "robust", "hu"] = "auto"
     # pixels that are not opaque: refused, laid over black or white, or their colours as stored
     alpha: Literal["refuse", "black", "white", "drop"] = "refuse"
-    colour: Literal["grey", "refuse"] = "grey"
+    # grey: by the luma of BT.601; keep: three channels, of which an encoder of one sees the luma; of MedMNIST files too
+    colour: Literal["grey", "keep", "refuse"] = "grey"
 
 
 @dataclass
@@ -476,6 +477,9 @@ class TaskConfig:
     # name under which an encoder of several sequences takes images of one, e.g. xray; empty: their own. Picture files
     # have none. Encoders that know no names ignore it
     sequence: str = ""
+    # of these values, one number for each channel of an encoder of ours; null: the encoder's
+    mean: list[float] | None = None
+    std: list[float] | None = None
     like: str | None = None  # checkpoint whose architecture `--checkpoint random` takes
     pictures: int = 4  # test slices shown in the report
     patch_map: PatchMapConfig = field(default_factory=PatchMapConfig)

@@ -27,7 +27,7 @@ from eval.data import features, files, groups, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples
 from eval.data.splits import Fold
-from eval.encoders import encoder, windows
+from eval.encoders import colours, encoder, windows
 from eval.encoders.encoder import FrozenEncoder
 from eval.encoders.windows import Seen
 from eval.intake import preparation
@@ -65,8 +65,9 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     else:
         folds = splits.folds(examples, task)
     console.say(f"{frozen.source}: {len(examples)} examples, {len(examples.names)} labels, {task.size} pixels")
-    if about_window:
-        console.say(about_window)
+    for line in (about_window, colours.said(frozen, task)):
+        if line:
+            console.say(line)
     found_leaks = leaks.check(checkpoint, task, examples, folds, cache)
     confounded = _confounded(examples, task, cache)
     members = groups.of_patients(task, examples, np.concatenate([fold.rows["test"] for fold in folds]))
@@ -161,7 +162,8 @@ def _fitted(
             one = best.encoder
         if one.digest not in bases:
             stored = features.extract(one, examples, task, cache, blocks) if needs != {"images"} else None
-            bases[one.digest] = Base(examples, stored, task, cache, one.window)
+            channels = colours.of_images(one, task)
+            bases[one.digest] = Base(examples, stored, task, cache, one.window, channels=channels)
         base = bases[one.digest]
         found.append(_FittedFold(fold, base, one, _fit(probes, fold, base, Context(task, one, cache))))
     seen = [pair for each in found for pair in getattr(each.encoder, "windows", None) or [each.encoder.window]]

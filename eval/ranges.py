@@ -42,6 +42,8 @@ _PROBES = {
     **dict.fromkeys(("unet", "transunet", "cnn"), _NETWORK),
 }
 TASK = {
+    "mean": Allowed(),
+    "std": POSITIVE,
     "window": Allowed(length=2, rising=True),
     "split.train": NOT_NEGATIVE,
     "split.val": NOT_NEGATIVE,

@@ -18,7 +18,7 @@ from eval.data import features
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples
 from eval.data.splits import Fold
-from eval.encoders import encoder, windows
+from eval.encoders import colours, encoder, windows
 from eval.encoders.encoder import FrozenEncoder
 from eval.probes import registry
 from eval.reporting import main_figure, results
@@ -130,6 +130,6 @@ def _predicted(
     if needs != "images":
         own = registry.blocks([row], task, frozen.depth) if needs == "patches" else ()
         found = features.extract(frozen, examples, task, cache, tuple(sorted({*own, *blocks})))
-    base = Base(examples, found, task, cache, frozen.window)
+    base = Base(examples, found, task, cache, frozen.window, channels=colours.of_images(frozen, task))
     train, val = (Cohort(name, base, fold.rows[name]) for name in ("train", "val"))
     return list(row.fit(train, val, Context(task, frozen, cache)).predict(val))

@@ -25,6 +25,8 @@ from pretrain.config import (
 )
 from pretrain.data import masking, randomness
 from pretrain.data.batch_plan import BatchPlan, plan_batches, plan_micro_batches
+from pretrain.data.colour import ColourSettings
+from pretrain.data.corpus import Corpus
 from pretrain.data.intensity import Intensity
 from pretrain.data.randomness import Draws
 from pretrain.data.slices import SliceSettings
@@ -41,7 +43,7 @@ SCHEDULES = ("lr", "weight_decay", "teacher_momentum", "teacher_temp")
 
 
 def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer:
-    """Return a transformer with one input channel, its weights not yet initialised. Raises SettingsError.
+    """Return a transformer, its weights not yet initialised. Raises SettingsError.
 
     student  with what is drawn in training: drop path and RoPE's scale
     """
@@ -50,7 +52,7 @@ def backbone(config: ModelConfig, *, student: bool = False) -> VisionTransformer
     if not student:
         settings |= {"drop_path": 0.0, "rope_rescale": None}
     try:
-        return VisionTransformer(in_channels=1, **settings)
+        return VisionTransformer(**settings)
     except (ValueError, KeyError) as error:
         raise SettingsError(f"model: {error}") from error
 
@@ -130,10 +132,12 @@ def prepare(model: VisionTransformer, machine: MachineConfig, device: torch.devi
         compiling.compile_blocks(model, replayed=machine.cuda_graphs and not learns)
 
 
-def intensity(config: IntensityConfig) -> Intensity:
-    """Return how HU become the network's input, in pretraining and in every probe."""
+def intensity(config: IntensityConfig, channels: int = 1) -> Intensity:
+    """Return how HU become the input of a network of 1 or 3 channels, in pretraining and in every probe."""
     low, high = config.window
-    return Intensity(window=(low, high), mean=config.mean, std=config.std)
+    if channels == 1:
+        return Intensity((low, high), config.mean, config.std)
+    return Intensity((low, high), tuple(config.rgb_mean), tuple(config.rgb_std))
 
 
 def reads_voxels(name: str, stage: StageConfig, *splits: Split) -> bool:
@@ -151,17 +155,26 @@ def view_settings(
     stage: StageConfig,
     intensity_config: IntensityConfig,
     sequences: Sequence[str] = (CT,),
-    windows: Sequence[tuple[float, float]] = (),
+    channels: int = 1,
+    corpus: Corpus | None = None,
 ) -> ViewSettings:
-    """Return crops and intensity augmentation of a stage; `windows` are those of several sources."""
+    """Return crops and augmentation of a stage.
+
+    channels  of the model
+    corpus    what is read, whose sources may have intensities and thresholds of their own
+    """
     drawn = _tuples(vars(stage.crops) | vars(stage.augment))
     del drawn["mixture"]  # of `crop_variants`
     drawn["slice"] = SliceSettings(**_tuples(vars(stage.augment.slice)))
+    drawn["colour"] = ColourSettings(**_tuples(vars(stage.augment.colour)))
+    own = intensity(intensity_config, channels)
     return ViewSettings(
         **drawn,
         sequences=tuple(sequences),
-        source_windows=tuple(windows),
-        intensity=intensity(intensity_config),
+        channels=channels,
+        source_intensities=() if corpus is None else corpus.intensities(own),
+        source_thresholds=() if corpus is None else corpus.body_thresholds(stage.crops.body_threshold_hu),
+        intensity=own,
         gram_size=stage.gram.size if stage.gram.teacher_from else None,
     )
 

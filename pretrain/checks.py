@@ -12,10 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.schema import CHANNELS
 from meddap.ranges import check_ranges
 from meddap.settings import SettingsError
 from pretrain import ranges, schedules, shares
-from pretrain.config import Config, ScheduleConfig, StageConfig, gram_teacher_place, recorded
+from pretrain.config import (
+    ColourAugmentConfig,
+    Config,
+    IntensityConfig,
+    ScheduleConfig,
+    SourceConfig,
+    StageConfig,
+    gram_teacher_place,
+    recorded,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a source: part of a metric's name and of an override's key
 
@@ -28,6 +38,7 @@ def stage(config: Config, name: str) -> StageConfig:
     merged = recorded(config, name)
     check_model(config)
     check_stage(f"stages.{name}", merged, config.model.patch_size)
+    _check_colour(f"stages.{name}", merged, config.model.channels)
     if merged.gram.teacher_from:
         _check_gram_teacher(config, name, merged.gram.teacher_from)
     return merged
@@ -36,6 +47,7 @@ def stage(config: Config, name: str) -> StageConfig:
 def check_model(config: Config) -> None:
     """Check numbers of the model, its heads and its machine, and names of runs, stages and sequences."""
     check_ranges("", config, ranges.MODEL)
+    _check_channels(config)
     if not config.name.strip("./") or ".." in Path(config.name).parts or Path(config.name).is_absolute():
         raise SettingsError(f"name={config.name!r}: the run's folder would not lie below output; give another name")
     if strange := [name for name in config.stages if not name.strip(".") or "/" in name]:
@@ -53,6 +65,35 @@ def check_model(config: Config) -> None:
             f"data.sequences: {missing[0]} is not in model.sequences={known}; add it there (trained weights: a new row)"
         )
     _check_sources(config, names)
+
+
+def _check_channels(config: Config) -> None:
+    """Check that channels are 1 or 3, and that no mean or deviation of the other kind of model is set."""
+    channels = config.model.channels
+    if channels not in CHANNELS:
+        raise SettingsError(f"model.channels={channels}: take 1 (grey) or 3 (red, green and blue)")
+    unused, used = (("mean", "std"), "rgb_") if channels == 3 else (("rgb_mean", "rgb_std"), "")
+    usual = IntensityConfig()
+    places: list[tuple[str, object, object]] = [("intensity", config.intensity, usual)]
+    places += [(f"data.sources.{name}", source, SourceConfig()) for name, source in config.data.sources.items()]
+    for where, given, default in places:
+        for key in unused:
+            if (value := getattr(given, key)) != getattr(default, key):
+                instead = used + key.removeprefix("rgb_")
+                raise SettingsError(
+                    f"{where}.{key}={value}: does nothing with model.channels={channels}; set {where}.{instead}"
+                )
+
+
+def _check_colour(where: str, stage: StageConfig, channels: int) -> None:
+    """Check that colours are changed in a model that sees them alone."""
+    if channels == 3:
+        return
+    for name, usual in vars(ColourAugmentConfig()).items():
+        if (value := getattr(stage.augment.colour, name)) != usual:
+            raise SettingsError(
+                f"{where}.augment.colour.{name}={value}: needs model.channels=3; set that, or leave it out"
+            )
 
 
 def _check_sources(config: Config, names: list[str]) -> None:

@@ -29,6 +29,11 @@ class SourceConfig:
     weight: float | None = None
     sequences: list[str] = field(default_factory=list)  # read from it; empty: those of data.sequences that it has
     window: list[float] | None = None  # HU mapped to 0 and 1; null: intensity.window
+    mean: float | None = None  # of the windowed value; null: intensity.mean
+    std: float | None = None  # null: intensity.std
+    rgb_mean: list[float] | None = None  # with model.channels=3, in place of mean; null: intensity.rgb_mean
+    rgb_std: list[float] | None = None  # null: intensity.rgb_std
+    body_threshold_hu: float | None = None  # null: crops.body_threshold_hu of the stage
     sampling: str | None = None  # NAME of weights of its samples, ROOT/NAME.weights.npy; null: all alike
 
 
@@ -51,11 +56,17 @@ class IntensityConfig:
     window: list[float] = field(default_factory=lambda: [-1000.0, 1000.0])
     mean: float = 0.449  # of the windowed value; ImageNet's grey mean and std are the defaults
     std: float = 0.226
+    # of red, green and blue, in place of mean and std where model.channels=3; ImageNet's are the defaults
+    rgb_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    rgb_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
 
 @dataclass
 class ModelConfig:
     patch_size: int = 16  # pixels
+    # of a sequence: 1 grey; 3 red, green and blue, of grey slices three equal ones. Not in the text that encoders are
+    # hashed by, where the patch embedding says it
+    channels: int = field(default=1, repr=False)
     embed_dim: int = 768
     depth: int = 12
     num_heads: int | None = None  # null: heads of 64 channels
@@ -141,6 +152,19 @@ class SliceAugmentConfig:
 
 
 @dataclass
+class ColourAugmentConfig:
+    """Of a crop's colours, with model.channels=3; strengths are DINOv2's, and all is off."""
+
+    jitter_p: float = 0.0  # probability of brightness, contrast, saturation and hue in random order (DINOv2: 0.8)
+    brightness: float = 0.4  # factor of 1 ± this
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1  # shift of ± this; 1 is the whole circle
+    grey_p: float = 0.0  # of grey (0.2)
+    solarise_p: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of inverted bright values (0, 0.2, 0)
+
+
+@dataclass
 class AugmentConfig:
     window_shift: float = 0.0  # largest shift of the window's level, HU
     mr_shift: float = 0.0  # the same of MR sequences, in widths of the window
@@ -153,6 +177,7 @@ class AugmentConfig:
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # pixels of the crop
     gamma_p: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of an exponent: global 1, global 2, local
     gamma: list[float] = field(default_factory=lambda: [0.75, 1.5])  # exponent of the windowed value in 0…1
+    colour: ColourAugmentConfig = field(default_factory=ColourAugmentConfig)
     slice: SliceAugmentConfig = field(default_factory=SliceAugmentConfig)
 
 

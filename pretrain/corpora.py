@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pretrain import shares
 from pretrain.config import Config, DataConfig, SourceConfig, sources_of
 from pretrain.data import labels
 from pretrain.data.corpus import Corpus, Source
+from pretrain.data.intensity import Level
 from pretrain.data.labels import Labelling
 from pretrain.data.mixture import LEAST_SHARE
 from pretrain.data.order import MOST_SOURCES
@@ -34,12 +35,15 @@ def open_corpus(config: Config) -> Corpus:
     sources = []
     for name, source in asked.items():
         read = _sequences(name, source, splits[name], every)
+        _check_channels(name, splits[name], every if read is None else read, config.model.channels)
         weights = _weights(name, source, splits[name])
         window = None if source.window is None else (source.window[0], source.window[1])
         known = _labelling(name, data, splits[name], numbered)
         if weights is not None and known.only is not None and not weights[known.only].any():
             raise SettingsError(f"{_key(name)}.sampling={source.sampling}: every labelled slice has the weight 0")
-        sources.append(Source(name, splits[name], known, read, window, weights))
+        levels = (source.mean, source.std) if config.model.channels == 1 else (source.rgb_mean, source.rgb_std)
+        mean, std = (tuple(each) if isinstance(each, list) else each for each in levels)
+        sources.append(Source(name, splits[name], known, read, window, weights, mean, std, source.body_threshold_hu))
     sizes, given = [source.samples for source in sources], [source.weight for source in asked.values()]
     share = shares.divide(list(asked), sizes, given, data.temperature)
     _check_shares(list(asked), share)
@@ -64,12 +68,20 @@ def identity(corpus: Corpus) -> dict[str, Any]:
             "share": round(float(share), 12),
             "sequences": None if source.sequences is None else list(source.sequences),
             "window": None if source.window is None else list(source.window),
+            "mean": _listed(source.mean),
+            "std": _listed(source.std),
+            "body_threshold_hu": source.body_threshold_hu,
             "sampling": None if source.weights is None else hashlib.sha256(source.weights.tobytes()).hexdigest(),
         }
         for source, digest, share in zip(corpus.sources, digests, corpus.share)
     }
     whole = digests[0] if len(digests) == 1 else schema.text_sha256("\n".join(digests))
     return {"data_digest": whole, "sources": known, **said}
+
+
+def _listed(level: Level | None) -> float | list[float] | None:
+    """Return a mean or deviation as JSON has it."""
+    return list(level) if isinstance(level, tuple) else level
 
 
 def check_identity(where: object, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -180,6 +192,16 @@ def _check_distinct(splits: Mapping[str, Split]) -> None:
             raise SettingsError(
                 f"data.sources: {other} and {name} are the same data set; leave one out and give the other more weight"
             )
+
+
+def _check_channels(name: str, split: Split, read: Sequence[str], channels: int) -> None:
+    """Raise SettingsError where a sequence that is read has samples in colour and the model takes grey."""
+    there = split.dataset["channels"]
+    if coloured := [each for each in read if there.get(each, 1) > channels]:
+        raise SettingsError(
+            f"{_key(name)}: {coloured[0]} of {split.root} is in colour, and model.channels={channels} takes grey; "
+            "set model.channels=3, or shard the pictures with colour=grey"
+        )
 
 
 def _sequences(name: str, source: SourceConfig, split: Split, every: list[str]) -> tuple[str, ...] | None:

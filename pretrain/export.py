@@ -61,7 +61,7 @@ class Comparison:
 
 
 def dinov3(loaded: Encoder, output: Path) -> None:
-    """Write one file in the layout of Meta's releases: the backbone's state dict, one input channel."""
+    """Write one file in the layout of Meta's releases: the backbone's state dict, as many channels as the model has."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
     weights = dict(loaded.model.state_dict())
@@ -99,8 +99,8 @@ def check(loaded: Encoder, output: Path) -> Comparison:
 def _difference(loaded: Encoder, other: torch.nn.Module, grid: tuple[int, int]) -> float:
     """Return the largest difference of features on random images of (rows, columns) patches."""
     rows, columns = (count * loaded.model.patch_size for count in grid)
-    channels = max(len(loaded.model.sequences), 1)
-    images = torch.randn(2, channels, rows, columns, generator=torch.Generator().manual_seed(0))
+    planes = max(len(loaded.model.sequences), 1) * loaded.config.channels
+    images = torch.randn(2, planes, rows, columns, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = _joined(loaded.model(images)), other(images)
     found = _joined(found) if isinstance(found, Features) else found.last_hidden_state

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def of_corpus(
     """
     scored, reasons = {}, []
     for source in corpus.sources:
-        own = intensity if source.window is None else replace(intensity, window=source.window)
+        own = source.intensity(intensity)
         read = sequences if source.sequences is None else source.sequences
         try:
             scored[source.name if corpus.names else ""] = OnlineKnn(str(source.split.root), read, config, size, own)
@@ -111,7 +111,8 @@ class OnlineKnn:
     def _features(self, model: VisionTransformer, side: Side, precision: AbstractContextManager) -> torch.Tensor:
         device, found = model.cls_token.device, []
         for start in range(0, len(side.numbers), _BATCH):
-            batch = stream.gather(side.split, side.numbers[start : start + _BATCH], self.sequences).to(device)
+            numbers, channels = side.numbers[start : start + _BATCH], self.intensity.channels
+            batch = stream.gather(side.split, numbers, self.sequences, channels=channels).to(device)
             with precision:
                 crops = views.whole(batch, self.size, self.intensity, self.sequences)
                 found.append(model(crops, present=batch.present, sequences=self.sequences).cls.float().cpu())

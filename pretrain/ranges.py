@@ -13,7 +13,10 @@ MODEL = {
     "intensity.window": Allowed(length=2, rising=True),
     "intensity.mean": Allowed(),
     "intensity.std": POSITIVE,
+    "intensity.rgb_mean": Allowed(length=3),
+    "intensity.rgb_std": Allowed(0, above=True, length=3),
     "model.patch_size": COUNT,
+    "model.channels": COUNT,
     "model.embed_dim": COUNT,
     "model.depth": COUNT,
     "model.num_heads": COUNT,
@@ -44,7 +47,15 @@ MODEL = {
     "machine.prefetch": NOT_NEGATIVE,
     "machine.log_every": COUNT,
 }
-SOURCE = {"weight": NOT_NEGATIVE, "window": Allowed(length=2, rising=True)}
+SOURCE = {
+    "weight": NOT_NEGATIVE,
+    "window": Allowed(length=2, rising=True),
+    "mean": Allowed(),
+    "std": POSITIVE,
+    "rgb_mean": Allowed(length=3),
+    "rgb_std": Allowed(0, above=True, length=3),
+    "body_threshold_hu": Allowed(),
+}
 STAGE = {
     "batch_size": COUNT,
     "crops.global_size": COUNT,
@@ -66,6 +77,13 @@ STAGE = {
     "augment.blur_sigma": Allowed(0, length=2, rising=True),
     "augment.gamma_p": Allowed(0, 1, length=3),
     "augment.gamma": _RANGE,
+    "augment.colour.jitter_p": SHARE,
+    "augment.colour.brightness": NOT_NEGATIVE,
+    "augment.colour.contrast": NOT_NEGATIVE,
+    "augment.colour.saturation": NOT_NEGATIVE,
+    "augment.colour.hue": Allowed(0, 0.5),
+    "augment.colour.grey_p": SHARE,
+    "augment.colour.solarise_p": Allowed(0, 1, length=3),
     "augment.slice.noise_p": SHARE,
     "augment.slice.noise_std": NOT_NEGATIVE,
     "augment.slice.smooth_p": SHARE,

@@ -144,9 +144,10 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
     log.info("stage %s: %s", name, schedules.described(values))
     log_micro_batches(name, variants, plan, micro_batches, config.machine.accumulate)
 
+    channels = config.model.channels
     folder, sequences, neighbours = runs.folder_of(config) / name, tuple(config.data.sequences), None
     if config.knn.every:
-        size, intensity = settings.crops.global_size, build.intensity(config.intensity)
+        size, intensity = settings.crops.global_size, build.intensity(config.intensity, channels)
         neighbours = online_knn.of_corpus(corpus, sequences, config.knn, size, intensity)
     metrics = Metrics(
         folder if world.first else None,
@@ -164,14 +165,13 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
         rank=world.rank,
         world=world.size,
         sequences=sequences,
+        channels=channels,
         voxels=reads_voxels,
         threads=config.machine.decode_threads,
         prefetch=config.machine.prefetch,
         pin=device.type == "cuda",
     )
-    low, high = config.intensity.window
-    windows = corpus.windows((low, high))
-    views_of = [build.view_settings(variant, config.intensity, sequences, windows) for variant in variants]
+    views_of = [build.view_settings(variant, config.intensity, sequences, channels, corpus) for variant in variants]
     order = corpus.mixture(config.seed)
     return Stage(
         config=config,

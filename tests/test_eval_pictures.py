@@ -95,7 +95,7 @@ def test_decisions_are_said_and_can_be_refused(folder: Path, tmp_path: Path, cap
     Image.fromarray(colours[..., :3]).save(folder / "a" / "a.png")
     examples(folder, tmp_path)
     assert "1 of 2 pictures, colour: grey by the luma of BT.601" in capsys.readouterr().err
-    with pytest.raises(SettingsError, match="a.png: in colour; files.colour=grey takes it; mend or remove it"):
+    with pytest.raises(SettingsError, match="a.png: in colour; files.colour=grey or keep takes it; mend or remove it"):
         examples(folder, tmp_path, colour="refuse")
     Image.fromarray(colours).save(folder / "a" / "a.png")
     with pytest.raises(SettingsError, match="files.alpha=black, white or drop"):

@@ -369,16 +369,54 @@ def test_hostile_arrays(tmp_path: Path) -> None:
     ]
 
 
-def test_colours_are_three_sequences_if_asked_for(tmp_path: Path) -> None:
-    """Red, green and blue on one scale, grey pictures beside them; grey by default, refused by a setting."""
+def test_colours_are_three_channels_of_one_sequence_if_asked_for(tmp_path: Path) -> None:
+    """Red, green and blue on one scale in one member, grey pictures beside them; refused by a setting."""
     colours = save(tmp_path / "in" / "c.png", RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8))
     save(tmp_path / "in" / "g.png", grey(9, 9))
     output = sharded(tmp_path, "colour=keep")
-    by_name = {sample.sequences: sample for sample in samples(output)}
-    assert set(by_name) == {("image",), ("red", "green", "blue")}
-    assert np.array_equal(np.rint(decoded(by_name["red", "green", "blue"])), np.moveaxis(colours, -1, 0))
+    by_channels = {sample.channels: sample for sample in samples(output)}
+    assert {sample.sequences for sample in by_channels.values()} == {("image",)} and set(by_channels) == {1, 3}
+    coloured = by_channels[3]
+    assert coloured.planes.shape == (1, 3, 9, 9)
+    back = coloured.pixels * coloured.scales[0][0] + coloured.scales[0][1]
+    assert np.array_equal(np.rint(back), np.moveaxis(colours, -1, 0))
+    dataset = schema.read_dataset(output)
+    assert dataset["channels"] == {"image": 3} and dataset["sequences"] == {"image": 2}
+    rows = {row.get("channels", 1): row for row in description.read_manifest(output)}
+    assert set(rows) == {1, 3} and rows[3]["slices"] == 1
+    assert overview.main([str(output)]) == 0
     output.rename(tmp_path / "keep")
-    assert rejected(sharded(tmp_path, "colour=refuse")) == ["in colour; colour=grey takes it"]
+    assert rejected(sharded(tmp_path, "colour=refuse")) == ["in colour; colour=grey or keep takes it"]
+
+
+def test_webdataset_reads_colours_as_one_member(tmp_path: Path) -> None:
+    """A plain reader of tar files finds `image.b2`, three planes of uint16, and their number in the .json."""
+    webdataset = pytest.importorskip("webdataset")
+    colours = save(tmp_path / "in" / "c.png", RNG.integers(0, 256, (9, 7, 3)).astype(np.uint8))
+    output = sharded(tmp_path, "colour=keep")
+    (shard,) = [row["name"] for part in schema.read_dataset(output)["splits"].values() for row in part["shards"]]
+    (sample,) = webdataset.WebDataset(str(output / shard), shardshuffle=False, empty_check=False)
+    assert {"image.b2", "json"} == {key for key in sample if not key.startswith("__")}
+    record, planes = json.loads(sample["json"]), np.empty((3, 9, 7), np.uint16)
+    schema.decompress_into(sample["image.b2"], planes)
+    (slope, intercept), *_ = record["scales"]
+    assert record["channels"] == 3 and record["shape"] == [9, 7]
+    assert np.array_equal(np.rint(planes * slope + intercept), np.moveaxis(colours, -1, 0))
+
+
+def test_another_number_of_channels_than_stated_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """verify compares dataset.json with the samples; a sample of two channels is refused when it is read."""
+    save(tmp_path / "in" / "c.png", RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8))
+    output = sharded(tmp_path, "colour=keep")
+    dataset = json.loads((output / "dataset.json").read_text())
+    (output / "dataset.json").write_text(json.dumps({**dataset, "channels": {}}))
+    assert verify.main([str(output)]) == 1
+    assert "image: its samples have up to 3 channels, dataset.json says 1" in capsys.readouterr().err
+    sample = samples(output)[0]
+    with pytest.raises(schema.SchemaError, match=r"are \(2, 9, 9\) uint16 of 2 channels, expected \(2, H, W\)"):
+        schema.encode(replace(sample, pixels=sample.pixels[:2], channels=2))
+    with pytest.raises(schema.SchemaError, match="2 channels; 1 and 3 are read"):
+        schema.channels_in({"channels": 2})
 
 
 def test_large_pictures_become_smaller(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pretrain import build
 from pretrain.config import (
     AugmentConfig,
+    ColourAugmentConfig,
     CropsConfig,
     HeadConfig,
     IntensityConfig,
@@ -19,8 +20,8 @@ from pretrain.config import (
 )
 from pretrain.config import SliceAugmentConfig as SliceConfig
 
-# settings that others read: `build.draws`, `build.crop_variants`, and those of the slice itself
-ELSEWHERE = {"rope_rescale_per", "mixture", "slice"}
+# settings that others read: `build.draws`, `build.crop_variants`, and those of slices and colours themselves
+ELSEWHERE = {"rope_rescale_per", "mixture", "slice", "colour"}
 OTHERS = {"ffn": "swiglu", "position": "learned", "scale_of": "side", "drop_path_over_depth": "linear"}
 
 
@@ -50,7 +51,7 @@ def test_every_setting_of_a_model_reaches_the_network(monkeypatch: pytest.Monkey
     monkeypatch.setattr(build, "VisionTransformer", lambda **given: given)
     settings = changed(ModelConfig())
     given = build.backbone(ModelConfig(**settings), student=True)
-    assert given == {**settings, "in_channels": 1}
+    assert given == settings
     assert build.backbone(ModelConfig(**settings)) == {**given, "drop_path": 0.0, "rope_rescale": None}
 
 
@@ -60,15 +61,22 @@ def test_every_setting_of_a_head_reaches_it() -> None:
     assert wanted <= set(build.ProjectionHead.__init__.__annotations__)
 
 
-@pytest.mark.parametrize("section", ["crops", "augment", "slice"])
+@pytest.mark.parametrize("section", ["crops", "augment", "slice", "colour"])
 def test_every_setting_of_views_reaches_them(section: str) -> None:
-    """Those of crops, of augmentation and of the whole slice, each alone."""
-    default = {"crops": CropsConfig(), "augment": AugmentConfig(), "slice": SliceConfig()}[section]
+    """Those of crops, of augmentation, of the whole slice and of colours, each alone."""
+    sections = {
+        "crops": CropsConfig(),
+        "augment": AugmentConfig(),
+        "slice": SliceConfig(),
+        "colour": ColourAugmentConfig(),
+    }
+    default = sections[section]
     for name, value in changed(default).items():
         part = replace(default, **{name: value})
-        sections = {"augment": AugmentConfig(slice=part)} if section == "slice" else {section: part}
-        views = build.view_settings(StageConfig(steps=1, **sections), IntensityConfig())
-        assert getattr(views.slice if section == "slice" else views, name) == plain(value), name
+        inside = section in ("slice", "colour")
+        given = {"augment": AugmentConfig(**{section: part})} if inside else {section: part}
+        views = build.view_settings(StageConfig(steps=1, **given), IntensityConfig())
+        assert getattr(getattr(views, section) if inside else views, name) == plain(value), name
 
 
 def test_every_setting_of_the_losses_reaches_a_step() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.corpora import write_pictures
 from helpers.datasets import write_dataset
 from safetensors.torch import load_file
 
@@ -90,7 +91,8 @@ def test_every_parameter_that_should_move_moves_in_every_stage(
     if plain.data.sources:
         words += several(plain, tiny_dataset(), write_dataset(tmp_path / "more", {"train": 3}, seed=1), brain_shards)
     else:
-        made = {"ct": tiny_dataset, "xray": lambda: radiograph_shards}
+        pictures = tmp_path / "pictures"
+        made = {"ct": tiny_dataset, "xray": lambda: radiograph_shards, "image": lambda: write_pictures(pictures)}
         words += [f"data.root={made.get(plain.data.sequences[0], lambda: brain_shards)()}"]
     words += ["data.labels=[tumour]"] if "mm_" in file else []
     config = load(FOLDER / file, words)

@@ -104,7 +104,7 @@ def test_init_from_with_another_intensity_warns(
     initialise.load(build.backbone(loaded.config), initialise.weights_of(tmp_path / "out"), loaded.config, intensity)
     assert len(caplog.messages) == said
     if said:
-        ours = initialise.intensity_settings(intensity)
+        ours = initialise.intensity_settings(build.intensity(intensity))
         assert "trained with intensity.window=[-250,450]" in caplog.text and f"here it is {ours}" in caplog.text
 
 

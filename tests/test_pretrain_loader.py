@@ -92,7 +92,7 @@ def test_both_ways_choose_the_same_box() -> None:
     top = draw.integers(0, 15, (40, 5, 2))
     candidates = np.concatenate([top, draw.integers(1, 16, (40, 5, 2))], axis=2)
     pixels = torch.from_numpy(np.where(body, 100, -1000).astype(np.int16)[:, None])
-    sums = boxes.body_sums(pixels, (0,))
+    sums = boxes.body_sums(pixels, torch.zeros(1, 1))
     for least in (0.0, 0.5, 0.62, 1.0):
         chosen = boxes.choose(sums, torch.from_numpy(candidates), least).tolist()
         alone = [boxes.choose_one(each, of.tolist(), least) for each, of in zip(body, candidates)]

@@ -65,7 +65,7 @@ def test_dinov3_equals_transformers(registers: int, size: tuple[int, int]) -> No
         num_register_tokens=registers, image_size=64,
     )  # fmt: skip
     theirs = random_model("DINOv3ViTModel", config)
-    ours = VisionTransformer(in_channels=3, embed_dim=64, depth=3, num_heads=4, registers=registers).eval()
+    ours = VisionTransformer(channels=3, embed_dim=64, depth=3, num_heads=4, registers=registers).eval()
     weights = renamed(theirs.state_dict(), DINOV3)
     weights["mask_token"] = weights["mask_token"].reshape(1, -1)
     if not registers:
@@ -101,7 +101,7 @@ def test_dinov2_with_registers_equals_transformers(size: tuple[int, int]) -> Non
     )
     theirs = random_model("Dinov2WithRegistersModel", config)
     ours = VisionTransformer(
-        in_channels=3, patch_size=2, embed_dim=64, depth=3, num_heads=4, position="learned", grid=37, norm_eps=1e-6,
+        channels=3, patch_size=2, embed_dim=64, depth=3, num_heads=4, position="learned", grid=37, norm_eps=1e-6,
     ).eval()  # fmt: skip
     ours.load_state_dict(renamed(theirs.state_dict(), {"embeddings.register_tokens": "storage_tokens"} | DINOV2))
     image = torch.randn(2, 3, 2 * size[0], 2 * size[1], generator=torch.Generator().manual_seed(1))
@@ -118,7 +118,7 @@ def test_dinov2_equals_transformers() -> None:
     )
     theirs = random_model("Dinov2Model", config)
     ours = VisionTransformer(
-        in_channels=3, patch_size=14, embed_dim=64, depth=3, num_heads=4, registers=0, position="learned", grid=5,
+        channels=3, patch_size=14, embed_dim=64, depth=3, num_heads=4, registers=0, position="learned", grid=5,
         norm_eps=1e-6,
     ).eval()  # fmt: skip
     ours.load_state_dict(renamed(theirs.state_dict(), DINOV2))

@@ -111,7 +111,7 @@ def test_a_schedule_is_described_by_its_first_highest_and_last_value(schedule: d
 def test_parameter_groups_are_the_references(golden_dir: Path) -> None:
     """Learning-rate and weight-decay multipliers of every parameter to 1e-9."""
     case = json.loads((golden_dir / "dinov3_param_groups.json").read_text())
-    model = VisionTransformer(in_channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True)
+    model = VisionTransformer(channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True)
     groups = optim.build_groups(model.named_parameters(), 3, case["lr_decay_rate"], case["patch_embed_lr_mult"])
     found = {name: group for group in groups for name in group["names"]}
     assert set(found) == {row["name"] for row in case["groups"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.corpora import SEVERAL, overrides, write_corpus, write_weights
+from helpers.corpora import SEVERAL, overrides, write_corpus, write_pictures, write_weights
 from helpers.datasets import write_dataset
 from helpers.tiny_run import CONFIG, rows, stop_after_every_step, weights
 
@@ -266,10 +266,12 @@ def test_a_name_twice_an_empty_source_colours_and_one_data_set_twice(run, corpus
     empty = write_dataset(tmp_path / "empty", {"train": 0, "val": 1, "test": 1})
     assert run("a", f"data.sources.empty.root={empty}") == 1
     assert f"data.sources.empty.root={empty}: split 'train' holds no slices" in capsys.readouterr().err
-    colours = {"sequences": {"red": 1, "green": 1, "blue": 1}, "seed": 3}
-    colour = write_dataset(tmp_path / "colour", {"train": 1, "val": 1, "test": 1}, **colours)
+    colour = write_pictures(tmp_path / "colour")
     assert run("a", f"data.sources.colour.root={colour}") == 1
-    assert f"data.sources.colour: {colour} has red, green, blue, none of the sequences" in capsys.readouterr().err
+    assert f"data.sources.colour: {colour} has image, none of the sequences" in capsys.readouterr().err
+    assert run("a", f"data.sources.colour.root={colour}", "model.sequences=[ct,t1,t2,flair,image]") == 1
+    said = f"data.sources.colour: image of {colour} is in colour, and model.channels=1 takes grey; set model.channels=3"
+    assert said in capsys.readouterr().err
     assert run("a", f"data.sources.again.root={corpus['body']}") == 1
     assert "again and body are the same data set; leave one out" in capsys.readouterr().err
 

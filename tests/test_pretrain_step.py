@@ -23,7 +23,7 @@ def model_of(tensors: dict[str, torch.Tensor], role: str, heads: dict) -> Model:
     """The student or teacher of the golden step."""
     shared = {"hidden_dim": heads["hidden_dim"], "bottleneck_dim": heads["bottleneck_dim"], "layers": heads["nlayers"]}
     model = Model(
-        VisionTransformer(in_channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True),
+        VisionTransformer(channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True),
         ProjectionHead(96, prototypes=heads["dino_prototypes"], **shared),
         ProjectionHead(96, prototypes=heads["ibot_prototypes"], **shared),
     )
@@ -45,7 +45,7 @@ def step(golden_dir: Path, request: pytest.FixtureRequest):
     heads, hyper = json.loads(metadata["heads"]), json.loads(metadata["hyperparameters"])
     tensors = load_file(path)
     student, teacher = model_of(tensors, "student", heads), model_of(tensors, "teacher", heads)
-    anchor = VisionTransformer(in_channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True)
+    anchor = VisionTransformer(channels=3, embed_dim=96, depth=3, num_heads=3, mask_k_bias=True)
     prefixes = ("gram_teacher.backbone.", "gram_teacher.", "gram.backbone.", "gram.")
     prefix = next(p for p in prefixes if p + "cls_token" in tensors)
     anchor.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})

@@ -170,7 +170,7 @@ def test_views_change_with_seed_epoch_and_crop_alone(split: Split) -> None:
 def test_crops_lie_in_the_foreground_and_hold_body(split: Split) -> None:
     """Every candidate box is inside the foreground box, and the chosen ones hold the body they must."""
     batch = take(split, 1, batch_size=24)[0]
-    sums = boxes.body_sums(batch.pixels, SETTINGS.lowest)
+    sums = boxes.body_sums(batch.pixels, torch.from_numpy(SETTINGS.lowest))
     drawn = views.sample_parameters(batch, SETTINGS, 0, "local", 0)
     row, column, height, width = drawn.boxes.unbind(dim=-1)
     box = batch.box.unsqueeze(1)

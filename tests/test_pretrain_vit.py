@@ -19,7 +19,7 @@ def golden_model(path: Path, **fixed) -> tuple[VisionTransformer, dict[str, torc
         config = json.loads(file.metadata()["config"])
     tensors = load_file(path)
     model = VisionTransformer(
-        in_channels=3,
+        channels=3,
         patch_size=config["patch_size"],
         embed_dim=config["embed_dim"],
         depth=config["depth"],

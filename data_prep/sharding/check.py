@@ -30,15 +30,16 @@ class ShardCheck:
 class ShardReport:
     """The outcome for one shard: what its samples hold, and every problem as a line without the shard's name.
 
-    keys     (N,) uint64, the first eight bytes of each key's SHA-256
-    classes  (column, class) → samples
+    keys      (N,) uint64, the first eight bytes of each key's SHA-256
+    channels  sequence → the most channels that a sample has of it
+    classes   (column, class) → samples
     """
 
     samples: int = 0
     subjects: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     series: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    sequences: dict[str, int] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
     classes: Counter[tuple[str, float]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -80,7 +81,7 @@ def _check(work: ShardCheck, report: ShardReport) -> None:
                 sample = schema.decode(file.read(int(row["size"])))
                 report.keys[number] = schema.short_hash(schema.text_sha256(sample.key))
                 for name in sample.sequences:
-                    report.sequences[name] = report.sequences.get(name, 0) + 1
+                    report.channels[name] = max(report.channels.get(name, 1), sample.channels)
                 report.classes.update(sample.labels.items())
                 if problem := _disagreement(sample, row, work.ignored):
                     report.problems.append(f"sample {number}: {problem}")

@@ -20,12 +20,10 @@ from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import Scale
 from data_prep.volumes.volume import RejectedSeries
 
-RGB = ("red", "green", "blue")
-
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame as it is stored: planes (S, H, W) uint16 on one scale; spacing in mm, None where unknown.
+    """A frame as it is stored: planes (C, H, W) uint16 on one scale; spacing in mm, None where unknown.
 
     place  (row, column) where a tile begins in the finest pixels of its file; None: a frame is a picture
     """
@@ -69,26 +67,24 @@ def _stage(stager: Stager, series: Series) -> None:
     own = stager.series_hash(series.uid)
     notes: dict[str, object] = {}
     sizes, first, counts, order = set(), None, slicing.SliceCounts(), 0
+    channels = 1
     left_out: Counter[str] = Counter()
     for frame in _frames(job, series, own, notes, left_out):
         first = first or frame
-        if len(frame.planes) != len(first.planes):
-            raise RejectedSeries("grey and coloured pictures in one file; colour=grey takes it")
+        channels = max(channels, len(frame.planes))
         for key, value in frame.notes.items():
             counted = isinstance(value, int) and not isinstance(value, bool)
             notes[key] = int(str(notes.get(key, 0))) + int(str(value)) if counted else value
         fitted, spacing = _fitted(frame, config)
-        names = (config.sequence,) if len(fitted) == 1 else RGB
         sizes.add(fitted.shape[1:])
         whole = frame.place is not None or config.tiles.size is None or max(fitted.shape[1:]) <= config.tiles.size
         pieces = [(frame.place, fitted)] if whole else _tiles(fitted, config.tiles, own, left_out)
         for place, planes in pieces:
-            for name, plane in zip(names, planes):
-                channel = slicing.Channel(name, planes, 0, frame.scale)
-                counts.count(channel, plane, np.ones(plane.shape, bool))
+            every = planes.reshape(-1, planes.shape[2])  # all channels below each other
+            counts.count(slicing.Channel(config.sequence, planes, 0, frame.scale), every, np.ones(every.shape, bool))
             sample = Slice(
                 pixels=planes,
-                sequences=names,
+                sequences=(config.sequence,),
                 spacing=spacing or (1.0, 1.0),
                 position=float(order),
                 subject=stager.record.subject,
@@ -97,8 +93,9 @@ def _stage(stager: Stager, series: Series) -> None:
                 key=f"{own}-{order:05d}",
                 box=(0, planes.shape[1], 0, planes.shape[2]),
                 labels=dict(job.labels),
-                scales=((frame.scale.slope, frame.scale.intercept),) * len(names),
+                scales=((frame.scale.slope, frame.scale.intercept),),
                 meta=frame.meta if place is None else {**frame.meta, "tile": list(place)},
+                channels=len(planes),
             )
             stager.add([sample])
             order += 1
@@ -123,6 +120,7 @@ def _stage(stager: Stager, series: Series) -> None:
             # digits that count: pixels of slides and electron micrographs are smaller than a tenth of a micrometre
             spacing_mm=[1.0, *(float(f"{length:.5g}") for length in first.spacing or (1.0, 1.0))],
             annotated=[],
+            **({"channels": channels} if channels > 1 else {}),
             notes=notes if first.spacing else {**notes, "spacing": "unknown, 1 mm stands for it"},
             meta=first.meta,
         )
@@ -131,7 +129,7 @@ def _stage(stager: Stager, series: Series) -> None:
 def _tiles(
     planes: np.ndarray, config: TileConfig, key: str, left_out: Counter[str]
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Yield where tiles begin and the tiles of (S, H, W) planes that are not empty, row by row; count the others."""
+    """Yield where tiles begin and the tiles of (C, H, W) planes that are not empty, row by row; count the others."""
     assert config.size is not None
     every = list(tiles.places((planes.shape[1], planes.shape[2]), config))
     drawn = tiles.draw(every, config.most, key)

@@ -45,7 +45,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return `dataset.json`: the shards by split, statistics of the training patients, names of labels and classes.
 
-    "ignore" has the label values of voxels that nobody annotated, "warnings" what the console warned of.
+    "channels" names the sequences with samples in colour, "ignore" has the label values of voxels that nobody
+    annotated, "warnings" what the console warned of.
     """
     accepted = [row for row in manifest if row["status"] == "accepted"]
     splits, settings = {}, made_with["settings"]
@@ -64,6 +65,7 @@ def describe(
         "digest": schema.dataset_digest(splits),
         "splits": splits,
         "sequences": dict(sorted(Counter(row["sequence"] for row in accepted).items())),
+        **({"channels": channels} if (channels := _channels(accepted)) else {}),
         "statistics": {name: statistics(counts) for name, counts in sorted(histograms.items())},
         "labels": {str(value): labels.get(str(value), f"label {value}") for value in values},
         "ignore": sorted(ignored_values(settings.get("ignore", ()), named)),
@@ -72,6 +74,12 @@ def describe(
         "warnings": list(warned),
         "made_with": made_with,
     }
+
+
+def _channels(accepted: list[dict]) -> dict[str, int]:
+    """Return the most channels that a sample of each sequence has, of those with some in colour."""
+    coloured = {row["sequence"]: row["channels"] for row in accepted if row.get("channels", 1) > 1}
+    return dict(sorted(coloured.items()))
 
 
 def classes(records: Iterable[Record], names: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
+from data_prep import schema
 from data_prep.volumes import png, zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.scaling import HIGH, LOW, Scale
@@ -108,8 +109,7 @@ def frames(path: str | Path, rules: Rules) -> Iterator[DecodedPicture]:
 
 def grey(colours: np.ndarray) -> np.ndarray:
     """Return (…, H, W) luma by ITU-R BT.601 of (…, H, W, 3) uint8 or uint16, rounded, in the same type."""
-    weighted = colours.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)  # 65536ths, of which they are 1
-    return ((weighted + 32768) >> 16).astype(colours.dtype)
+    return schema.grey(np.moveaxis(colours, -1, 0))
 
 
 def ends(values: np.ndarray, rules: Rules) -> tuple[float, float]:
@@ -142,7 +142,9 @@ def ends(values: np.ndarray, rules: Rules) -> tuple[float, float]:
 def scale_between(low: float, high: float) -> Scale:
     """Return the scale on which a picture is stored whose `low` is black and `high` white: where MR has percentiles.
 
-    There are 16,384 steps between them, so that up to 14 bits are kept exactly. Of a picture of one value, that is 0.
+    There are 16,384 steps between them, so that up to 14 bits are kept exactly and 16 bits from 0 to 65,535 to within
+    2 levels: that black and white lie at fixed stored values is what readers of shards rely on. Of a picture of one
+    value, that is 0.
     """
     slope = (high - low) / (HIGH - LOW) if high > low else 1.0
     return Scale(slope, low - LOW * slope, level=0)
@@ -189,7 +191,7 @@ def ruled(
         if not coloured and (values[..., :1] == values[..., 1:]).all():
             values = values[..., 0]
         elif rules.colour == "refuse":
-            raise RejectedSeries(f"in colour; {rules.prefix}colour=grey takes it")
+            raise RejectedSeries(f"in colour; {rules.prefix}colour=grey or keep takes it")
         elif rules.colour == "grey":
             values, notes["colour"] = grey(values), "grey by the luma of BT.601"
     elif values.dtype.kind in "iu" and values.dtype.itemsize == 4 and values.min() >= 0 and values.max() <= 65535:

@@ -25,6 +25,7 @@ from data_prep.schema import (
     Slice,
     Split,
     content_digest,
+    grey,
     read_dataset,
     short_hash,
     text_sha256,
@@ -126,7 +127,8 @@ def facts_of(sample: Slice) -> dict[str, str]:
 def described(sample: Slice) -> Descriptor:
     """Return the descriptor of a slice: of its first sequence by name, where it has several."""
     place = min(range(len(sample.sequences)), key=lambda number: sample.sequences[number])
-    return describe(sample.pixels[place], sample.sequences[place] == CT)
+    planes = sample.planes[place]
+    return describe(planes[0] if sample.channels == 1 else grey(planes), sample.sequences[place] == CT)
 
 
 def _fill(splits: Sequence[Split], count: int, work: Path, state: dict[str, Any], workers: int) -> None:

@@ -21,6 +21,7 @@ class Base:
 
     window     HU that become 0 and 1 in images
     sequences  of the images, in this order; None: those that the examples have
+    channels   of each sequence in images: as many as the encoder takes
     """
 
     examples: Examples
@@ -29,6 +30,7 @@ class Base:
     cache: Path
     window: tuple[float, float] = (-1000.0, 1000.0)
     sequences: tuple[str, ...] | None = None
+    channels: int = 1
 
 
 class Cohort:
@@ -72,9 +74,9 @@ class Cohort:
 
     @cached_property
     def images(self) -> Rows:
-        """(N, S, size, size) float16 images in 0…1, read when asked for (see features.image_stack)."""
+        """(N, S·C, size, size) float16 images in 0…1, read when asked for (see features.image_stack)."""
         base = self.base
-        stack = image_stack(base.examples, base.task.size, base.window, base.cache, base.sequences)
+        stack = image_stack(base.examples, base.task.size, base.window, base.cache, base.sequences, base.channels)
         return Rows(stack, self.rows)
 
     @property

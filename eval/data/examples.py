@@ -25,13 +25,14 @@ Scale = Literal["hu", "unit8", "mr16"]
 class Picture:
     """The pixels of one example.
 
-    pixels     (S, H, W) of the S sequences that are there: int16 HU, uint8 or uint16 (see `scale`)
+    pixels     (S·C, H, W) of the S sequences that are there: int16 HU, uint8 or uint16 (see `scale`)
     sequences  their names, e.g. ("ct",), ("t1", "flair"), ("image",)
     scale      how stored values become 0…1: `hu` by the encoder's window; `unit8` by 255; `mr16` by the schema's
                fixed places of the 0.5th and 99.5th percentile
     spacing    (row, column) in mm, (1, 1) where unknown
     box        foreground (row0, row1, column0, column1), half open
     labelmap   (H, W) uint8, 0 is background; None where there is none
+    channels   C: 1 grey, 3 red, green and blue
     """
 
     pixels: np.ndarray
@@ -40,6 +41,12 @@ class Picture:
     box: tuple[int, int, int, int]
     spacing: tuple[float, float] = (1.0, 1.0)
     labelmap: np.ndarray | None = None
+    channels: int = 1
+
+    def only(self, places: Sequence[int]) -> Picture:
+        """Return the picture with some of its sequences alone."""
+        planes = [place * self.channels + channel for place in places for channel in range(self.channels)]
+        return replace(self, pixels=self.pixels[planes], sequences=tuple(self.sequences[place] for place in places))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ CACHE/features-<hash>-<blocks>/mean.npy     (N, K, D) float32: mean patch of the
 CACHE/features-<hash>-<blocks>/patches.npy  (N, P, blocks · D) float16, where a probe needs patches of some blocks
 CACHE/features-<hash>-<blocks>/done.json    examples that are written so far; all of them where it is finished
 CACHE/maps-<hash>.npy                       (N, R, R) uint8 label maps of the squares that the encoder sees
-CACHE/images-<hash>.npy                     (N, S, size, size) float16 those squares, where a probe trains on images
+CACHE/images-<hash>.npy                     (N, S·C, size, size) float16 those squares, where a probe trains on images
 
 The hash is over the encoder, the pixels' digests and the preparation. A start that was killed goes on where the last
 whole stretch was written.
@@ -79,36 +79,30 @@ def encode(
 ) -> Tokens:
     """Return tokens of each block for some pictures.
 
-    An encoder of one channel sees the sequences one after the other; the features of those that are there are averaged.
-    One that has `windows` sees each of them in several windows at once, as its channels.
+    An encoder of one sequence sees the sequences one after the other; the features of those that are there are
+    averaged. One that has `windows` sees each of them in several windows at once, as its channels.
 
     sequence  name under which an encoder of several takes pictures of one; "": their own
     """
-    windows = getattr(encoder, "windows", None) or [encoder.window]
-    stored = [images.image(each, size) for each in pictures]
-    units = [  # (S, C, size, size)
-        torch.stack([images.unit(planes, each, window) for window in windows], dim=1)
-        for planes, each in zip(stored, pictures)
-    ]
-    channels = getattr(encoder, "sequences", None)
-    if channels:
-        stacked = torch.zeros(len(pictures), len(channels), size, size)
-        present = torch.zeros(len(pictures), len(channels), dtype=torch.bool)
+    channels = getattr(encoder, "channels", 1)
+    units = [_channels_of(each, size, encoder, channels) for each in pictures]
+    known = getattr(encoder, "sequences", None)
+    if known:
+        stacked = torch.zeros(len(pictures), len(known), channels, size, size)
+        present = torch.zeros(len(pictures), len(known), dtype=torch.bool)
         for row, (picture, planes) in enumerate(zip(pictures, units)):
-            for name, plane in zip(_named(picture, sequence), planes[:, 0]):
-                if name in channels:
-                    stacked[row, channels.index(name)], present[row, channels.index(name)] = plane, True
+            for name, plane in zip(_named(picture, sequence), planes):
+                if name in known:
+                    stacked[row, known.index(name)], present[row, known.index(name)] = plane, True
         if not present.any(dim=1).all():
             if sequence:
-                raise SettingsError(
-                    f"sequence={sequence}: {encoder.source} knows {', '.join(channels)}; name one of them"
-                )
+                raise SettingsError(f"sequence={sequence}: {encoder.source} knows {', '.join(known)}; name one of them")
             names = ", ".join(sorted({name for picture in pictures for name in picture.sequences}))
             raise SettingsError(
-                f"{encoder.source}: knows {', '.join(channels)}, and some images have none of them ({names}); "
+                f"{encoder.source}: knows {', '.join(known)}, and some images have none of them ({names}); "
                 "sequence=NAME says which of them images of one are taken as"
             )
-        return encoder.features(encoder.prepare(stacked), blocks, present)
+        return encoder.features(encoder.prepare(stacked.flatten(1, 2)), blocks, present)
     counts = torch.tensor([len(each) for each in units])
     found = encoder.features(encoder.prepare(torch.cat(units)), blocks)
     if (counts == 1).all():
@@ -127,6 +121,16 @@ def _named(picture: Picture, sequence: str) -> tuple[str, ...]:
     if sequence and len(picture.sequences) > 1:
         raise SettingsError(f"sequence={sequence}: some images have {', '.join(picture.sequences)}; leave it out")
     return (sequence,) if sequence else picture.sequences
+
+
+def _channels_of(picture: Picture, size: int, encoder: FrozenEncoder, channels: int) -> torch.Tensor:
+    """Return (S, C, size, size) in 0…1: the channels of a picture, or its windows."""
+    stored = images.image(picture, size)
+    windows = getattr(encoder, "windows", None)
+    if not windows:
+        return images.of_channels(images.unit(stored, picture, encoder.window), picture, channels)
+    seen = [images.of_channels(images.unit(stored, picture, window), picture, 1) for window in windows]
+    return torch.cat(seen, dim=1)
 
 
 def extract(
@@ -252,13 +256,16 @@ def image_stack(
     window: tuple[float, float],
     cache: Path,
     sequences: Sequence[str] | None = None,
+    channels: int = 1,
 ) -> np.ndarray:
-    """Return (N, S, size, size) float16 images in 0…1 as networks see them, memory-mapped.
+    """Return (N, S·C, size, size) float16 images in 0…1 as networks see them, memory-mapped.
 
     sequences  their S names, None for those of all examples in the order in which they are met; one that an example
                lacks is 0, one that is not among them is left out
+    channels   C of each, 1 or 3
     """
     given = "" if sequences is None else f" {list(sequences)}"
+    given += f" {channels} channels" if channels > 1 else ""
     content = hashlib.sha256(f"{examples.version} {list(examples.keys)} {window}{given}".encode()).hexdigest()
     path = cache / f"images-{content[:16]}-{size}.npy"
     if path.is_file():
@@ -267,14 +274,14 @@ def image_stack(
 
     def make(number: int) -> np.ndarray:
         picture = examples.read(number)
-        planes = np.zeros((len(names), size, size), np.float16)
-        found = images.unit(images.image(picture, size), picture, window).numpy()
-        for name, plane in zip(picture.sequences, found):
+        planes = np.zeros((len(names), channels, size, size), np.float16)
+        unit = images.unit(images.image(picture, size), picture, window)
+        for name, plane in zip(picture.sequences, images.of_channels(unit, picture, channels).numpy()):
             if name in names:
                 planes[names.index(name)] = plane
-        return planes
+        return planes.reshape(-1, size, size)
 
-    return _stored(path, "images", np.float16, (len(examples), len(names), size, size), make)
+    return _stored(path, "images", np.float16, (len(examples), len(names) * channels, size, size), make)
 
 
 def _stored(path: Path, what: str, kind: type, shape: tuple[int, ...], make: Callable[[int], np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_prep.schema import AIR_HU
+from data_prep.schema import AIR_HU, LUMA
 from data_prep.volumes.scaling import HIGH, LOW
 from eval.data.examples import Picture
 
@@ -29,7 +29,7 @@ def cut(plane: np.ndarray, place: tuple[int, int, int], fill: float) -> np.ndarr
 
 
 def image(picture: Picture, size: int) -> torch.Tensor:
-    """Return (S, size, size) float32 stored values: the square around the body, antialiased bicubic."""
+    """Return (S·C, size, size) float32 stored values: the square around the body, antialiased bicubic."""
     place = square(picture)
     # beyond the edge lies air; in a picture without units, whatever is darkest in it
     planes = [cut(each, place, AIR_HU if picture.scale == "hu" else each.min()) for each in picture.pixels]
@@ -41,6 +41,24 @@ def unit(stored: torch.Tensor, picture: Picture, window: tuple[float, float]) ->
     """Map stored values of `picture` to 0…1, clipped. `window` are the HU that an encoder maps to 0 and 1."""
     low, high = {"hu": window, "unit8": (0.0, 255.0), "mr16": (LOW, HIGH)}[picture.scale]
     return ((stored - low) / (high - low)).clamp(0, 1)
+
+
+def of_channels(planes: torch.Tensor, picture: Picture, channels: int) -> torch.Tensor:
+    """Return (S, channels, h, w) of the (S·C, h, w) planes of `picture`, for an encoder of 1 or 3 channels.
+
+    Grey is given three times; of colours one channel has the luma (ITU-R BT.601).
+    """
+    own = planes.unflatten(0, (-1, picture.channels))
+    if picture.channels == channels:
+        return own
+    if picture.channels == 1:
+        return own.expand(-1, channels, -1, -1)
+    return (own * own.new_tensor(LUMA).view(-1, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def shown(picture: Picture, size: int, window: tuple[float, float]) -> torch.Tensor:
+    """Return (S, size, size) in 0…1 for figures: of each sequence of `picture` its square; of colours their luma."""
+    return of_channels(unit(image(picture, size), picture, window), picture, 1)[:, 0]
 
 
 def labels(picture: Picture, size: int) -> np.ndarray:

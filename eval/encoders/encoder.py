@@ -2,8 +2,8 @@
 
 A model of your own enters every probe by an object with these attributes and two methods (FrozenEncoder); `--checkpoint
 my_file.py:function` calls `function()` of your file to get it. A model of several MRI sequences at once has
-`sequences`, the names of its channels, too; any other model sees one sequence after the other, and the features of
-those that are there are averaged.
+`sequences`, their names, too; any other model sees one sequence after the other, and the features of those that are
+there are averaged. A model of colour pictures has `channels`, 3.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, Protocol, cast
 import torch
 
 from eval.config import TaskConfig
-from eval.encoders import between_blocks, language, open_clip, pixel_baseline, third_party
+from eval.encoders import between_blocks, colours, language, open_clip, pixel_baseline, third_party
 from eval.encoders.language import Language
 from meddap.errors import MeddapError
 from meddap.settings import SettingsError
-from pretrain.data.intensity import Intensity
+from pretrain.data.intensity import Intensity, Level
 from pretrain.runtime.device import autocast, pick_device
 from pretrain.weights import encoder, initialise
 from pretrain.weights.encoder import Encoder
@@ -37,9 +37,10 @@ class FrozenEncoder(Protocol):
     source, digest   where it came from; a hash over weights and architecture
     patch_size       pixels; embed_dim: channels of one block's features; depth: number of blocks
     window           HU that become 0 and 1
-    sequences        optional: names of the S channels that it takes at once
-    channels         optional: how many windows of one image it can see at once, 3 for encoders of colour images
-    windows          optional: those windows; images then come as (N, channels, h, w). `load` sets it
+    sequences        optional: names of the S sequences that it takes at once
+    channels         optional: C of each sequence, 3 of an encoder of colour pictures, whose channels may also be so
+                     many windows of one image; 1 where it is missing
+    windows          optional: those windows. `load` sets it
     """
 
     source: str
@@ -50,7 +51,7 @@ class FrozenEncoder(Protocol):
     window: tuple[float, float]
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (N, S, h, w) float32 in 0…1 to the network's input; S is 1 for an encoder without `sequences`."""
+        """Map (N, S·C, h, w) float32 in 0…1 to the network's input; S is 1 for an encoder without `sequences`."""
 
     def features(self, images: torch.Tensor, blocks: Sequence[int], present: torch.Tensor | None = None) -> Tokens:
         """Return cls (N, D) and patches (N, P, D), row-major, float32, after each block.
@@ -64,17 +65,23 @@ class CheckpointEncoder:
     """A backbone of ours; see FrozenEncoder. `model` is for probes that train it further."""
 
     def __init__(self, loaded: Encoder, bf16: bool = True) -> None:
-        self.source, self.digest = loaded.source, loaded.digest
+        self.source, self.digest, self.weights = loaded.source, loaded.digest, loaded.digest
         self.patch_size, self.embed_dim = loaded.model.patch_size, loaded.model.embed_dim
         self.depth, self.window = loaded.model.depth, loaded.intensity.window
         self.sequences = loaded.model.sequences  # () where it takes one, whichever
         self.language: Language | str = language.NO_TEXT_TOWER
-        self.mean, self.std = (loaded.intensity.mean,), (loaded.intensity.std,)
+        self.mean, self.std = loaded.intensity.means, loaded.intensity.stds
         self.channels = loaded.model.channels
         self.device = pick_device("auto")
         self.model = loaded.model.to(self.device)
         self._unit = Intensity((0.0, 1.0), loaded.intensity.mean, loaded.intensity.std)
         self.precision = autocast("auto" if bf16 else "float32", self.device)
+
+    def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Standardise values in 0…1 by these numbers, one for each channel."""
+        self.mean, self.std = mean, std
+        levels: tuple[Level, Level] = (mean[0], std[0]) if len(mean) == 1 else (mean, std)
+        self._unit = Intensity((0.0, 1.0), *levels)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return self._unit.normalise(images)
@@ -103,11 +110,13 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     random                               a fresh backbone of the architecture of `like`
     pixels                               no network: statistics of the pixels, the baseline of every table
 
-    A window that the task names takes the place of the encoder's; windows_as=channels gives it several at once.
+    A window that the task names takes the place of the encoder's, and so do a mean and a standard deviation of an
+    encoder of ours; windows_as=channels gives it several windows at once.
     """
-    if task.windows and task.windows_as == "channels":
-        return _with_channels(_loaded(checkpoint, task, len(task.windows)), task.windows)
-    found = _loaded(checkpoint, task)
+    as_channels = bool(task.windows) and task.windows_as == "channels"
+    found = with_levels(_loaded(checkpoint, task, len(task.windows) if as_channels else 1), task.mean, task.std)
+    if as_channels:
+        return _with_channels(found, task.windows)
     return found if task.window is None else with_window(found, task.window)
 
 
@@ -123,6 +132,26 @@ def preprocessing(encoder: FrozenEncoder, size: int) -> dict[str, Any]:
             "std": [round(each, 6) for each in std],
         }
     return said
+
+
+def with_levels(found: FrozenEncoder, mean: Sequence[float] | None, std: Sequence[float] | None) -> FrozenEncoder:
+    """Return an encoder of ours with another mean and standard deviation, and with a digest of its own. Raises
+    SettingsError for another encoder, or another number of numbers than it has channels."""
+    if mean is None and std is None:
+        return found
+    if not isinstance(found, CheckpointEncoder):
+        raise SettingsError(f"{found.source}: normalises by its own mean and std; leave mean and std out")
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != found.channels:
+            count = f"{found.channels} channel{'s' * (found.channels > 1)}"
+            raise SettingsError(f"{key}={list(values)}: {found.source} has {count}; give a number for each")
+    levels = tuple(mean or found.mean), tuple(std or found.std)
+    if levels == (found.mean, found.std):
+        return found
+    other = copy.copy(found)  # the same weights
+    other.normalise_by(*levels)
+    other.weights = other.digest = hashlib.sha256(f"{found.digest} {levels}".encode()).hexdigest()
+    return other
 
 
 def weights_digest(found: FrozenEncoder) -> str:
@@ -161,7 +190,7 @@ def _with_channels(found: FrozenEncoder, windows: Sequence[Sequence[float]]) -> 
 
 def _loaded(checkpoint: str, task: TaskConfig, channels: int = 1) -> FrozenEncoder:
     if checkpoint == "pixels":
-        return pixel_baseline.PixelBaseline()
+        return pixel_baseline.PixelBaseline(3 if colours.in_colour(task) else 1)
     if checkpoint == "random":
         if task.like is None:
             raise SettingsError("--checkpoint random: give like=CHECKPOINT, whose architecture it takes")
@@ -169,13 +198,14 @@ def _loaded(checkpoint: str, task: TaskConfig, channels: int = 1) -> FrozenEncod
     file, colon, function = checkpoint.rpartition(":")
     if colon and file.endswith(".py"):
         return _own(Path(file), function)
+    wanted = 3 if channels == 3 or colours.in_colour(task) else 1
     if open_clip.is_folder(Path(checkpoint)):
-        loaded, text = open_clip.load(Path(checkpoint), 3 if channels == 3 else 1)
+        loaded, text = open_clip.load(Path(checkpoint), wanted)
         two_towers = CheckpointEncoder(loaded, task.bf16)
         two_towers.language = text
         return two_towers
     if initialise.is_published(Path(checkpoint)):
-        return _published(Path(checkpoint), task, channels)
+        return _published(Path(checkpoint), task, wanted)
     return CheckpointEncoder(encoder.load_encoder(checkpoint), task.bf16)
 
 
@@ -186,7 +216,7 @@ def _published(path: Path, task: TaskConfig, channels: int) -> FrozenEncoder:
     """
     kind = third_party.kind_of(path)
     try:
-        return CheckpointEncoder(initialise.published_encoder(path, 3 if channels == 3 else 1), task.bf16)
+        return CheckpointEncoder(initialise.published_encoder(path, channels), task.bf16)
     except DamagedError:
         raise
     except (WeightsError, SettingsError):

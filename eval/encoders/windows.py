@@ -1,7 +1,8 @@
 """Which windows in HU an encoder sees a task's images in, and what results say of it.
 
 A window decides what an encoder can tell: in one of soft tissue all of the lung is black. So a comparison is fair where
-both encoders have the same choice, and each row of results says what its encoder saw.
+both encoders have the same choice, and each row of results says what its encoder saw. Mean and standard deviation that
+training read shards with come the same way.
 """
 
 from __future__ import annotations
@@ -69,27 +70,46 @@ def shown(pair: Sequence[float]) -> str:
 
 
 def chosen(checkpoint: str, task: TaskConfig) -> tuple[TaskConfig, str]:
-    """Return the task with the window of its images where that is not the encoder's, and what to tell the user, or "".
+    """Return the task, with window, mean and std of its images where they are not the encoder's, and a line on them.
 
-    Sources of a training may have windows of their own: the shards of one are probed as training read them.
-    Raises SchemaError for shards that are damaged.
+    The line is "" where there is nothing to say. Sources of a training may have a window, mean and standard deviation
+    of their own: the shards of one are probed as training read them. What the task says itself stays. Raises
+    SchemaError for shards that are damaged.
     """
-    if task.window is not None or task.windows:
-        return task, ""
     try:
         sources = encoder.find(Path(checkpoint)).state.get("sources", {})
     except CheckpointError:  # no run of ours
         return task, ""
-    own = {name: source["window"] for name, source in sources.items() if source["window"]}
+    own = {name: found for name, source in sources.items() if (found := _own(source, task))}
     if not own:
         return task, ""
     digest = read_dataset(task.data)["digest"] if task.source in _SHARDS and task.data else ""
     for name, source in sources.items():
         if source["digest"] == digest:
-            text = f"window {shown(own[name])} HU, as training read {name}" if name in own else ""
-            return (replace(task, window=list(own[name])) if name in own else task), text
-    others = ", ".join(f"{name} {shown(pair)}" for name, pair in own.items())
-    return (
-        task,
-        f"window: the encoder's; training read some sources in others ({others} HU), which window=[LOW,HIGH] sets",
-    )
+            mine = own.get(name, {})
+            return replace(task, **mine), f"{_said(mine)}, as training read {name}" if mine else ""
+    others = ", ".join(f"{name} {_said(each, short=True)}" for name, each in own.items())
+    keys = ", ".join(f"{key}=[…]" for key in ("window", "mean", "std") if any(key in each for each in own.values()))
+    what = "window" if keys == "window=[…]" else "window, mean and std"
+    return task, f"{what}: the encoder's; training read some sources in others ({others}), which {keys} sets"
+
+
+def _own(source: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
+    """Return the settings of a task that a source had of its own and the task leaves open."""
+    found: dict[str, Any] = {}
+    for key in ("window", "mean", "std"):
+        value, said = source.get(key), getattr(task, key)
+        if value is not None and said is None and not (key == "window" and task.windows):
+            found[key] = list(value) if isinstance(value, list) else [value]
+    return found
+
+
+def _said(settings: Mapping[str, Sequence[float]], short: bool = False) -> str:
+    """Return the settings in words."""
+    words = []
+    for key, values in settings.items():
+        if key == "window":
+            words.append(f"{'' if short else 'window '}{shown(values)} HU")
+        else:
+            words.append(f"{key} {' '.join(f'{value:g}' for value in values)}")
+    return ", ".join(words)

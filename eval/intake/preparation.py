@@ -42,7 +42,7 @@ def of_task(task: TaskConfig) -> Preparation:
     if task.source == "nnunet" and task.files.modality == "CT":
         return Preparation("nnunet", "CT", _as_nnunet_cases(task.files))
     if task.source == "medmnist":
-        return Preparation(task.source, "IMAGE")
+        return Preparation(task.source, "IMAGE", {"colour": task.files.colour})
     if task.source == "folders" and task.files.range != "hu":  # sharding of pictures knows no HU
         own = {name: getattr(task.files, name) for name in ("range", "alpha", "colour")}
         return Preparation(task.source, "IMAGE", {**own, "patient": task.files.patient or ""})

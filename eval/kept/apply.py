@@ -15,6 +15,7 @@ from eval.contract import Fitted
 from eval.data import features, images
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples
+from eval.encoders import colours
 from eval.encoders.encoder import FrozenEncoder
 from eval.kept import calibration
 from eval.kept.head import StoredHead
@@ -66,7 +67,8 @@ class Applied:
             if needs == "patches":
                 blocks = registry.blocks([self.stored.probe], self.task, self.encoder.depth)
             found = features.extract(self.encoder, known, self.task, self.cache, blocks)
-        base = Base(known, found, self.task, self.cache, self.encoder.window, head.sequences or None)
+        channels = colours.of_images(self.encoder, self.task)
+        base = Base(known, found, self.task, self.cache, self.encoder.window, head.sequences or None, channels)
         return Cohort("new", base, np.arange(count))
 
     def forget(self) -> None:

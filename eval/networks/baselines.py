@@ -62,7 +62,7 @@ class TransUnet(nn.Module):
         )
         dim = 64 * max(1, channels // 8)
         self.transformer = VisionTransformer(
-            patch_size=2, in_channels=widths[-1], embed_dim=dim, depth=4, num_heads=dim // 32, registers=0,
+            patch_size=2, channels=widths[-1], embed_dim=dim, depth=4, num_heads=dim // 32, registers=0,
             layer_scale=None,
         )  # fmt: skip
         self.transformer.init_weights(generator)

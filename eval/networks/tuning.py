@@ -111,7 +111,7 @@ def _backbone(context: Context, method: Method) -> VisionTransformer:
     if not isinstance(backbone, VisionTransformer):
         raise SettingsError(f"{encoder.source}: has no weights that {method} could train; drop that probe")
     if getattr(encoder, "sequences", None):
-        raise SettingsError(f"{encoder.source}: takes several sequences; {method} trains encoders of one channel")
+        raise SettingsError(f"{encoder.source}: takes several sequences; {method} trains encoders of one sequence")
     return backbone
 
 
@@ -132,7 +132,7 @@ def restore(stored: Parts, context: Context, method: Method) -> FittedSegmenter[
     module: nn.Module
     if task.kind == "segmentation":
         read, own = blocks(task, context.encoder.depth, method), frozen_decoder.settings(task, config.decoder)
-        channels = len(standardise.mean) // (len(read) * backbone.embed_dim)
+        channels = len(standardise.mean) // (len(read) * backbone.embed_dim) * backbone.channels
         decoder = decoders.build(
             config.decoder, len(standardise.mean), outputs, own.cells, len(read), own.channels, channels
         )

@@ -158,6 +158,8 @@ def _described() -> dict[str, Any]:
     if not path:
         raise RuntimeError(f"set {CHECKPOINT} to the run whose backbone is to be trained further")
     found = _read(path)
+    if found.config.channels != 1:
+        raise RuntimeError(f"{path}: takes colours (model.channels=3); this trainer takes encoders of grey images")
     intensity = found.intensity
     return {
         "model": OmegaConf.to_container(OmegaConf.structured(found.config)),

@@ -83,9 +83,7 @@ def only(examples: Examples, names: Sequence[str]) -> Examples:
     def reader(number: int) -> Picture:
         picture = examples.read(number)
         places = [place for place, name in enumerate(picture.sequences) if name in names]
-        return replace(
-            picture, pixels=picture.pixels[places], sequences=tuple(picture.sequences[place] for place in places)
-        )
+        return picture.only(places)
 
     mark = np.uint64(int(text_sha256("+".join(names))[:16], 16))
     return replace(examples, reader=reader, digests=examples.digests ^ mark)

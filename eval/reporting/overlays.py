@@ -31,7 +31,7 @@ def save(path: Path, test: Cohort, drawings: Mapping[str, Drawing], predictions:
         rows = np.array([_fullest(test, prediction.subjects[place]) for place in ranked(dice)])
         shown = [test.examples.read(row) for row in rows]
         size = test.base.task.size
-        units = [images.unit(images.image(each, size), each, pictures.WINDOW)[0] for each in shown]
+        units = [images.shown(each, size, pictures.WINDOW)[0] for each in shown]
         arrays[f"{probe}.images"] = torch.stack(units).numpy().astype(np.float16)
         arrays[f"{probe}.truth"] = np.stack([pictures.truth(each, size, test.examples.values) for each in shown])
         arrays[f"{probe}.drawn"] = drawings[probe].draw(test, rows)

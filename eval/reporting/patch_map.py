@@ -162,14 +162,13 @@ def _part(picture: Picture, view: str, known: Sequence[str] | None) -> Picture |
         return picture
     if view not in picture.sequences or (known is not None and view not in known):
         return None
-    place = picture.sequences.index(view)
-    return replace(picture, pixels=picture.pixels[place : place + 1], sequences=(view,))
+    return picture.only([picture.sequences.index(view)])
 
 
 def _images(shown: Sequence[Picture], channels: Sequence[str], side: int) -> np.ndarray:
     out = np.zeros((len(channels), len(shown), side, side), np.uint8)
     for row, picture in enumerate(shown):
-        planes = images.unit(images.image(picture, side), picture, pictures.WINDOW).numpy()
+        planes = images.shown(picture, side, pictures.WINDOW).numpy()
         for name, plane in zip(picture.sequences, planes):
             out[channels.index(name), row] = np.rint(plane * 255)
     return out

@@ -25,7 +25,7 @@ def save(path: Path, test: Cohort, drawings: Mapping[str, Drawing], task: TaskCo
     (n, g, g) of the patches to the one at anchors (n, 2) row and column, names, subjects."""
     rows = choose(test, task.pictures)
     pictures = [test.examples.read(row) for row in rows]
-    shown = torch.stack([images.unit(images.image(each, task.size), each, WINDOW)[0] for each in pictures])
+    shown = torch.stack([images.shown(each, task.size, WINDOW)[0] for each in pictures])
     drawn = {f"drawn.{name}": each.draw(test, rows) for name, each in drawings.items()}
     values, patches = test.examples.values, test.patches(rows, (-1,)).numpy()
     near, anchors = similarities(patches, shown)

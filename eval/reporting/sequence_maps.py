@@ -70,10 +70,11 @@ def _maps(
     for picture in seen:
         places = [place for place, name in enumerate(picture.sequences) if name in encoder.sequences]
         there = tuple(picture.sequences[place] for place in places)
-        unit = images.unit(images.image(picture, size), picture, encoder.window)[places]
+        unit = images.unit(images.image(picture, size), picture, encoder.window)
+        given = images.of_channels(unit, picture, encoder.channels)[places].flatten(0, 1)
         with torch.inference_mode():
-            whole = encoder.model(encoder.prepare(unit[None]).to(encoder.device), sequences=there)
-        planes.append(unit)
+            whole = encoder.model(encoder.prepare(given[None]).to(encoder.device), sequences=there)
+        planes.append(images.shown(picture, size, encoder.window)[places])
         names.append(there)
         tokens.append(whole.patches.cpu().numpy())
     coloured = pictures.components(np.concatenate(tokens), torch.cat(planes))

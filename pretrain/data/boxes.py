@@ -6,6 +6,7 @@ Arrays end in (row, column) or (row, column, height, width), in whole pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -97,17 +98,20 @@ def _centres(voxels: np.ndarray, starts: np.ndarray, draws: np.ndarray) -> tuple
     return voxels[np.minimum(chosen, len(voxels) - 1)].astype(np.float64), (counts > 0)[..., None]
 
 
-def body(planes: np.ndarray, lowest: tuple[int, ...]) -> np.ndarray:
-    """Return (H, W) bool: whether some of the (S, H, W) sequences is above its `lowest` value."""
+def body(planes: np.ndarray, lowest: Sequence[int]) -> np.ndarray:
+    """Return (H, W) bool: whether some of the (P, H, W) planes is above its `lowest` value."""
     found = planes[0] > lowest[0]
     for plane, least in zip(planes[1:], lowest[1:]):
         found |= plane > least
     return found
 
 
-def body_sums(pixels: torch.Tensor, lowest: tuple[int, ...]) -> torch.Tensor:
-    """Return (B, H + 1, W + 1) counts of body pixels above and to the left of each corner of (B, S, H, W) pixels."""
-    found = (pixels > pixels.new_tensor(lowest).view(-1, 1, 1)).any(dim=1)
+def body_sums(pixels: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
+    """Return (B, H + 1, W + 1) counts of body pixels above and to the left of each corner of (B, P, H, W) pixels.
+
+    lowest  (B or 1, P) integers: a pixel above the one of its plane belongs to the body
+    """
+    found = (pixels > lowest.to(pixels.dtype)[:, : pixels.shape[1], None, None]).any(dim=1)
     sums = found.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
     return torch.nn.functional.pad(sums, (1, 0, 1, 0))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from data_prep.schema import Split
+from pretrain.data.intensity import Intensity, Level
 from pretrain.data.labels import UNLABELLED, Labelling
 from pretrain.data.mixture import Mixture, chain_seed
 from pretrain.data.order import Chain
@@ -20,7 +21,8 @@ class Source:
 
     name       "" where a training has one data set without a name
     sequences  names of the sequences that are read of it, if a slice has them; None: all that the training reads
-    window     HU mapped to 0 and 1, or None: the training's own
+    window     HU mapped to 0 and 1, or None: the training's own; mean and std of the windowed value likewise
+    body_threshold_hu  of crops, or None: the stage's own
     weights    (N,) float32 how often each sample comes by the others, or None: all alike
     """
 
@@ -30,11 +32,19 @@ class Source:
     sequences: tuple[str, ...] | None = None
     window: tuple[float, float] | None = None
     weights: np.ndarray | None = None
+    mean: Level | None = None
+    std: Level | None = None
+    body_threshold_hu: float | None = None
 
     @property
     def samples(self) -> int:
         """Samples of one of its epochs."""
         return self.labels.samples(self.split)
+
+    def intensity(self, default: Intensity) -> Intensity:
+        """Return how its values become the input."""
+        own = {name: value for name in ("window", "mean", "std") if (value := getattr(self, name)) is not None}
+        return replace(default, **own)
 
     def chain(self, seed: int) -> Chain:
         """Return the order of its samples."""
@@ -78,9 +88,14 @@ class Corpus:
         chains = [source.chain(chain_seed(seed, number)) for number, source in enumerate(self.sources)]
         return Mixture(chains, self.share, seed)
 
-    def windows(self, default: tuple[float, float]) -> tuple[tuple[float, float], ...]:
-        """Return the window in HU of each source."""
-        return tuple(source.window or default for source in self.sources)
+    def intensities(self, default: Intensity) -> tuple[Intensity, ...]:
+        """Return the intensity of each source."""
+        return tuple(source.intensity(default) for source in self.sources)
+
+    def body_thresholds(self, default: float) -> tuple[float, ...]:
+        """Return the threshold in HU above which a pixel of each source belongs to the body."""
+        own = (source.body_threshold_hu for source in self.sources)
+        return tuple(default if each is None else each for each in own)
 
     def sequences(self, source: int, names: Sequence[str]) -> frozenset[str]:
         """Return which of the sequences that a training reads are read of a source."""

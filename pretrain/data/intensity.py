@@ -7,19 +7,47 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+Level = float | tuple[float, ...]  # a number, or one for each channel
+
 
 @dataclass(frozen=True)
 class Intensity:
-    """A window in HU, mapped to 0…1 and clipped, then standardised by `mean` and `std` of the windowed value."""
+    """A window in HU, mapped to 0…1 and clipped, then standardised by `mean` and `std` of the windowed value.
+
+    mean, std  a number; of a model of three channels three, of red, green and blue
+    """
 
     window: tuple[float, float] = (-1000.0, 1000.0)
-    mean: float = 0.449
-    std: float = 0.226
+    mean: Level = 0.449
+    std: Level = 0.226
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean of each channel."""
+        return self.mean if isinstance(self.mean, tuple) else (self.mean,)
+
+    @property
+    def stds(self) -> tuple[float, ...]:
+        """The standard deviation of each channel."""
+        return self.std if isinstance(self.std, tuple) else (self.std,)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the input has."""
+        return len(self.means)
 
     @property
     def black(self) -> float:
-        """The input of values at the window's low end."""
-        return -self.mean / self.std
+        """The input of values at the window's low end; of one channel."""
+        return -self.means[0] / self.stds[0]
+
+    def standardise(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the input of windowed values in 0…1; of C > 1 channels (…, S·C, h, w), a sequence's side by side."""
+        if self.channels == 1:
+            return (value - self.means[0]) / self.stds[0]
+        count = value.shape[-3] // self.channels
+        mean, std = (value.new_tensor(each).repeat(count).view(-1, 1, 1) for each in (self.means, self.stds))
+        return (value - mean) / std
 
     def normalise(
         self,
@@ -45,13 +73,14 @@ class Intensity:
             value = value.clamp_(0, 1)
         if gamma is not None:
             value = value.abs().pow_(gamma).mul_(value.sign())
-        return (value - self.mean) / self.std
+        return self.standardise(value)
 
     def normalise_into(
         self, out: np.ndarray, hu: np.ndarray, low: float, width: float, *, gamma: float = 1.0, clip: bool = True
     ) -> None:
-        """Write the same of float32 HU, under one window, into `out`; on the CPU."""
-        mean, std = (self.mean, self.std) if gamma == 1 else (0.0, 1.0)  # of what the first affine map gives
+        """Write the same of float32 HU, under one window, into `out`; of one channel, on the CPU."""
+        own_mean, own_std = self.means[0], self.stds[0]
+        mean, std = (own_mean, own_std) if gamma == 1 else (0.0, 1.0)  # of what the first affine map gives
         slope = 1 / (width * std)
         np.copyto(out, hu)
         np.multiply(out, np.float32(slope), out=out)
@@ -60,5 +89,5 @@ class Intensity:
             np.clip(out, np.float32(-mean / std), np.float32((1 - mean) / std), out=out)
         if gamma != 1:
             np.copyto(out, np.sign(out) * np.abs(out) ** np.float32(gamma))
-            np.multiply(out, np.float32(1 / self.std), out=out)
-            np.add(out, np.float32(-self.mean / self.std), out=out)
+            np.multiply(out, np.float32(1 / own_std), out=out)
+            np.add(out, np.float32(-own_mean / own_std), out=out)

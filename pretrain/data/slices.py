@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.intensity import Intensity
 from pretrain.data.randomness import gaussian, uniforms
 
 _PURPOSE = 8  # of the randomness
@@ -97,10 +96,11 @@ def _within(bounds: tuple[float, float], draw: float) -> float:
 
 
 def distorted(
-    plane: torch.Tensor, box: list[int], drawn: Distortion, window: tuple[float, float], intensity: Intensity
+    plane: torch.Tensor, box: list[int], drawn: Distortion, window: list[float], standard: list[float]
 ) -> torch.Tensor:
     """Return (H, W) float32: a plane of stored values clipped to `window` and, inside its foreground box, distorted.
 
+    standard  mean and standard deviation of the windowed values
     They are stored values still, now with fractions and, where the distortion leads there, outside the window.
     """
     low, high = window
@@ -108,7 +108,7 @@ def distorted(
     if drawn != NONE:
         row0, row1, column0, column1 = box
         inside = seen[row0:row1, column0:column1]
-        zero, one = low + (high - low) * intensity.mean, (high - low) * intensity.std
+        zero, one = low + (high - low) * standard[0], (high - low) * standard[1]
         inside.copy_(apply((inside - zero) / one, drawn) * one + zero)
     return seen
 

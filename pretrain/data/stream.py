@@ -31,8 +31,8 @@ _RECORD = ("shape", "box", "labels", "sequences", "dtype")  # what a batch needs
 class Batch:
     """Decoded slices of one rank's part of a global batch.
 
-    pixels   (B, S, H, W) int16 as `schema.signed` gives them, padded below and right with air to the batch's largest
-             slice; all air for a sequence that a sample does not have
+    pixels   (B, S·C, H, W) int16 as `schema.signed` gives them, padded below and right with air to the batch's largest
+             slice; all air for a sequence that a sample does not have. Grey samples have C equal channels
     box      (B, 4) int64 foreground (row0, row1, column0, column1)
     present  (B, S) bool, which sequences the sample has: at least one
     sample   (B,) int64 source and number in its split (`order.identify`), and epoch (B,) int64 of the source: with the
@@ -87,6 +87,7 @@ def batches(
     world: int = 1,
     sequences: tuple[str, ...] = (schema.CT,),
     labels: Labelling = UNLABELLED,
+    channels: int = 1,
     voxels: bool = False,
     threads: int = 2,
     prefetch: int = 2,
@@ -96,6 +97,7 @@ def batches(
 
     batch_size  global; one for all batches, or one for each. close() of the iterator ends its threads
     data        a corpus says itself which class labels the batches carry; `labels` are those of a split
+    channels    C of each sequence: 1, or 3 where some samples may be in colour
     voxels      whether they carry the labelled voxels of their slices; else no label map is decoded
     Raises SchemaError, naming shard and sample, for a sample that cannot be decoded.
     """
@@ -104,7 +106,7 @@ def batches(
     order = corpus.mixture(seed)
     last = None if isinstance(batch_size, int) else len(batch_size)
     starts = np.zeros(1, np.int64) if isinstance(batch_size, int) else np.concatenate([[0], np.cumsum(batch_size)])
-    decoders = _Decoders(corpus, sequences, threads, pin)
+    decoders = _Decoders(corpus, sequences, channels, threads, pin)
     assembler = ThreadPoolExecutor(1, f"{_READER_THREADS}-batch")
 
     def make(number: int) -> Batch:
@@ -134,10 +136,14 @@ def batches(
 
 
 def gather(
-    split: schema.Split, numbers: np.ndarray, sequences: tuple[str, ...] = (schema.CT,), threads: int = 2
+    split: schema.Split,
+    numbers: np.ndarray,
+    sequences: tuple[str, ...] = (schema.CT,),
+    threads: int = 2,
+    channels: int = 1,
 ) -> Batch:
     """Return samples `numbers` of a split, outside of any epoch's order. Raises SchemaError."""
-    decoders = _Decoders(Corpus.of(split), sequences, threads)
+    decoders = _Decoders(Corpus.of(split), sequences, channels, threads)
     try:
         return _assemble(decoders, numbers, np.zeros_like(numbers))
     finally:
@@ -148,12 +154,13 @@ def gather(
 class _Decoders:
     """The threads of one stream and the memory that they read and decode into, used again for every batch.
 
-    sequences  names of a batch's sequences
+    sequences  names of a batch's sequences, of `channels` planes each
     shape      (height, width) of the last batch
     """
 
     corpus: Corpus
     sequences: tuple[str, ...]
+    channels: int
     threads: int
     pin: bool = False
     shape: tuple[int, int] = (0, 0)
@@ -195,13 +202,14 @@ class _Decoders:
 
 def _assemble(decoders: _Decoders, sample: np.ndarray, epoch: np.ndarray, voxels: bool = False) -> Batch:
     sources, sequences = decoders.corpus.sources, decoders.sequences
+    planes = len(sequences) * decoders.channels
     labelled: list[np.ndarray] = [_NOWHERE] * len(sample)
     records: list[dict] = [{}] * len(sample)
     present = np.zeros((len(sample), len(sequences)), bool)
     source, number = source_of(sample).tolist(), number_of(sample).tolist()
     # the last batch's shape is usually this one's: a sample that fits is decoded as soon as it is read
     shape = decoders.shape
-    pixels = decoders.pixels((len(sample), len(sequences), *shape))
+    pixels = decoders.pixels((len(sample), planes, *shape))
 
     def read(place: int, buffer: memoryview) -> None:
         members, records[place] = read_sample(sources[source[place]].split, number[place], buffer)
@@ -225,10 +233,10 @@ def _assemble(decoders: _Decoders, sample: np.ndarray, epoch: np.ndarray, voxels
     heights, widths = zip(*(record["shape"] for record in records))
     decoders.shape = (max(heights), max(widths))
     if decoders.shape[0] > shape[0] or decoders.shape[1] > shape[1]:
-        pixels = decoders.pixels((len(sample), len(sequences), *decoders.shape))
+        pixels = decoders.pixels((len(sample), planes, *decoders.shape))
         decoders.run(again, range(len(sample)))
     elif decoders.shape != shape:
-        larger, pixels = pixels, decoders.pixels((len(sample), len(sequences), *decoders.shape))
+        larger, pixels = pixels, decoders.pixels((len(sample), planes, *decoders.shape))
         np.copyto(pixels, larger[:, :, : decoders.shape[0], : decoders.shape[1]])
     box = np.array([record["box"] for record in records], np.int64)
     said = zip(source, number, records)
@@ -260,23 +268,28 @@ def _decode(
     pixels: np.ndarray,
     present: np.ndarray,
 ) -> None:
-    """Fill one sample's (S, H, W) part of the batch with those of the sequences that are `wanted` of its source."""
+    """Fill one sample's (S·C, H, W) part of the batch with those of the sequences that are `wanted` of its source."""
     height, width = record["shape"]
-    whole = (height, width) == pixels.shape[1:]
+    whole, channels = (height, width) == pixels.shape[1:], len(pixels) // len(sequences)
+    stored = schema.channels_in(record)
     for place, name in enumerate(sequences):
         air = int(schema.span(name, (schema.AIR_HU, 0))[0])
+        own = pixels[place * channels : (place + 1) * channels]
         if name not in record["sequences"] or name not in wanted:
-            pixels[place] = air
+            own[:] = air
             continue
+        if stored > channels:
+            raise schema.SchemaError(f"{name} is in colour, and the model takes grey; set model.channels=3")
         present[place] = True
         # a slice as large as the batch is decoded in place, a smaller one by way of its own array
-        plane = (pixels[place] if whole else np.empty((height, width), np.int16)).view(record["dtype"])
-        schema.decompress_into(members[f"{name}.b2"], plane)
+        planes = (own[:stored] if whole else np.empty((stored, height, width), np.int16)).view(record["dtype"])
+        schema.decompress_into(members[f"{name}.b2"], planes)
         if not whole:
-            pixels[place, height:] = pixels[place, :, width:] = air
-            pixels[place, :height, :width] = schema.signed(plane)
+            own[:, height:] = own[:, :, width:] = air
+            own[:stored, :height, :width] = schema.signed(planes)
         else:
-            schema.signed(plane)
+            schema.signed(planes)
+        own[stored:] = own[0]  # grey has the same in every channel
     if not present.any():
         asked = [name for name in sequences if name in wanted]
         raise schema.SchemaError(f"has {', '.join(record['sequences'])}, none of data.sequences={asked}")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from data_prep.schema import CT, span
-from pretrain.data import boxes, resize, slices
+from pretrain.data import boxes, colour, resize, slices
+from pretrain.data.colour import ColourSettings
 from pretrain.data.intensity import Intensity
 from pretrain.data.randomness import gaussian, uniforms
 from pretrain.data.slices import SliceSettings
@@ -32,7 +33,9 @@ class ViewSettings:
     """How views are drawn. Sizes in pixels; scales as shares of the foreground box's area or of its sides.
 
     sequences       names of the S sequences
-    source_windows  window in HU of each of several sources; (): all have `intensity`'s
+    channels        C of each sequence: 1 grey, 3 red, green and blue. They share all draws but those of `colour`
+    source_intensities  intensity of each of several sources; (): all have `intensity`
+    source_thresholds   `body_threshold_hu` of each of several sources; (): all have the same
     scale_of        "area" or "side", see `boxes.draw`
     around_labels   crops are centred at labelled voxels where a sample has some
     min_body        a crop holds at least this share of pixels above `body_threshold_hu` (in MR: of foreground) in some
@@ -45,6 +48,7 @@ class ViewSettings:
     blur_sigma      range of the blur's deviation in pixels of the crop
     gamma_p         probability of an exponent on the windowed value: global crop 0, global crop 1, local crops; `gamma`
                     its range. Drawn for each sequence (MM-DINOv2 draws one for all)
+    colour          distortions of a crop's colours, of three channels alone
     slice           distortions of the whole slice before it is cropped. Where any is possible, slices are clipped to
                     the window before they are resampled, and crops are not clipped again
     gram_size       side of the Gram teacher's crops, or None where there is no Gram teacher
@@ -57,7 +61,9 @@ class ViewSettings:
     local_number: int
     intensity: Intensity
     sequences: tuple[str, ...] = (CT,)
-    source_windows: tuple[tuple[float, float], ...] = ()
+    channels: int = 1
+    source_intensities: tuple[Intensity, ...] = ()
+    source_thresholds: tuple[float, ...] = ()
     scale_of: str = "area"
     around_labels: bool = False
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -75,33 +81,56 @@ class ViewSettings:
     gamma_p: tuple[float, float, float] = (0.0, 0.0, 0.0)
     gamma: tuple[float, float] = (0.75, 1.5)
     slice: SliceSettings = SliceSettings()
+    colour: ColourSettings = ColourSettings()
     gram_size: int | None = None
 
     @cached_property
-    def windows(self) -> np.ndarray:
-        """(K, S, 2) stored values of each sequence that become 0 and 1, for each source."""
-        every = self.source_windows or (self.intensity.window,)
-        return np.array([[span(name, window) for name in self.sequences] for window in every])
-
-    def windows_of(self, source: torch.Tensor) -> np.ndarray:
-        """Return (B, S, 2) of these for images of (B,) sources."""
-        if len(self.windows) == 1:
-            return np.broadcast_to(self.windows, (len(source), *self.windows.shape[1:]))
-        return self.windows[source.numpy()]
+    def planes(self) -> tuple[str, ...]:
+        """The sequence of each of the S·C planes of an image."""
+        return tuple(name for name in self.sequences for _ in range(self.channels))
 
     @cached_property
-    def lowest(self) -> tuple[int, ...]:
-        """The stored value of each sequence above which a pixel belongs to the body."""
-        return tuple(int(span(name, (self.body_threshold_hu, 0))[0]) for name in self.sequences)
+    def windows(self) -> np.ndarray:
+        """(K, S·C, 2) stored values of each plane that become 0 and 1, for each source."""
+        every = self.source_intensities or (self.intensity,)
+        return np.array([[span(name, each.window) for name in self.planes] for each in every])
+
+    @cached_property
+    def standards(self) -> np.ndarray:
+        """(K, S·C, 2) mean and standard deviation of each plane's windowed values, for each source."""
+        every = self.source_intensities or (self.intensity,)
+        return np.array([[*zip(each.means, each.stds)] * len(self.sequences) for each in every])
+
+    @cached_property
+    def lowest(self) -> np.ndarray:
+        """(K, S·C) int64 stored values above which a pixel belongs to the body, for each source."""
+        every = self.source_thresholds or (self.body_threshold_hu,)
+        return np.array([[int(span(name, (threshold, 0))[0]) for name in self.planes] for threshold in every])
+
+    @cached_property
+    def standardised_last(self) -> bool:
+        """Whether crops are made in 0…1 and then standardised: several channels, or sources with their own mean."""
+        own = (self.intensity.mean, self.intensity.std)
+        return self.channels > 1 or any((each.mean, each.std) != own for each in self.source_intensities)
+
+    @cached_property
+    def rendered(self) -> Intensity:
+        """The intensity of crops as they are made, one of one channel."""
+        return Intensity(self.intensity.window, 0.0, 1.0) if self.standardised_last else self.intensity
+
+
+def of_sources(table: np.ndarray, source: torch.Tensor) -> np.ndarray:
+    """Return (B, …) rows of a (K, …) or (1, …) table for images of (B,) sources."""
+    return np.broadcast_to(table, (len(source), *table.shape[1:])) if len(table) == 1 else table[source.numpy()]
 
 
 @dataclass(frozen=True)
 class Views:
     """What student and teacher see, standardised float32.
 
-    global_crops  (2, B, S, h, w)
-    local_crops   (L, B, S, l, l)
-    gram_crops    (2, B, S, g, g) for the Gram teacher, or None
+    global_crops  (2, B, S·C, h, w)
+    local_crops   (L, B, S·C, l, l)
+    gram_crops    (2, B, S·C, g, g) for the Gram teacher, or None
     present       (B, S) bool on the host, or None where every sample has every sequence
     sequences     names of the S sequences, or () where there is one without a name
     labels        (B, C) int64 classes, −1 where unlabelled, or None where there is no label column
@@ -139,8 +168,8 @@ class Views:
 class Parameters:
     """One crop of every sample: candidate boxes (B, K, 4) as (row, column, height, width), flip (B,).
 
-    The rest are (B, S), for each sequence its own: low and width of the window in stored values; noise 0, blur 0 and
-    gamma 1 where there is none; key seeds the noise.
+    The rest are (B, S·C), for each sequence its own, equal in its channels: low and width of the window in stored
+    values; noise 0, blur 0 and gamma 1 where there is none; key seeds the noise.
     """
 
     boxes: torch.Tensor
@@ -154,7 +183,7 @@ class Parameters:
 
 
 Kind = tuple[list[Parameters], int, ViewSettings]  # crops that share a size: what was drawn for each
-Distortions = list[list[slices.Distortion]]  # of each sample each sequence's
+Distortions = list[list[slices.Distortion]]  # of each sample each plane's
 
 
 def make(
@@ -178,10 +207,15 @@ def make(
     kinds = [(whole, settings.global_size, settings), (small, settings.local_size, settings)]
     if settings.gram_size:  # the same boxes and flips, as they are: the anchor sees no distortion
         clean = replace(settings, blur_p=(0.0, 0.0, 0.0), gamma_p=(0.0, 0.0, 0.0), noise_p=0.0)
-        windows = settings.windows_of(batch.source)
+        windows = of_sources(settings.windows, batch.source)
         kinds.append(([_undistorted(parameters, windows) for parameters in whole], settings.gram_size, clean))
     distortions = _distortions(batch, settings, seed) if settings.slice.on else None
-    global_crops, local_crops, *gram = draw(batch, kinds, distortions)
+    made = draw(batch, kinds, distortions)
+    if settings.channels > 1 and settings.colour.on:
+        _change_colours(made, batch, settings, seed)
+    if settings.standardised_last:
+        _standardise(made, batch, settings)
+    global_crops, local_crops, *gram = made
     labels = batch.labels.to(batch.pixels.device) if batch.labels.shape[1] else None
     return Views(
         global_crops,
@@ -196,13 +230,14 @@ def make(
 
 
 def whole(batch: Batch, size: int, intensity: Intensity, sequences: tuple[str, ...] = (CT,)) -> torch.Tensor:
-    """Return (B, S, size, size) normalised foreground boxes, without augmentation; `sequences` names the S."""
+    """Return (B, S·C, size, size) normalised foreground boxes, without augmentation; `sequences` names the S."""
     row0, row1, column0, column1 = batch.box.to(batch.pixels.device).unbind(dim=1)
     straight = torch.zeros_like(row0, dtype=torch.bool)
     rows = resize.weights(row0, row1 - row0, batch.pixels.shape[2], size, straight).unsqueeze(1)
     columns = resize.weights(column0, column1 - column0, batch.pixels.shape[3], size, straight).unsqueeze(1)
     crops = resize.apply(batch.pixels.float(), rows, columns)
-    low, high = crops.new_tensor([span(name, intensity.window) for name in sequences]).view(-1, 2, 1, 1).unbind(dim=1)
+    spans = [span(name, intensity.window) for name in sequences for _ in range(intensity.channels)]
+    low, high = crops.new_tensor(spans).view(-1, 2, 1, 1).unbind(dim=1)
     return intensity.normalise(crops, low, high - low)
 
 
@@ -217,8 +252,9 @@ def _distortions(batch: Batch, settings: ViewSettings, seed: int) -> Distortions
     drawn = [
         slices.sample(settings.slice, seed, batch.epoch.numpy(), batch.sample.numpy(), place)
         for place in range(len(settings.sequences))
+        for _ in range(settings.channels)
     ]
-    there = batch.present.tolist()
+    there = batch.present.repeat_interleave(settings.channels, dim=1).tolist()
     return [[one if has else slices.NONE for one, has in zip(each, row)] for each, row in zip(zip(*drawn), there)]
 
 
@@ -246,10 +282,11 @@ def sample_parameters(batch: Batch, settings: ViewSettings, seed: int, kind: str
         labelled=_labelled(batch) if settings.around_labels else None,
     )
     draws = np.stack([each[:, :_INTENSITY] for each in every], axis=-1).transpose(1, 0, 2)
+    draws = draws.repeat(settings.channels, axis=2)
     _, shift, stretch, noisy, strength, blurred, sigma, key, bent, gamma = draws
-    low, high = np.moveaxis(settings.windows_of(batch.source), 2, 0)
+    low, high = np.moveaxis(of_sources(settings.windows, batch.source), 2, 0)
     width = (high - low) * (1 + settings.window_stretch * (2 * stretch - 1))
-    is_ct = np.array([name == CT for name in settings.sequences])
+    is_ct = np.array([name == CT for name in settings.planes])
     most = np.where(is_ct, settings.window_shift, settings.mr_shift * (high - low))
     level = (low + high) / 2 + most * (2 * shift - 1)
     place = number if kind == "global" else 2
@@ -276,21 +313,52 @@ def _labelled(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     return batch.voxels.numpy(), batch.voxel_starts.numpy()
 
 
-def _present(batch: Batch) -> torch.Tensor:
-    """(B, S) bool of the sequences that the pixels have: perhaps the first ones of those that samples may have."""
-    return batch.present[:, : batch.pixels.shape[1]]
+def _present(batch: Batch, channels: int) -> torch.Tensor:
+    """(B, S·C) bool of the planes that the pixels have: perhaps the first sequences of those that samples may have."""
+    return batch.present.repeat_interleave(channels, dim=1)[:, : batch.pixels.shape[1]]
+
+
+def _change_colours(made: list[torch.Tensor], batch: Batch, settings: ViewSettings, seed: int) -> None:
+    """Distort the colours of global and local (C, B, S·3, h, w) crops in place; the Gram teacher's stay as they are."""
+    who = seed, batch.epoch.numpy(), batch.sample.numpy()
+    for crops, kind in zip(made, _PURPOSES):
+        if not len(crops):
+            continue
+        sequences, count = crops.shape[2] // settings.channels, crops.shape[1]
+        every = [
+            colour.sample(settings.colour, *who, _PURPOSES[kind] + number, number if kind == "global" else 2, place)
+            for number in range(len(crops))
+            for place in range(sequences)
+        ]
+        # draws come sequence by sequence, crops sample by sample
+        rows = np.arange(len(crops) * sequences * count).reshape(-1, sequences, count).swapaxes(1, 2).ravel()
+        colour.apply(crops.view(-1, settings.channels, *crops.shape[3:]), colour.joined(every).take(rows))
+
+
+def _standardise(made: list[torch.Tensor], batch: Batch, settings: ViewSettings) -> None:
+    """Standardise (C, B, S·C, h, w) crops in 0…1 in place, each image as its source says."""
+    several = len(settings.standards) > 1
+    values = torch.from_numpy(
+        np.float32(of_sources(settings.standards, batch.source) if several else settings.standards)
+    )
+    mean, std = to_device_async(values, batch.pixels.device)[:, : batch.pixels.shape[1], :, None, None].unbind(dim=2)
+    for crops in made:
+        crops.sub_(mean).div_(std)
 
 
 def _by_products(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -> list[torch.Tensor]:
-    """(C, B, S, size, size) crops of a batch for each kind, by matrix products of all slices that are there."""
+    """(C, B, S·C, size, size) crops of a batch for each kind, by matrix products of all slices that are there."""
     pixels, settings, there = batch.pixels, kinds[0][2], None
-    body = boxes.body_sums(pixels, settings.lowest)
-    if not bool(_present(batch).all()):
-        there = to_device_async(_present(batch).flatten().nonzero().squeeze(1), pixels.device)
+    lowest = torch.from_numpy(settings.lowest if len(settings.lowest) == 1 else settings.lowest[batch.source.numpy()])
+    body = boxes.body_sums(pixels, to_device_async(lowest, pixels.device))
+    if not bool((present := _present(batch, settings.channels)).all()):
+        there = to_device_async(present.flatten().nonzero().squeeze(1), pixels.device)
     seen = pixels.float() if there is None else pixels.flatten(0, 1)[there].unsqueeze(1).float()
     if distortions is not None:
-        windows = settings.windows_of(batch.source).tolist()
-        found = [_distorted(*each, settings) for each in zip(pixels, batch.box.tolist(), distortions, windows)]
+        found = [
+            _distorted(planes, box, drawn, settings, source)
+            for planes, box, drawn, source in zip(pixels, batch.box.tolist(), distortions, batch.source.tolist())
+        ]
         seen = torch.stack([torch.stack(planes) for planes in found])
         seen = seen if there is None else seen.flatten(0, 1)[there].unsqueeze(1)
     crops = []
@@ -308,9 +376,9 @@ def render(
     settings: ViewSettings,
     there: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return (B, S, size, size) crops of (B, S, H, W) float32 pixels; `body` as `boxes.body_sums` gives it.
+    """Return (B, S·C, size, size) crops of (B, S·C, H, W) float32 pixels; `body` as `boxes.body_sums` gives it.
 
-    there  (M,) which of the B · S images `pixels`, (M, 1, H, W), has; the crops of the others are black. None: all
+    there  (M,) which of the B · S·C planes `pixels`, (M, 1, H, W), has; the crops of the others are black. None: all
     """
     count, sequences = parameters.low.shape
     row, column, height, width = boxes.choose(body, parameters.boxes, settings.min_body).unbind(dim=1)
@@ -327,13 +395,13 @@ def render(
     crops = resize.apply(pixels, rows, columns)
     low, broad, noise, gamma = (each[..., None, None] for each in (low, broad, noise, gamma))
     bent = gamma if any(settings.gamma_p) else None
-    crops = settings.intensity.normalise(crops, low, broad, gamma=bent, clip=not settings.slice.on)
+    crops = settings.rendered.normalise(crops, low, broad, gamma=bent, clip=not settings.slice.on)
     if settings.noise_p and settings.noise_std:
         drawn = gaussian(key.flatten(), tuple(crops.shape[2:]))
-        crops = crops + noise / settings.intensity.std * drawn.view(crops.shape)
+        crops = crops + noise / settings.rendered.stds[0] * drawn.view(crops.shape)
     if there is None:
         return crops
-    whole = crops.new_full((count * sequences, size, size), settings.intensity.black)
+    whole = crops.new_full((count * sequences, size, size), settings.rendered.black)
     return whole.index_copy_(0, there, crops[:, 0]).unflatten(0, (count, sequences))
 
 
@@ -343,21 +411,22 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
     crops = [torch.from_numpy(_MEMORY.array(_shape(pixels, len(drawn), size))) for drawn, size, _ in kinds]
     numbers = [[_numbers(parameters) for parameters in drawn] for drawn, _, _ in kinds]
     sizes = [size for _, size, _ in kinds]
-    windows, there = settings.windows_of(batch.source).tolist(), _present(batch).tolist()
+    present = _present(batch, settings.channels)
+    there, lowest, sources = present.tolist(), of_sources(settings.lowest, batch.source).tolist(), batch.source.tolist()
     for image, planes in enumerate(pixels.numpy()):
-        body = boxes.body(planes, settings.lowest)
+        body = boxes.body(planes, lowest[image])
         mine = [[[values[image] for values in each] for each in of_kind] for of_kind in numbers]
         chosen = [
             [boxes.choose_one(body, candidates, settings.min_body) for candidates, *_ in of_kind] for of_kind in mine
         ]
         if distortions is not None:
             box = batch.box[image].tolist()
-            distorted = _distorted(pixels[image], box, distortions[image], windows[image], settings)
+            distorted = _distorted(pixels[image], box, distortions[image], settings, sources[image])
             planes = [plane.numpy() for plane in distorted]
         for place, plane in enumerate(planes):
             if not there[image][place]:
                 for made in crops:
-                    made[:, image, place] = settings.intensity.black
+                    made[:, image, place] = settings.rendered.black
                 continue
             wanted = [
                 [resize.CropBox(box, flip, blur[place]) for box, (_, flip, _, _, blur, _) in zip(of_boxes, of_kind)]
@@ -365,11 +434,11 @@ def _by_sums(batch: Batch, kinds: list[Kind], distortions: Distortions | None) -
             ]
             for made, of_kind, found in zip(crops, mine, resize.crops(plane, wanted, sizes)):
                 for out, crop, (_, _, low, width, _, gamma) in zip(made.numpy()[:, image, place], found, of_kind):
-                    settings.intensity.normalise_into(
+                    settings.rendered.normalise_into(
                         out, crop, low[place], width[place], gamma=gamma[place], clip=not settings.slice.on
                     )
     for made, (drawn, _, how) in zip(crops, kinds):
-        _add_noise(made, drawn, how, _present(batch))
+        _add_noise(made, drawn, how, present)
     return crops
 
 
@@ -377,12 +446,14 @@ def _distorted(
     planes: torch.Tensor,
     box: list[int],
     drawn: list[slices.Distortion],
-    windows: list[tuple[float, float]],
     settings: ViewSettings,
+    source: int,
 ) -> list[torch.Tensor]:
-    """The (S, H, W) planes of one sample as `slices.distorted` makes them; `windows` of stored values, of each."""
-    every = zip(planes, drawn, windows)
-    return [slices.distorted(plane, box, one, window, settings.intensity) for plane, one, window in every]
+    """The (S·C, H, W) planes of one sample of a source as `slices.distorted` makes them."""
+    windows, standards = (
+        each[source if len(each) > 1 else 0].tolist() for each in (settings.windows, settings.standards)
+    )
+    return [slices.distorted(*each) for each in zip(planes, [box] * len(planes), drawn, windows, standards)]
 
 
 def _numbers(drawn: Parameters) -> list[list]:
@@ -392,10 +463,10 @@ def _numbers(drawn: Parameters) -> list[list]:
 
 
 def _add_noise(crops: torch.Tensor, drawn: list[Parameters], settings: ViewSettings, there: torch.Tensor) -> None:
-    """Add noise to the (C, B, S, size, size) crops that drew it and are `there`; a few at once, in the cache."""
+    """Add noise to the (C, B, S·C, size, size) crops that drew it and are `there`; a few at once, in the cache."""
     if not drawn:
         return
-    strength = torch.stack([parameters.noise for parameters in drawn]) / settings.intensity.std * there
+    strength = torch.stack([parameters.noise for parameters in drawn]) / settings.rendered.stds[0] * there
     keys = torch.stack([parameters.key for parameters in drawn])
     for noisy in strength.nonzero().split(_NOISE_AT_ONCE // crops.shape[-1] ** 2 + 1):
         places = noisy.unbind(1)

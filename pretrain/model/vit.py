@@ -39,8 +39,9 @@ from pretrain.model.tokens import (
 
 
 class VisionTransformer(nn.Module):
-    """(N, C, h, w) images, h and w multiples of the patch size → Features.
+    """(N, S·C, h, w) images, h and w multiples of the patch size → Features.
 
+    channels    C of each sequence
     grid        side of the learned position grid in patches (`position="learned"` only)
     ffn_ratio   hidden size of the feed-forward part relative to the embedding size; SwiGLU takes two thirds of it
     layer_scale initial value, or None for no LayerScale
@@ -56,7 +57,7 @@ class VisionTransformer(nn.Module):
         self,
         *,
         patch_size: int = 16,
-        in_channels: int = 1,
+        channels: int = 1,
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
@@ -88,8 +89,8 @@ class VisionTransformer(nn.Module):
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path {drop_path}: give a share from 0 to below 1")
         self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
-        self.register_count, self.channels, self.sequences = registers, in_channels, tuple(sequences)
-        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
+        self.register_count, self.channels, self.sequences = registers, channels, tuple(sequences)
+        self.patch_embed = PatchEmbed(patch_size, channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if registers:
             self.storage_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim))

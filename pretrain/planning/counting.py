@@ -198,14 +198,14 @@ def masked_share(masks: MaskConfig, sequences: int = 1) -> float:
     return lost + (1 - lost) * patches
 
 
-def views(stage: StageConfig, pixels: tuple[int, int], sequences: int = 1) -> float:
-    """Operations of one image's crops from a slice of (height, width) pixels: two products each, two more to blur."""
+def views(stage: StageConfig, pixels: tuple[int, int], planes: int = 1) -> float:
+    """Operations of one image's crops from planes of (height, width) pixels: two products each, two more to blur."""
     crops, blurred = stage.crops, any(stage.augment.blur_p) and stage.augment.blur_sigma[1] > 0
     total = 2 * _view(crops.global_size, pixels, blurred)
     total += crops.local_number * _view(crops.local_size, pixels, blurred)
     if stage.gram.teacher_from:
         total += 2 * _view(stage.gram.size, pixels, False)
-    return sequences * total
+    return planes * total
 
 
 def _view(size: int, pixels: tuple[int, int], blurred: bool) -> float:
@@ -273,7 +273,7 @@ def step(
         teacher=whole + Products(linear=-unread * found.last) + found.rows(2 * images, masked),
         gram_teacher=found.crops(2 * images, stage.gram.size, count) if anchored else Products(),
         losses=_losses(found, stage, images, masked, count),
-        views=images * views(stage, pixels, count),
+        views=images * views(stage, pixels, count * config.model.channels),
         logit_bytes=logits * (_TARGET_PASSES + _ITERATION_PASSES * stage.loss.sinkhorn_iterations)
         + learned * _LOSS_PASSES,
         update_bytes=_WORD * found.parameters * _UPDATE_PASSES,

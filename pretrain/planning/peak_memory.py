@@ -168,9 +168,10 @@ def computed(
 
 def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple[Views, torch.Tensor]:
     crops, sequences = stage.crops, most_sequences(config)
+    planes = sequences * config.model.channels
 
     def empty(number: int, size: int) -> torch.Tensor:
-        return torch.empty(number, images, sequences, size, size)
+        return torch.empty(number, images, planes, size, size)
 
     views = Views(
         empty(2, crops.global_size),
@@ -179,7 +180,7 @@ def _inputs(config: Config, stage: StageConfig, images: int, side: int) -> tuple
         None,  # every sequence is there: tensors without numbers cannot be asked
         tuple(config.data.sequences[:sequences]) if config.model.sequences else (),
     )
-    return views, torch.empty(images, sequences, side, side, dtype=torch.int16)
+    return views, torch.empty(images, planes, side, side, dtype=torch.int16)
 
 
 def _tensors(crops: Views) -> list[torch.Tensor]:

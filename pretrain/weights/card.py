@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pretrain.config import Config, StageConfig, load, recorded
+from pretrain.config import Config, ModelConfig, StageConfig, load, recorded
 from pretrain.runtime import metrics
 from pretrain.runtime.checkpoint import Checkpoint
 from pretrain.weights import lineage
 from pretrain.weights.encoder import Encoder
+from pretrain.weights.export_huggingface import takes_pictures
 from pretrain.weights.lineage import RUN, Link
 
 
@@ -28,8 +29,8 @@ window: {list(loaded.intensity.window)}
 {"".join(line + chr(10) for line in lineage.front_matter(chain, licence))}---
 # {config.name}
 
-A vision transformer ({model.embed_dim} wide, {model.depth} deep, patches of {model.patch_size} pixels, one input
-channel) adapted to medical images by self-distillation with MedDAP. Weights: {loaded.source}.
+A vision transformer ({model.embed_dim} wide, {model.depth} deep, patches of {model.patch_size} pixels,
+{_channels(model)}) adapted to medical images by self-distillation with MedDAP. Weights: {loaded.source}.
 
 ## Use
 
@@ -75,7 +76,7 @@ def _data(found: Checkpoint, config: Config) -> str:
     quoted = [[*row[:-2], f"`{row[-2]}`", row[-1]] for row in rows]  # the digest
     lines = [
         f"{names} slices of split `{split}` of {len(sources)} data sets; patients of the other splits were not seen. "
-        "The window is that of this card unless another one is named.",
+        "Window, mean and standard deviation are those of this card unless others are named.",
         "",
         *("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *quoted)),
     ]
@@ -95,19 +96,56 @@ def _descent(chain: Sequence[Link], licence: str) -> str:
 def sources_table(found: Checkpoint) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows on the data sets of a training, one for each source; no rows where it has one alone."""
     sources, licenses = found.state.get("sources", {}), found.state.get("licenses", {})
-    heads = ["data set", "share of the samples", "slices", "sampling", "sequences", "window in HU", "digest", "licence"]
+    heads = ["data set", "share of the samples", "slices", "sampling", "sequences", "window in HU"]
+    heads += ["mean, std", "digest", "licence"]
     rows = []
     for name, each in sources.items() if len(sources) > 1 else ():
         window = "–" if each["window"] is None else "{:g} to {:g}".format(*each["window"])
         shown = [name, f"{each['share']:.1%}", f"{each['samples']:,}", "by weights" if each["sampling"] else "uniform"]
-        shown += [", ".join(each["sequences"]), window, each["digest"][:16], licenses.get(name, "not named")]
+        levels = [_level(each.get(key)) for key in ("mean", "std")]
+        shown += [", ".join(each["sequences"]), window, "; ".join(levels) if any(levels) else "–"]
+        shown += [each["digest"][:16], licenses.get(name, "not named")]
         rows.append(shown)
     return heads, rows
 
 
+def _channels(model: ModelConfig) -> str:
+    return "one input channel" if model.channels == 1 else "three input channels: red, green and blue"
+
+
+def _level(value: float | list[float] | None) -> str:
+    """Return a mean or deviation as text, "" where the training's own was taken."""
+    if value is None:
+        return ""
+    return " ".join(f"{each:g}" for each in (value if isinstance(value, list) else [value]))
+
+
+def _use_in_colour(loaded: Encoder) -> str:
+    """Return code that turns colour pictures into features."""
+    return f"""`picture`: an image of Pillow, or (h, w, 3) of red, green and blue from 0 to 255. Grey pictures are given
+three times (`picture.convert("RGB")`). The image processor normalises them:
+
+```python
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained(FOLDER).eval()
+processor = AutoImageProcessor.from_pretrained(FOLDER)
+with torch.inference_mode():
+    tokens = model(**processor(picture, return_tensors="pt")).last_hidden_state
+    # cls, {loaded.config.registers} registers, patches row by row
+```
+"""
+
+
 def _use(loaded: Encoder) -> str:
     """Return code that turns pixels into features. It clips by itself, since no image processor does."""
-    (low, high), mean, std = loaded.intensity.window, loaded.intensity.mean, loaded.intensity.std
+    if takes_pictures(loaded):
+        return _use_in_colour(loaded)
+    low, high = loaded.intensity.window
+    three = loaded.config.channels == 3
+    levels = (loaded.intensity.means, loaded.intensity.stds)
+    mean, std = (f"np.float32({list(each)!r}).reshape(3, 1, 1)" if three else repr(each[0]) for each in levels)
     name, unit = "hu", "axial slices in HU"
     if (low, high) == (0, 1):
         name = "share"
@@ -115,6 +153,7 @@ def _use(loaded: Encoder) -> str:
             "images without a unit: in MR the foreground's 0.5th percentile is 0 and its 99.5th is 1, in radiographs "
             "and other pictures black is 0 and white is 1"
         )
+    processor = "" if three else _processor(loaded, name)
     return f"""`{name}`: {unit}; an array of shape (h, w), (1, h, w) or (N, 1, h, w). It is clipped to
 {low:g} … {high:g}, then normalised:
 
@@ -128,13 +167,18 @@ def clipped({name}):
     return values.reshape(-1, 1, *values.shape[-2:])
 
 def prepare({name}):
-    return torch.from_numpy(((clipped({name}) - {low!r}) / {high - low!r} - {mean!r}) / {std!r})
+    return torch.from_numpy(((clipped({name}) - {low!r}) / {high - low!r} - {mean}) / {std})
 
 model = AutoModel.from_pretrained(FOLDER).eval()
 with torch.inference_mode():
     tokens = model(prepare({name})).last_hidden_state  # cls, {loaded.config.registers} registers, patches row by row
 ```
+{processor}"""
 
+
+def _processor(loaded: Encoder, name: str) -> str:
+    """Return code for the image processor and pipelines of grey images."""
+    return f"""
 The image processor normalises and does not clip; it takes (1, h, w), (N, 1, h, w) and images of Pillow's mode F:
 
 ```python

@@ -23,7 +23,8 @@ _BACKBONE = "backbone."
 class Encoder:
     """A backbone in evaluation mode, float32 on the CPU.
 
-    model      (N, 1, h, w) normalised images → Features; (N, S, h, w) where it knows S sequences
+    model      (N, C, h, w) normalised images → Features; (N, S·C, h, w) where it knows S sequences. C is 1, or 3 of a
+               model of colour pictures
     intensity  HU → normalised values; an MR sequence enters with its percentiles (data_prep.schema.span) in the window
     config     what it was built from, its heads a number
     source     run, stage and step, or how it was initialised
@@ -75,7 +76,7 @@ def load_encoder(path: str | Path, which: str = "teacher") -> Encoder:
     model = build.backbone(config.model)
     model.load_state_dict(weights)
     source = f"{config.name}/{found.stage}/{found.step:08d} ({which})"
-    return frozen(model, build.intensity(config.intensity), config.model, source)
+    return frozen(model, build.intensity(config.intensity, config.model.channels), config.model, source)
 
 
 def of_one_sequence(loaded: Encoder, name: str) -> Encoder:
@@ -109,7 +110,8 @@ def random_encoder(like: str | Path, seed: int = 0) -> Encoder:
     config = load(find(like).path / "config.yaml")
     model = build.backbone(config.model)
     model.init_weights(torch.Generator().manual_seed(seed))
-    return frozen(model, build.intensity(config.intensity), config.model, f"random, seed {seed}, as {config.name}")
+    own = build.intensity(config.intensity, config.model.channels)
+    return frozen(model, own, config.model, f"random, seed {seed}, as {config.name}")
 
 
 def frozen(model: VisionTransformer, intensity: Intensity, config: ModelConfig, source: str) -> Encoder:

@@ -127,7 +127,7 @@ def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
         "num_hidden_layers": config.depth,
         "num_attention_heads": head_count(config),
         "patch_size": config.patch_size,
-        "num_channels": 1,
+        "num_channels": config.channels,
         "layer_norm_eps": config.norm_eps,
         "layerscale_value": 1.0,
     }
@@ -164,19 +164,26 @@ def _config(config: ModelConfig, kind: str, weights: Tensors) -> dict:
 def preprocessing(loaded: Encoder) -> dict:
     """Return the settings of an image processor: (x − mean) / std for values already clipped to the window.
 
-    No image processor of transformers clips, so the model card has the lines that do.
+    No image processor of transformers clips, so the model card has the lines that do. Of a model of colour pictures it
+    takes red, green and blue from 0 to 255.
     """
     low, high = loaded.intensity.window
-    width = high - low
+    width, in_colour = high - low, takes_pictures(loaded)
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": False,
         "do_center_crop": False,
-        "do_rescale": False,
+        "do_rescale": in_colour,
+        **({"rescale_factor": 1 / 255} if in_colour else {}),
         "do_normalize": True,
-        "image_mean": [low + loaded.intensity.mean * width],
-        "image_std": [loaded.intensity.std * width],
+        "image_mean": [low + mean * width for mean in loaded.intensity.means],
+        "image_std": [std * width for std in loaded.intensity.stds],
     }
+
+
+def takes_pictures(loaded: Encoder) -> bool:
+    """Whether an encoder is one of colour pictures, whose black is 0 and white 1 (`encoder.of_shares`)."""
+    return loaded.config.channels == 3 and loaded.intensity.window == (0.0, 1.0)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -19,7 +19,7 @@ _SIZES = ((1, 3, 5), (3, 2, 2))  # (images, rows, columns in patches) that are c
 
 
 class Tokens(nn.Module):
-    """(N, 1, h, w) normalised images → cls (N, D), registers (N, R, D), patches (N, P, D)."""
+    """(N, C, h, w) normalised images → cls (N, D), registers (N, R, D), patches (N, P, D)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def write(loaded: Encoder, output: Path, normalisation: dict) -> None:
         torch.export.Dim("images"),
         *(torch.export.Dim(name, min=1, max=_LARGEST) for name in ("rows", "columns")),
     )
-    example = torch.randn(3, 1, 6 * patch, 4 * patch)
+    example = torch.randn(3, loaded.config.channels, 6 * patch, 4 * patch)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -66,7 +66,8 @@ def difference(loaded: Encoder, path: Path) -> float:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     patch, found = loaded.model.patch_size, []
     for images, rows, columns in _compared(loaded):
-        drawn = torch.randn(images, 1, rows * patch, columns * patch, generator=torch.Generator().manual_seed(rows))
+        shape = images, loaded.config.channels, rows * patch, columns * patch
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(rows))
         with torch.inference_mode():
             expected = Tokens(loaded.model)(drawn)
         theirs = session.run(None, {"images": drawn.numpy()})

@@ -1,7 +1,7 @@
-"""Published weights in a backbone of ours: one channel instead of three, another patch size, another grid.
+"""Weights in a backbone of ours: one channel or three, another normalisation, another patch size, another grid.
 
 All of it exact where it can be: the patch embedding of a grey image repeated three times is a patch embedding of one
-channel, and their normalisation is a factor and a shift that the kernel and the bias absorb.
+channel, and a normalisation is a factor and a shift that the kernel and the bias absorb.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from pretrain import build
 from pretrain.config import IntensityConfig, ModelConfig, head_count
 from pretrain.data.intensity import Intensity
-from pretrain.model.layers import PatchEmbed
 from pretrain.model.positions import resampled
 from pretrain.model.vit import VisionTransformer
 from pretrain.weights import architecture, encoder, published
@@ -30,6 +29,7 @@ log = logging.getLogger("pretrain")
 
 # where a file does not say: a window of soft tissue with ImageNet's statistics; weights of three channels absorb these
 _ASSUMED = Intensity(window=(-160.0, 240.0), mean=0.449, std=0.226)
+_GREY = Intensity()  # of weights of one channel that do not say
 _PROJ, _NAMES = "patch_embed.proj", "sequence_embed.weight"
 # settings that a checkpoint of ours has beside its weights
 _OURS = (
@@ -49,7 +49,8 @@ def weights_of(path: str | Path) -> Published:
         settings = {name: getattr(loaded.config, name) for name in _OURS}
         settings["num_heads"] = head_count(loaded.config)
         names = tuple(loaded.config.sequences)
-        return Published(str(path), "ours", own, settings, sequences=names, intensity=loaded.intensity)
+        found = Published(str(path), "ours", own, settings, sequences=names, intensity=loaded.intensity)
+        return replace(found, mean=loaded.intensity.means, std=loaded.intensity.stds)
     return published.read(path)
 
 
@@ -67,6 +68,8 @@ def load(
                were trained with is a warning
     """
     _check_settings(found, config)
+    if isinstance(intensity, IntensityConfig):
+        intensity = build.intensity(intensity, config.channels)
     if intensity is not None and found.intensity is not None:
         _warn_of_intensity(found.source, found.intensity, intensity)
     weights = dict(found.weights)
@@ -74,11 +77,7 @@ def load(
     bias = torch.zeros(len(kernel)) if bias is None else bias
     if found.grey:
         kernel = kernel.double().sum(dim=1, keepdim=True).float()
-    elif kernel.shape[1] == 3:
-        if len(found.mean) != 3 or len(found.std) != 3:
-            raise WeightsError(f"{found.source}: three channels, but a mean of {len(found.mean)}; name one for each")
-        assert intensity is not None, "weights of three channels need to know how our images are normalised"
-        kernel, bias = one_channel(kernel, bias, found, intensity)
+    kernel, bias = _of_channels(kernel, bias, found, config.channels, intensity)
     weights[f"{_PROJ}.weight"], weights[f"{_PROJ}.bias"] = resample_kernel(kernel, config.patch_size), bias
     if "pos_embed" in weights and config.grid:
         # as the file's own grid would be read at that size
@@ -94,16 +93,39 @@ def load(
     model.load_state_dict({**derived, **weights})
 
 
+def _of_channels(
+    kernel: torch.Tensor, bias: torch.Tensor, found: Published, channels: int, ours: Intensity | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the patch embedding for a model of 1 or 3 channels, exact for grey images and, of three, for all.
+
+    ours  how our images are normalised; None: as the weights were trained
+    """
+    if kernel.shape[1] == 1 == channels:
+        return kernel, bias
+    if kernel.shape[1] == 1:
+        if ours is None:
+            raise WeightsError(f"{found.source}: one channel, and model.channels={channels}")
+        return three_channels(kernel, bias, found.intensity or _GREY, ours)
+    if kernel.shape[1] != 3:
+        raise WeightsError(f"{found.source}: a patch embedding of {kernel.shape[1]} channels; 1 and 3 are read")
+    if len(found.mean) != 3 or len(found.std) != 3:
+        raise WeightsError(f"{found.source}: three channels, but a mean of {len(found.mean)}; name one for each")
+    if channels == 3:
+        return (kernel, bias) if ours is None else renormalised(kernel, bias, found, ours)
+    assert ours is not None, "weights of three channels need to know how our images are normalised"
+    return one_channel(kernel, bias, found, ours)
+
+
 def is_published(path: Path) -> bool:
     """Whether a path names published weights rather than a run of ours."""
     return path.is_file() or (path / "config.json").is_file()
 
 
 def published_encoder(path: Path, channels: int = 1) -> Encoder:
-    """Return published weights in a backbone of ours, on one channel, exactly. Raises WeightsError, SettingsError.
+    """Return published weights in a backbone of ours, exactly. Raises WeightsError, SettingsError.
 
-    channels  3: the model keeps the three channels that the weights were trained with, each normalised as ours is
-              ((N, 3, h, w) images); weights of another number of channels have one
+    channels  1: weights of three channels are folded into one, for grey images; 3: they keep them ((N, 3, h, w)
+              images), and weights of another number have one. Those that a run of ours trained in colour keep them
 
     Its intensity is the file's own, else a window of soft tissue. That is a warning for weights of grey images: they
     were trained with an intensity that the file does not name.
@@ -113,12 +135,16 @@ def published_encoder(path: Path, channels: int = 1) -> Encoder:
 
 def of_published(found: Published, name: str, channels: int = 1) -> Encoder:
     """Return weights that were read as `published_encoder` does; name: what the encoder is called."""
-    config = _model_config(found)
+    in_colour = channels == 3 and found.weights[f"{_PROJ}.weight"].shape[1] == 3 and not found.grey
+    if found.intensity is not None:
+        in_colour, intensity = found.intensity.channels == 3, found.intensity
+    elif in_colour:
+        intensity = replace(_ASSUMED, mean=found.mean, std=found.std)
+    else:
+        intensity = _ASSUMED
+    config = _model_config(found, 3 if in_colour else 1)
     model = build.backbone(config)
-    intensity = found.intensity or _ASSUMED
     load(model, found, config, intensity)
-    if channels != 1 and not found.grey and found.weights[f"{_PROJ}.weight"].shape[1] == channels:
-        _keep_channels(model, found, intensity)
     if found.intensity is None and (found.grey or found.weights["patch_embed.proj.weight"].shape[1] == 1):
         log.warning(
             "%s: does not say its intensity; assumed is %s, which may be wrong: name a run or a folder exported "
@@ -126,24 +152,14 @@ def of_published(found: Published, name: str, channels: int = 1) -> Encoder:
             *(found.source, intensity_settings(intensity)),
         )
     whole = encoder.frozen(model, intensity, config, f"{name} ({found.kind})")
-    if found.intensity is None:
+    if found.intensity is None and not in_colour:
         return whole
     # the same weights under another intensity give other features, which are kept by the digest
     digest = hashlib.sha256(f"{whole.digest} {intensity}".encode()).hexdigest()
     return replace(whole, digest=digest)
 
 
-def _keep_channels(model: VisionTransformer, found: Published, intensity: Intensity) -> None:
-    """Give a model the patch embedding of the weights' own channels, which takes our normalisation for each."""
-    kernel, bias = found.weights[f"{_PROJ}.weight"], found.weights.get(f"{_PROJ}.bias")
-    channels = kernel.shape[1]
-    kernel, bias = in_our_units(kernel, torch.zeros(len(kernel)) if bias is None else bias, found, intensity)
-    embed = PatchEmbed(model.patch_size, channels, model.embed_dim)
-    embed.load_state_dict({"proj.weight": kernel.float(), "proj.bias": bias.float()})
-    model.patch_embed, model.channels = embed, channels
-
-
-def _model_config(found: Published) -> ModelConfig:
+def _model_config(found: Published, channels: int) -> ModelConfig:
     """Return the architecture of the weights. Raises WeightsError where they do not say their number of heads."""
     if "num_heads" not in found.settings:
         raise WeightsError(unknown_heads(found))
@@ -155,6 +171,7 @@ def _model_config(found: Published) -> ModelConfig:
     return ModelConfig(
         **(usual | found.settings),
         patch_size=found.weights["patch_embed.proj.weight"].shape[-1],
+        channels=channels,
         sequences=list(found.sequences),
         layer_scale=1e-5 if "blocks.0.ls1.gamma" in found.weights else None,
     )
@@ -172,25 +189,45 @@ def sequence_rows(
 
 
 def one_channel(
-    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig | Intensity
+    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: Intensity
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fold three channels into one: for a grey image that our normalisation gives, seen through theirs.
 
     kernel (D, 3, p, p) and bias (D,) become (D, 1, p, p) and (D,): the patch embedding of x is theirs of
     (x · std + mean), ours, three times, normalised with their mean and std. In float64, so that nothing is lost.
     """
-    kernel, bias = in_our_units(kernel, bias, theirs, ours)
-    return kernel.sum(dim=1, keepdim=True).float(), bias.float()
-
-
-def in_our_units(
-    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: IntensityConfig | Intensity
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Absorb the change of normalisation: (D, 3, p, p) and (D,) for channels that ours gives. Returns float64."""
     theirs_mean, theirs_std = (torch.tensor(each, dtype=torch.float64) for each in (theirs.mean, theirs.std))
     exact = kernel.double()
-    factor, shift = ours.std / theirs_std, (ours.mean - theirs_mean) / theirs_std
-    return exact * factor.view(1, -1, 1, 1), bias.double() + torch.einsum("dcij,c->d", exact, shift)
+    factor, shift = ours.stds[0] / theirs_std, (ours.means[0] - theirs_mean) / theirs_std
+    folded = torch.einsum("dcij,c->dij", exact, factor).unsqueeze(1)
+    return folded.float(), (bias.double() + torch.einsum("dcij,c->d", exact, shift)).float()
+
+
+def renormalised(
+    kernel: torch.Tensor, bias: torch.Tensor, theirs: Published, ours: Intensity
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a patch embedding (D, 3, p, p), (D,) for our normalisation of three channels: theirs of the same image."""
+    if (theirs.mean, theirs.std) == (ours.means, ours.stds):
+        return kernel, bias
+    their_mean, their_std = (torch.tensor(each, dtype=torch.float64) for each in (theirs.mean, theirs.std))
+    mean, std = (torch.tensor(each, dtype=torch.float64) for each in (ours.means, ours.stds))
+    exact = kernel.double()
+    shift = torch.einsum("dcij,c->d", exact, (mean - their_mean) / their_std)
+    return (exact * (std / their_std).view(1, -1, 1, 1)).float(), (bias.double() + shift).float()
+
+
+def three_channels(
+    kernel: torch.Tensor, bias: torch.Tensor, theirs: Intensity, ours: Intensity
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spread one channel evenly over three: a grey image, three times in ours, has the embedding that it had in theirs.
+
+    kernel (D, 1, p, p) and bias (D,) become (D, 3, p, p) and (D,), each channel a third. Colours enter by their mean.
+    """
+    mean, std = (torch.tensor(each, dtype=torch.float64) for each in (ours.means, ours.stds))
+    exact = kernel.double()
+    spread = exact * (std / (3 * theirs.stds[0])).view(1, -1, 1, 1)
+    shift = exact.sum(dim=(1, 2, 3)) * (mean.mean() - theirs.means[0]) / theirs.stds[0]
+    return spread.float(), (bias.double() + shift).float()
 
 
 def resample_kernel(kernel: torch.Tensor, size: int) -> torch.Tensor:
@@ -240,8 +277,10 @@ def _check_settings(found: Published, config: ModelConfig) -> None:
         raise WeightsError(unknown_heads(found))
 
 
-def _warn_of_intensity(source: str, theirs: Intensity, ours: IntensityConfig | Intensity) -> None:
-    pairs = zip((*theirs.window, theirs.mean, theirs.std), (*ours.window, ours.mean, ours.std))
+def _warn_of_intensity(source: str, theirs: Intensity, ours: Intensity) -> None:
+    pairs = [*zip(theirs.window, ours.window)]
+    if theirs.channels == ours.channels == 1:  # else the patch embedding absorbs mean and deviation
+        pairs += [(theirs.means[0], ours.means[0]), (theirs.stds[0], ours.stds[0])]
     if not all(math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one, other in pairs):
         log.warning(
             "%s: trained with %s, but here it is %s; the weights get other values than in their training",
@@ -249,10 +288,16 @@ def _warn_of_intensity(source: str, theirs: Intensity, ours: IntensityConfig | I
         )
 
 
-def intensity_settings(intensity: IntensityConfig | Intensity) -> str:
+def intensity_settings(intensity: Intensity) -> str:
     """Return the settings of an intensity as a user writes them."""
-    (low, high), mean, std = intensity.window, intensity.mean, intensity.std
-    return f"intensity.window=[{low:g},{high:g}] intensity.mean={mean:g} intensity.std={std:g}"
+    (low, high), several = intensity.window, intensity.channels > 1
+    mean, std = (",".join(f"{each:g}" for each in values) for values in (intensity.means, intensity.stds))
+    levels = (
+        f"intensity.rgb_mean=[{mean}] intensity.rgb_std=[{std}]"
+        if several
+        else f"intensity.mean={mean} intensity.std={std}"
+    )
+    return f"intensity.window=[{low:g},{high:g}] {levels}"
 
 
 def unknown_heads(found: Published) -> str:

@@ -75,8 +75,10 @@ def read(path: str | Path) -> Published:
     sequences = _sequences(path, weights)
     tidy = _tidied(weights)
     settings, usual = architecture.settings(str(path), weights | tidy, _described(beside / "config.json"))
-    mean, std = normalisation(beside)
-    return Published(str(path), kind, tidy, settings, usual, sequences, grey, mean, std, _intensity(beside))
+    intensity = _intensity(beside)
+    own = intensity is not None and intensity.channels == 3  # ours, in whose processor pictures or HU may be meant
+    mean, std = (intensity.means, intensity.stds) if intensity is not None and own else normalisation(beside)
+    return Published(str(path), kind, tidy, settings, usual, sequences, grey, mean, std, intensity)
 
 
 def _beside(path: Path) -> Path:
@@ -138,14 +140,19 @@ def _intensity(folder: Path) -> Intensity | None:
     mean: Any
     std: Any
     window, mean, std = (said.get(key) for key in ("window", "mean", "std")) if isinstance(said, dict) else (None,) * 3
+    means, stds = (each if isinstance(each, list) else [each] for each in (mean, std))
     if (
         not isinstance(window, list)
         or len(window) != 2
-        or not all(_is_finite(each) for each in (*window, mean, std))
-        or not (window[0] < window[1] and std > 0)
+        or (len(means), len(stds)) not in ((1, 1), (3, 3))
+        or not all(_is_finite(each) for each in (*window, *means, *stds))
+        or not (window[0] < window[1] and min(stds) > 0)
     ):
         raise DamagedError(f"{path}: meddap={said!r}; needs window [low, high], low < high, mean and std > 0")
-    return Intensity((float(window[0]), float(window[1])), float(mean), float(std))
+    ends = float(window[0]), float(window[1])
+    if len(means) == 1:
+        return Intensity(ends, float(means[0]), float(stds[0]))
+    return Intensity(ends, tuple(map(float, means)), tuple(map(float, stds)))
 
 
 def _described(path: Path) -> dict:

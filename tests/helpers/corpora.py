@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -43,6 +44,39 @@ def write_corpus(root: Path) -> dict[str, Path]:
     )
     body = write_dataset(root / "body", {"train": 4, "val": 2, "test": 2}, sequences={"ct": 8})
     return {"body": body, "brains": brains, "few": few}
+
+
+def picture_slice(rng: np.random.Generator, subject: int, order: int, size: int = 64) -> schema.Slice:
+    """A picture of cells on a coloured ground; of every third patient in grey."""
+    rows, columns = np.mgrid[:size, :size]
+    colour = np.ones((3, size, size)) * rng.uniform(0.5, 0.9, (3, 1, 1))
+    for _ in range(4):
+        row, column = rng.uniform(0.2, 0.8, 2) * size
+        cell = (rows - row) ** 2 + (columns - column) ** 2 < (size * rng.uniform(0.06, 0.14)) ** 2
+        colour[:, cell] = rng.uniform(0, 0.6, (3, 1)) + rng.normal(0, 0.03, (3, int(cell.sum())))
+    planes = colour if subject % 3 else colour[:1]
+    values = np.rint(schema.MR_LOW + planes * (schema.MR_HIGH - schema.MR_LOW)).clip(0, 65535).astype(np.uint16)
+    digest = hashlib.sha256(f"pictured {subject}".encode()).hexdigest()[:32]
+    return schema.Slice(
+        pixels=values,
+        sequences=("image",),
+        spacing=(1.0, 1.0),
+        position=float(order),
+        subject=digest,
+        series=digest[::-1],
+        order=order,
+        key=f"{digest}-{order:05d}",
+        box=(0, size, 0, size),
+        scales=((1.0, 0.0),),
+        channels=len(values),
+    )
+
+
+def write_pictures(root: Path, patients: int = 6, slices: int = 3) -> Path:
+    """Pictures in colour and in grey, of one sequence."""
+    counts = {"train": patients, "val": 2, "test": 2}
+    known = {"labels": {}, "sequences": {"image": sum(counts.values())}, "channels": {"image": 3}}
+    return write_dataset(root, counts, slices=slices, size=40, make=picture_slice, seed=7, **known)
 
 
 def overrides(roots: dict[str, Path]) -> list[str]:

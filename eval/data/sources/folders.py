@@ -72,7 +72,7 @@ def _picture(path: Path, settings: FilesConfig) -> tuple[Picture, int, dict[str,
         decoded = pictures.single(path, rules)
         if settings.range == "hu":
             pixels, notes = _hounsfield(decoded.values)
-            return _whole(pixels, "hu"), content_digest(pixels[None]), {**decoded.notes, **notes}
+            return _whole(pixels, "hu"), content_digest(_planes(pixels)), {**decoded.notes, **notes}
         stored, _, notes = pictures.encode(decoded.values, rules)
     except (RejectedSeries, UnreadableError) as error:
         raise SettingsError(f"{path}: {error.reason}; mend or remove it") from error
@@ -81,11 +81,17 @@ def _picture(path: Path, settings: FilesConfig) -> tuple[Picture, int, dict[str,
     if not full and rules.range == "auto":
         notes["range"] = f"{decoded.values.dtype} values by their percentiles; files.range=full or hu scales otherwise"
     picture = _whole(decoded.values, "unit8") if full else _whole(stored, "mr16")
-    return picture, content_digest(stored[None]), notes
+    return picture, content_digest(_planes(stored)), notes
 
 
 def _whole(pixels: np.ndarray, scale: Scale) -> Picture:
-    return Picture(pixels[None], ("image",), scale, (0, pixels.shape[0], 0, pixels.shape[1]))
+    planes, box = _planes(pixels), (0, pixels.shape[0], 0, pixels.shape[1])
+    return Picture(planes, ("image",), scale, box, channels=len(planes))
+
+
+def _planes(pixels: np.ndarray) -> np.ndarray:
+    """Return (C, H, W) of an (H, W) picture or one in colours, (H, W, 3)."""
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
 def _hounsfield(values: np.ndarray) -> tuple[np.ndarray, dict[str, object]]:

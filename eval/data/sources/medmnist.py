@@ -26,8 +26,12 @@ _WHAT = "give data=FILE.npz, an .npz of plain arrays; copy it again if it was on
 
 
 def load(task: TaskConfig, cache: Path) -> Examples:
-    """Return all images or slices in the official splits. Colour becomes grey."""
+    """Return all images or slices in the official splits. Colours are as `files.colour` says."""
     stacks, columns = _read(Path(task.data), task, cache)
+    volumes_there = medmnist.is_volume(stacks[0])
+    if stacks[0].ndim == 4 and not volumes_there and task.files.colour == "refuse":
+        raise SettingsError(f"{task.data}: in colour; files.colour=grey or keep takes it")
+    shown = _grey if task.files.colour == "grey" else (lambda image: image)
     labels = np.concatenate([each.reshape(len(each), -1) for each in columns]).astype(np.float64)
     names, targets = _targets(task, labels)
     counts = [len(each) for each in stacks]
@@ -38,12 +42,12 @@ def load(task: TaskConfig, cache: Path) -> Examples:
         part = int(np.searchsorted(starts, number, "right")) - 1
         return np.asarray(stacks[part][number - starts[part]])
 
-    if not medmnist.is_volume(stacks[0]):
+    if not volumes_there:
         if task.level == "volume":
             raise SettingsError(f"{task.data}: holds images, no volumes; take level=slice")
         images = range(len(own))
-        digests = [_digest(_grey(stored(number))) for number in images]
-        return flat(np.array(own), targets, digests, lambda n: picture(_grey(stored(n))), names=names, splits=splits)
+        digests = [_digest(shown(stored(number))) for number in images]
+        return flat(np.array(own), targets, digests, lambda n: picture(shown(stored(n))), names=names, splits=splits)
     rows = [(number, place) for number in range(len(own)) for place in _varied(stored(number))]
     of = np.array([number for number, _ in rows])
     orders = np.array([place for _, place in rows])
@@ -63,8 +67,18 @@ def load(task: TaskConfig, cache: Path) -> Examples:
 
 
 def picture(image: np.ndarray) -> Picture:
-    """Return an (H, W) uint8 image as a picture."""
-    return Picture(image[None], ("image",), "unit8", (0, image.shape[0], 0, image.shape[1]))
+    """Return an (H, W) or (H, W, 3) uint8 image as a picture."""
+    planes = _planes(image)
+    return Picture(planes, ("image",), "unit8", (0, image.shape[0], 0, image.shape[1]), channels=len(planes))
+
+
+def _planes(image: np.ndarray) -> np.ndarray:
+    """Return (C, H, W), as shards hold it: of a picture whose three channels are equal one."""
+    if image.ndim == 2:
+        return image[None]
+    if (image[..., :1] == image[..., 1:]).all():
+        return image[None, ..., 0]
+    return np.ascontiguousarray(np.moveaxis(image, -1, 0))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -73,7 +87,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _digest(image: np.ndarray) -> int:
     """Return the digest of what shards hold of an image."""
-    return content_digest(pictures.encode(image, pictures.Rules())[0][None])
+    return content_digest(pictures.encode(_planes(image), pictures.Rules())[0])
 
 
 def _varied(volume: np.ndarray) -> Sequence[int]:

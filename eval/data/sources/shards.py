@@ -98,7 +98,15 @@ def structures(task: TaskConfig, dataset: dict) -> dict[str, int]:
 def picture(sample: Slice) -> Picture:
     """Return a slice of ours as a picture."""
     scale: Scale = "hu" if sample.pixels.dtype == np.int16 else "mr16"
-    return Picture(sample.pixels, sample.sequences, scale, sample.box, spacing=sample.spacing, labelmap=sample.labelmap)
+    return Picture(
+        pixels=sample.pixels,
+        sequences=sample.sequences,
+        scale=scale,
+        box=sample.box,
+        spacing=sample.spacing,
+        labelmap=sample.labelmap,
+        channels=sample.channels,
+    )
 
 
 def presence(
