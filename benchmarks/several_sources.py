@@ -42,7 +42,7 @@ ALL = "four sources"
 # name under which an encoder takes images of one sequence: the modality's own where it learned it, else all that it did
 _NAMES = {"neck": "ct", "brain": "t1c", "chest": "xray"}
 _PROBES, _METRIC, _DRAWS = ("knn", "logistic"), "auroc", 2000
-_SHORT, _CLOSE = 60, 0.01  # steps of the run that is killed; how close its losses and other numbers must be
+_SHORT, _CLOSE = 60, 1e-4  # steps of the run that is killed; the most that its numbers may differ by
 _WINDOW = "window=[-250,450]"  # of neck, for the encoders that did not learn it too
 TASKS = {  # by the source whose modality it is: what is asked, the task, its settings
     "neck": ("CT: organs in a slice", "openkbp_presence", ["stride.train=6", "stride.val=6", "stride.test=4", _WINDOW]),

@@ -127,7 +127,7 @@ def _data(run: Path) -> Iterator[str]:
     heads, rows = card.sources_table(saved[-1]) if saved else ([], [])
     if rows:
         low, high = config.intensity.window
-        yield table(heads, rows, f"What is read of each; the window is {low:g} to {high:g} HU where none is named.")
+        yield table(heads, rows, f"What is read of each; CT without a window of its own has {low:g} to {high:g} HU.")
     for name, source in sources_of(config.data).items():
         if name:
             yield f"<h3>{html.escape(name)}</h3>"

@@ -12,6 +12,7 @@ from data_prep.figures import COLOURS, INK, STYLE, grid, overlay, png
 from eval.reporting.results import words
 
 _GREY = {"cmap": "gray", "vmin": 0, "vmax": 1}
+_OF_FEW = 15  # parts of the steps that curves of few images, those of one source, are smoothed by
 
 
 def crops(global_crops: np.ndarray, local_crops: np.ndarray, count: int = 8) -> bytes:
@@ -66,7 +67,7 @@ def sources(rows: Sequence[dict], names: Sequence[str]) -> bytes:
                 if mine:
                     steps, values = np.array(mine).T
                     colour = COLOURS[place % len(COLOURS)]
-                    axis.plot(steps, _smooth(values), lw=1.4, label=name, color=colour)
+                    axis.plot(steps, _smooth(values, _OF_FEW), lw=1.4, label=name, color=colour)
             axis.set_title(title)
             axis.set_xlabel("step")
             axis.grid(alpha=0.2)
@@ -75,8 +76,9 @@ def sources(rows: Sequence[dict], names: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    width = max(1, len(values) // 50)
+def _smooth(values: np.ndarray, parts: int = 50) -> np.ndarray:
+    """Return the moving mean over one of `parts` equal parts of the values."""
+    width = max(1, len(values) // parts)
     padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
     return np.convolve(padded, np.ones(width) / width, mode="valid")
 
