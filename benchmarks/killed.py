@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,14 @@ class Compared:
 
     steps       that both have
     samples     steps whose samples are not the same
-    whole       steps of which another whole number (images, samples so far, batch, crop) is not the same
-    difference  the largest of any other number, by the larger of the two, or by 1 where both are smaller
+    other       steps of which a whole number (images, samples so far, batch, crop) is not the same, or one has a number
+                that the other has not
+    difference  the largest of all other numbers, by the larger of the two, or by 1 where both are smaller
     """
 
     steps: int
     samples: int
-    whole: int
+    other: int
     difference: float
 
 
@@ -74,20 +75,15 @@ def compare(one: Path, other: Path) -> Compared:
     ours, theirs = metrics.read(one / "metrics.jsonl"), metrics.read(other / "metrics.jsonl")
     if [row["step"] for row in ours] != [row["step"] for row in theirs]:
         raise SettingsError(f"{one} and {other}: {len(ours)} and {len(theirs)} steps; train both to their ends")
-    samples, whole, difference = 0, 0, 0.0
+    samples, unequal, difference = 0, 0, 0.0
     for mine, yours in zip(ours, theirs):
+        keys = (mine.keys() | yours.keys()) - {*metrics.TIMING, "samples"}
+        pairs = [(mine.get(key), yours.get(key)) for key in keys]
+        both = [(a, b) for a, b in pairs if isinstance(a, float) and isinstance(b, float)]
         samples += mine["samples"] != yours["samples"]
-        whole += any(a != b for a, b in _pairs(mine, yours) if not isinstance(a, float))
-        gaps = [abs(a - b) / max(abs(a), abs(b), 1.0) for a, b in _pairs(mine, yours) if isinstance(a, float)]
-        difference = max(difference, *gaps)
-    return Compared(len(ours), samples, whole, difference)
-
-
-def _pairs(mine: dict, yours: dict) -> Iterator[tuple]:
-    """Yield both values of everything but what the clock says."""
-    for key in sorted(mine.keys() | yours.keys()):
-        if key not in metrics.TIMING:
-            yield mine.get(key), yours.get(key, float("inf"))
+        unequal += any(a != b for a, b in pairs if (a, b) not in both)
+        difference = max([difference, *(abs(a - b) / max(abs(a), abs(b), 1.0) for a, b in both)])
+    return Compared(len(ours), samples, unequal, difference)
 
 
 def _start(arguments: Sequence[str], size: int, log: Path) -> list[subprocess.Popen]:

@@ -101,7 +101,7 @@ def check_kills(output: Path, shards: Path, kills: int) -> Iterator[str]:
     same = killed.compare(output / "whole" / "adapt", output / "killed" / "adapt")
     yield f"killed {len(starts) - 1} times; processes of each start: {', '.join(map(str, starts))}"
     yield (
-        f"of {same.steps} steps, {same.samples} have other samples and {same.whole} another whole number than the run "
+        f"of {same.steps} steps, {same.samples} have other samples and {same.other} another whole number than the run "
         f"that nobody killed; other numbers differ by at most {same.difference:.1e} of their size"
     )
     last = metrics.read(output / "killed" / "adapt" / "metrics.jsonl")[-1]
@@ -113,7 +113,7 @@ def check_kills(output: Path, shards: Path, kills: int) -> Iterator[str]:
         given = seen[name] / sum(seen.values())
         off[name] = abs(given / share - 1)
         yield f"| {name} | {share:.2%} | {given:.2%} | {off[name]:.2%} of it |"
-    if same.samples or same.whole or same.difference > _CLOSE or max(off.values()) > 0.01:
+    if same.samples or same.other or same.difference > _CLOSE or max(off.values()) > 0.01:
         raise SettingsError(f"{output / 'killed'}: not the run that nobody killed, or not the shares; see above")
 
 
