@@ -107,6 +107,7 @@ def test_every_set_is_read_as_it_is_downloaded(name: str, tmp_path: Path) -> Non
 
 
 def test_there_is_a_task_for_every_set() -> None:
+    """The ten of the Decathlon, BTCV, AMOS in CT and MR, and KiTS."""
     assert {name for name in SETS if name.startswith("msd")} == {
         f"msd{place:02d}_{name}" for place, name in enumerate(MSD, 1)
     }
