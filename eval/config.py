@@ -386,7 +386,7 @@ class CurateConfig:
 class PatchMapConfig:
     """The interactive patch map of the report: which test slices it holds. Reports of large maps leave slices out."""
 
-    patients: int = 12  # test patients, evenly spread; 0: no map
+    patients: int = 12  # test patients (of folds, of the last), evenly spread; 0: no map
     slices: int = 12  # of each patient, evenly spread over its longest series
     pixels: int = 256  # most pixels of the side of a slice as it is shown
     error: float = 0.02  # of a cosine, below which principal components are left out
