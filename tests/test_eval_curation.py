@@ -213,6 +213,26 @@ def test_weights_keep_their_bounds_and_meet_their_shares(seed, strength, most, l
     assert 1 <= balance.effective(fit.weights) <= 400.1
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.floats(0, 1), st.integers(2, 9))
+def test_draws_are_shared_as_the_strength_says(seed, strength, words) -> None:
+    """Known words by their share to the power of 1 − strength: 1 makes them equal, 0 leaves them as they are; slices
+    that say nothing keep their share. A cap of 1000 and no floor leave nothing of that out."""
+    rng = np.random.default_rng(seed)
+    codes = rng.choice(words + 1, 600, p=rng.dirichlet(np.ones(words + 1)))
+    start = balance.once(rng.integers(0, 300, 600), 0.0)
+    before = np.bincount(codes, start, words + 1) / start.sum()
+    fit = balance.balanced(start, {"part": (codes, balance.targets(codes, start, strength, 0))}, 1000, 0)
+    after = np.bincount(codes, fit.weights, words + 1) / fit.weights.sum(dtype=np.float64)
+    known = np.flatnonzero(before[1:] > 0) + 1
+    powers = before[known] ** (1 - strength)
+    expected = powers / powers.sum() * (1 - before[0]) if len(known) else np.empty(0)
+    np.testing.assert_allclose(after[known], expected, atol=2e-4)
+    assert after[0] == pytest.approx(before[0], abs=2e-4)
+    if strength == 1:
+        assert np.ptp(after[known]) < 4e-4
+
+
 def test_a_damaged_cache_is_one_line_and_one_of_other_shards_is_made_again(planted, tmp_path, capsys) -> None:
     """A cut array names itself and what to delete; what belongs to other shards is never read."""
     output = tmp_path / "out"
