@@ -128,6 +128,27 @@ def test_what_a_folder_of_two_towers_lacks_is_said(tmp_path: Path) -> None:
         encoder.load(str(folder), task())
 
 
+def test_images_are_normalised_as_the_folder_says_in_either_file(tmp_path: Path, caplog) -> None:
+    """preprocessor_config.json, or the processor_config.json that transformers 5 writes for both towers; without either
+    ImageNet's statistics are taken, with a warning."""
+    import transformers
+
+    two_towers("clip", tmp_path)
+    assert encoder.preprocessing(encoder.load(str(tmp_path), task()), 32)["mean"] == [0.5, 0.4, 0.3]
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert not caplog.records
+    assumed = encoder.load(str(tmp_path), task())
+    assert encoder.preprocessing(assumed, 32)["mean"] == [0.485, 0.456, 0.406]
+    assert "says no mean and deviation of images; ImageNet's are taken" in caplog.text
+    caplog.clear()
+    images = transformers.CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    transformers.CLIPProcessor(image_processor=images, tokenizer=words).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    found = encoder.load(str(tmp_path), task())
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) and not caplog.records
+
+
 def test_another_text_tower_is_another_encoder(tmp_path: Path) -> None:
     """What is said in words depends on the text tower: the digest does, so that results are not mixed up."""
     model = two_towers("clip", tmp_path)

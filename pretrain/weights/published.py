@@ -8,6 +8,7 @@ shows in the keys. Files are read without executing anything that they hold.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pickle
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from pretrain.data.intensity import Intensity
 from pretrain.weights import architecture, naming
 from pretrain.weights.architecture import DamagedError, WeightsError
 from pretrain.weights.naming import Tensors
+
+log = logging.getLogger("pretrain")
 
 MM_DINOV2 = ("t1", "t1c", "t2", "flair")  # the order of its embedding's rows
 NAMES = ("model.safetensors", "pytorch_model.bin")  # of the weights in a folder, by preference
@@ -91,19 +94,34 @@ def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     Raises WeightsError for values that cannot be either, and for images that are not scaled to 0 … 1 before.
     """
-    processor, config = path / "preprocessor_config.json", path / "config.json"
-    said, timm = _described(processor), _described(config).get("pretrained_cfg") or {}
+    config, (processor, said) = path / "config.json", _processor(path)
+    timm = _described(config).get("pretrained_cfg") or {}
     if not isinstance(timm, dict):
         raise DamagedError(f"{config}: pretrained_cfg={timm!r}, but an object is needed; copy the model's own again")
     given = {
         "mean": _channels(processor, said, "image_mean") or _channels(config, timm, "mean") or IMAGENET_MEAN,
         "std": _channels(processor, said, "image_std") or _channels(config, timm, "std") or IMAGENET_STD,
     }
+    if config.is_file() and not (said.get("image_mean") or timm.get("mean")) and said.get("do_normalize") is not False:
+        log.warning(
+            "%s: says no mean and deviation of images; ImageNet's are taken, which may be wrong: copy the model's "
+            "preprocessor_config.json beside its weights",
+            path,
+        )
     if len(given["mean"]) > 1:  # ours of one channel are of HU, which nothing scales
         _check_rescaling(processor, said)
     if said.get("do_normalize") is False:
         given = {"mean": (0.0,) * len(given["mean"]), "std": (1.0,) * len(given["std"])}
     return given["mean"], given["std"]
+
+
+def _processor(path: Path) -> tuple[Path, dict]:
+    """Return what a folder says of its image processor, and the file: a processor of images and texts that transformers
+    writes since version 5 holds that of images."""
+    alone, both = path / "preprocessor_config.json", path / "processor_config.json"
+    if not alone.is_file() and isinstance(inner := _described(both).get("image_processor"), dict):
+        return both, inner
+    return alone, _described(alone)
 
 
 def _channels(path: Path, said: dict, key: str) -> tuple[float, ...] | None:
