@@ -400,7 +400,7 @@ _EVEN = ("segmentation", "stack3d")  # draw by squares that overlap by half
 class TaskConfig:
     data: str = MISSING  # folder with dataset.json (shards, table), folder (folders, nnunet) or file (medmnist)
     name: str = "organs"
-    source: Literal["shards", "table", "folders", "nnunet", "medmnist"] = "shards"
+    source: Literal["shards", "table", "folders", "nnunet", "medmnist", "vectors"] = "shards"
     kind: Kind = "segmentation"
     level: Level = "slice"  # what a prediction is made for
     split: TaskSplitConfig = field(default_factory=TaskSplitConfig)

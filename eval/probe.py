@@ -10,26 +10,23 @@ DIR/test_opened.jsonl for every time that the test patients were looked at.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval import validation
+from eval import fold_fits
 from eval.config import TaskConfig, check
-from eval.contract import Choices, Context, Drawing, Fitted, Outcome, Probe
+from eval.contract import Choices, Drawing, Outcome
 from eval.data import features, files, groups, leaks, sources, splits
 from eval.data.cohorts import Base, Cohort
 from eval.data.examples import Examples
 from eval.data.splits import Fold
-from eval.encoders import colours, encoder, windows
-from eval.encoders.encoder import FrozenEncoder
-from eval.encoders.windows import Seen
+from eval.encoders import colours, encoder, stored_vectors, windows
+from eval.fold_fits import FittedFold
 from eval.intake import preparation
 from eval.kept import calibration, head
 from eval.probes import registry, site
@@ -37,7 +34,7 @@ from eval.reporting import overlays, patch_map, pictures, published, results
 from eval.statistics import bootstrap, confounding
 from eval.statistics.predictions import Tabled
 from meddap import console
-from meddap.settings import SettingsError, load
+from meddap.settings import load
 
 _CALIBRATED = (*calibration.LABELS, calibration.CLASSES, "segmentation")  # kinds of task that give probabilities
 
@@ -54,9 +51,9 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     task, about_window = windows.chosen(checkpoint, task)
     frozen, cache = encoder.load(checkpoint, task), cache or output / "cache"
     probes, without = registry.answerable(probes, frozen)
-    _check_channels(probes, task)
+    fold_fits.check_readable(probes, task)
     examples = sources.load(task, cache)
-    in_hu = _in_hu(examples, task)
+    in_hu = fold_fits.images_in_hu(examples, task)
     if not examples.names:
         console.say("no label maps in these shards: nothing to probe, only the maps of the features are drawn")
         probes, examples = {}, examples.take(examples.splits == "test")
@@ -74,9 +71,9 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     for line in [*without, *found_leaks.lines(), *confounded]:
         console.say(line)
     patches = not probes or "patches" in {probe.reads(task) for probe in probes.values()}
-    fitted, seen, digest = _fitted(probes, folds, frozen, examples, task, cache, in_hu)
+    fitted, seen, digest = fold_fits.fit_folds(probes, folds, frozen, examples, task, cache, in_hu)
     if in_hu and seen.by != "validation":
-        seen = replace(seen, by=_decided(asked, task))
+        seen = replace(seen, by=fold_fits.decided(asked, task))
     # from here on the test patients are seen, once, and nothing is chosen any more
     opened = results.record_opening(output, frozen.source, digest, task, examples.version)
     outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in probes}
@@ -94,7 +91,8 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     shared |= {"encoder": frozen.source, "digest": digest, "weights": encoder.weights_digest(frozen)}
     shared |= {"window": seen.row(), "dataset": examples.version, "test_opened": opened}
     shared |= {"checkpoint": _absolute(checkpoint), "tested": task.split.by}
-    console.say(f"{frozen.source}: sees {windows.told(shared)}")
+    if task.source != stored_vectors.NAME:
+        console.say(f"{frozen.source}: sees {windows.told(shared)}")
     shared |= {"preprocessing": encoder.preprocessing(frozen, task.size)}
     rows = [row | shared for row in results.rows(pooled, choices, task)]
     output.mkdir(parents=True, exist_ok=True)
@@ -104,13 +102,16 @@ def run(checkpoint: str, task: TaskConfig, output: Path, cache: Path | None = No
     drawings = {name: one for name, one in fitted[-1].probes.items() if isinstance(one, Drawing)}
     if patches and task.pictures:
         pictures.save(output / "pictures.npz", last, drawings, task)
-    if base.features is not None and (line := patch_map.write(output, fitted[-1].encoder, last.examples, task)):
+    of_images = task.source != stored_vectors.NAME
+    seen_patches = of_images and base.features is not None
+    if seen_patches and (line := patch_map.write(output, fitted[-1].encoder, last.examples, task)):
         console.say(line)
     measured = {name: each[0].prediction for name, each in pooled.items()}
     drawn = {name: each for name, each in measured.items() if isinstance(each, Tabled) and "dice" in each.values}
     if drawn:
         overlays.save(output / "overlays.npz", last, drawings, drawn)
-    kept = _keep(fitted, outcomes, rows, output) if task.keep_heads else []
+    # new patients' images cannot become vectors of an encoder that is not here
+    kept = _keep(fitted, outcomes, rows, output) if task.keep_heads and of_images else []
     head.remove_others(output, kept)
     files.write_rows(output / "results.jsonl", rows)
     return rows
@@ -124,102 +125,13 @@ def _confounded(examples: Examples, task: TaskConfig, cache: Path) -> list[str]:
     return confounding.by_site(everyone.sites, everyone.states, everyone.subjects, everyone.names, task.seed)
 
 
-@dataclass(frozen=True)
-class _FittedFold:
-    """The probes of one fold, by name, and the encoder in its window, whose features they were fitted on."""
-
-    fold: Fold
-    base: Base
-    encoder: FrozenEncoder
-    probes: dict[str, Fitted]
-
-
-def _fitted(
-    probes: dict[str, Probe],
-    folds: Sequence[Fold],
-    frozen: FrozenEncoder,
-    examples: Examples,
-    task: TaskConfig,
-    cache: Path,
-    in_hu: bool,
-) -> tuple[list[_FittedFold], Seen, str]:
-    """Fit every probe of every fold; return them, what the encoder saw, and the digest of all that the figures rest on.
-
-    Where the task names windows to choose from, the validation patients of each fold choose one.
-    """
-    needs = {probe.reads(task) for probe in probes.values()}
-    blocks: tuple[int, ...] = ()
-    if not probes or "patches" in needs:
-        blocks = registry.blocks(probes.values(), task, frozen.depth)
-    choosing = bool(task.windows) and task.windows_as == "choice" and bool(probes)
-    found: list[_FittedFold] = []
-    bases: dict[str, Base] = {}
-    for fold in folds:
-        one = frozen
-        if choosing:
-            best = validation.best(frozen, task, examples, fold, cache, blocks)
-            console.say(f"{fold.name} {best.line()}".strip())
-            one = best.encoder
-        if one.digest not in bases:
-            stored = features.extract(one, examples, task, cache, blocks) if needs != {"images"} else None
-            channels = colours.of_images(one, task)
-            bases[one.digest] = Base(examples, stored, task, cache, one.window, channels=channels)
-        base = bases[one.digest]
-        found.append(_FittedFold(fold, base, one, _fit(probes, fold, base, Context(task, one, cache))))
-    seen = [pair for each in found for pair in getattr(each.encoder, "windows", None) or [each.encoder.window]]
-    hu = tuple(dict.fromkeys(windows.pairs(seen))) if in_hu else ()
-    tried = windows.pairs(task.windows) if choosing else ()
-    digest = "".join(bases) if len(bases) == 1 else hashlib.sha256("".join(bases).encode()).hexdigest()
-    return found, Seen(hu, "validation" if choosing else "encoder", tried), digest
-
-
 def _absolute(checkpoint: str) -> str:
     """Return what `--checkpoint` named in a form that holds from any folder."""
     return os.path.abspath(checkpoint) if Path(checkpoint.partition(":")[0]).exists() else checkpoint
 
 
-def _decided(asked: TaskConfig, task: TaskConfig) -> windows.By:
-    """Return who decided about a window that nobody chose: the task as it was asked, or with its training's source."""
-    if task.windows:
-        return "channels"
-    return "task" if asked.window is not None else "encoder" if task.window is None else "training"
-
-
-def _in_hu(examples: Examples, task: TaskConfig) -> bool:
-    """Return whether the images are in HU, by the first and the last. Raises SettingsError for windows of others."""
-    ends = [examples.read(number).scale for number in {0, len(examples) - 1}]
-    if task.windows and "hu" not in ends:
-        raise SettingsError(f"windows={task.windows}: the images of {task.data} are not in HU; leave it out")
-    if task.window is not None and "hu" not in ends:
-        console.say(f"window={task.window}: has no effect, the images are not in HU")
-    return "hu" in ends
-
-
-def _check_channels(probes: dict[str, Probe], task: TaskConfig) -> None:
-    """Raise SettingsError for probes that read images of one window where the encoder sees several at once."""
-    if task.windows_as != "channels":
-        return
-    for name, probe in probes.items():
-        if probe.reads(task) == "images" or name in registry.SEE_IMAGES:
-            raise SettingsError(
-                f"windows_as=channels: {name} reads images of one window; leave it out of probes, or take "
-                "windows_as=choice"
-            )
-
-
-def _fit(probes: dict[str, Probe], fold: Fold, base: Base, context: Context) -> dict[str, Fitted]:
-    """Fit every probe on the training and validation patients of one fold."""
-    train, val = (Cohort(name, base, fold.rows[name]) for name in ("train", "val"))
-    fitted = {}
-    for name, probe in probes.items():
-        began = time.monotonic()
-        fitted[name] = probe.fit(train, val, context)
-        console.say(f"{fold.name} {name}: {time.monotonic() - began:.0f} s".strip())
-    return fitted
-
-
 def _keep(
-    fitted: list[_FittedFold],
+    fitted: list[FittedFold],
     outcomes: dict[str, list[list[Outcome]]],
     rows: list[dict[str, Any]],
     output: Path,
@@ -269,7 +181,7 @@ def _keep(
     return [name for name, reason in reasons.items() if not reason]
 
 
-def _choices(fitted: list[_FittedFold], name: str) -> Choices:
+def _choices(fitted: list[FittedFold], name: str) -> Choices:
     """Return what validation patients chose, by fold where there are several, and whether the last fit saw them."""
     each = {one.fold.name: one.probes[name] for one in fitted}
     chosen = {fold: one.choices for fold, one in each.items()}
@@ -303,7 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
         required=True,
         metavar="WHAT",
         help="a run, RUN:chosen, or a stage or step of one; published weights; FILE.py:FUNCTION, an encoder of yours; "
-        "pixels, the baseline without a network; random, untrained weights of the architecture of like=RUN",
+        "pixels, the baseline without a network; vectors, with source=vectors; random, untrained "
+        "weights of the architecture of like=RUN",
     )
     parser.add_argument("--task", required=True, metavar="FILE", help="the task as YAML")
     parser.add_argument(

@@ -34,7 +34,7 @@ def of_patients(task: TaskConfig, examples: Examples, tested: np.ndarray) -> Mem
         return found
     patients = set(examples.subjects[tested].tolist())
     meta = _metadata(task, patients) if task.source in _SHARDS else {}
-    columns = table.columns(task) if task.source == "table" else []
+    columns = table.columns(task) if task.source in ("table", "vectors") else []
     for name in task.subgroups:
         if name == "site":
             pairs: Iterable[tuple[str, str]] = zip(examples.subjects.tolist(), examples.sites.tolist())

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from eval.config import TaskConfig
-from eval.encoders import between_blocks, colours, language, open_clip, pixel_baseline, third_party
+from eval.encoders import between_blocks, colours, language, open_clip, pixel_baseline, stored_vectors, third_party
 from eval.encoders.language import Language
 from meddap.errors import MeddapError
 from meddap.settings import SettingsError
@@ -109,6 +109,7 @@ def load(checkpoint: str, task: TaskConfig) -> FrozenEncoder:
     FILE.py:FUNCTION                     an encoder of your own
     random                               a fresh backbone of the architecture of `like`
     pixels                               no network: statistics of the pixels, the baseline of every table
+    vectors                              vectors that were written before, where the task's source is `vectors`
 
     A window that the task names takes the place of the encoder's, and so do a mean and a standard deviation of an
     encoder of ours; windows_as=channels gives it several windows at once.
@@ -189,6 +190,10 @@ def _with_channels(found: FrozenEncoder, windows: Sequence[Sequence[float]]) -> 
 
 
 def _loaded(checkpoint: str, task: TaskConfig, channels: int = 1) -> FrozenEncoder:
+    if (checkpoint == stored_vectors.NAME) != (task.source == stored_vectors.NAME):
+        raise SettingsError("--checkpoint vectors and source=vectors go together: vectors were written before")
+    if checkpoint == stored_vectors.NAME:
+        return stored_vectors.StoredVectors(task.data)
     if checkpoint == "pixels":
         return pixel_baseline.PixelBaseline(3 if colours.in_colour(task) else 1)
     if checkpoint == "random":

@@ -29,7 +29,8 @@ WINGS = {
     "eval": [
         *("ranges", "config", "statistics", "encoders", "data", "contract", "networks", "probes", "intake"),
         *("reporting", "kept", "nnunet", "curation"),
-        *("validation", "probe", "milestones", "choose", "compare", "embed", "predict", "curate", "sweep", "report"),
+        *("validation", "fold_fits", "probe", "milestones", "choose", "compare"),
+        *("embed", "predict", "curate", "sweep", "report"),
     ],
     "slurm": ["cluster", "pipeline", "submit"],
 }

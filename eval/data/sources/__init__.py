@@ -5,6 +5,7 @@
     folders   a folder of images per class
     nnunet    NIfTI pairs in nnU-Net's layout (imagesTr, labelsTr, imagesTs, labelsTs, dataset.json)
     medmnist  a MedMNIST .npz, of images or volumes
+    vectors   vectors that were written before, with a CSV as of `table`
 
 A new source is a file here with `load`, a row of LOADERS and a word of `eval.config.TaskConfig.source`. `cache` is a
 folder for what is slow to find out again.
@@ -19,7 +20,7 @@ import numpy as np
 
 from eval.config import TaskConfig
 from eval.data.examples import Examples, states
-from eval.data.sources import folders, medmnist, nnunet, shards, table
+from eval.data.sources import folders, medmnist, nnunet, shards, table, vectors
 from meddap.settings import SettingsError
 
 LOADERS: dict[str, Callable[[TaskConfig, Path], Examples]] = {
@@ -28,6 +29,7 @@ LOADERS: dict[str, Callable[[TaskConfig, Path], Examples]] = {
     "folders": folders.load,
     "nnunet": nnunet.load,
     "medmnist": medmnist.load,
+    "vectors": vectors.load,
 }
 
 

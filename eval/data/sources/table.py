@@ -23,11 +23,15 @@ _HASHED = {"patient": "patient", "study": "series", "slice": None}
 
 def load(task: TaskConfig, cache: Path) -> Examples:
     """Return the slices that the table has a row for; the others are left out."""
+    return attach(shards.load(replace(task, kind="multilabel"), cache), task)
+
+
+def attach(examples: Examples, task: TaskConfig) -> Examples:
+    """Return the examples that the table has a row for, with its labels, sites and splits."""
     if task.table.file is None:
         raise SettingsError("table.file is required; give table.file=LABELS.csv")
     path = Path(task.table.file)
     rows, columns = _read(path, task)
-    examples = shards.load(replace(task, kind="multilabel"), cache)
     ids = getattr(examples, _COLUMN[task.table.by])
     places = _matched(path, rows, ids, task)
     known = np.array([each in places for each in ids])
