@@ -21,7 +21,7 @@ from PIL import Image
 from data_prep import schema
 from eval.config import PatchMapConfig, StrideConfig, TaskConfig
 from eval.data import features, sources
-from eval.data.examples import Examples
+from eval.data.examples import Examples, Picture
 from eval.data.files import FileError
 from eval.reporting import patch_map, patch_map_page, quantised
 
@@ -264,6 +264,23 @@ def test_sequences_are_chosen_together_and_alone(shown: Callable[..., SimpleName
             assert ("No features" in said) is lacking
             listed = browser.find_elements(By.CSS_SELECTOR, ".panel .matches button")
             assert bool(listed) is not lacking
+
+
+def test_colours_and_images_under_another_name(tmp_path: Path) -> None:
+    """Colour pictures are shown by their luma, and an encoder of several sequences takes them as the task says."""
+    root = write_dataset(tmp_path / "data", {"train": 1, "val": 1, "test": 2})
+    task = replace(task_of(root), sequence="xray")
+    everyone = sources.load(task_of(root), tmp_path / "cache")
+    test = everyone.take(everyone.splits == "test")
+    planes = np.zeros((3, 64, 64), np.uint8)
+    planes[1, :, 32:] = 200  # green, of which red has nothing
+    coloured = Picture(planes, ("image",), "unit8", (0, 64, 0, 64), channels=3)
+    found = patch_map.make(
+        random_transformer(0, sequences=["t1", "xray"]), replace(test, reader=lambda _: coloured), task
+    )
+    assert found is not None and found.views == ("",) and found.there.all() and found.channels == ("image",)
+    assert found.images.shape[0] == 1 and abs(int(found.images[0, 0, 32, 60]) - 0.587 * 200) < 2
+    assert not found.images[0, 0, 32, 4]
 
 
 def test_dark_and_narrow(shown: Callable[..., SimpleNamespace]) -> None:

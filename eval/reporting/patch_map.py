@@ -148,7 +148,7 @@ def _features(
     found: np.ndarray | None = None
     for start in range(0, len(seen), task.batch_size):
         batch = seen[start : start + task.batch_size]
-        ((_, patches),) = features.encode(encoder, batch, task.size, (-1,))
+        ((_, patches),) = features.encode(encoder, batch, task.size, (-1,), task.sequence)
         if found is None:
             found = np.zeros((len(seen), *patches.shape[1:]), np.float16)
         found[start : start + len(batch)] = quantised.unit(patches.numpy())
