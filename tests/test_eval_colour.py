@@ -230,7 +230,17 @@ def test_pictures_seen_in_training_are_found_in_colour(finished: Path, tmp_path:
     turned = {"train": "test", "val": "val", "test": "train"}
     examples.splits[:] = [turned[each] for each in examples.splits]
     found = leaks.check(str(finished / "colour"), task, examples, splits.folds(examples, task), tmp_path)
-    assert found.patients == 6
+    assert found.patients == 6 and not found.unchecked
+
+
+def test_colours_that_keep_pixels_from_being_compared_are_said(finished: Path, tmp_path: Path) -> None:
+    """A run on pictures in colour, a task that makes them grey; nothing is said where both keep them."""
+    two_colours(tmp_path / "set.npz")
+    for colour, said in (("keep", ""), ("grey", "in colour in pretraining and grey in the task, so that their pixels")):
+        task = task_of(tmp_path / "set.npz", colour)
+        examples = sources.load(task, tmp_path)
+        found = leaks.check(str(finished / "colour"), task, examples, splits.folds(examples, task), tmp_path)
+        assert said in found.unchecked and bool(said) == bool(found.unchecked)
 
 
 def test_levels_and_windows_have_a_digest_of_their_own_together(finished: Path) -> None:
@@ -252,3 +262,18 @@ def test_figures_show_colours_by_their_luma_and_sequences_keep_their_channels() 
     assert shown.shape == (2, 16, 16) and np.abs(shown.numpy() - np.stack(luma)).max() < 1 / 255
     one = picture.only([1])
     assert one.sequences == ("b",) and one.channels == 3 and np.array_equal(one.pixels, pixels[3:])
+
+
+@pytest.mark.parametrize("name", ["cnn", "finetune", "lora"])
+def test_networks_are_trained_on_three_planes(name: str, finished: Path, tmp_path: Path) -> None:
+    """From scratch, and the encoder itself further."""
+    two_colours(tmp_path / "set.npz")
+    words = [f"{name}.epochs=2", f"{name}.channels=8", "draws=50", "files.colour=keep", "keep_heads=false"]
+    (tmp_path / "task.yaml").write_text(
+        f"name: discs\nsource: medmnist\nkind: binary\ndata: {tmp_path}/set.npz\nprobes: [{name}]\nsize: 32\n"
+    )
+    output = tmp_path / "out"
+    fixed = ["--checkpoint", str(finished / "colour"), "--task", str(tmp_path / "task.yaml"), "--output", str(output)]
+    assert probe.main([*fixed, *words]) == 0
+    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert any(row["probe"] == name and row["metric"] == "auroc" for row in rows)

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.schema import SchemaError, Split, content_digest, short_hash
+from data_prep.schema import SchemaError, Split, channels_of, content_digest, short_hash
 from eval.config import TaskConfig
 from eval.data.examples import Examples
 from eval.data.files import FileError
 from eval.data.splits import Fold
+from eval.encoders import colours
 from meddap.disk import write_atomic
 from meddap.records import read_json
 from meddap.settings import SettingsError
@@ -92,6 +93,7 @@ def check(
             continue
         ids |= set(mine.index["subject"].tolist())
         pixels.append(_content(mine, cache))
+        unchecked = unchecked or _other_colours(mine, task)
         checked.append(f"{Path(root).name}/{split} {mine.dataset['digest'][:12]}")
     test = np.unique(np.concatenate([fold.rows["test"] for fold in folds]))
     tested = examples.take(test)
@@ -107,6 +109,15 @@ def check(
     if found.found and task.leaks == "refuse":
         raise SettingsError(f"{task.data}: {found.lines(who)[0]}; leaks=mark would mark the table instead")
     return found
+
+
+def _other_colours(mine: Split, task: TaskConfig) -> str:
+    """Return why the same picture has other pixels in pretraining's data set and in the task, or ""."""
+    theirs, ours = channels_of(mine.dataset) == 3, colours.in_colour(task)
+    if theirs == ours or (mine.dataset["made_with"].get("modality") != "IMAGE" and not theirs):
+        return ""
+    kept, grey = ("pretraining", "the task") if theirs else ("the task", "pretraining")
+    return f"pictures are in colour in {kept} and grey in {grey}, so that their pixels differ; ids alone were compared"
 
 
 def _patients(examples: Examples, mask: np.ndarray) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Whether the pictures of a task may be in colour, and what to say where encoder and pictures disagree."""
+"""How many channels of a task's pictures an encoder gets, and what to say where the two disagree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.schema import channels_of, read_dataset
 from eval.config import TaskConfig
 
-_FILES, _SHARDS = ("folders", "medmnist"), ("shards", "table")  # sources of examples: of pictures, and of shards
+_FILES, _SHARDS = ("folders", "medmnist"), ("shards", "table")  # sources of examples
 
 
 def in_colour(task: TaskConfig) -> bool:
