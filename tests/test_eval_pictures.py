@@ -135,7 +135,7 @@ def test_radiographs_are_trained_on_and_probed(
     words += ["stages.adapt.optim.freeze_last_layer_steps=0", "stages.adapt.optim.teacher_temp.start=null"]
     assert train.main(["--config", str(configs / "radiographs_small.yaml"), *words]) == 0
     task = tmp_path / "task.yaml"
-    task.write_text("name: sick\nkind: binary\nsize: 32\nprobes: [knn]\nstride: {train: 1, val: 1, test: 1}\n")
+    task.write_text("name: sick\nkind: binary\nsize: 28\nprobes: [knn]\nstride: {train: 1, val: 1, test: 1}\n")
     common = ["--checkpoint", str(tmp_path / "run"), "--task", str(task), "draws=50"]
     words = [f"data={radiograph_shards}", "label=class"]
     assert probe.main([*common, "--output", str(tmp_path / "probe"), *words]) == 0
