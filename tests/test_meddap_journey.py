@@ -23,7 +23,7 @@ ORGANS = {"brainstem": 1, "spinal cord": 2, "right parotid": 3, "left parotid": 
 TRAINING = (
     *("stages.adapt.steps=24", "stages.adapt.batch_size=8", "stages.adapt.crops.global_size=32"),
     *("stages.adapt.crops.local_size=16", "stages.adapt.crops.local_number=2", "stages.adapt.optim.lr.warmup_steps=4"),
-    *("stages.adapt.optim.teacher_temp.warmup_steps=8", "stages.adapt.optim.freeze_last_layer_steps=2"),
+    "stages.adapt.optim.freeze_last_layer_steps=2",
     *("save.every=8", "save.keep_every=8", "machine.device=cpu", "model.embed_dim=48", "model.depth=2"),
 )
 TASK = f"""

@@ -1,7 +1,8 @@
 """Synthetic trunk anatomy: ellipsoids with HU, texture and noise, varied from patient to patient.
 
 Liver and spleen share their HU and differ in place and shape; kidneys, heart and aorta differ in contrast, spine and
-cord in size: features must learn more than a threshold.
+cord in size: features must learn more than a threshold. Patients differ by fat, by arms beside the trunk and by how they
+lie, so that outline and grey values alone tell less of which organs a slice holds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+
+ARMS_DOWN = 0.3  # share of the patients whose arms lie beside the trunk
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Canvas:
         self.hu = np.full(shape, -1000.0, np.float32)
         self.labels = np.zeros(shape, np.uint8)
 
+    def turn(self, angle: float) -> None:
+        """Turn the patient about the z axis, in radians; x and y become (1, Y, X)."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        self.y, self.x = cos * self.y - sin * self.x, sin * self.y + cos * self.x
+
     def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
         """Return the mask of an ellipsoid, centre and radii as (z, y, x); an infinite radius makes a cylinder."""
         z, y, x = ((axis - c) / r for axis, c, r in zip((self.z, self.y, self.x), centre, radii))
@@ -53,13 +61,20 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
     # where along the trunk the scan lies: 0 is the dome of the liver
     canvas.z = canvas.z + rng.uniform(-45, 30)
     canvas.y, canvas.x = canvas.y - rng.uniform(-12, 4), canvas.x - rng.uniform(-12, 12)
+    upright = canvas.y
+    canvas.turn(np.deg2rad(rng.uniform(-12, 12)))
     inf = np.inf
     waist = 1 + 0.08 * np.sin(canvas.z / 120 + rng.uniform(0, 3))
-    depth, breadth = 98 * stature * waist, 152 * stature * waist
-    body = (canvas.y / depth) ** 2 + (canvas.x / breadth) ** 2 < 1
-    muscle = (canvas.y / (depth - 16)) ** 2 + (canvas.x / (breadth - 18)) ** 2 < 1
-    canvas.paint(body, rng.normal(-100, 8))
-    canvas.paint(muscle, rng.normal(45, 5))
+    depth, breadth = 82 * stature * waist, 134 * stature * waist  # of the muscle; fat lies around it
+    fat = rng.uniform(5, 35)
+    body = (canvas.y / (depth + 0.9 * fat)) ** 2 + (canvas.x / (breadth + fat)) ** 2 < 1
+    muscle = (canvas.y / depth) ** 2 + (canvas.x / breadth) ** 2 < 1
+    skin, flesh = rng.normal(-100, 8), rng.normal(45, 5)
+    if rng.random() < ARMS_DOWN:  # they touch the trunk, and the field of view may cut them
+        for side in (-1, 1):
+            _arm(canvas, side * (breadth.max() + fat + 22), rng.uniform(-25, 15), skin, flesh, rng)
+    canvas.paint(body, skin)
+    canvas.paint(muscle, flesh)
 
     def organ(label: int, hu: float, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> None:
         z, y, x = (stature * c + rng.normal(0, 4) for c in centre)
@@ -83,11 +98,18 @@ def make(rng: np.random.Generator, slices: int, size: int) -> Phantom:
     canvas.hu[vessels & (canvas.labels == 1)] = -50
     canvas.hu += np.where(body, 9 * texture(rng, canvas.hu.shape, 1.6), 0).astype(np.float32)
     # the table lies below the back
-    plate = np.abs(canvas.y - depth.max() - 14) < 4
-    canvas.hu[np.broadcast_to(plate & (np.abs(canvas.x) < 190), canvas.hu.shape)] = -350
+    plate = np.abs(upright - depth.max() - 0.9 * fat - 14) < 4
+    canvas.hu[np.broadcast_to(plate & (np.abs(canvas.x) < 190), canvas.hu.shape) & (canvas.hu < -900)] = -350
     blurred = ndimage.gaussian_filter(canvas.hu, (0, 0.6, 0.6))
     noisy = blurred + rng.normal(0, rng.uniform(6, 22), canvas.hu.shape)
     return Phantom(np.clip(np.rint(noisy), -1024, 3071), canvas.labels, spacing)
+
+
+def _arm(canvas: Canvas, x: float, y: float, skin: float, flesh: float, rng: np.random.Generator) -> None:
+    """Paint an arm that hangs beside the trunk: fat, muscle and a bone, in mm of the turned patient."""
+    radius = rng.uniform(24, 32)
+    for share, hu in ((1.0, skin), (0.8, flesh), (0.3, 400.0)):
+        canvas.paint(canvas.ellipsoid((0, y, x), (np.inf, radius * share, radius * share)), hu)
 
 
 def _ribs(canvas: Canvas, muscle: np.ndarray, stature: float, rng: np.random.Generator) -> None:
