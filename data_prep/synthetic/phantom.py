@@ -1,8 +1,8 @@
 """Synthetic trunk anatomy: ellipsoids with HU, texture and noise, varied from patient to patient.
 
 Liver and spleen share their HU and differ in place and shape; kidneys, heart and aorta differ in contrast, spine and
-cord in size: features must learn more than a threshold. Patients differ by fat, by arms beside the trunk and by how they
-lie, so that outline and grey values alone tell less of which organs a slice holds.
+cord in size: features must learn more than a threshold. Patients differ by fat, by arms beside the trunk and by how
+they lie, so that outline and grey values alone tell less of which organs a slice holds.
 """
 
 from __future__ import annotations
