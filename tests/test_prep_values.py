@@ -133,7 +133,7 @@ REAL = {
     "metal": metal,
     "steps of 8": lambda hu: np.rint(hu / 8) * 8,
     "steps of 25": lambda hu: np.rint(hu / 25) * 25,
-    "without air": lambda hu: hu[:, 48:60, 48:60],
+    "without air": lambda hu: hu[:, 40:72, 40:72],  # soft tissue and some fat
     "without air, padded": lambda hu: padded(-2000)(hu[:, 36:66, 36:66]),
     "tissue alone, the rest -1024": lambda hu: np.where((hu > -200) & (hu < 300), hu, -1024),
     "one slice": lambda hu: hu[5:6],
