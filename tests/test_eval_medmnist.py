@@ -192,3 +192,61 @@ def test_every_table_names_its_source() -> None:
         assert content["protocol"] and ("doi" in content["source"] or "arXiv" in content["source"])
         for each in content["sets"].values():
             assert all(0 < value < 1 for row in each["rows"].values() for value in row.values())
+
+
+def _written(path: Path, **changed: np.ndarray) -> TaskConfig:
+    """Write a small file of two classes with some arrays replaced; return a task on it."""
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_labels"] = np.arange(8)[:, None] % 2
+        arrays[f"{split}_images"] = np.full((8, 28, 28), 9, np.uint8)
+    np.savez(path, **{**arrays, **changed})
+    return load(TaskConfig, None, ["name=x", "source=medmnist", f"data={path}", "kind=multiclass"])
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (28, 28, 4), (3, 28, 28), (1, 28, 28)])
+def test_channels_are_no_slices(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Pictures with a channel axis of one, three in front, or alpha were read as volumes of slivers."""
+    images = {f"{split}_images": np.zeros((8, *shape), np.uint8) for split in ("train", "val", "test")}
+    with pytest.raises(SettingsError, match=r"channels where none are expected; save them as \(N, H, W\)"):
+        sources.load(_written(tmp_path / "set.npz", **images), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"val_labels": np.zeros((8, 2))}, "val labels of shape"),
+        ({"val_labels": np.array(1)}, "val labels of shape"),
+        ({"train_labels": np.zeros((8, 2, 2))}, "train labels of shape"),
+        ({"test_images": np.zeros((0, 28, 28), np.uint8), "test_labels": np.zeros((0, 1))}, "no test images"),
+        ({"train_labels": np.array([[0.5]] * 8)}, "label 0.5, and kind=multiclass takes numbers of classes"),
+        ({"val_labels": np.array([[-1]] * 8)}, "label -1, and kind=multiclass"),
+        ({"val_labels": np.array([[np.inf]] * 8)}, "label inf, and kind=multiclass"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(changed: dict[str, np.ndarray], said: str, tmp_path: Path) -> None:
+    """Labels of other shapes in one split, or that are no classes, are a line that names them."""
+    with pytest.raises(SettingsError, match=said):
+        sources.load(_written(tmp_path / "set.npz", **changed), tmp_path)
+
+
+def test_a_label_that_is_nan_is_unknown(tmp_path: Path) -> None:
+    """An example without a label stays, and is neither of the classes."""
+    labels = np.arange(8)[:, None] % 2 + 0.0
+    labels[3] = np.nan
+    task = _written(tmp_path / "set.npz", train_labels=labels)
+    for kind in ("multiclass", "binary"):
+        task.kind = kind
+        assert np.isnan(sources.load(task, tmp_path).targets).sum() == 1
+
+
+def test_other_values_than_the_kind_has_are_refused(tmp_path: Path) -> None:
+    """Values of several labels are 0 or 1, also where a table gives them; classes up to 2 are not yes and no."""
+    task = _written(tmp_path / "set.npz", **{f"{s}_labels": np.full((8, 3), 2) for s in ("train", "val", "test")})
+    task.kind = "multilabel"
+    with pytest.raises(SettingsError, match="72 labels are not 0 or 1, e.g. 2"):
+        sources.load(task, tmp_path)
+    task = _written(tmp_path / "set.npz", train_labels=np.arange(8)[:, None] % 3)
+    task.kind = "binary"
+    with pytest.raises(SettingsError, match=r"needs positive=\[NUMBER"):
+        sources.load(task, tmp_path)

@@ -14,6 +14,9 @@ from data_prep.volumes import zips
 from data_prep.volumes.errors import unless_trouble
 from data_prep.volumes.volume import RejectedSeries
 
+_EXPECTED = "(N, H, W) or (N, H, W, 3) uint8"
+_CHANNELS = 4  # a volume of no more slices, rows or columns is taken for a picture with channels or alpha
+
 
 def grey(images: np.ndarray) -> np.ndarray:
     """Return (N, H, W) uint8 luma by ITU-R BT.601 of (N, H, W, 3) colours; grey images as they are."""
@@ -38,13 +41,21 @@ def problem(stored: Mapping[str, np.ndarray], volumes: bool = False) -> str:
     for split in SPLITS:
         images, labels = stored[f"{split}_images"], stored[f"{split}_labels"]
         if images.ndim not in (3, 4) or images.dtype != np.uint8:
-            return f"images of shape {images.shape} {images.dtype}; expected (N, H, W) or (N, H, W, 3) uint8"
+            return f"images of shape {images.shape} {images.dtype}; expected {_EXPECTED}"
+        if not len(images):
+            return f"no {split} images; expected a MedMNIST file, with images in every split"
+        if images.ndim == 4 and min(images.shape[1:]) <= _CHANNELS and images.shape[3] != 3:
+            return f"images of shape {images.shape}: channels where none are expected; save them as {_EXPECTED}"
         if is_volume(images) and not volumes:
             return f"volumes of shape {images.shape[1:]}, which are no pictures; probes take them, source=medmnist"
         if images.shape[1:] != stored["train_images"].shape[1:]:
             return f"{split} images of shape {images.shape[1:]}, but train {stored['train_images'].shape[1:]}"
+        if labels.ndim not in (1, 2):
+            return f"{split} labels of shape {labels.shape}; expected (N,) or (N, number of labels)"
         if len(labels) != len(images):
             return f"{len(images)} {split} images, but {len(labels)} labels; copy it again"
+        if labels.shape[1:] != stored["train_labels"].shape[1:]:
+            return f"{split} labels of shape {labels.shape}, but train {stored['train_labels'].shape}; copy it again"
     return ""
 
 

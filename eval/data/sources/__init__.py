@@ -41,9 +41,26 @@ def load(task: TaskConfig, cache: Path) -> Examples:
     keys, counts = np.unique(examples.keys, return_counts=True)
     if (counts > 1).any():
         raise SettingsError(f"{task.data}: {(counts > 1).sum()} duplicate keys, the first {keys[counts > 1][0]}")
+    _check_values(examples, task)
     if task.kind in ("binary", "multiclass"):
         _check_classes(examples, task)
     return examples
+
+
+def _check_values(examples: Examples, task: TaskConfig) -> None:
+    """Raise SettingsError for a target that the kind of the task does not have; NaN is one that nobody knows."""
+    if task.kind in ("binary", "anomaly", "multilabel"):
+        allowed, what = np.isin(examples.targets, (0, 1)), "0 or 1"
+    elif task.kind in ("multiclass", "retrieval"):
+        allowed = np.isin(examples.targets, np.arange(len(examples.names)))
+        what = "whole numbers of classes, from 0"
+    else:
+        allowed, what = np.isfinite(examples.targets), "finite"
+    if (strange := ~(allowed | np.isnan(examples.targets))).any():
+        raise SettingsError(
+            f"{task.table.file or task.data}: {strange.sum()} labels are not {what}, e.g. "
+            f"{examples.targets[strange][0]:g}; mend them, leave those images out, or take another kind"
+        )
 
 
 def _check_classes(examples: Examples, task: TaskConfig) -> None:
@@ -54,5 +71,5 @@ def _check_classes(examples: Examples, task: TaskConfig) -> None:
             members = np.unique(examples.subjects[found[:, column] == state])
             if len(members) < 2:
                 word = f"class {name!r}" if task.kind != "binary" else f"{'yes' if state else 'no'} of {name!r}"
-                few = "one patient" if len(members) else "no patients"
-                raise SettingsError(f"{task.table.file or task.data}: {word} has {few} only; leave it out or merge it")
+                few = "one patient only" if len(members) else "no patients"
+                raise SettingsError(f"{task.table.file or task.data}: {word} has {few}; leave it out or merge it")

@@ -137,15 +137,23 @@ def _targets(task: TaskConfig, labels: np.ndarray) -> tuple[tuple[str, ...], np.
         return _named(task, [f"label {number}" for number in range(columns)]), labels
     if columns > 1:
         raise SettingsError(f"{task.data}: {columns} labels for each image; take kind=multilabel or kind=regression")
-    classes = int(labels.max()) + 1
+    given = labels[~np.isnan(labels)]
+    if (strange := given[~np.isfinite(given) | (given < 0) | (given != np.floor(given))]).size:
+        raise SettingsError(
+            f"{task.data}: label {strange[0]:g}, and kind={task.kind} takes numbers of classes, 0 or more; mend the "
+            "labels, or take kind=regression"
+        )
+    classes = int(given.max(initial=0)) + 1
     if task.kind in ("multiclass", "retrieval"):
         return _named(task, [f"class {number}" for number in range(classes)]), labels
     if task.kind not in ("binary", "anomaly"):
         raise SettingsError(f"kind={task.kind}: a MedMNIST file has labels of images only")
+    if classes > 2 and not task.positive:
+        raise SettingsError(f"{task.data}: classes up to {classes - 1}; kind={task.kind} needs positive=[NUMBER, …]")
     known = _named(task, [str(number) for number in range(classes)]) if task.names else ()
     numbers = [float(known.index(word) if word in known else _number(word)) for word in task.positive] or [1.0]
     name = "+".join(known[int(number)] for number in numbers if number < len(known)) or "positive"
-    return (name,), np.isin(labels, numbers).astype(np.float64)
+    return (name,), np.where(np.isnan(labels), np.nan, np.isin(labels, numbers))
 
 
 def _number(word: str) -> float:
