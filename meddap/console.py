@@ -71,7 +71,7 @@ def log_handler(level: int) -> logging.Handler:
 
 def fail(line: str) -> int:
     """Print the one line of a command that cannot go on; return its exit status."""
-    say(f"error: {line}")
+    say(f"error: {' '.join(line.splitlines())}")  # a value that it quotes may be of several
     return FAILED
 
 

@@ -50,6 +50,8 @@ def check_model(config: Config) -> None:
     _check_channels(config)
     if not config.name.strip("./") or ".." in Path(config.name).parts or Path(config.name).is_absolute():
         raise SettingsError(f"name={config.name!r}: the run's folder would not lie below output; give another name")
+    if not config.name.isprintable():
+        raise SettingsError(f"name={config.name!r}: holds line ends or other control characters; give another name")
     if strange := [name for name in config.stages if not name.strip(".") or "/" in name]:
         raise SettingsError(f"stages.{strange[0]}: a stage is a folder of the run; give it a plain name")
     names, known = config.data.sequences, config.model.sequences

@@ -177,6 +177,8 @@ def export(
     except ImportError as error:
         raise ExportError(f"--format onnx needs {error.name}; pip install 'meddap[onnx]'") from error
     console.show(f"{output}: {loaded.source}; read again, {compared}")
+    if (stated := " ".join(lineage.stated_license(chain).split())) and stated != licence:
+        console.say(f"warning: licence {licence}, as --license says; the weights that these began from state {stated}")
     for line in lineage.notices(chain):
         console.say(f"licence {licence}: {line}")
 

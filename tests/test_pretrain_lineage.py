@@ -87,6 +87,49 @@ def test_a_model_cards_licence_is_handed_on(stated: str, trained, tmp_path: Path
     assert front(tmp_path / "other")["license"] == "apache-2.0"
 
 
+@pytest.mark.parametrize("name", ["", "  ", "mine\n---\n# Bad", "a\u0085b", "a\tb", "\udcff"])
+def test_a_licence_is_a_line_of_text(name: str) -> None:
+    """What is no line would go on in the card, outside its front matter."""
+    with pytest.raises(WeightsError, match="--license .*: give the licence's name in one line"):
+        lineage.to_name([], name)
+
+
+def test_the_front_matter_is_yaml_whatever_weights_are_called() -> None:
+    """Names of files and licences of others come back as they were, and add no key."""
+    for odd in [
+        'a "b": c',
+        "x\nlicense: mit",
+        "---",
+        "# c",
+        "é 😀",
+        "d\u0085e",
+        "f\x7fg",
+        "h\u2028i",
+        "!!python/name:os",
+    ]:
+        chain = [lineage.Link("published", odd, license=odd)]
+        lines = "\n".join(lineage.front_matter(chain, lineage.stated_license(chain)))
+        assert lines.count("\n") == 2
+        assert yaml.safe_load(lines) == {"license": "other", "license_name": odd, "base_model": odd}
+
+
+def test_a_card_keeps_its_form_whatever_the_licence_of_the_data(trained, tmp_path: Path, capsys) -> None:
+    """Licences that others stated, in shards or model cards, stay within their line and cell; another name is said."""
+    start = foreign(trained("first"), tmp_path / "start")
+    (start / "README.md").write_text('---\nlicense: other\nlicense_name: "a|b\\n# Bad"\n---\n')
+    dataset = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**dataset, "license": "c|d\n\n# Worse"}))
+    run = trained("next", f"stages.adapt.init_from={start}")
+    capsys.readouterr()
+    assert hand_out(run, tmp_path / "out", "--license", "mit") == 0
+    said = capsys.readouterr().err
+    assert "warning: licence mit, as --license says; the weights that these began from state a|b # Bad" in said
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("# Bad", "# Worse"))]
+    assert any(line.endswith("| a\\|b # Bad |") for line in lines)
+    assert any("licensed as c\\|d # Worse; patients" in line for line in lines)
+
+
 def test_the_chain_goes_on_over_exports_of_every_kind(trained, tmp_path: Path, capsys) -> None:
     """Run → folder → run → file → run: five links in their order, each with the digest of its file."""
     first = trained("first")

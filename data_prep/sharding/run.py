@@ -77,6 +77,7 @@ def _run(request: Request) -> None:
     folders = Inputs.of(request.inputs)
     apart(list(request.masks), "--masks")
     _check_places(request)
+    _check_license(config)
     _check_shares(config)
     if strange := [value for value in config.labels if not value.isdecimal()]:
         raise ShardingError(f"labels.{strange[0]}={config.labels[strange[0]]}: give labels.VALUE=NAME")
@@ -212,6 +213,12 @@ def _check_places(request: Request) -> None:
     for masks in request.masks:
         if masks.resolve() in inputs:
             raise ShardingError(f"--masks {masks}: is the --input; label maps beside their images are found without it")
+
+
+def _check_license(config: PrepConfig) -> None:
+    """Raise ShardingError for a licence that is no line of text: it goes into the cards of models."""
+    if config.license is not None and not (config.license.strip() and config.license.isprintable()):
+        raise ShardingError(f"license={config.license!r}: give its name in one line, e.g. license=CC-BY-4.0")
 
 
 def _check_shares(config: PrepConfig) -> None:

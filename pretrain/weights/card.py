@@ -67,13 +67,13 @@ def _data(found: Checkpoint, config: Config) -> str:
     sources, licenses, split = found.state.get("sources", {}), found.state.get("licenses", {}), config.data.split
     names = ", ".join(config.data.sequences)
     if len(sources) < 2:
-        licensed = f", licensed as {each}" if (each := next(iter(licenses.values()), None)) else ""
+        licensed = f", licensed as {_cell(each)}" if (each := next(iter(licenses.values()), None)) else ""
         return (
             f"{names} slices of split `{split}` of the data set with digest `{found.state['data_digest'][:16]}`"
             f"{licensed}; patients of the other splits were not seen."
         )
     heads, rows = sources_table(found)
-    quoted = [[*row[:-2], f"`{row[-2]}`", row[-1]] for row in rows]  # the digest
+    quoted = [[*row[:-2], f"`{row[-2]}`", _cell(row[-1])] for row in rows]  # the digest
     lines = [
         f"{names} slices of split `{split}` of {len(sources)} data sets; patients of the other splits were not seen. "
         "Window, mean and standard deviation are those of this card unless others are named.",
@@ -85,11 +85,15 @@ def _data(found: Checkpoint, config: Config) -> str:
 
 def _descent(chain: Sequence[Link], licence: str) -> str:
     """Say the licence, what began as what, the first weights first, and what their licences ask for."""
-    said = f"Licence of these weights: {licence}." if licence else "Nobody has named a licence for these weights yet."
+    said = (
+        f"Licence of these weights: {_cell(licence)}."
+        if licence
+        else "Nobody has named a licence for these weights yet."
+    )
     lines = [said, "", "| | weights | SHA-256 | licence |", "|---|---|---|---|"]
     for link in chain:
-        own = link.license or ("that above" if link.kind == RUN else "not named")
-        lines.append(f"| {link.kind} | {link.name} | `{link.sha256[:16] or 'not known'}` | {own} |")
+        own = _cell(link.license) or ("that above" if link.kind == RUN else "not named")
+        lines.append(f"| {link.kind} | {_cell(link.name)} | `{link.sha256[:16] or 'not known'}` | {own} |")
     return "\n".join([*lines, *(f"\n{notice}" for notice in lineage.notices(chain))])
 
 
@@ -107,6 +111,12 @@ def sources_table(found: Checkpoint) -> tuple[list[str], list[list[str]]]:
         shown += [each["digest"][:16], licenses.get(name, "not named")]
         rows.append(shown)
     return heads, rows
+
+
+def _cell(text: str) -> str:
+    """Return a text of others for a line or a table of Markdown: in one line, and without ends of cells."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(line.split()).replace("|", "\\|")
 
 
 def _channels(model: ModelConfig) -> str:

@@ -8,7 +8,6 @@ whoever exports them names; it is never guessed.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,10 +103,11 @@ def of_checkpoint(found: Checkpoint) -> list[Link]:
 def to_name(chain: Sequence[Link], named: str | None) -> str:
     """Return the licence that an export carries: `named`, else the one stated last; "" for weights begun from nothing.
 
-    Raises WeightsError for weights begun from others' of which neither says it.
+    Raises WeightsError for weights begun from others' of which neither says it, and for a name that is no line of text.
     """
-    foreign = [link for link in chain if link.kind != RUN]
-    stated = next((link.license for link in reversed(foreign) if link.license), "")
+    if named is not None and not (named.strip() and named.isprintable()):
+        raise WeightsError(f"--license {named!r}: give the licence's name in one line, e.g. apache-2.0")
+    foreign, stated = [link for link in chain if link.kind != RUN], stated_license(chain)
     if not (named or stated) and (first := next((link for link in foreign if link.kind == PUBLISHED), None)):
         terms = "; DINOv3's, MedDINOv3's and FlexiCT's weights have terms of their own" * (first.architecture == DINOV3)
         raise WeightsError(
@@ -115,6 +115,11 @@ def to_name(chain: Sequence[Link], named: str | None) -> str:
             "--license NAME (e.g. dinov3-license, apache-2.0)"
         )
     return named or stated
+
+
+def stated_license(chain: Sequence[Link]) -> str:
+    """Return the licence that the last of the weights of a chain that state one state; "" where none does."""
+    return next((link.license for link in reversed(chain) if link.kind != RUN and link.license), "")
 
 
 def notices(chain: Sequence[Link]) -> list[str]:
@@ -203,4 +208,5 @@ def _joined(sums: Iterable[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """Return a text as YAML in one line; JSON would leave characters in it that end a line of YAML."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=1 << 20).strip()
