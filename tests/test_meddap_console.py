@@ -39,6 +39,11 @@ def test_an_error_of_ours_is_its_line(capsys: pytest.CaptureFixture) -> None:
     assert ends(None, capsys) == (0, "")
 
 
+def test_an_error_that_quotes_several_lines_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    """A value of a setting may hold line ends; the error that quotes it does not."""
+    assert ends(MeddapError("license=a\nb: c\u2028d: no text"), capsys) == (1, "error: license=a b: c d: no text\n")
+
+
 def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture) -> None:
     """Status 130, and what to do next."""
     assert ends(KeyboardInterrupt(), capsys) == (

@@ -18,12 +18,14 @@ def dense(plane: np.ndarray) -> np.ndarray:
 
 
 def test_the_same_seed_gives_the_same_patient(patients: list[phantom.Phantom]) -> None:
+    """To the voxel; another number is another patient."""
     again = phantom.make(np.random.default_rng([7, 3]), 12, 64)
     assert np.array_equal(again.hu, patients[3].hu) and np.array_equal(again.labels, patients[3].labels)
     assert not np.array_equal(patients[3].labels, patients[4].labels)
 
 
 def test_organs_lie_in_the_body(patients: list[phantom.Phantom]) -> None:
+    """No organ has a voxel outside of the body."""
     for made in patients:
         for plane, labels in zip(made.hu, made.labels):
             assert (labels[~ndimage.binary_dilation(dense(plane))] == 0).all()
