@@ -94,6 +94,14 @@ def test_a_licence_is_a_line_of_text(name: str) -> None:
         lineage.to_name([], name)
 
 
+def test_the_lineage_of_nothing_is_one_line(tmp_path: Path, capsys) -> None:
+    """A mistyped name is an error that says so."""
+    assert cli.main(["export", "--checkpoint", str(tmp_path / "gone"), "--show-lineage"]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("gone: no such file or folder; name a run, or weights that init_from takes\n")
+    assert said.count("\n") == 1
+
+
 def test_the_front_matter_is_yaml_whatever_weights_are_called() -> None:
     """Names of files and licences of others come back as they were, and add no key."""
     for odd in [
