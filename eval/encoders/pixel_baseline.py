@@ -19,11 +19,12 @@ class PixelBaseline:
 
     source, window = "pixels", (-1000.0, 1000.0)
     patch_size, depth = 8, 1
+    digest = hashlib.sha256(b"pixel statistics 1").hexdigest()
 
     def __init__(self, channels: int = 1) -> None:
         self.channels, self.embed_dim = channels, 32 * channels
-        version = "pixel statistics 1" if channels == 1 else f"pixel statistics 1, {channels} channels"
-        self.digest = hashlib.sha256(version.encode()).hexdigest()
+        if channels > 1:
+            self.digest = hashlib.sha256(f"{self.digest}, {channels} channels".encode()).hexdigest()
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images
