@@ -57,7 +57,7 @@ def test_gain_loss_and_neither_are_said_alike(
     assert compare.main(["--runs", *map(str, mine)]) == 0
     out = capsys.readouterr().out
     first = out.splitlines()[0]
-    assert first.startswith("Organs: after against before") and expected in first and f"{PATIENTS} patients" in first
+    assert first.startswith("organs: after against before") and expected in first and f"{PATIENTS} patients" in first
     page = html.unescape(report.report(mine))
     opening = page[page.index("<h2>Verdict") : page.index("<h2>Probes")]
     assert first in opening
@@ -73,7 +73,7 @@ def test_a_loss_beside_the_gain_is_named(tmp_path: Path) -> None:
     assert found.call == "GAIN" and found.row["metric"] == "dice"
     assert "LOST (knn auroc -0." in found.about_others()
     page = report.report(mine)
-    assert re.search(r'class="verdict bad">Organs: of \d+ other figures \d+ LOST', page)
+    assert re.search(r'class="verdict bad">organs: of \d+ other figures \d+ LOST', page)
 
 
 def test_a_smaller_distance_is_a_gain_and_is_in_mm(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -189,7 +189,7 @@ def test_a_choice_gives_the_verdict_where_only_the_floor_was_probed(tmp_path: Pa
         probed.write(run / "choose" / "organs" / name, task, {"knn": drawn(dice)})
     (run / "config.yaml").write_text("name: run\ndata: {root: nowhere}\nstages: {adapt: {steps: 3}}\n")
     page = html.unescape(report.report([run]))
-    assert "Organs: chosen against start is a GAIN" in page and "chosen is above it" in page
+    assert "organs: chosen against start is a GAIN" in page and "chosen is above it" in page
 
 
 def test_a_comparison_needs_predictions_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

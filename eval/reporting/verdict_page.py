@@ -58,11 +58,11 @@ def section(folders: Sequence[Path], run: Path | None = None, attached: PageFile
         except MeddapError as error:  # a damaged configuration takes no verdict away
             yield dim(f"Missing: {error}")
     yield "".join(
-        f'<p class="verdict {_KINDS[each.call]}">{html.escape(_capital(each.sentence()))}.</p>' for each in found
+        f'<p class="verdict {_KINDS[each.call]}">{html.escape(each.sentence())}.</p>' for each in found
     )
     others = "; ".join(each.about_others() for each in found)
     lost = any(each.lost for each in found)
-    yield f'<p class="verdict{" bad" if lost else ""}">{html.escape(_capital(others))}.</p>'
+    yield f'<p class="verdict{" bad" if lost else ""}">{html.escape(others)}.</p>'
     yield _table(found)
     if len(found) > 1 and (rows := forest.of_tasks(found)):
         yield figure(forest.picture(rows), "The main figure of every task: difference with its 95 % interval.")
@@ -86,7 +86,7 @@ def section(folders: Sequence[Path], run: Path | None = None, attached: PageFile
 
 def lines(found: Verdict) -> list[str]:
     """Return a verdict as lines for a console."""
-    said = [f"{_capital(found.sentence())}.", f"{_capital(found.about_others())}."]
+    said = [f"{found.sentence()}.", f"{found.about_others()}."]
     table = subgroup_table.of(found, *found.folders)
     about = subgroup_table.lines(table, verdict.name_of(found.row)) if table is not None else []
     both = (verdict.about_windows(*found.folders), verdict.about_site(*found.folders))
@@ -150,7 +150,3 @@ def _by_task(folders: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
 
 def _source(folder: Path) -> str:
     return str(results.read_rows(folder)[0].get("encoder", ""))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
