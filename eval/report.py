@@ -63,7 +63,7 @@ def write(runs: Sequence[Path], output: Path) -> None:
     page = report(runs, attached)
     attached.write()
     write_atomic(output, page.encode())
-    folders = [folder for run in runs for folder in report_probes.folders_of(run)]
+    folders = [folder for run in runs for folder in _probed(run)]
     rows = tables.read(folders)
     if rows:
         rows = tables.joined(rows, report_probes.differences(folders))
@@ -71,14 +71,18 @@ def write(runs: Sequence[Path], output: Path) -> None:
         write_atomic(output.with_suffix(".tex"), tables.as_latex(rows).encode())
 
 
-def _verdict(run: Path, attached: PageFiles | None) -> Iterator[str]:
+def _probed(run: Path) -> list[Path]:
+    """Return the folders of probes that a page shows: of RUN/probe, and of a choice where these compare nothing."""
     probed = report_probes.folders_of(run)
-    folders = probed if verdict_page.verdicts(probed) else [*choices.folders_of(run), *probed]
-    yield from verdict_page.section(folders, run, attached)
+    return probed if verdict_page.verdicts(probed) else [*choices.folders_of(run), *probed]
+
+
+def _verdict(run: Path, attached: PageFiles | None) -> Iterator[str]:
+    yield from verdict_page.section(_probed(run), run, attached)
 
 
 def _probes(run: Path, attached: PageFiles | None) -> Iterator[str]:
-    yield from report_probes.section(report_probes.folders_of(run), attached)
+    yield from report_probes.section(_probed(run), attached)
     for path in sorted(run.glob("*/sweep.jsonl")):
         yield f"<h3>Sweep {html.escape(path.parent.name)}</h3>"
         rows = read_json_lines(path, dict, "sweep again")

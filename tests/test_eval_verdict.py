@@ -192,6 +192,21 @@ def test_a_choice_gives_the_verdict_where_only_the_floor_was_probed(tmp_path: Pa
     assert "organs: chosen against start is a GAIN" in page and "chosen is above it" in page
 
 
+def test_a_choice_alone_has_its_tables(tmp_path: Path) -> None:
+    """Of a run that nobody probed beside it: start and chosen of each of two tasks, in the page and in its CSV."""
+    run = tmp_path / "run"
+    for name, end in (("organs", 0.7), ("lesions", 0.6)):
+        for which, dice in (("start", 0.5), ("chosen", end)):
+            task = TaskConfig(data="x", name=name, draws=100)
+            probed.write(run / "choose" / name / which, task, {"knn": drawn(dice)})
+    (run / "config.yaml").write_text("name: run\ndata: {root: nowhere}\nstages: {adapt: {steps: 3}}\n")
+    assert report.main(["--runs", str(run), "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h3>Task lesions</h3>" in page and "<h3>Task organs</h3>" in page and "No probe was run" not in page
+    table = (tmp_path / "report.csv").read_text()
+    assert all(name in table for name in ("organs", "lesions", "start", "chosen"))
+
+
 def test_a_comparison_needs_predictions_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Without results.jsonl there is the table, and a line says why there is no verdict; a damaged one is an error."""
     mine = folders(tmp_path, ("before", {"knn": drawn(0.6)}), ("after", {"knn": drawn(0.7, seed=1)}))

@@ -65,8 +65,8 @@ def section(folders: Sequence[Path], attached: PageFiles | None = None) -> Itera
     for task in tasks:
         if len(tasks) > 1:
             yield f"<h3>Task {html.escape(task)}</h3>"
-        names = {row["run"] for row in rows if row["task"] == task}
-        mine = [folder for folder in folders if folder.name in names]
+        # by the task, not by the name: a choice on two tasks has a `start` of each
+        mine = [folder for folder in folders if {row["task"] for row in results.read_rows(folder)} == {task}]
         yield from _task([row for row in rows if row["task"] == task], mine, attached)
     if not tasks:
         yield from _pictures(folders, "patches", attached)

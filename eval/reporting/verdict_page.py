@@ -57,9 +57,7 @@ def section(folders: Sequence[Path], run: Path | None = None, attached: PageFile
             yield f"<p>{html.escape(adapted(run))}</p>"
         except MeddapError as error:  # a damaged configuration takes no verdict away
             yield dim(f"Missing: {error}")
-    yield "".join(
-        f'<p class="verdict {_KINDS[each.call]}">{html.escape(each.sentence())}.</p>' for each in found
-    )
+    yield "".join(f'<p class="verdict {_KINDS[each.call]}">{html.escape(each.sentence())}.</p>' for each in found)
     others = "; ".join(each.about_others() for each in found)
     lost = any(each.lost for each in found)
     yield f'<p class="verdict{" bad" if lost else ""}">{html.escape(others)}.</p>'
