@@ -354,7 +354,7 @@ def test_medmnist_files(tmp_path: Path, channels: tuple[int, ...], columns: int)
 def test_hostile_arrays(tmp_path: Path) -> None:
     """Objects that would run code, a cut file, other arrays, labels that are no classes: a row each."""
     arrays = medmnist(tmp_path / "in" / "good.npz")
-    np.savez(tmp_path / "in" / "object.npz", **{**arrays, "train_labels": np.array([object()] * 9)})
+    np.savez(tmp_path / "in" / "object.npz", **{**arrays, "train_labels": np.array([[object()]] * 9)})
     content = (tmp_path / "in" / "good.npz").read_bytes()
     (tmp_path / "in" / "cut.npz").write_bytes(content[: len(content) // 2])
     np.savez(tmp_path / "in" / "other.npz", a=np.zeros(3))

@@ -98,7 +98,7 @@ def test_the_lineage_of_nothing_is_one_line(tmp_path: Path, capsys) -> None:
     """A mistyped name is an error that says so."""
     assert cli.main(["export", "--checkpoint", str(tmp_path / "gone"), "--show-lineage"]) == 1
     said = capsys.readouterr().err
-    assert said.endswith("gone: no such file or folder; name a run, or weights that init_from takes\n")
+    assert said.endswith("gone: not found; name a run, a file of weights or a folder with config.json\n")
     assert said.count("\n") == 1
 
 

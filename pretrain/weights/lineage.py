@@ -78,7 +78,7 @@ def of_weights(path: str | Path) -> list[Link]:
     if encoder.is_run(path):
         return of_checkpoint(encoder.find(path))
     if not path.exists():
-        raise WeightsError(f"{path}: no such file or folder; name a run, or weights that init_from takes")
+        raise WeightsError(f"{path}: not found; name a run, a file of weights or a folder with config.json")
     files = published.files(path)
     said = _beside(path)
     sha256 = file_sha256(files[0]) if len(files) == 1 else _joined(file_sha256(file) for file in files)
