@@ -24,7 +24,7 @@ def card(found: Checkpoint, loaded: Encoder, compared: str, licence: str = "") -
     return f"""---
 library_name: transformers
 pipeline_tag: image-feature-extraction
-tags: [medical, radiology, dino, self-supervised]
+tags: [medical, dino, self-supervised]
 window: {list(loaded.intensity.window)}
 {"".join(line + chr(10) for line in lineage.front_matter(chain, licence))}---
 # {config.name}
@@ -36,7 +36,8 @@ A vision transformer ({model.embed_dim} wide, {model.depth} deep, patches of {mo
 
 {_use(loaded)}
 Read again when it was exported: {compared}.
-Height and width are multiples of {model.patch_size}. Rows run front to back, columns from the patient's right to left.
+Height and width are multiples of {model.patch_size}. Rows of axial slices run front to back, columns from the patient's
+right to left; other pictures are as their files have them.
 
 ## Data
 
