@@ -58,7 +58,7 @@ def test_a_task_is_probed_elsewhere_by_the_same_encoders(probes: list[str], tmp_
     for _ in range(2):
         assert compare.main(asked) == 0
         out = capsys.readouterr().out
-        assert "Elsewhere: Far: far-after against far-before is a LOSS" in out and "| far: knn | auroc |" in out
+        assert "Elsewhere: far: far-after against far-before is a LOSS" in out and "| far: knn | auroc |" in out
     places = [tmp_path / "probe" / f"far-{name}" for name in ("before", "after")]
     assert [opened(place) for place in places] == [1, 1]
     rows = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]

@@ -162,8 +162,8 @@ def test_what_was_forgotten_stands_beside_the_gain(tmp_path: Path, capsys: pytes
     away = ["--elsewhere", *(str(made["there", end]) for end in ("before", "after"))]
     assert compare.main([*words, *away, "--output", str(tmp_path / "c.jsonl")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("Ct: after against before is a GAIN")
-    assert "Elsewhere: Photos: after against before is a LOSS" in out and "| photos: segmentation | dice |" in out
+    assert out.startswith("ct: after against before is a GAIN")
+    assert "Elsewhere: photos: after against before is a LOSS" in out and "| photos: segmentation | dice |" in out
     rows = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert {row.get("elsewhere", False) for row in rows} == {True, False}
     assert compare.main([*words, "--elsewhere", *reversed(away[1:])]) == 1
