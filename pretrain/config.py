@@ -132,7 +132,8 @@ class CropsConfig:
     def described(self) -> str:
         """Number and pixels of global and local crops, of each pair of a mixture."""
         pairs: Sequence[PairConfig | CropsConfig] = self.mixture or [self]
-        return "; ".join(f"2 × {pair.global_size}, {self.local_number} × {pair.local_size}" for pair in pairs)
+        of_local = ", {} × {}".format if self.local_number else "".format
+        return "; ".join(f"2 × {pair.global_size}{of_local(self.local_number, pair.local_size)}" for pair in pairs)
 
 
 @dataclass

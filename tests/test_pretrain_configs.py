@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import pretrain
 from pretrain import checks, train
-from pretrain.config import Config, StageConfig, load
+from pretrain.config import Config, CropsConfig, StageConfig, load
 
 FOLDER = Path(pretrain.__file__).parent / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -107,3 +107,9 @@ def test_every_parameter_that_should_move_moves_in_every_stage(
         share = 1 - stage.optim.teacher_momentum.values(STEPS).max()
         resting = {key for key in wanted if (student[key].abs() * share).max() > 1e-6 and not teacher[key].any()}
         assert any(each.any() for each in teacher.values()) and not resting, (name, sorted(resting)[:5])
+
+
+def test_crops_are_told_in_words() -> None:
+    """Local crops of which there are none are not named."""
+    assert CropsConfig(global_size=64, local_size=32, local_number=4).described == "2 × 64, 4 × 32"
+    assert CropsConfig(global_size=64, local_number=0).described == "2 × 64"
