@@ -129,7 +129,7 @@ def start(config: Config, name: str, before: str | None, code: str, world: World
 
     identity = {"stage": name, **corpora.identity(corpus), "recipe": recipe(config, name)}
     own, origin = networks.starting_points(config, settings, before, identity, world)
-    began = world.first_does(lambda: lineage.begin(settings.init_from, origin))
+    began = world.first_does(lambda: lineage.begin(settings.init_from, origin, config.model.position))
     first_step = own.step if own else 0
     if first_step == settings.steps:
         log.info("stage %s: all %d steps were done before", name, settings.steps)

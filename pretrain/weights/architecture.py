@@ -21,6 +21,11 @@ _CONFIG = {"num_attention_heads": "num_heads", "layer_norm_eps": "norm_eps", "ro
 _PRECISIONS = ((torch.bfloat16, 2**-7), (torch.float16, 2**-10), (torch.float32, 1e-5))
 
 
+def family(position: str) -> str:
+    """Return whose architecture has these positions: "dinov3", rotary, or "dinov2", learned."""
+    return "dinov3" if position == "rope" else "dinov2"
+
+
 class WeightsError(MeddapError, ValueError):
     """A file of weights that cannot be used; one line that names it and says why."""
 

@@ -16,7 +16,7 @@ from meddap.disk import write_atomic
 from meddap.errors import MeddapError
 from pretrain.config import ModelConfig, head_count
 from pretrain.model.vit import VisionTransformer
-from pretrain.weights import initialise
+from pretrain.weights import architecture, initialise
 from pretrain.weights.encoder import Encoder
 from pretrain.weights.published import Tensors
 
@@ -65,7 +65,7 @@ def write(loaded: Encoder, output: Path, descent: Mapping[str, Any] | None = Non
     descent  `lineage` and `license` of the weights, beside their intensity in config.json
     """
     config = loaded.config
-    kind = "dinov3" if config.position == "rope" else "dinov2"
+    kind = architecture.family(config.position)
     if kind == "dinov2" and (config.ffn != "mlp" or config.ffn_ratio % 1):
         raise ExportError(
             "transformers has no model of learned positions with SwiGLU or a fractional ffn_ratio; use --format dinov3"

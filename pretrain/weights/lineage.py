@@ -20,7 +20,7 @@ from meddap.disk import file_sha256
 from meddap.records import misfit, read_json
 from pretrain.config import load, recorded
 from pretrain.runtime.checkpoint import Checkpoint
-from pretrain.weights import encoder, published
+from pretrain.weights import architecture, encoder, published
 from pretrain.weights.architecture import DamagedError, WeightsError
 
 PUBLISHED, RUN, EXPORT = "published", "run", "export"
@@ -65,15 +65,21 @@ class Link:
         return words if self.kind == RUN else f"{words}  licence {self.license or 'not named'}"
 
 
-def begin(init_from: str | None, before: Checkpoint | None) -> list[dict[str, Any]]:
-    """Return what a stage records as `began`: of the checkpoint before it, else of the weights that it starts from."""
+def begin(init_from: str | None, before: Checkpoint | None, position: str) -> list[dict[str, Any]]:
+    """Return what a stage records as `began`: of the checkpoint before it, else of the weights that it starts from.
+
+    position  of the model (model.position): weights with another one are refused when they are loaded
+    """
     if before is not None:
         return as_records(_before(before))
-    return as_records(of_weights(init_from)) if init_from else []
+    return as_records(of_weights(init_from, position)) if init_from else []
 
 
-def of_weights(path: str | Path) -> list[Link]:
-    """Return the chain of a run's checkpoint or of published weights, the first weights first. Raises MeddapError."""
+def of_weights(path: str | Path, position: str | None = None) -> list[Link]:
+    """Return the chain of a run's checkpoint or of published weights, the first weights first. Raises MeddapError.
+
+    position  of the published weights, where it is known: their file is then hashed, but not read as weights
+    """
     path = Path(path)
     if encoder.is_run(path):
         return of_checkpoint(encoder.find(path))
@@ -85,9 +91,8 @@ def of_weights(path: str | Path) -> list[Link]:
     if said is not None:
         chain, licence = said
         return [*chain, Link(EXPORT, path.name, sha256, chain[-1].architecture if chain else "", licence)]
-    settings = published.read(path).settings
-    architecture = DINOV3 if settings["position"] == "rope" else "dinov2"
-    return [Link(PUBLISHED, _hub_name(path), sha256, architecture, _stated(path))]
+    position = position or published.read(path).settings["position"]
+    return [Link(PUBLISHED, _hub_name(path), sha256, architecture.family(position), _stated(path))]
 
 
 def of_checkpoint(found: Checkpoint) -> list[Link]:
@@ -96,10 +101,9 @@ def of_checkpoint(found: Checkpoint) -> list[Link]:
     licenses, sources = found.state.get("licenses", {}), found.state.get("sources", {})
     digests = {name: each["digest"] for name, each in sources.items()} or {"": found.state["data_digest"]}
     data = {name: {"digest": digest, "license": licenses.get(name, "")} for name, digest in digests.items()}
-    architecture = DINOV3 if config.model.position == "rope" else "dinov2"
     name = f"{config.name}/{found.stage}/{found.step:08d}"
     sha256 = found.state["files"].get("teacher.safetensors", "")
-    return [*_before(found), Link(RUN, name, sha256, architecture, data=data)]
+    return [*_before(found), Link(RUN, name, sha256, architecture.family(config.model.position), data=data)]
 
 
 def to_name(chain: Sequence[Link], named: str | None) -> str:
@@ -127,7 +131,7 @@ def stated_license(chain: Sequence[Link]) -> str:
 def notices(chain: Sequence[Link]) -> list[str]:
     """Return what is to be told with weights of a chain: one notice per architecture of foreign weights."""
     met = dict.fromkeys(link.architecture for link in chain if link.kind == PUBLISHED)
-    return [_NOTICES[architecture] for architecture in met if architecture in _NOTICES]
+    return [_NOTICES[each] for each in met if each in _NOTICES]
 
 
 def front_matter(chain: Sequence[Link], licence: str) -> list[str]:
