@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.datasets import write_dataset
+from helpers.datasets import identity, write_dataset
 
 from data_prep.schema import Slice
 from eval import probe, report
@@ -46,16 +46,12 @@ def brain_slice(rng: np.random.Generator, subject: int, order: int, size: int) -
     names = ("t1", "t2", "flair") if subject % 3 == 0 else ("t1", "t2")
     level = {"t1": rng.uniform(26000, 40000), "t2": 28000 + 9000 * kind, "flair": 28000 + 9000 * kind}
     planes = [level[name] + rng.normal(0, 800, (size, size)) for name in names]
-    digest = hashlib.sha256(f"brain {subject}".encode()).hexdigest()[:32]
     return Slice(
         pixels=np.stack(planes).astype(np.uint16),
         sequences=names,
         spacing=(1.0, 1.0),
         position=float(order),
-        subject=digest,
-        series=digest[::-1],
-        order=order,
-        key=f"{digest}-{order:05d}",
+        **identity(f"brain {subject}", order),
         box=(0, size, 0, size),
         labels={"tumour": kind},
         scales=((1.0, 0.0),) * len(names),

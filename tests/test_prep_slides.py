@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import peaks, slide_files
+from helpers.absent import absent
 
 from data_prep import overview, schema, shard_images, verify
 from data_prep.sharding import description
@@ -368,7 +369,6 @@ def test_without_the_libraries_a_slide_is_left_out_with_the_remedy(
     """One line that says what to install."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.svs").write_bytes(b"x")
-    (tmp_path / "openslide.py").write_text("raise ImportError")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    absent("openslide", tmp_path, monkeypatch)
     sharded(tmp_path, "tiles.size=64", status=1)
     assert "pip install 'meddap[slides]'" in capsys.readouterr().err

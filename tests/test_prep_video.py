@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.absent import absent
 
 from data_prep import schema, shard_images, verify
 from data_prep.sharding import description
@@ -151,7 +152,6 @@ def test_without_the_library_a_video_is_left_out_with_the_remedy(
     """One line that says what to install."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(b"x")
-    (tmp_path / "av.py").write_text("raise ImportError")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    absent("av", tmp_path, monkeypatch)
     sharded(tmp_path, status=1)
     assert "pip install 'meddap[video]'" in capsys.readouterr().err

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
 
 from data_prep.schema import Slice
+from helpers.datasets import identity
 
 
 def body(patient: int, order: int, size: int = 96, **meta: object) -> Slice:
@@ -24,11 +24,9 @@ def body(patient: int, order: int, size: int = 96, **meta: object) -> Slice:
         at = (rows - centre[0] - drift[0] * order) / radii[0], (columns - centre[1] - drift[1] * order) / radii[1]
         pixels[inside & (at[0] ** 2 + at[1] ** 2 < 1)] = hu
     pixels += np.random.default_rng([patient, order, 8]).normal(0, 8, pixels.shape)
-    subject = hashlib.sha256(f"body {patient}".encode()).hexdigest()[:32]
     return Slice(
         pixels=np.rint(pixels).astype(np.int16)[None], sequences=("ct",), spacing=(4.0, 4.0), position=5.0 * order,
-        subject=subject, series=subject[::-1], order=order, key=f"{subject}-{order:05d}", box=(0, size, 0, size),
-        meta=dict(meta),
+        **identity(f"body {patient}", order), box=(0, size, 0, size), meta=dict(meta),
     )  # fmt: skip
 
 

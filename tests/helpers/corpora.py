@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
 from data_prep import schema
-from helpers.datasets import body_slice, write_dataset
+from helpers.datasets import body_slice, identity, write_dataset
 from helpers.tiny_run import CONFIG
 
 SEVERAL = CONFIG.replace(
@@ -56,16 +55,12 @@ def picture_slice(rng: np.random.Generator, subject: int, order: int, size: int 
         colour[:, cell] = rng.uniform(0, 0.6, (3, 1)) + rng.normal(0, 0.03, (3, int(cell.sum())))
     planes = colour if subject % 3 else colour[:1]
     values = np.rint(schema.MR_LOW + planes * (schema.MR_HIGH - schema.MR_LOW)).clip(0, 65535).astype(np.uint16)
-    digest = hashlib.sha256(f"pictured {subject}".encode()).hexdigest()[:32]
     return schema.Slice(
         pixels=values,
         sequences=("image",),
         spacing=(1.0, 1.0),
         position=float(order),
-        subject=digest,
-        series=digest[::-1],
-        order=order,
-        key=f"{digest}-{order:05d}",
+        **identity(f"pictured {subject}", order),
         box=(0, size, 0, size),
         scales=((1.0, 0.0),),
         channels=len(values),

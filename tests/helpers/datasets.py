@@ -6,11 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import schema
 from meddap.disk import file_sha256
+
+
+def identity(subject: str, order: int) -> dict[str, Any]:
+    """What names slice `order` of the one series of a subject: hashes of the subject's text."""
+    digest = hashlib.sha256(subject.encode()).hexdigest()[:32]
+    return {"subject": digest, "series": digest[::-1], "order": order, "key": f"{digest}-{order:05d}"}
 
 
 def body_slice(rng: np.random.Generator, subject: int, order: int, size: int = 64) -> schema.Slice:
@@ -27,16 +34,12 @@ def body_slice(rng: np.random.Generator, subject: int, order: int, size: int = 6
             pixels[organ] += hu
             labelmap[organ] = value
     where = np.nonzero(body)
-    digest = hashlib.sha256(f"subject {subject}".encode()).hexdigest()[:32]
     return schema.Slice(
         pixels=np.rint(pixels).astype(np.int16)[None],
         sequences=("ct",),
         spacing=(2.0, 2.0),
         position=3.0 * order,
-        subject=digest,
-        series=digest[::-1],
-        order=order,
-        key=f"{digest}-{order:05d}",
+        **identity(f"subject {subject}", order),
         box=(int(where[0].min()), int(where[0].max()) + 1, int(where[1].min()), int(where[1].max()) + 1),
         labelmap=labelmap,
         annotated=(1, 2),
