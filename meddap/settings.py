@@ -44,6 +44,11 @@ def is_given(key: str, file: str | Path | None, overrides: Sequence[str] = ()) -
     return any(value is not None for value in found)
 
 
+def is_line(text: str) -> bool:
+    """Whether a text is one line that says something, as what is written into tables and model cards has to be."""
+    return bool(text.strip()) and text.isprintable()
+
+
 def _all_layers(file: str | Path | None, overrides: Sequence[str]) -> list[tuple[str, Mapping[Any, Any]]]:
     layers: list[tuple[str, Mapping[Any, Any]]] = [] if file is None else _files(Path(file), ())
     return layers + [(override, _override(override)) for override in overrides]

@@ -28,6 +28,7 @@ from meddap.disk import disk_errors, sole_writer, write_atomic
 from meddap.errors import MeddapError
 from meddap.ranges import check_ranges
 from meddap.records import read_json
+from meddap.settings import is_line
 
 
 class ShardingError(MeddapError):
@@ -216,8 +217,8 @@ def _check_places(request: Request) -> None:
 
 
 def _check_license(config: PrepConfig) -> None:
-    """Raise ShardingError for a licence that is no line of text: it goes into the cards of models."""
-    if config.license is not None and not (config.license.strip() and config.license.isprintable()):
+    """Raise ShardingError for a licence that is not one line of text: it is written into model cards."""
+    if config.license is not None and not is_line(config.license):
         raise ShardingError(f"license={config.license!r}: give its name in one line, e.g. license=CC-BY-4.0")
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from meddap.disk import file_sha256
 from meddap.records import misfit, read_json
+from meddap.settings import is_line
 from pretrain.config import load, recorded
 from pretrain.runtime.checkpoint import Checkpoint
 from pretrain.weights import architecture, encoder, published
@@ -109,9 +110,9 @@ def of_checkpoint(found: Checkpoint) -> list[Link]:
 def to_name(chain: Sequence[Link], named: str | None) -> str:
     """Return the licence that an export carries: `named`, else the one stated last; "" for weights begun from nothing.
 
-    Raises WeightsError for weights begun from others' of which neither says it, and for a name that is no line of text.
+    Raises WeightsError for weights begun from others' of which neither says it, and for a name that is not one line.
     """
-    if named is not None and not (named.strip() and named.isprintable()):
+    if named is not None and not is_line(named):
         raise WeightsError(f"--license {named!r}: give the licence's name in one line, e.g. apache-2.0")
     foreign, stated = [link for link in chain if link.kind != RUN], stated_license(chain)
     if not (named or stated) and (first := next((link for link in foreign if link.kind == PUBLISHED), None)):
