@@ -124,7 +124,7 @@ def _crowded(work: Path, count: int, again: bool) -> Any:
 
 
 def _state(work: Path, of: list[Any]) -> dict[str, Any]:
-    """Return what `pairs.json` says; as at the start where it is of other slices or settings."""
+    """Return the state in `pairs.json`, or that of a new search if it belongs to other slices or settings."""
     path = work / "pairs.json"
     fresh = {"of": of, "rows": 0, "pairs": 0}
     if not path.is_file():

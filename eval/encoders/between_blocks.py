@@ -1,4 +1,4 @@
-"""What passes between the blocks of a frozen encoder, read and changed on its way; gradients flow through it."""
+"""Read and change the tokens between the blocks of a frozen encoder; gradients flow through."""
 
 from __future__ import annotations
 

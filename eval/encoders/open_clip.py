@@ -33,7 +33,7 @@ _CONTEXT = 77  # tokens, where the folder does not say: open_clip's own
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder with a model in open_clip's layout alone: transformers' own beside it is preferred."""
+    """Whether a folder holds a model in open_clip's layout and none in transformers' layout, which is preferred."""
     return (path / _CONFIG).is_file() and not (path / "model.safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""What is said of classes and labels to an encoder with a text tower: phrases, templates around them, attributes."""
+"""Prompts of classes and labels for an encoder with a text tower: phrases, the templates around them, attributes."""
 
 from __future__ import annotations
 

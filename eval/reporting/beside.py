@@ -1,4 +1,4 @@
-"""What lies beside a folder of probes: the floor of pixels, and the same encoder tested on each site in turn."""
+"""Find, next to a folder of probes, the pixel floor and the same encoder tested on each site in turn."""
 
 from __future__ import annotations
 

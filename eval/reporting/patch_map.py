@@ -1,4 +1,4 @@
-"""What the interactive patch map is made from: test slices of several patients, and the features of all their patches.
+"""The data of the interactive patch map: test slices of several patients, and the features of all their patches.
 
 Every encoder writes `patch_map.npz` beside its results; the slices depend on data and settings alone, so that those of
 two encoders are the same. No patient, series or file is named.
